@@ -1,0 +1,100 @@
+"""A raster whose objects are known, and a Segmenter that returns exactly those."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyproj
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+
+from workbench.candidates import Candidates, Rules, encode_masks
+from workbench.raster import Scene
+
+UTM = pyproj.CRS.from_epsg(32633)
+TRANSFORM = Affine(0.5, 0, 500_000, 0, -0.5, 5_300_000)
+
+
+def scene_of(width: int, height: int, transform: Affine = TRANSFORM, name: str = "s") -> Scene:
+    """A scene without a file, for what only needs its grid."""
+    return Scene(
+        "nowhere.tif", name, UTM, transform, width, height, (1, 2, 3), None, None, False, "-"
+    )
+
+
+def write_labels(path: Path, labels: NDArray[Any], transform: Affine = TRANSFORM) -> Path:
+    """Write object numbers (0: nothing) as colours: red + 256 green."""
+    rgb = np.stack([labels % 256, labels // 256, np.full(labels.shape, 7)]).astype(np.uint8)
+    with rasterio.open(
+        path, "w", driver="GTiff", width=labels.shape[1], height=labels.shape[0], count=3,
+        dtype="uint8", crs="EPSG:32633", transform=transform, photometric="RGB",
+    ) as file:  # fmt: skip
+        file.write(rgb)
+    return path
+
+
+def paint(labels: NDArray[Any]) -> NDArray[np.uint8]:
+    """The image of object numbers, as `write_labels` stores it."""
+    return np.dstack([labels % 256, labels // 256, np.full(labels.shape, 7)]).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class KnownObjects:
+    """Return the objects that `write_labels` has painted, each with a score of its own.
+
+    `contains` names objects (keys) that also cover others (values), as a whole covers its parts;
+    `split` gives the pieces of an object that falls apart in a tile as candidates of their own.
+    """
+
+    rules: Rules
+    contains: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    split: bool = False
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """Only what the tests tell apart."""
+        return {"model": "known objects", "split": self.split}
+
+    def propose(self, image: NDArray[np.uint8]) -> Candidates:
+        """See `workbench.candidates.Segmenter`."""
+        labels = image[..., 0].astype(int) + 256 * image[..., 1].astype(int)
+        masks, scores = [], []
+        for value in np.unique(labels[labels > 0]).tolist():
+            mask = np.isin(labels, (value, *self.contains.get(value, ())))
+            pieces = [mask]
+            if self.split:
+                n, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+                pieces = [parts == i for i in range(1, n)]
+            masks += pieces
+            scores += [0.9 + (value % 97) / 1000] * len(pieces)
+        if not masks:
+            return Candidates.empty(self.rules)
+        stack = np.array(masks)
+        boxes = []
+        for mask in masks:
+            ys, xs = np.nonzero(mask)
+            boxes.append((xs.min(), ys.min(), xs.max(), ys.max()))
+        n, zeros = len(masks), np.zeros(len(masks))
+        return Candidates.from_columns(
+            self.rules,
+            {
+                "tile_row": zeros.astype(np.int32),
+                "tile_col": zeros.astype(np.int32),
+                "ordinal": np.arange(n, dtype=np.int32),
+                "pred_iou": np.array(scores, np.float32),
+                "stability_score": np.full(n, 0.95, np.float32),
+                **dict(zip(("x0", "y0", "x1", "y1"), np.array(boxes, np.int32).T, strict=True)),
+                "area_px": stack.sum(axis=(1, 2)).astype(np.int32),
+                "point_x": zeros,
+                "point_y": zeros,
+                "crop_x0": zeros.astype(np.int32),
+                "crop_y0": zeros.astype(np.int32),
+                "crop_x1": np.full(n, image.shape[1], np.int32),
+                "crop_y1": np.full(n, image.shape[0], np.int32),
+                "rle": encode_masks(stack),
+            },
+        )

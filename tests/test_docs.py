@@ -1,0 +1,54 @@
+"""What the README says is generated from the code, or checked against it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from workbench import Job
+from workbench.layer import COLUMNS
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+START, END = (
+    "<!-- parameters: made from `Job`, checked by tests/test_docs.py -->",
+    ("<!-- end of parameters -->"),
+)
+
+
+def parameters_table():
+    """The README's table: run this file to write it there."""
+    lines = ["| name | default | meaning |", "|---|---|---|"]
+    defaults = Job().parameters()
+    for name, field in Job.model_fields.items():
+        value = defaults[name]
+        text = (
+            {None: "null", True: "true", False: "false"}.get(value, value)
+            if not isinstance(value, dict)
+            else "{1: object}"
+        )
+        lines.append(f"| `{name}` | {text} | {field.description} |")
+    return "\n".join(lines)
+
+
+def test_the_parameters_table_is_current():
+    text = README.read_text(encoding="utf-8")
+    assert text[text.index(START) + len(START) : text.index(END)].strip() == parameters_table()
+
+
+def test_the_readme_names_every_column_and_every_file():
+    text = README.read_text(encoding="utf-8")
+    assert [name for name in COLUMNS if f"`{name}`" not in text] == []
+
+
+def test_papermill_commands_name_real_parameters():
+    names = re.findall(r"-p (\w+)", README.read_text(encoding="utf-8"))
+    assert names
+    assert set(names) <= set(Job.model_fields)
+
+
+if __name__ == "__main__":
+    text = README.read_text(encoding="utf-8")
+    head, tail = text.split(START)[0], text.split(END)[1]
+    README.write_text(f"{head}{START}\n{parameters_table()}\n{END}{tail}", encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "pytest", __file__], check=True)

@@ -1,0 +1,145 @@
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from workbench.errors import JobError
+from workbench.job import Job
+
+NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "prelabel.ipynb"
+
+
+def test_documented_defaults():
+    job = Job()
+    assert job.parameters() == {
+        "source": None, "aoi": None, "out_dir": None, "model": "classic", "checkpoint": None,
+        "device": "auto", "precision": "auto", "bands": "auto", "stretch": "auto", "crs": "auto",
+        "resolution_m": None, "tile_size": 1024, "overlap": 0.1875, "points_per_side": 32,
+        "crop_n_layers": 0, "pred_iou_thresh": 0.85, "stability_score_thresh": 0.92,
+        "pred_iou_floor": 0.5, "stability_floor": 0.5, "box_nms_thresh": 0.7,
+        "crop_nms_thresh": 0.7, "min_area_px": 500, "min_area_m2": None, "max_area_m2": None,
+        "fill_holes_m2": None, "min_solidity": None, "simplify_m": 0.5, "planar": False,
+        "classes": {1: "object"}, "default_class": None, "scheduler": None, "resume": True,
+        "interactive": "auto",
+    }  # fmt: skip
+
+
+def test_the_notebook_has_exactly_the_parameters_and_their_defaults():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    values = {}
+    exec(cell.source, {}, values)
+    assert list(values) == list(Job.model_fields)
+    assert Job.create(**values) == Job()
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "meant"),
+    [
+        (2019, "source", "2019"),
+        ("null", "aoi", None),
+        ("null", "pred_iou_thresh", None),  # has no null: refused below
+        ("['a.tif', 'b.tif']", "source", ["a.tif", "b.tif"]),
+        ("[3, 2, 1]", "bands", (3, 2, 1)),
+        ("auto", "bands", None),
+        ("auto", "interactive", None),
+        ({"1": "roof", "2": "tree"}, "classes", {1: "roof", 2: "tree"}),
+        ("{1: roof}", "classes", {1: "roof"}),
+        ("false", "interactive", False),
+        ("False", "interactive", False),
+        ("no", "interactive", False),
+        (0, "interactive", False),
+        ("TRUE", "planar", True),
+        ("0.9", "pred_iou_thresh", 0.9),
+        ('{"type": "Polygon", "coordinates": []}', "aoi", {"type": "Polygon", "coordinates": []}),
+        (32633, "crs", "32633"),
+    ],
+)
+def test_values_are_taken_as_meant(given, name, meant):
+    if name == "pred_iou_thresh" and meant is None:
+        with pytest.raises(JobError, match="pred_iou_thresh"):
+            Job.create(**{name: given})
+    else:
+        assert getattr(Job.create(**{name: given}), name) == meant
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"pred_iou_tresh": 0.9}, "Unknown parameter `pred_iou_tresh`. Did you mean `pred_iou_thr"),
+        ({"colour": 1}, "Unknown parameter `colour`"),
+        ({"pred_iou_thresh": 1.5}, "`pred_iou_thresh`: .*less than or equal to 1.*1.5"),
+        ({"pred_iou_thresh": float("nan")}, "pred_iou_thresh"),
+        ({"tile_size": "big"}, "`tile_size`"),
+        ({"overlap": 0.9}, "`overlap`"),
+        ({"model": "vit_x"}, "`model`: .*'vit_h'"),
+        ({"pred_iou_thresh": 0.3}, r"pred_iou_thresh \(0.3\) is below the floor"),
+        ({"stability_score_thresh": 0.3}, "stability_score_thresh .* below the floor"),
+        ({"bands": [0, 1, 2]}, "band numbers start at 1"),
+        ({"bands": [1, 2]}, "`bands`"),
+        ({"stretch": [98, 2]}, "stretch"),
+        ({"crs": "EPSG:99999"}, "`crs`: no CRS"),
+        ({"default_class": 7}, "default_class 7"),
+        ({"scheduler": "tcp://host:8786"}, "scheduler"),
+        ({"interactive": "perhaps"}, "`interactive`"),
+    ],
+)
+def test_bad_parameters_are_named(parameters, message):
+    with pytest.raises(JobError, match=message):
+        Job.create(**parameters)
+
+
+def test_yaml_round_trip(tmp_path):
+    job = Job.create(
+        source="a.tif", classes={3: "Größe & <b>"}, aoi={"type": "Point"}, bands=[1, 2, 3]
+    )
+    path = tmp_path / "job.yaml"
+    path.write_text(job.to_yaml(), encoding="utf-8")
+    again = Job.from_yaml(path)
+    assert again == job.model_copy(update={"source": str(Path("a.tif").absolute())})
+    assert list(yaml.safe_load(path.read_text(encoding="utf-8"))) == list(Job.model_fields)
+
+
+def test_urls_stay_as_they_are():
+    job = Job.create(source=["https://host/a.tif", "s3://bucket/b.tif", "/vsicurl/https://h/c.tif"])
+    assert job.parameters()["source"] == list(job.source)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "!!python/object/apply:os.getcwd []", "7: x"])
+def test_files_that_are_no_jobs_are_refused(tmp_path, text):
+    path = tmp_path / "job.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(JobError, match=re.escape(str(path))):
+        Job.from_yaml(path)
+
+
+def test_a_notebook_refuses_unknown_parameters(monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    monkeypatch.delenv("__vsc_ipynb_file__", raising=False)
+    namespace = {"source": "a.tif", "In": [""], "Out": {}, "_i1": "", "Job": Job, "Path": Path}
+    assert Job.from_notebook(namespace).source == "a.tif"
+    with pytest.raises(JobError, match="Unknown parameter `min_area`"):
+        Job.from_notebook({**namespace, "min_area": 5})
+    with pytest.raises(JobError, match="Unknown parameter `note`"):
+        Job.from_notebook({**namespace, "note": "x"})
+
+
+def test_a_person_may_have_variables_of_their_own():
+    namespace = {"interactive": True, "note": "x"}
+    assert Job.from_notebook(namespace).is_interactive
+    with pytest.raises(JobError, match="pred_iou_thresh"):
+        Job.from_notebook({**namespace, "pred_iou_tresh": 0.9})
+
+
+def test_widgets_only_where_a_person_is(monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    monkeypatch.delenv("__vsc_ipynb_file__", raising=False)
+    assert not Job().is_interactive
+    monkeypatch.setenv("JPY_SESSION_NAME", "/lab/prelabel.ipynb")
+    monkeypatch.setattr("workbench.job._kernel_allows_input", lambda: True)
+    assert Job().is_interactive
+    monkeypatch.setattr("workbench.job._kernel_allows_input", lambda: False)
+    assert not Job().is_interactive  # papermill started inside a notebook
+    assert Job.create(interactive=True).is_interactive

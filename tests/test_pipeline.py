@@ -1,0 +1,319 @@
+"""The run as a whole, with a Segmenter that knows its objects: contracts C2, C3, C5, C6, C7."""
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import zipfile
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+import shapely
+import yaml
+from known_objects import TRANSFORM, KnownObjects, write_labels
+from test_seams import objects, same_objects
+
+from workbench import Job, run
+from workbench import pipeline as running
+from workbench.candidates import CandidateStore, Rules, select
+from workbench.errors import AOIError, RunFailedError, RunFolderError, SceneError, WorkbenchError
+from workbench.layer import COLUMNS, read_layer
+from workbench.polygons import clean, to_polygons
+from workbench.tiles import tile_windows
+
+FILES = [
+    "job.yaml", "prelabels.geojson", "prelabels.gpkg", "prelabels.parquet", "prelabels.qml",
+    "report.html", "review.qgz", "run.yaml", "tiles.parquet",
+]  # fmt: skip
+EXACT = {"tile_size": 96, "overlap": 0.25, "min_area_px": 0, "simplify_m": None}
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch):
+    """Jobs in this file use known objects, whatever `model` says."""
+
+    def load(job, key):
+        rules = Rules(job.tile_size, job.tile_size, job.pred_iou_floor, job.stability_floor)
+        return KnownObjects(rules)
+
+    monkeypatch.setattr(running, "_load_segmenter", load)
+
+
+@pytest.fixture
+def raster(tmp_path):
+    return write_labels(tmp_path / "scene.tif", objects((230, 330), 1))
+
+
+def job_for(raster, folder, **parameters):
+    return Job.create(source=str(raster), out_dir=str(folder), **{**EXACT, **parameters})
+
+
+def equal_layers(one, other):
+    return one.drop(columns="geometry").equals(other.drop(columns="geometry")) and bool(
+        one.geometry.geom_equals_exact(other.geometry, 0).all()
+    )
+
+
+def test_c7_a_tiled_run_equals_one_large_tile(raster, tmp_path):
+    tiled = run(job_for(raster, tmp_path / "tiled"))
+    whole = run(job_for(raster, tmp_path / "whole", tile_size=330))
+    assert len(tiled.tiles) > 10
+    assert same_objects(tiled.layer, whole.layer)
+
+
+def test_the_run_folder_is_complete_and_consistent(raster, tmp_path):
+    folder = tmp_path / "run"
+    result = run(job_for(raster, folder, classes={1: "roof"}, default_class=1))
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*FILES, "candidates"])
+    assert list(result.layer.columns) == [*COLUMNS, "geometry"]
+    assert result.layer["id"].is_unique
+    assert set(result.layer["class_id"]) == {1}
+    for name in ("prelabels.gpkg", "prelabels.parquet"):
+        assert equal_layers(read_layer(folder / name), result.layer)
+    on_earth = gpd.read_file(folder / "prelabels.geojson")
+    assert on_earth.crs == "EPSG:4326"
+    assert len(on_earth) == len(result.layer)
+    ledger = pd.read_parquet(folder / "tiles.parquet")
+    assert set(ledger["status"]) <= {"ok", "empty"}
+    assert ledger["n_polygons"].sum() == len(result.layer)
+    assert zipfile.ZipFile(folder / "review.qgz").testzip() is None
+    assert Job.from_yaml(folder / "job.yaml").parameters() == result.job.parameters()
+    assert yaml.safe_load((folder / "run.yaml").read_text())["scenes"][0]["name"] == "scene"
+
+
+def test_c2_what_you_tune_is_what_you_get(raster, tmp_path):
+    job = job_for(raster, tmp_path / "run", simplify_m=0.5, fill_holes_m2=20)
+    result = run(job)
+    plan = running.prepare(job)
+    (part,) = plan.scenes
+    segmenter = running._load_segmenter(job, {})
+    layer = result.layer.set_index("id")
+    n = 0
+    for tile in part.tiles:
+        image, _ = part.scene.read(tile.window)
+        candidates = segmenter.propose(image).at_tile(tile.row, tile.col)
+        chosen = select(candidates, job.thresholds)
+        preview = clean(to_polygons(chosen, part.scene, part.grid, {}), job.cleaning)
+        for row in preview[~preview["seam"]].itertuples():
+            assert (
+                layer.loc[f"scene/r{tile.row}c{tile.col}/{row.ordinal}", "geometry"] == row.geometry
+            )
+            n += 1
+    assert n >= 3
+
+
+def test_c5_rethresholding_equals_a_fresh_run_and_needs_no_network(raster, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    before = run(job_for(raster, folder))
+    stricter = {"pred_iou_thresh": 0.906}
+    fresh = run(job_for(raster, tmp_path / "fresh", **stricter))
+    monkeypatch.setattr(KnownObjects, "propose", None)  # a call would fail
+    again = run(job_for(raster, folder, **stricter))
+    assert equal_layers(again.layer, fresh.layer)
+    assert 0 < len(again.layer) < len(before.layer)
+    assert yaml.safe_load((folder / "job.yaml").read_text())["pred_iou_thresh"] == 0.906
+
+
+def test_c3_the_order_of_tiles_does_not_matter(raster, tmp_path, monkeypatch):
+    straight = run(job_for(raster, tmp_path / "straight"))
+    original = running.tiles_over
+    monkeypatch.setattr(running, "tiles_over", lambda *a: original(*a)[::-1])
+    monkeypatch.setattr(running, "FLUSH_TILES", 3)
+    backward = run(job_for(raster, tmp_path / "backward"))
+    assert equal_layers(straight.layer, backward.layer)
+
+
+KILLED = """
+    import os, signal, sys
+    sys.path.insert(0, {tests!r})
+    from workbench import pipeline as running
+    from workbench import Job
+    from workbench.candidates import Rules
+    from known_objects import KnownObjects
+
+    class Mortal(KnownObjects):
+        calls = 0
+
+        def propose(self, image):
+            Mortal.calls += 1
+            if Mortal.calls == {survives}:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().propose(image)
+
+    running.FLUSH_TILES = 2
+    running._load_segmenter = lambda job, key: Mortal(Rules(96, 96))
+    running.run(Job.from_yaml({job!r}))
+"""
+
+
+def test_c3_a_killed_run_goes_on_where_it_was(raster, tmp_path):
+    undisturbed = run(job_for(raster, tmp_path / "undisturbed"))
+    folder = tmp_path / "killed"
+    job = job_for(raster, folder)
+    path = tmp_path / "job.yaml"
+    path.write_text(job.to_yaml(), encoding="utf-8")
+    script = textwrap.dedent(KILLED).format(
+        tests=str(Path(__file__).parent), survives=6, job=str(path)
+    )
+    for _ in range(2):
+        killed = subprocess.run([sys.executable, "-c", script], capture_output=True)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+        assert not (folder / "prelabels.gpkg").exists()
+    stored = CandidateStore(folder / "candidates").ledger()
+    assert len(stored) == 8  # twice two pairs of tiles
+    resumed = run(job)
+    assert equal_layers(resumed.layer, undisturbed.layer)
+    assert not list(folder.rglob(".tmp-*"))
+
+
+def test_c6_a_failing_tile_is_in_the_ledger_and_the_run_fails_loudly(raster, tmp_path, monkeypatch):
+    good = run(job_for(raster, tmp_path / "good"))
+    propose = KnownObjects.propose
+    calls = []
+
+    def fifth_fails(segmenter, image):
+        calls.append(image)
+        if len(calls) == 5:
+            raise OSError("no such luck")
+        return propose(segmenter, image)
+
+    monkeypatch.setattr(KnownObjects, "propose", fifth_fails)
+    folder = tmp_path / "run"
+    with pytest.raises(RunFailedError, match=r"1 of 15 tiles failed.*r0c4.*no such luck"):
+        run(job_for(raster, folder))
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*FILES, "candidates"])
+    ledger = pd.read_parquet(folder / "tiles.parquet").set_index("tile")
+    assert (ledger["status"] == "failed").sum() == 1
+    assert ledger.loc["scene/r0c4", "error"] == "OSError: no such luck"
+    assert len(read_layer(folder / "prelabels.gpkg")) > 0
+    assert len(calls) == 15
+    again = run(job_for(raster, folder))
+    assert len(calls) == 16  # the failed tile only
+    assert equal_layers(again.layer, good.layer)
+
+
+def test_tiles_without_valid_pixels_are_skipped_and_say_so(tmp_path):
+    labels = objects((230, 330), 2)
+    path = write_labels(tmp_path / "scene.tif", labels)
+    with rasterio.open(path, "r+") as file:
+        file.write_mask(np.where(np.arange(330) < 180, 255, 0)[None].repeat(230, 0).astype("u1"))
+    result = run(job_for(path, tmp_path / "run"))
+    status = result.tiles.set_index("tile")["status"]
+    assert status["scene/r0c3"] == "nodata"
+    assert status["scene/r0c0"] in ("ok", "empty")
+    left = 500_000 + 180 * 0.5
+    assert (result.layer.bounds["maxx"] <= left).all()
+    cut = result.layer[result.layer.bounds["maxx"] == left]
+    assert cut["at_edge"].all()
+    assert len(cut)
+
+
+def test_zero_polygons_still_make_every_file(tmp_path):
+    raster = write_labels(tmp_path / "scene.tif", np.zeros((100, 100), int))
+    result = run(job_for(raster, tmp_path / "run"))
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == sorted([*FILES, "candidates"])
+    assert len(result.layer) == 0
+    assert list(read_layer(tmp_path / "run" / "prelabels.gpkg").columns) == [*COLUMNS, "geometry"]
+    collection = json.loads((tmp_path / "run" / "prelabels.geojson").read_text())
+    assert collection["features"] == []
+    assert set(result.tiles["status"]) == {"empty"}
+
+
+def test_an_aoi_selects_tiles_and_polygons(raster, tmp_path):
+    whole = run(job_for(raster, tmp_path / "whole"))
+    area = shapely.box(500_000, 5_300_000 - 60, 500_000 + 60, 5_300_000)
+    gpd.GeoSeries([area], crs=32633).to_file(tmp_path / "aoi.gpkg")
+    part = run(job_for(raster, tmp_path / "part", aoi=str(tmp_path / "aoi.gpkg")))
+    assert 0 < len(part.tiles) < len(whole.tiles)
+    assert part.layer.representative_point().within(area).all()
+    inside = whole.layer[whole.layer.representative_point().within(area)]
+    assert set(part.layer["id"]) == set(inside["id"])
+    # a wider AOI computes only the new tiles, and no AOI all the rest
+    again = run(job_for(raster, tmp_path / "part"))
+    assert equal_layers(again.layer, whole.layer)
+    wgs = gpd.GeoSeries([area], crs=32633).to_crs(4326).iloc[0]
+    geojson = run(job_for(raster, tmp_path / "g", aoi=shapely.geometry.mapping(wgs)))
+    assert equal_layers(geojson.layer, part.layer)
+
+
+def test_many_scenes_become_one_layer(tmp_path):
+    labels = objects((230, 330), 4)
+    (tmp_path / "tiles").mkdir()
+    write_labels(tmp_path / "tiles" / "left.tif", labels[:, :200])
+    shifted = TRANSFORM @ TRANSFORM.translation(150, 0)
+    write_labels(tmp_path / "tiles" / "right.tif", labels[:, 150:], shifted)
+    write_labels(tmp_path / "all.tif", labels)
+    both = run(job_for(tmp_path / "tiles" / "*.tif", tmp_path / "both"))
+    whole = run(job_for(tmp_path / "all.tif", tmp_path / "whole"))
+    assert set(both.layer["source"]) == {"left", "right"}
+    assert same_objects(both.layer, whole.layer)
+
+
+def left_behind(folder):
+    return [p for p in folder.rglob("*") if p.is_file()] if folder.exists() else []
+
+
+def test_bad_aois_are_refused_before_anything_is_written(raster, tmp_path):
+    far = gpd.GeoSeries([shapely.box(0, 0, 1, 1)], crs=4326)
+    far.to_file(tmp_path / "far.gpkg")
+    with pytest.warns(UserWarning, match="crs"):
+        gpd.GeoSeries([shapely.box(500_000, 5_299_900, 500_100, 5_300_000)]).to_file(
+            tmp_path / "nocrs.shp"
+        )
+    gpd.GeoSeries([shapely.Point(15, 47.8)], crs=4326).to_file(tmp_path / "point.gpkg")
+    metres = {"type": "Polygon", "coordinates": [[[5e5, 5.2e6], [5.1e5, 5.2e6], [5e5, 5.3e6]] * 2]}
+    (tmp_path / "broken.geojson").write_text("{")
+    for aoi, message in [
+        (str(tmp_path / "far.gpkg"), r"does not intersect scene.tif: AOI bounds .* raster bounds"),
+        (str(tmp_path / "nocrs.shp"), "has no CRS"),
+        (str(tmp_path / "point.gpkg"), r"no polygons \(Point\)"),
+        (str(tmp_path / "missing.gpkg"), "no such file"),
+        (str(tmp_path / "broken.geojson"), "cannot be read"),
+        (metres, "are not degrees"),
+        ({"type": "Nonsense"}, "not a GeoJSON geometry"),
+    ]:
+        with pytest.raises(AOIError, match=message):
+            run(job_for(raster, tmp_path / "run", aoi=aoi))
+    assert left_behind(tmp_path / "run") == []
+
+
+def test_missing_rasters_and_empty_globs_are_refused(tmp_path):
+    for source in ("missing.tif", "none/*.tif"):
+        with pytest.raises(SceneError, match=source.split("/")[0]):
+            run(job_for(tmp_path / source, tmp_path / "run"))
+    assert left_behind(tmp_path / "run") == []
+
+
+def test_another_run_in_the_folder_is_refused_and_kept(raster, tmp_path):
+    folder = tmp_path / "run"
+    before = run(job_for(raster, folder))
+    files = {p: p.read_bytes() for p in left_behind(folder)}
+    with pytest.raises(RunFolderError, match=r"(?s)another tiling.*overlap: 0.25 there, 0.1 here"):
+        run(job_for(raster, folder, overlap=0.1))
+    assert {p: p.read_bytes() for p in left_behind(folder)} == files
+    replaced = run(job_for(raster, folder, overlap=0.1, resume=False))
+    assert len(replaced.tiles) != len(before.tiles)
+
+
+def test_an_unwritable_folder_is_refused(raster, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        run(job_for(raster, tmp_path / "file" / "run"))
+
+
+def test_all_user_errors_are_one_kind():
+    for error in (AOIError, RunFailedError, RunFolderError, SceneError):
+        assert issubclass(error, WorkbenchError)
+
+
+def test_windows_of_a_scene_match_its_tiles(raster, tmp_path):
+    plan = running.prepare(job_for(raster, tmp_path / "run"))
+    (part,) = plan.scenes
+    windows = tile_windows(part.scene, part.grid, list(part.tiles))
+    assert windows.union_all().equals(part.scene.window_polygon(part.scene.window))
+    assert plan.folder.is_absolute()

@@ -1,0 +1,198 @@
+"""Contract C7 with a Segmenter that returns known objects: tiled equals untiled, exactly."""
+
+import cv2
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import shapely
+from known_objects import KnownObjects, paint, scene_of
+
+from workbench.candidates import Rules
+from workbench.polygons import to_polygons
+from workbench.seams import merge_seams
+from workbench.tiles import TileGrid, tile_windows
+
+
+def segmented(labels, size, overlap=0.25, **options):
+    """Polygons of every tile of a label image, and the windows."""
+    height, width = labels.shape
+    scene, grid = scene_of(width, height), TileGrid(width, height, size, overlap)
+    segmenter = KnownObjects(Rules(size, size), **options)
+    polygons = []
+    for tile in grid:
+        window = np.zeros((size, size), int)
+        y, x = tile.window.row_off, tile.window.col_off
+        seen = labels[y : y + size, x : x + size]
+        window[: seen.shape[0], : seen.shape[1]] = seen
+        candidates = segmenter.propose(paint(window)).at_tile(tile.row, tile.col)
+        polygons.append(to_polygons(candidates, scene, grid, {}))
+    return pd.concat(polygons, ignore_index=True), tile_windows(scene, grid, list(grid))
+
+
+def same_objects(merged, truth):
+    """Every object once, with its exact outline, and nothing else."""
+    outlines = [
+        sorted(shapely.to_wkb(shapely.normalize(_without_nodes(g))) for g in frame.geometry)
+        for frame in (merged, truth)
+    ]
+    return outlines[0] == outlines[1]
+
+
+def _without_nodes(geometry):
+    # a union keeps the vertices where its pieces met
+    return shapely.simplify(shapely.set_precision(geometry, 1e-6), 0)
+
+
+def objects(shape, seed, n=14, largest=0.9):
+    """Random boxes, discs, crosses and rings of all sizes; later ones on top."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros(shape, np.int32)
+    for number in range(1, n + 1):
+        radius = int(rng.uniform(0.02, largest) ** 2 * min(shape) / 2) + 3
+        x, y = (int(rng.uniform(0, side)) for side in shape[::-1])
+        match rng.integers(4):
+            case 0:
+                cv2.rectangle(labels, (x - radius, y - radius // 2), (x + radius, y), number, -1)
+            case 1:
+                cv2.circle(labels, (x, y), radius, number, -1)
+            case 2:
+                cv2.circle(labels, (x, y), radius, number, max(2, radius // 4))
+            case 3:
+                cv2.line(labels, (x - radius, y - radius), (x + radius, y + radius // 2), number, 5)
+    return largest_parts(labels)
+
+
+def largest_parts(labels):
+    """Keep one connected part of each object, as a person would outline it."""
+    kept = np.zeros_like(labels)
+    for number in np.unique(labels[labels > 0]):
+        _, parts, stats, _ = cv2.connectedComponentsWithStats(
+            (labels == number).astype(np.uint8), connectivity=4
+        )
+        kept[parts == 1 + np.argmax(stats[1:, cv2.CC_STAT_AREA])] = number
+    return kept
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "in pieces"])
+@pytest.mark.parametrize("seed", range(12))
+def test_c7_a_tiled_run_finds_what_one_large_tile_finds(seed, split):
+    labels = objects((230, 330), seed)
+    merged = merge_seams(*segmented(labels, 96, split=split))
+    truth, _ = segmented(labels, 330)
+    assert same_objects(merged, truth)
+    assert merged["area_px"].sum() == truth["area_px"].sum()
+
+
+def test_an_object_larger_than_nine_tiles_is_one_polygon():
+    labels = np.zeros((300, 300), int)
+    labels[20:280, 30:290] = 1
+    labels[100:140, 100:200] = 2
+    merged = merge_seams(*segmented(labels, 96))
+    truth, _ = segmented(labels, 300)
+    assert same_objects(merged, truth)
+    assert merged.loc[merged.area.idxmax(), "n_tiles"] == 16
+
+
+@pytest.mark.parametrize("shift", range(-8, 9, 4))
+def test_neighbours_that_touch_stay_apart(shift):
+    labels = np.zeros((96, 168), int)
+    labels[10:80, 20 : 84 + shift] = 1
+    labels[10:80, 84 + shift : 150] = 2
+    merged = merge_seams(*segmented(labels, 96))
+    assert same_objects(merged, segmented(labels, 168)[0])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_whole_and_its_parts_are_neither_mixed_nor_lost(seed):
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((96, 240), int)
+    labels[10:86, 30:220] = 1
+    x = int(rng.integers(60, 100))
+    labels[20:70, x : x + 90] = 2  # a part that crosses both seams, and one that crosses one
+    labels[75:83, x : x + 25] = 3
+    contains = {1: (2, 3)}
+    merged = merge_seams(*segmented(labels, 96, contains=contains))
+    truth, _ = segmented(labels, 240, contains=contains)
+    assert same_objects(merged, truth)
+
+
+def test_the_order_of_rows_does_not_matter():
+    labels = objects((230, 330), 3)
+    polygons, windows = segmented(labels, 96, contains={5: (2,), 9: (3,)})
+    merged = merge_seams(polygons, windows)
+    for seed in range(3):
+        shuffled = polygons.sample(frac=1, random_state=seed)
+        again = merge_seams(shuffled, windows.sample(frac=1, random_state=seed))
+        assert merged.drop(columns="geometry").equals(again.drop(columns="geometry"))
+        assert merged.geometry.geom_equals_exact(again.geometry, 0).all()
+
+
+def test_c2_polygons_clear_of_the_overlaps_are_not_touched():
+    labels = objects((230, 330), 5, n=40, largest=0.4)
+    polygons, windows = segmented(labels, 96)
+    merged = merge_seams(polygons, windows)
+    clear = polygons[~polygons["seam"]]
+    assert len(clear) > 5
+    key = ["source", "tile_row", "tile_col", "ordinal"]
+    both = clear.merge(merged, on=key, suffixes=("", "_merged"))
+    assert len(both) == len(clear)
+    assert all(both["geometry"] == both["geometry_merged"])
+    assert (both["n_tiles"] == 1).all()
+
+
+def pieces(*rows):
+    """Polygons by hand: tile, score, and x0, y0, x1, y1 in pixels of a 168 × 96 scene."""
+    scene = scene_of(168, 96)
+    grid = TileGrid(168, 96, 96, 0.25)
+    boxes = [shapely.box(*box) for _, _, box in rows]
+    on_map = shapely.transform(
+        np.array([shapely.MultiPolygon([b]) for b in boxes]),
+        lambda xy: xy * [0.5, -0.5] + [500_000, 5_300_000],
+    )
+    frame = gpd.GeoDataFrame(
+        {
+            "source": "s",
+            "tile_row": 0,
+            "tile_col": [tile for tile, _, _ in rows],
+            "ordinal": range(len(rows)),
+            "confidence": [score for _, score, _ in rows],
+            "stability": 0.95,
+            "area_px": [int(b.area) for b in boxes],
+            "at_edge": False,
+            "seam": True,
+        },
+        geometry=on_map,
+        crs=scene.crs,
+    )
+    return frame, tile_windows(scene, grid, list(grid))
+
+
+def test_of_two_duplicates_the_better_stays():
+    # windows are x 0..96 and 72..168
+    merged = merge_seams(*pieces((0, 0.90, (76, 20, 90, 40)), (1, 0.95, (77, 20, 91, 40))))
+    assert merged["confidence"].tolist() == [0.95]
+    assert merged["n_tiles"].tolist() == [2]
+
+
+def test_an_imprecise_piece_goes_if_the_neighbour_sees_the_whole():
+    merged = merge_seams(*pieces((0, 0.99, (76, 20, 96, 41)), (1, 0.90, (75, 20, 110, 40))))
+    assert merged["confidence"].tolist() == [0.90]
+    assert merged["area_px"].tolist() == [35 * 20]
+
+
+def test_a_piece_without_a_partner_stays():
+    merged = merge_seams(*pieces((0, 0.9, (50, 20, 96, 40)), (1, 0.9, (100, 60, 120, 80))))
+    assert len(merged) == 2
+
+
+def test_pieces_that_disagree_stay_apart():
+    merged = merge_seams(*pieces((0, 0.9, (40, 20, 96, 40)), (1, 0.9, (72, 34, 130, 60))))
+    assert len(merged) == 2
+
+
+def test_no_polygons_and_no_neighbours_are_fine():
+    polygons, windows = pieces((0, 0.9, (76, 20, 90, 40)))
+    assert merge_seams(polygons.iloc[:0], windows).empty
+    assert "n_tiles" in merge_seams(polygons.iloc[:0], windows)
+    assert len(merge_seams(polygons, windows.iloc[:1])) == 1

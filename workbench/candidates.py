@@ -1,0 +1,401 @@
+"""Candidates: every mask that a Segmenter proposed above its floors, and what is chosen of them.
+
+The expensive step (the network) ends in this table, the cheap ones (thresholds, non-maximum
+suppression, polygons) start from it. Filtering and suppression follow
+`segment_anything.SamAutomaticMaskGenerator` row for row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from workbench.atomic import atomic_path
+
+SCHEMA = pa.schema(
+    [
+        ("tile_row", pa.int32()),
+        ("tile_col", pa.int32()),
+        ("ordinal", pa.int32()),  # the generator's order within the tile; breaks ties
+        ("pred_iou", pa.float32()),
+        ("stability_score", pa.float32()),
+        ("x0", pa.int32()),  # boxes are SAM's: XYXY, tile pixels, last pixel inclusive
+        ("y0", pa.int32()),
+        ("x1", pa.int32()),
+        ("y1", pa.int32()),
+        ("area_px", pa.int32()),
+        ("point_x", pa.float64()),  # the prompt, tile pixels
+        ("point_y", pa.float64()),
+        ("crop_x0", pa.int32()),  # XYXY, tile pixels, last pixel exclusive
+        ("crop_y0", pa.int32()),
+        ("crop_x1", pa.int32()),
+        ("crop_y1", pa.int32()),
+        ("rle", pa.binary()),  # COCO compressed counts of the whole tile
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """SAM's two scores, as the sliders set them."""
+
+    pred_iou_thresh: float = 0.85
+    stability_score_thresh: float = 0.92
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a table of candidates was made under; `height` and `width` are the tile's, in pixels."""
+
+    height: int
+    width: int
+    pred_iou_floor: float = 0.5
+    stability_floor: float = 0.5
+    box_nms_thresh: float = 0.7
+    crop_nms_thresh: float = 0.7
+    crop_n_layers: int = 0
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """An Arrow table with the columns of `SCHEMA`, and the rules that it was made under."""
+
+    table: pa.Table
+    rules: Rules
+
+    @classmethod
+    def from_columns(cls, rules: Rules, columns: Mapping[str, Any]) -> Candidates:
+        """Build from arrays of equal length, one for each column of `SCHEMA`."""
+        arrays = [pa.array(columns[field.name], type=field.type) for field in SCHEMA]
+        return cls(pa.Table.from_arrays(arrays, schema=SCHEMA), rules)
+
+    @classmethod
+    def empty(cls, rules: Rules) -> Candidates:
+        """Build a table without rows."""
+        return cls(SCHEMA.empty_table(), rules)
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Return one numeric column as `(n,)`."""
+        return self.table.column(name).to_numpy()
+
+    @property
+    def boxes(self) -> NDArray[np.int32]:
+        """`(n, 4)`, XYXY, tile pixels, last pixel inclusive."""
+        return np.column_stack([self.column(name) for name in ("x0", "y0", "x1", "y1")])
+
+    @property
+    def crop_boxes(self) -> NDArray[np.int32]:
+        """`(n, 4)`, XYXY, tile pixels, last pixel exclusive."""
+        return np.column_stack(
+            [self.column(name) for name in ("crop_x0", "crop_y0", "crop_x1", "crop_y1")]
+        )
+
+    def take(self, rows: NDArray[Any]) -> Candidates:
+        """Keep some rows: `(n,)` booleans, or row numbers in the order wanted."""
+        if rows.dtype == bool:
+            rows = np.flatnonzero(rows)
+        return replace(self, table=self.table.take(pa.array(rows, type=pa.int64())))
+
+    def at_tile(self, row: int, col: int) -> Candidates:
+        """Say which tile the rows belong to."""
+        table = self.table
+        for name, value in (("tile_row", row), ("tile_col", col)):
+            column = pa.array(np.full(len(self), value, np.int32))
+            table = table.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column)
+        return replace(self, table=table)
+
+    def masks(self) -> Iterator[NDArray[np.bool_]]:
+        """Decode the masks one by one, each `(height, width)` of the tile."""
+        size = [self.rules.height, self.rules.width]
+        for counts in self.table.column("rle").to_pylist():
+            yield coco.decode({"size": size, "counts": counts}).view(bool)
+
+
+class Segmenter(Protocol):
+    """Anything that proposes masks for a tile."""
+
+    @property
+    def key(self) -> Mapping[str, Any]:
+        """All that the candidates depend on, as plain values: model, weights, prompts, rules."""
+
+    def propose(self, image: NDArray[np.uint8]) -> Candidates:
+        """Return the pruned candidates of one RGB tile `(h, w, 3)`, at tile row and column 0."""
+
+
+def encode_masks(masks: NDArray[np.bool_]) -> list[bytes]:
+    """Encode `(n, h, w)` masks as COCO compressed counts."""
+    if not len(masks):
+        return []
+    columns = np.asfortranarray(masks.transpose(1, 2, 0).view(np.uint8))
+    return [rle["counts"] for rle in coco.encode(columns)]
+
+
+def concat(tables: Sequence[Candidates]) -> Candidates:
+    """Stack the candidates of several tiles, all made under the same rules."""
+    rules = {candidates.rules for candidates in tables}
+    if len(rules) != 1:
+        raise ValueError(f"candidates of {len(rules)} sets of rules cannot be stacked")
+    return Candidates(pa.concat_tables([c.table for c in tables]).combine_chunks(), rules.pop())
+
+
+def passes(candidates: Candidates, thresholds: Thresholds) -> NDArray[np.bool_]:
+    """Apply SAM's two score filters; a threshold of 0 filters nothing, as in SAM.
+
+    Comparisons are in float32, as torch compares a float32 tensor with a Python number.
+    """
+    keep = np.ones(len(candidates), bool)
+    if thresholds.pred_iou_thresh > 0:
+        keep &= candidates.column("pred_iou") > np.float32(thresholds.pred_iou_thresh)
+    if thresholds.stability_score_thresh > 0:
+        keep &= candidates.column("stability_score") >= np.float32(
+            thresholds.stability_score_thresh
+        )
+    return keep
+
+
+def select(candidates: Candidates, thresholds: Thresholds) -> Candidates:
+    """Keep what `SamAutomaticMaskGenerator` keeps at these thresholds, tile by tile.
+
+    Non-maximum suppression runs within each crop by predicted IoU, then among the crops of a tile
+    with smaller crops first. Rows come out by tile and ordinal, whatever their order was. Raises
+    `ValueError` for thresholds below the floors that the candidates were stored with.
+    """
+    rules = candidates.rules
+    for name, value, floor in (
+        ("pred_iou_thresh", thresholds.pred_iou_thresh, rules.pred_iou_floor),
+        ("stability_score_thresh", thresholds.stability_score_thresh, rules.stability_floor),
+    ):
+        if value < floor:
+            raise ValueError(
+                f"{name} {value:g} is below {floor:g}, the floor that candidates were stored with: "
+                f"take at least {floor:g}, or run again with a lower floor"
+            )
+    passed = _in_order(candidates.take(passes(candidates, thresholds)))
+    boxes = passed.boxes.astype(np.float32)
+    scores = passed.column("pred_iou")
+    crops = passed.crop_boxes
+    kept: list[NDArray[np.int64]] = []
+    for tile in _groups(passed.column("tile_row"), passed.column("tile_col")):
+        survivors = [
+            tile[crop][nms(boxes[tile[crop]], scores[tile[crop]], rules.box_nms_thresh)]
+            for crop in _groups(*crops[tile].T)
+        ]
+        # the generator's order: crop after crop, each in the order of its suppression
+        survivors.sort(key=lambda rows: rows.min())
+        rows = np.concatenate(survivors)
+        if rules.crop_n_layers > 0:
+            x0, y0, x1, y1 = crops[rows].astype(np.float32).T
+            smaller_first = np.float32(1) / ((x1 - x0) * (y1 - y0))
+            rows = rows[nms(boxes[rows], smaller_first, rules.crop_nms_thresh)]
+        kept.append(rows)
+    return passed.take(np.sort(np.concatenate(kept)) if kept else np.empty(0, np.int64))
+
+
+def prune(candidates: Candidates) -> Candidates:
+    """Drop the rows that no thresholds above the floors can ever select.
+
+    Within one crop of one tile, in the order of suppression, a candidate is *settled* if nothing
+    that is left and overlaps it comes earlier: it is kept whenever it passes the thresholds. What
+    it overlaps that comes later and is no more stable passes only together with it, so it can
+    never win. Exact for the `box_nms_thresh` of the rules, and for no other.
+    """
+    candidates = _in_order(candidates)
+    boxes = candidates.boxes.astype(np.float32)
+    scores = candidates.column("pred_iou")
+    # NaN (no pixel above the lower offset) passes only where nothing is filtered
+    stability = np.nan_to_num(candidates.column("stability_score"), nan=-np.inf)
+    keep = np.ones(len(candidates), bool)
+    crops = candidates.crop_boxes
+    for rows in _groups(candidates.column("tile_row"), candidates.column("tile_col"), *crops.T):
+        order = rows[np.argsort(-scores[rows], kind="stable")]
+        keep[order] = _can_win(boxes[order], stability[order], candidates.rules.box_nms_thresh)
+    return candidates.take(keep)
+
+
+def _can_win(
+    boxes: NDArray[np.float32], stability: NDArray[np.float32], thresh: float
+) -> NDArray[np.bool_]:
+    """One pass in the order of suppression: each verdict depends on earlier ones only."""
+    alive = np.ones(len(boxes), bool)
+    settled = np.ones(len(boxes), bool)
+    overlaps = _Overlaps(boxes, thresh)
+    for i in range(len(boxes)):
+        if not alive[i]:
+            continue
+        later = overlaps.after(i)
+        if settled[i]:
+            alive[later[stability[later] <= stability[i]]] = False
+        settled[later] = False
+    return alive
+
+
+def nms(
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], thresh: float
+) -> NDArray[np.int64]:
+    """Suppress as `torchvision.ops.nms` does: the same float32 arithmetic, ties by row number.
+
+    `boxes` is `(n, 4)` XYXY; returns the row numbers kept, best first.
+    """
+    order = np.argsort(-scores, kind="stable")
+    alive = np.ones(len(order), bool)
+    overlaps = _Overlaps(boxes[order], thresh)
+    for i in range(len(order)):
+        if alive[i]:
+            alive[overlaps.after(i)] = False
+    return order[alive]
+
+
+class _Overlaps:
+    """Which later boxes overlap a box by more than `thresh` (IoU in float32, as torchvision)."""
+
+    def __init__(self, boxes: NDArray[np.float32], thresh: float) -> None:
+        self.x0, self.y0, self.x1, self.y1 = np.ascontiguousarray(boxes.T)
+        self.area = (self.x1 - self.x0) * (self.y1 - self.y0)
+        self.thresh = np.float64(thresh)  # torchvision compares in double
+
+    def after(self, i: int) -> NDArray[np.int64]:
+        later = slice(i + 1, None)
+        w = np.minimum(self.x1[later], self.x1[i]) - np.maximum(self.x0[later], self.x0[i])
+        h = np.minimum(self.y1[later], self.y1[i]) - np.maximum(self.y0[later], self.y0[i])
+        inter = np.maximum(w, 0) * np.maximum(h, 0)
+        with np.errstate(invalid="ignore"):  # 0 / 0 of two points: NaN, which overlaps nothing
+            iou = inter / (self.area[i] + self.area[later] - inter)
+        return np.flatnonzero(iou > self.thresh) + (i + 1)
+
+
+def _in_order(candidates: Candidates) -> Candidates:
+    keys = [candidates.column(name) for name in ("ordinal", "tile_col", "tile_row")]
+    return candidates.take(np.lexsort(keys))
+
+
+def _groups(*keys: NDArray[Any]) -> list[NDArray[np.int64]]:
+    """Row numbers of equal keys, each group in row order."""
+    if not len(keys[0]):
+        return []
+    order = np.lexsort(keys)
+    changes = np.zeros(len(order) - 1, bool)
+    for key in keys:
+        changes |= np.diff(key[order]) != 0
+    return np.split(order, np.flatnonzero(changes) + 1)
+
+
+# --------------------------------------------------------------------------------- the store
+
+Status = Literal["ok", "empty", "nodata", "failed"]
+
+
+@dataclass(frozen=True)
+class TileRecord:
+    """One row of the ledger; `valid_rle` holds a tile's valid pixels where some are invalid."""
+
+    source: str
+    tile_row: int
+    tile_col: int
+    status: Status
+    error: str = ""
+    n_candidates: int = 0
+    seconds: float = 0.0
+    valid_rle: str | None = None
+
+    @property
+    def index(self) -> tuple[str, int, int]:
+        """Source name, tile row, tile column."""
+        return self.source, self.tile_row, self.tile_col
+
+
+def valid_masks(
+    records: Iterable[TileRecord], rules: Rules
+) -> dict[tuple[int, int], NDArray[np.bool_]]:
+    """Decode the `(h, w)` validity of those tiles (row, column) that have invalid pixels."""
+    size = [rules.height, rules.width]
+    return {
+        (record.tile_row, record.tile_col): coco.decode(
+            {"size": size, "counts": record.valid_rle.encode()}
+        ).view(bool)
+        for record in records
+        if record.valid_rle is not None
+    }
+
+
+@dataclass(frozen=True)
+class CandidateStore:
+    """A folder of Parquet files, each with the candidates and the ledger rows of a few tiles.
+
+    The ledger rows travel in the file's own metadata, so that a file is either whole, with both,
+    or absent; nothing is ever appended in place.
+    """
+
+    folder: Path
+
+    def write(self, candidates: Candidates, records: Sequence[TileRecord]) -> Path:
+        """Write the candidates of some tiles of one source, with one record for each tile."""
+        tiles = [record.index for record in records]
+        digest = hashlib.sha256(json.dumps(tiles).encode()).hexdigest()[:12]
+        source, row, col = tiles[0]
+        path = self.folder / f"{source}-r{row}c{col}-{digest}.parquet"
+        metadata = {
+            "rules": json.dumps(asdict(candidates.rules)),
+            "ledger": json.dumps([asdict(record) for record in records]),
+        }
+        with atomic_path(path) as temporary:
+            pq.write_table(
+                candidates.table.replace_schema_metadata(metadata),
+                temporary,
+                compression="zstd",
+                write_page_checksum=True,
+            )
+        return path
+
+    def ledger(self) -> dict[tuple[str, int, int], tuple[TileRecord, Path]]:
+        """What is known of each tile, and the file that says so; success beats failure.
+
+        Files that cannot be read count as absent, so their tiles are computed again.
+        """
+        known: dict[tuple[str, int, int], tuple[TileRecord, Path]] = {}
+        for path in sorted(self.folder.glob("*.parquet")):
+            if path.name.startswith(".tmp-"):  # still being written, or left by a crash
+                continue
+            for record in _read_records(path):
+                if record.index not in known or known[record.index][0].status == "failed":
+                    known[record.index] = record, path
+        return known
+
+    def read(
+        self, tiles: Iterable[tuple[str, int, int]]
+    ) -> Iterator[tuple[Candidates, list[TileRecord]]]:
+        """Yield the candidates of the given tiles, file by file, each with its ledger rows."""
+        ledger = self.ledger()
+        by_file: dict[Path, list[TileRecord]] = {}
+        for index in tiles:
+            if index in ledger:
+                record, path = ledger[index]
+                by_file.setdefault(path, []).append(record)
+        for path in sorted(by_file):
+            records = by_file[path]
+            table = pq.read_table(path, page_checksum_verification=True)
+            rules = Rules(**json.loads(table.schema.metadata[b"rules"]))
+            candidates = Candidates(table.replace_schema_metadata(None).combine_chunks(), rules)
+            wanted = {(record.tile_row, record.tile_col) for record in records}
+            tile = zip(candidates.column("tile_row"), candidates.column("tile_col"), strict=True)
+            yield candidates.take(np.array([t in wanted for t in tile], bool)), records
+
+
+def _read_records(path: Path) -> list[TileRecord]:
+    try:
+        metadata = pq.read_schema(path).metadata
+        return [TileRecord(**record) for record in json.loads(metadata[b"ledger"])]
+    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError):
+        return []

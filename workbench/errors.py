@@ -1,0 +1,29 @@
+"""Mistakes that a user can mend; every message says what is wrong, where, and what to do."""
+
+
+class WorkbenchError(Exception):
+    """Base of all errors that are addressed to the user."""
+
+
+class SceneError(WorkbenchError):
+    """A raster cannot be read as a scene."""
+
+
+class AOIError(WorkbenchError):
+    """An area of interest cannot be used with a scene."""
+
+
+class CheckpointError(WorkbenchError):
+    """Model weights are missing, altered or made for another model."""
+
+
+class JobError(WorkbenchError):
+    """A parameter of a job is unknown or has an impossible value."""
+
+
+class RunFolderError(WorkbenchError):
+    """A run folder cannot be written, or holds another run."""
+
+
+class RunFailedError(WorkbenchError):
+    """A run has finished, but some of its tiles failed; the ledger says which and why."""

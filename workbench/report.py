@@ -1,0 +1,396 @@
+"""Figures and tables of a run: a static map, a summary, and one HTML page that holds both."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyproj
+import shapely
+from affine import Affine
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PathCollection
+from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.path import Path as Outline
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from numpy.typing import NDArray
+from rasterio.features import rasterize
+
+from workbench.atomic import atomic_path
+from workbench.crs import ground_scale
+from workbench.layer import crs_name
+from workbench.qgis import CONFIDENCE_CLASSES, NO_SCORE_COLOR, confidence_labels
+
+# what lies in a run folder, for those who have been sent one
+FILES: Mapping[str, str] = {
+    "review.qgz": "QGIS project: open this one to review",
+    "prelabels.gpkg": "the polygons and the tiles, with their style inside",
+    "prelabels.geojson": "the polygons in EPSG:4326, for the web and other programs",
+    "prelabels.parquet": "the polygons as GeoParquet, for analysis",
+    "tiles.parquet": "the ledger: what happened to each tile",
+    "job.yaml": "the parameters, to run it again: papermill -f job.yaml",
+    "run.yaml": "what was resolved: CRS, stretch, weights, versions",
+}
+_LOWS = [low for low, _ in CONFIDENCE_CLASSES]
+_COLORS = [color for _, color in CONFIDENCE_CLASSES]
+_MAX_FAILED_ROWS = 50
+_COVERAGE_PX = 2048  # the longer side of the grid on which the covered area is counted
+
+
+def draw_map(
+    rgb: NDArray[np.uint8],
+    valid: NDArray[np.bool_],
+    transform: Affine,
+    layer: gpd.GeoDataFrame,
+    *,
+    tiles: gpd.GeoDataFrame | None = None,
+    aoi: gpd.GeoDataFrame | None = None,
+    title: str = "",
+) -> Figure:
+    """Draw imagery with the polygons of `layer` on top, in the colours of their confidence.
+
+    `rgb` is `(h, w, 3)`, `valid` `(h, w)`; `transform` leads from its pixels, north up, to the
+    CRS of `layer`, which `aoi` is turned to. Tiles show as thin lines, failed ones hatched. What
+    has no valid pixels is hatched grey. Belongs to no pyplot state: show `figure_png` of it.
+    """
+    height, width = valid.shape
+    left, top = transform @ (0, 0)
+    right, bottom = transform @ (width, height)
+    figure = Figure(figsize=_figure_size((right - left) / (top - bottom)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(
+        _with_hatch(rgb, valid),
+        extent=(left, right, bottom, top),
+        interpolation="antialiased",
+    )
+    if tiles is not None:
+        _draw_tiles(axes, tiles)
+    if aoi is not None and len(aoi):
+        _draw_outlines(axes, aoi.to_crs(layer.crs), "black", linewidth=2.5, alpha=0.6)
+        _draw_outlines(axes, aoi.to_crs(layer.crs), "white", linewidth=1.5, linestyle=(0, (5, 3)))
+    _draw_polygons(axes, layer)
+    axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+    _label_axes(axes, layer.crs)
+    _scale_bar(axes, layer.crs)
+    _legend(figure, axes, layer)
+    count = f"{len(layer):,} polygon{'' if len(layer) == 1 else 's'}"
+    axes.set_title(f"{title} · {count}" if title else count, loc="left", fontsize=11)
+    return figure
+
+
+def figure_png(figure: Figure, dpi: int = 150) -> bytes:
+    """Render a figure as PNG; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def summary_table(layer: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> pd.DataFrame:
+    """Sum up a run for a person: one row for each quantity, its text in the column `value`."""
+    statuses = tiles["status"].value_counts()
+    rows = {"tiles": f"{len(tiles):,}"}
+    for status, meaning in (
+        ("ok", "done"),
+        ("empty", "without candidates"),
+        ("nodata", "without valid pixels"),
+        ("failed", "failed"),
+    ):
+        if status in statuses or status == "failed":
+            rows[f"tiles {meaning}"] = f"{statuses.get(status, 0):,}"
+    rows["candidates stored"] = f"{tiles['n_candidates'].sum():,}"
+    rows["polygons"] = f"{len(layer):,}"
+    rows["polygons at an edge of the imagery"] = f"{layer['at_edge'].sum():,}"
+    rows["area, median"] = _text_of(layer["area_m2"].median(), "{:,.4g} m²")
+    low, middle, high = layer["confidence"].quantile([0.25, 0.5, 0.75])
+    rows["confidence, median (quartiles)"] = (
+        _text_of(middle, "{:.3f}")
+        + _text_of(low, " ({:.3f}", "")
+        + _text_of(high, " – {:.3f})", "")
+    )
+    rows["area covered"] = _text_of(_covered_share(layer, tiles), "{:.1%} of the tiles' area")
+    rows["time in tiles"] = _duration(float(tiles["seconds"].sum()))
+    return pd.DataFrame({"value": rows})
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    picture_png: bytes,
+    summary: pd.DataFrame,
+    parameters: Mapping[str, Any],
+    tiles: gpd.GeoDataFrame | None = None,
+) -> None:
+    """Write one HTML page that needs no other file: picture, summary, parameters.
+
+    Links lead to the files of `FILES` that lie beside it; failed `tiles` are listed with errors.
+    """
+    picture = base64.b64encode(picture_png).decode()
+    sections = [
+        f"<h1>{html.escape(title)}</h1>",
+        _failures(tiles) if tiles is not None else "",
+        f'<img alt="Map of the polygons over the imagery" src="data:image/png;base64,{picture}">',
+        "<h2>Summary</h2>",
+        _table({str(name): row["value"] for name, row in summary.iterrows()}),
+        _files(path.parent),
+        "<h2>Parameters</h2>",
+        _table({name: "–" if value is None else value for name, value in parameters.items()}),
+    ]
+    page = _PAGE.format(title=html.escape(title), body="\n".join(filter(None, sections)))
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+# ----------------------------------------------------------------------------------------- map
+
+
+def _figure_size(aspect: float) -> tuple[float, float]:
+    """Inches for a map of this width / height, with room for title and legend."""
+    side = 8.0
+    width, height = (side, side / aspect) if aspect >= 1 else (side * aspect, side)
+    return max(width, 3.0) + 1.8, max(height, 2.0) + 0.8
+
+
+def _with_hatch(rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Hatch what is not valid, in light grey, at a width that is seen at any image size."""
+    height, width = valid.shape
+    period = max(2, max(height, width) // 60)
+    row, column = np.ogrid[:height, :width]
+    stripe = (row + column) % period < period // 2
+    hatch = np.where(stripe, np.uint8(222), np.uint8(238))
+    return np.where(valid[..., None], rgb, hatch[..., None])
+
+
+def _draw_polygons(axes: Axes, layer: gpd.GeoDataFrame) -> None:
+    outlines = _outlines(layer.geometry)
+    if not outlines:
+        return
+    colors = np.array([to_rgba(color) for color in (*_COLORS, NO_SCORE_COLOR)])
+    confidence = layer["confidence"].to_numpy(np.float64)
+    edges = colors[np.where(np.isnan(confidence), -1, np.digitize(confidence, _LOWS[1:]))]
+    faces = edges * [1, 1, 1, 0.18]
+    # thousands of polygons on one page: thinner lines, or the imagery is gone
+    width = float(np.clip(30 / np.sqrt(len(outlines)), 0.35, 1.2))
+    axes.add_collection(  # a dark rim tells the line from bright ground
+        PathCollection(
+            outlines, facecolors="none", edgecolors=(0, 0, 0, 0.5), linewidths=2 * width
+        ),
+        autolim=False,
+    )
+    axes.add_collection(
+        PathCollection(outlines, facecolors=faces, edgecolors=edges, linewidths=width),
+        autolim=False,
+    )
+
+
+def _outlines(geometry: gpd.GeoSeries) -> list[Outline]:
+    """One path for each (multi)polygon; rings are turned so that holes stay open."""
+    # a path is filled where its rings wind around: holes must run against their exterior
+    shapes = shapely.orient_polygons(np.asarray(geometry.array))
+    coordinates, owner = shapely.get_coordinates(shapes, return_index=True)
+    sizes = shapely.get_num_coordinates(shapely.get_rings(shapely.get_parts(shapes)))
+    codes = np.full(len(coordinates), Outline.LINETO, Outline.code_type)
+    ends = np.cumsum(sizes)
+    codes[ends - sizes] = Outline.MOVETO
+    codes[ends - 1] = Outline.CLOSEPOLY
+    cuts = np.searchsorted(owner, np.arange(len(shapes) + 1))
+    return [Outline(coordinates[a:b], codes[a:b]) for a, b in pairwise(cuts)]
+
+
+def _draw_tiles(axes: Axes, tiles: gpd.GeoDataFrame) -> None:
+    _draw_outlines(axes, tiles, "white", linewidth=0.6, alpha=0.6)
+    failed = tiles[tiles["status"] == "failed"]
+    if len(failed):
+        axes.add_collection(
+            PathCollection(
+                _outlines(failed.geometry),
+                facecolors=(1, 0.09, 0.27, 0.15),
+                edgecolors="#ff1744",
+                linewidths=1.2,
+                hatch="xx",
+            ),
+            autolim=False,
+        )
+
+
+def _draw_outlines(
+    axes: Axes,
+    shapes: gpd.GeoDataFrame,
+    color: str,
+    *,
+    linewidth: float,
+    alpha: float = 1.0,
+    linestyle: Any = "solid",
+) -> None:
+    outlines = PathCollection(
+        _outlines(shapes.geometry),
+        facecolors="none",
+        edgecolors=color,
+        linewidths=linewidth,
+        alpha=alpha,
+        linestyles=[linestyle],
+    )
+    axes.add_collection(outlines, autolim=False)
+
+
+def _label_axes(axes: Axes, crs: pyproj.CRS) -> None:
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(4, integer=True))
+        axis.set_major_formatter(StrMethodFormatter("{x:.0f}"))  # 452 000, not 2e2 + 4.52e5
+    axes.tick_params(labelsize=8)
+    for label in axes.get_yticklabels():
+        label.set(rotation=90, va="center")
+    name = crs_name(crs) if crs.to_epsg() else crs.name
+    axes.set_xlabel(f"{name}, map units", fontsize=8)
+
+
+def _scale_bar(axes: Axes, crs: pyproj.CRS) -> None:
+    """Draw a bar of a round length in ground metres, which differ from map units in EPSG:3857."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    scale = float(ground_scale(crs, (left + right) / 2, (bottom + top) / 2)[0])
+    if not np.isfinite(scale):
+        return
+    longest = (right - left) * scale / 4
+    power = 10.0 ** np.floor(np.log10(longest))
+    metres = max(step * power for step in (1, 2, 5) if step * power <= longest)
+    text = f"{metres / 1000:g} km" if metres >= 1000 else f"{metres:g} m"
+    x, y = left + (right - left) * 0.03, bottom + (top - bottom) * 0.03
+    ends = [x, x + metres / scale]
+    axes.plot(ends, [y, y], color="black", linewidth=5, solid_capstyle="butt", alpha=0.7)
+    axes.plot(ends, [y, y], color="white", linewidth=2.5, solid_capstyle="butt")
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=(0, 5),
+        textcoords="offset points",
+        color="white",
+        fontsize=9,
+        bbox={"facecolor": "black", "alpha": 0.55, "edgecolor": "none", "pad": 1.5},
+    )
+
+
+def _legend(figure: Figure, axes: Axes, layer: gpd.GeoDataFrame) -> None:
+    """Name the classes of confidence, in the colours that QGIS shows too."""
+    norm = BoundaryNorm(range(len(_COLORS) + 1), len(_COLORS))
+    bar = figure.colorbar(
+        ScalarMappable(norm, ListedColormap(_COLORS)), ax=axes, shrink=0.6, aspect=12, pad=0.02
+    )
+    counts = np.bincount(
+        np.digitize(layer["confidence"].dropna(), _LOWS[1:]), minlength=len(_COLORS)
+    )
+    labels = [
+        f"{label}\n({count:,})" for label, count in zip(confidence_labels(), counts, strict=True)
+    ]
+    bar.set_ticks([i + 0.5 for i in range(len(_COLORS))], labels=labels, fontsize=8)
+    bar.ax.tick_params(length=0)
+    bar.ax.set_title("confidence", fontsize=9, loc="left")
+
+
+# ----------------------------------------------------------------------------------- summary
+
+
+def _covered_share(layer: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> float:
+    """Share of the finished tiles' area that polygons cover, overlaps counted once; else nan.
+
+    Counted on a grid of some million cells: a union of 200,000 polygons takes minutes.
+    """
+    done = tiles[tiles["status"].isin(["ok", "empty"])]
+    if done.empty:
+        return float("nan")
+    left, bottom, right, top = done.total_bounds
+    cell = max(right - left, top - bottom) / _COVERAGE_PX
+    shape = (max(1, round((top - bottom) / cell)), max(1, round((right - left) / cell)))
+    transform = Affine(cell, 0, left, 0, -cell, top)
+    tiled = rasterize(done.geometry, shape, transform=transform).astype(bool)
+    if layer.empty or not tiled.any():
+        return 0.0
+    covered = rasterize(layer.geometry, shape, transform=transform).astype(bool)
+    return float((covered & tiled).sum() / tiled.sum())
+
+
+def _text_of(value: float, pattern: str, missing: str = "–") -> str:
+    return missing if pd.isna(value) else pattern.format(value)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+# ------------------------------------------------------------------------------------- page
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    cells = (
+        f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
+        for name, value in rows.items()
+    )
+    return "<table>\n" + "\n".join(cells) + "\n</table>"
+
+
+def _files(folder: Path) -> str:
+    there = {name: meaning for name, meaning in FILES.items() if (folder / name).exists()}
+    if not there:
+        return ""
+    items = (
+        f'<li><a href="{name}">{name}</a>: {html.escape(meaning)}</li>'
+        for name, meaning in there.items()
+    )
+    return "<h2>Files</h2>\n<ul>\n" + "\n".join(items) + "\n</ul>"
+
+
+def _failures(tiles: gpd.GeoDataFrame) -> str:
+    failed = tiles[tiles["status"] == "failed"]
+    if failed.empty:
+        return ""
+    shown = failed.head(_MAX_FAILED_ROWS)
+    more = len(failed) - len(shown)
+    return (
+        f'<div class="failed"><h2>{len(failed):,} of {len(tiles):,} tiles failed</h2>'
+        "<p>Run again to try them again; the other tiles are done.</p>"
+        + _table(dict(zip(shown["tile"], shown["error"], strict=True)))
+        + (f"<p>… and {more:,} more, in tiles.parquet.</p>" if more else "")
+        + "</div>"
+    )
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff;
+  max-width: 60rem; margin: 0 auto; padding: 1rem; }}
+h1 {{ font-size: 1.5rem; overflow-wrap: anywhere; }}
+h2 {{ font-size: 1.15rem; margin: 1.5rem 0 .5rem; }}
+img {{ display: block; width: 100%; height: auto; }}
+table {{ border-collapse: collapse; width: 100%; }}
+th, td {{ text-align: left; vertical-align: top; padding: .3rem .5rem .3rem 0;
+  border-bottom: 1px solid #ddd; overflow-wrap: anywhere; }}
+th {{ font-weight: 500; color: #555; width: 40%; }}
+td {{ font-variant-numeric: tabular-nums; }}
+ul {{ padding-left: 1.2rem; }}
+.failed {{ border-left: .3rem solid #d50000; background: #fff2f2; padding: .1rem 1rem 1rem; }}
+.failed h2 {{ margin-top: .8rem; }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
