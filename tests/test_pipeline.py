@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -298,6 +299,20 @@ def test_another_run_in_the_folder_is_refused_and_kept(raster, tmp_path):
     assert {p: p.read_bytes() for p in left_behind(folder)} == files
     replaced = run(job_for(raster, folder, overlap=0.1, resume=False))
     assert len(replaced.tiles) != len(before.tiles)
+
+
+def test_reviewed_labels_are_never_overwritten(raster, tmp_path):
+    run(job_for(raster, tmp_path / "run"))
+    gpkg = tmp_path / "run" / "prelabels.gpkg"
+    with sqlite3.connect(gpkg) as db:
+        for (trigger,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'"):
+            db.execute(f'DROP TRIGGER "{trigger}"')  # they need the functions of GDAL
+        db.execute("UPDATE prelabels SET status = 'accepted' WHERE fid = 1")
+    db.close()
+    before = gpkg.read_bytes()
+    with pytest.raises(RunFolderError, match="holds 1 reviewed labels"):
+        run(job_for(raster, tmp_path / "run"))
+    assert gpkg.read_bytes() == before
 
 
 def test_an_unwritable_folder_is_refused(raster, tmp_path):

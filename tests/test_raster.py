@@ -231,11 +231,9 @@ def masked_rasters(folder: Path) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", ["as it is", "warped"])
 def test_every_kind_of_mask_gives_the_same_validity(tmp_path, kind):
-    found = {}
     for name, path in masked_rasters(tmp_path).items():
         scene = open_scene(path) if kind == "as it is" else open_scene(path, crs="EPSG:3857")
         rgb, valid = whole(scene)
-        found[name] = valid
         right = np.zeros_like(valid)
         right[:, scene.width // 2 :] = True
         if kind == "as it is":
@@ -244,8 +242,13 @@ def test_every_kind_of_mask_gives_the_same_validity(tmp_path, kind):
             assert (valid != right).mean() < 0.03, name
         assert (rgb[~valid] == 0).all(), name
         assert rgb[valid].any(), name
-    # resampling spreads no nan that has not been declared
-    assert (found["undeclared nan"] == found["nan nodata"]).all()
+
+
+def test_resampling_spreads_no_nan_that_is_not_declared_as_nodata(tmp_path):
+    image = np.where(HALF == 0, np.nan, three_rectangles()).astype(np.float32)
+    declared = write(tmp_path / "a.tif", image, transform=rotated(20), nodata=np.nan)
+    undeclared = write(tmp_path / "b.tif", image, transform=rotated(20))
+    assert (whole(open_scene(declared))[1] == whole(open_scene(undeclared))[1]).all()
 
 
 def test_a_white_roof_is_not_nodata_because_one_band_is_255(tmp_path):
@@ -601,6 +604,8 @@ class RangeServer(http.server.SimpleHTTPRequestHandler):
 
 def test_a_raster_at_a_url(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    # rasterio keeps the GIL in some calls: a request from there would wait for our server for ever
+    monkeypatch.setenv("GDAL_HTTP_TIMEOUT", "5")
     crs, transform = GRIDS["geographic"]
     path = write(tmp_path / "remote.tif", three_rectangles(), crs, transform)
     asked: list[str] = []

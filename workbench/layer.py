@@ -105,7 +105,7 @@ def write_layer(
         parquet=folder / "prelabels.parquet",
         qml=folder / "prelabels.qml",
     )
-    _refuse_open(files.gpkg)
+    refuse_open(files.gpkg)
     with atomic_path(files.gpkg) as path, _frozen_time():
         _write_gpkg_layer(layer, path, LABELS, "MultiPolygon")
         _write_gpkg_layer(tiles, path, TILES, "Polygon")
@@ -138,6 +138,13 @@ def read_layer(path: Path) -> gpd.GeoDataFrame:
     if polygons.empty:  # an empty GeoJSON has no columns at all
         polygons = polygons.reindex(columns=[*COLUMNS, polygons.geometry.name])
     return as_layer(polygons)
+
+
+def count_reviewed(gpkg: Path) -> int:
+    """Count the labels of a GeoPackage that a person has decided on, edited or drawn."""
+    untouched = "status = 'unreviewed'"
+    total = pyogrio.read_info(gpkg, layer=LABELS, force_feature_count=True)["features"]
+    return int(total - len(pyogrio.read_dataframe(gpkg, LABELS, where=untouched, columns=[])))
 
 
 def crs_name(crs: CRS) -> str:
@@ -235,7 +242,7 @@ def _frozen_time() -> Iterator[None]:
         pyogrio.set_gdal_config_options({option: before})
 
 
-def _refuse_open(gpkg: Path) -> None:
+def refuse_open(gpkg: Path) -> None:
     """Refuse to replace a GeoPackage beside which lies a write-ahead log.
 
     SQLite would apply the log of the old file to the new one.

@@ -106,7 +106,7 @@ class Run:
             transform,
             here,
             tiles=self.tiles,
-            title=f"{scene.name}: {len(here)} polygons",
+            title=scene.name,
         )
         return report.figure_png(figure)
 
@@ -143,6 +143,7 @@ def prepare(job: Job) -> Plan:
     key = _segmenter_key(job, before.get("segmenter", {}))
     resolved = _resolve(job, scenes, key)
     _refuse_another_run(folder, before, resolved)
+    _refuse_to_lose_review(folder)
     plan = Plan(job, folder, planned, None)
     if not before or _pending(plan):
         plan = replace(plan, segmenter=_load_segmenter(job, key))
@@ -302,6 +303,17 @@ def _refuse_another_run(folder: Path, before: dict[str, Any], resolved: dict[str
         f"fit this job:\n{_differences(before, resolved, changed)}\n"
         "Choose another out_dir, or set resume=false to replace that run."
     )
+
+
+def _refuse_to_lose_review(folder: Path) -> None:
+    gpkg = folder / "prelabels.gpkg"
+    layers.refuse_open(gpkg)
+    reviewed = layers.count_reviewed(gpkg) if gpkg.exists() else 0
+    if reviewed:
+        raise RunFolderError(
+            f"{gpkg} holds {reviewed} reviewed labels, which this run would replace. Move it out "
+            "of the run folder, or choose another out_dir."
+        )
 
 
 def _claim(plan: Plan, resolved: dict[str, Any], before: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import cv2
 import geopandas as gpd
 import numpy as np
+import pyproj
 import shapely
 from numpy.typing import NDArray
 
@@ -65,7 +66,7 @@ def trace(mask: NDArray[np.bool_]) -> list[list[NDArray[np.int64]]]:
     order = np.lexsort((ys, xs))
     labels: NDArray[np.int32] | None = None
     if touches:
-        labels = cv2.connectedComponents(padded, connectivity=4)[1]
+        labels = _label(padded)
         _join_at_crossings(order, ys, xs, twice, padded, labels)
     below = np.empty(len(order), np.int64)
     below[order[::2]], below[order[1::2]] = order[1::2], order[::2]
@@ -79,13 +80,18 @@ def trace(mask: NDArray[np.bool_]) -> list[list[NDArray[np.int64]]]:
         first = int(np.flatnonzero(outer)[0])
         return [[closed[first], *(closed[i] for i in np.flatnonzero(~outer))]]
     if labels is None:
-        labels = cv2.connectedComponents(padded, connectivity=4)[1]
+        labels = _label(padded)
     # the foreground lies below the first edge of an outer ring, above that of a hole
     owner = labels[ys[starts] + outer, xs[starts] + 1]
     parts = {int(owner[i]): [closed[i]] for i in np.flatnonzero(outer)}
     for i in np.flatnonzero(~outer):
         parts[int(owner[i])].append(closed[i])
     return list(parts.values())
+
+
+def _label(padded: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Number the 4-connected parts of a mask, from 1."""
+    return np.asarray(cv2.connectedComponents(padded, connectivity=4)[1], np.int32)
 
 
 def _join_at_crossings(
@@ -120,7 +126,8 @@ def _follow(below: list[int]) -> list[list[int]]:
     for start in range(0, len(below), 2):
         if seen[start]:
             continue
-        ring, i = [], start
+        ring: list[int] = []
+        i = start
         while not seen[i]:
             j = i ^ 1
             seen[i] = seen[j] = 1
@@ -288,7 +295,7 @@ def clean(polygons: gpd.GeoDataFrame, cleaning: Cleaning) -> gpd.GeoDataFrame:
     return cleaned[~cleaned.is_empty].reset_index(drop=True)
 
 
-def _metres_per_unit(geometry: NDArray[np.object_], crs: object) -> NDArray[np.float64]:
+def _metres_per_unit(geometry: NDArray[np.object_], crs: pyproj.CRS) -> NDArray[np.float64]:
     centres = shapely.centroid(geometry)
     _, _, areal = ground_scale(crs, shapely.get_x(centres), shapely.get_y(centres))
     return np.sqrt(areal)
@@ -320,7 +327,7 @@ def _as_multi(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
 
 
 def _fill_holes(
-    geometry: NDArray[np.object_], max_area_m2: float, crs: object
+    geometry: NDArray[np.object_], max_area_m2: float, crs: pyproj.CRS
 ) -> NDArray[np.object_]:
     """Fill holes of less than `max_area_m2` ground square metres."""
     parts, row = shapely.get_parts(geometry, return_index=True)

@@ -24,7 +24,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 
 from workbench import layer as layers
 from workbench.atomic import atomic_path
-from workbench.raster import Scene, _gdal_name, _source_crs
+from workbench.raster import Scene, crs_of, gdal_name
 
 # lower bound of confidence and colour, bright enough for imagery and told apart by the colour
 # blind; fixed, so that a colour means the same in every run, in QGIS and in the report
@@ -79,9 +79,9 @@ class ProjectRaster:
 
 def scene_raster(scene: Scene) -> ProjectRaster:
     """Show the scene's source file with the bands and the stretch that the model has seen."""
-    name = _gdal_name(scene.source)
+    name = gdal_name(scene.source)
     with rasterio.open(name) as dataset:
-        crs = _source_crs(dataset, scene.source)
+        crs = crs_of(dataset, scene.source)
         palette = dataset.colorinterp[scene.bands[0] - 1] == ColorInterp.palette
         masked = dataset.mask_flag_enums[0] == [MaskFlags.per_dataset]
         bands_in_file = dataset.count

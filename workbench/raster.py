@@ -257,7 +257,7 @@ def open_scene(
     name = _absolute(source)
     _refuse_impostors(name)
     try:
-        with _gdal_environment(name), _open(_gdal_name(name)) as dataset:
+        with _gdal_environment(name), _open(gdal_name(name)) as dataset:
             return _plan(dataset, name, bands, stretch, crs, resolution_m)
     except (*_GDAL_ERRORS, CRSError) as error:
         raise SceneError(
@@ -311,7 +311,8 @@ def _is_local(name: str) -> bool:
     return not re.match(r"/vsi|[A-Za-z][A-Za-z0-9_+.-]+:", name)
 
 
-def _gdal_name(name: str) -> str:
+def gdal_name(name: str) -> str:
+    """Turn a path or URL as a user writes it into the name that GDAL opens."""
     for scheme, prefix in _REMOTE.items():
         if name.startswith(scheme):
             return prefix + name.removeprefix(scheme)
@@ -324,7 +325,7 @@ def _gdal_environment(name: str) -> AbstractContextManager[Any]:
 
 
 def _is_remote(name: str) -> bool:
-    return _gdal_name(name).startswith(_REMOTE_FILE_SYSTEMS)
+    return gdal_name(name).startswith(_REMOTE_FILE_SYSTEMS)
 
 
 def _rasters_in(directory: Path) -> list[str]:
@@ -402,7 +403,7 @@ def _plan(
             f"{name} holds complex numbers ({dataset.dtypes[0]}). Take the magnitude first, for "
             'instance: gdal_calc.py -A in.tif --calc="abs(A)" --type=Float32 --outfile=out.tif'
         )
-    source_crs = _source_crs(dataset, name)
+    source_crs = crs_of(dataset, name)
     working_crs = _working_crs(dataset, name, source_crs, crs)
     alpha = _genuine_alpha(dataset)
     chosen = _choose_bands(dataset, name, bands, alpha)
@@ -436,7 +437,7 @@ def _stem(name: str) -> str:
     return Path(path).stem or "scene"
 
 
-def _source_crs(dataset: rasterio.DatasetReader, name: str) -> pyproj.CRS:
+def crs_of(dataset: rasterio.DatasetReader, name: str) -> pyproj.CRS:
     """The CRS of the raster's transform or ground control points, checked to be on Earth."""
     gcps, gcp_crs = dataset.gcps
     found = gcp_crs if _is_by_gcps(dataset) and gcp_crs else dataset.crs
@@ -607,7 +608,7 @@ def _suggested_grid(dataset: rasterio.DatasetReader, scene: Scene) -> tuple[Affi
     """The north-up grid that GDAL suggests in the scene's CRS: square pixels of like size."""
     layers = _source_layers(dataset, scene.bands, scene.alpha)
     with (
-        _open(_subset_document(layers, _gdal_name(scene.source))) as subset,
+        _open(_subset_document(layers, gdal_name(scene.source))) as subset,
         _warp(subset, scene.crs, Resampling.nearest) as warped,
     ):
         return warped.transform, warped.width, warped.height
@@ -788,11 +789,11 @@ def _layers_of(scene: Scene) -> _Layers:
 
 
 def _open_layers(scene: Scene) -> _Layers:
-    dataset = _open(_gdal_name(scene.source))
+    dataset = _open(gdal_name(scene.source))
     layers = _source_layers(dataset, scene.bands, scene.alpha)
     if not scene.warped:
         return layers
-    subset = _open(_subset_document(layers, _gdal_name(scene.source)))
+    subset = _open(_subset_document(layers, gdal_name(scene.source)))
     resampling = Resampling.bilinear if layers.palette is None else Resampling.nearest
     beneath: tuple[rasterio.DatasetReader, ...] = (subset, dataset)
     grid = {"transform": scene.transform, "width": scene.width, "height": scene.height}

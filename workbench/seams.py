@@ -67,7 +67,7 @@ def merge_seams(polygons: gpd.GeoDataFrame, windows: gpd.GeoDataFrame) -> gpd.Ge
 
     groups = _group(sorted(matches, key=lambda match: match.rank), geometry, tile)
     merged = polygons.assign(n_tiles=1)
-    pixel_area = windows["pixel"].to_numpy()[tile] ** 2 if len(polygons) else np.zeros(0)
+    area_px = polygons["area_px"].to_numpy()
     keep = ~goes
     for group in groups:
         members = np.array(sorted(group))
@@ -80,8 +80,8 @@ def merge_seams(polygons: gpd.GeoDataFrame, windows: gpd.GeoDataFrame) -> gpd.Ge
         merged.loc[best, "at_edge"] = bool(polygons["at_edge"].to_numpy()[left].any())
         if len(left) > 1:
             whole = _polygonal(shapely.union_all(geometry[left]))
+            merged.loc[best, "area_px"] = round(area_px[best] * whole.area / geometry[best].area)
             geometry[best] = whole
-            merged.loc[best, "area_px"] = round(whole.area / pixel_area[best])
     merged = merged.set_geometry(geometry, crs=polygons.crs)
     reach = keep & _reaches_overlap(geometry, windows)
     keep[_duplicates(geometry, np.flatnonzero(reach), tile, merged["n_tiles"], better)] = False
@@ -177,9 +177,7 @@ def _compare(
     return matches, sorted(goes)
 
 
-def _cut_strip(
-    box: shapely.Polygon, neighbour: shapely.Polygon, width: float
-) -> shapely.MultiPolygon:
+def _cut_strip(box: shapely.Polygon, neighbour: shapely.Polygon, width: float) -> shapely.Geometry:
     """The strip along those edges of a window that lie inside its neighbour's window."""
     x0, y0, x1, y1 = box.bounds
     nx0, ny0, nx1, ny1 = neighbour.bounds

@@ -96,7 +96,7 @@ def tiles_over(scene: Scene, grid: TileGrid, aoi: shapely.Geometry | None) -> li
     if aoi is None:
         return list(grid)
     to_pixel = ~scene.transform
-    x0, y0, x1, y1 = aoi.bounds
+    x0, y0, x1, y1 = shapely.bounds(aoi)
     (left, top), (right, bottom) = to_pixel @ (x0, y1), to_pixel @ (x1, y0)
     shapely.prepare(aoi)
     return [
