@@ -9,8 +9,9 @@ import workbench
 
 # every module may import only those above it
 LAYERS = [
-    "errors", "atomic", "crs", "raster", "tiles", "candidates", "polygons", "seams",
-    "sam", "classic", "sample", "layer", "qgis", "quality", "report", "job", "pipeline",
+    "errors", "atomic", "crs", "sources", "raster", "opening", "tiles", "candidates", "polygons",
+    "seams", "sam", "classic", "countryside", "sample", "layer", "qgis", "quality", "report", "job",
+    "pipeline",
 ]  # fmt: skip
 PACKAGE = Path(workbench.__file__).parent
 

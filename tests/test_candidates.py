@@ -99,26 +99,36 @@ def rles(candidates: Candidates) -> list[bytes]:
 # --------------------------------------------------------------------------- random tables
 
 CROPS = [(0, 0, 100, 100), (0, 0, 60, 60), (40, 0, 100, 60)]  # two of one area
-# coarse values, so that ties, duplicates and scores equal to a threshold are the rule
-sixteenths = st.integers(0, 16).map(lambda n: n / 16)
-a_row = st.tuples(
-    st.integers(0, 1),  # tile
-    st.integers(0, 2),  # crop
-    st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(0, 6), st.integers(0, 6)),
-    sixteenths,
-    st.one_of(sixteenths, st.just(float("nan"))),
-)
+# No twentieth is a float32: a score of 0.85 must not exceed a threshold of 0.85.
+twentieths = st.integers(0, 20).map(lambda n: n / 20)
 some_thresholds = st.builds(
     Thresholds,
-    st.one_of(sixteenths, st.floats(0, 1)),
-    st.one_of(sixteenths, st.floats(0, 1)),
+    st.one_of(twentieths, st.floats(0, 1)),
+    st.one_of(twentieths, st.floats(0, 1)),
 )
+
+
+@st.composite
+def several_rows(draw: st.DrawFn) -> list[tuple]:
+    """Coarse values, so that overlaps, ties and scores equal to a threshold are the rule."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n = draw(st.integers(0, 40))
+    return sorted(
+        zip(
+            random.integers(0, 2, n).tolist(),  # tiles
+            random.integers(0, 3, n).tolist(),  # crops
+            np.hstack([random.integers(0, 3, (n, 2)), random.choice([0, 3, 4, 5, 6], (n, 2))]),
+            (random.integers(0, 21, n) / 20).tolist(),
+            random.choice([*np.arange(21) / 20, np.nan, np.nan], n).tolist(),
+            strict=True,
+        ),
+        key=lambda row: row[:2],
+    )
 
 
 @st.composite
 def tables(draw: st.DrawFn) -> Candidates:
     """A few tiles and crops without floors; the RLE of each row is its name."""
-    rows = sorted(draw(st.lists(a_row, max_size=30)), key=lambda row: row[:2])
     rules = Rules(
         height=100,
         width=100,
@@ -128,7 +138,7 @@ def tables(draw: st.DrawFn) -> Candidates:
         crop_nms_thresh=draw(st.sampled_from([0.25, 0.5, 0.8])),
         crop_n_layers=draw(st.integers(0, 1)),
     )
-    return table_of(rows, rules)
+    return table_of(draw(several_rows()), rules)
 
 
 def table_of(rows: list[tuple], rules: Rules) -> Candidates:
@@ -172,7 +182,7 @@ def test_pruned_rows_could_never_have_been_selected(
         assert rles(select(pruned, thresholds)) == rles(select(candidates, thresholds))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(tables(), some_thresholds, st.randoms(use_true_random=False))
 def test_C3_the_order_of_rows_does_not_matter(
     candidates: Candidates, thresholds: Thresholds, random: object
@@ -185,7 +195,7 @@ def test_C3_the_order_of_rows_does_not_matter(
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(a_row, max_size=30), st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]))
+@given(several_rows(), st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]))
 def test_nms_equals_plain_loops(rows: list[tuple], thresh: float) -> None:
     table = table_of(rows, Rules(100, 100))
     boxes, scores = table.boxes.astype(np.float32), table.column("pred_iou")
@@ -211,6 +221,8 @@ EARLY, LATE, FAR = (0, 0, 10, 10), (0, 0, 10, 9), (12, 12, 4, 4)  # EARLY, LATE:
         ([(0, 0, EARLY, 0.9, 0.9), (0, 0, FAR, 0.8, 0.8)], [b"0", b"1"]),
         ([(0, 0, EARLY, 0.9, 0.9), (0, 1, EARLY, 0.8, 0.8)], [b"0", b"1"]),
         ([(0, 0, EARLY, 0.9, 0.9), (1, 0, EARLY, 0.8, 0.8)], [b"0", b"1"]),
+        # a stability that is not a number passes only where nothing is filtered
+        ([(0, 0, EARLY, 0.9, float("nan")), (0, 0, LATE, 0.8, 0.5)], [b"0", b"1"]),
         # what was dropped settles what it had overlapped
         ([(0, 0, EARLY, 0.9, 0.9), (0, 0, EARLY, 0.8, 0.9), (0, 0, LATE, 0.7, 0.9)], [b"0"]),
     ],

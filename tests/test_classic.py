@@ -1,3 +1,5 @@
+import time
+
 import cv2
 import geopandas as gpd
 import numpy as np
@@ -77,7 +79,9 @@ def test_columns_describe_the_masks(candidates):
         ys, xs = np.nonzero(mask)
         assert candidates.boxes[i].tolist() == [xs.min(), ys.min(), xs.max(), ys.max()]
         assert candidates.column("area_px")[i] == mask.sum() >= 30
-        assert mask[int(candidates.column("point_y")[i]), int(candidates.column("point_x")[i])]
+        depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:, 1:]
+        point = int(candidates.column("point_y")[i]), int(candidates.column("point_x")[i])
+        assert depth[point] == depth.max()
 
 
 def test_masks_are_encoded_as_everywhere_else(candidates):
@@ -148,6 +152,14 @@ def test_tiny_tiles_do_not_fail(size, floor):
     for mask in candidates.masks():
         assert mask.shape == size
         assert mask.any()
+
+
+def test_a_regular_pattern_takes_no_longer_than_imagery():
+    rows, columns = np.mgrid[:512, :512] // 8
+    image = np.repeat(((rows + columns) % 2 * 200).astype(np.uint8)[..., None], 3, axis=2)
+    started = time.process_time()
+    ClassicSegmenter().propose(image)
+    assert time.process_time() - started < 20  # 1 s, or minutes where pairs of regions explode
 
 
 def test_a_black_collar_does_not_fail():

@@ -19,6 +19,7 @@ import shapely
 from affine import Affine
 
 from workbench.layer import LABELS, LayerFiles, as_layer, write_layer
+from workbench.opening import open_scene
 from workbench.qgis import (
     CONFIDENCE_CLASSES,
     ProjectRaster,
@@ -27,7 +28,6 @@ from workbench.qgis import (
     styles,
     write_project,
 )
-from workbench.raster import open_scene
 
 UTM = pyproj.CRS.from_epsg(32636)
 LEFT, TOP, SIDE = 452_000.0, 35_000.0, 200.0

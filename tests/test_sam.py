@@ -4,6 +4,7 @@ import gc
 import hashlib
 import http.server
 import json
+import math
 import os
 import pickle
 import threading
@@ -170,12 +171,12 @@ class Case:
 
 CASES = {
     "plain": Case(0),
-    "ties": Case(8, steps=16, points_per_side=9, box_nms_thresh=0.5),
+    "ties": Case(8, steps=20, points_per_side=9, box_nms_thresh=0.5),
     "no floors": Case(2, steps=32, size=(96, 72), floors=(0.0, 0.0)),
     "large image": Case(3, size=(152, 264), points_per_side=7),
     "crops": Case(4, size=(200, 160), crop_n_layers=1),
     "crops and ties": Case(
-        5, 16, (160, 240), 7, crop_n_layers=1, box_nms_thresh=0.6, crop_nms_thresh=0.3
+        5, 20, (160, 240), 7, crop_n_layers=1, box_nms_thresh=0.6, crop_nms_thresh=0.3
     ),
     "crops of crops": Case(6, 16, (320, 320), 5, 2, floors=(0.0, 0.0), crop_nms_thresh=0.5),
 }
@@ -263,7 +264,8 @@ def test_C1_the_generator_keeps_the_same_rows(name: str, draw: st.DataObject) ->
     def threshold(column: str, floor: float) -> st.SearchStrategy[float]:
         scores = candidates.column(column)
         exactly = st.sampled_from(sorted(set(scores[scores >= floor].tolist())))
-        return st.one_of(exactly, st.floats(floor, 1), st.just(floor))
+        decimals = st.integers(math.ceil(20 * floor), 20).map(lambda n: n / 20)
+        return st.one_of(exactly, decimals, st.floats(floor, 1))
 
     thresholds = Thresholds(
         draw.draw(threshold("pred_iou", floors[0])),

@@ -38,10 +38,12 @@ from workbench.candidates import (
 from workbench.classic import ClassicSegmenter
 from workbench.errors import AOIError, RunFailedError, RunFolderError
 from workbench.job import Job
+from workbench.opening import open_scene
 from workbench.polygons import clean, to_polygons
-from workbench.raster import Scene, find_sources, open_scene
+from workbench.raster import Scene
 from workbench.sample import sample_scene
 from workbench.seams import merge_seams
+from workbench.sources import find_sources
 from workbench.tiles import Tile, TileGrid, tile_windows, tiles_over
 
 FLUSH_SECONDS = 20.0  # a kill costs at most this much finished work

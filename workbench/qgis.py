@@ -24,7 +24,9 @@ from rasterio.enums import ColorInterp, MaskFlags
 
 from workbench import layer as layers
 from workbench.atomic import atomic_path
-from workbench.raster import Scene, crs_of, gdal_name
+from workbench.opening import crs_of
+from workbench.raster import Scene
+from workbench.sources import gdal_name
 
 # lower bound of confidence and colour, bright enough for imagery and told apart by the colour
 # blind; fixed, so that a colour means the same in every run, in QGIS and in the report

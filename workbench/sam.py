@@ -221,9 +221,10 @@ def _advice(weights: Mapping[str, torch.Tensor]) -> str:
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-# On 2 CPU cores a prompt takes as long in batches of 16 as of 64 (0.20 and 0.19 s), and longer
-# in smaller ones (0.29 s of 8, 0.32 s of 4), while memory grows with the batch: 0.5 GB for 16.
-POINTS_PER_BATCH = {"cpu": 16}
+# On one CPU core the decoder takes 0.10 s a prompt in batches of 2 to 4 and 0.15 s in batches of
+# 8 to 64: its tensors then pass 32 MB, beyond which glibc maps, and the kernel clears, fresh pages
+# for every one. Memory grows with the batch, too: 0.3 GB for 4, 2 GB for 64.
+POINTS_PER_BATCH = {"cpu": 4}
 # More upsampled masks of 1024 x 1024 than a few leave the CPU's caches: 4 ms a mask by threes,
 # 8 ms by twelves and more. On other devices a whole batch goes at once.
 MASKS_AT_ONCE = {"cpu": 3}

@@ -1,0 +1,159 @@
+"""What a user names as rasters: found, told apart from look-alikes, and named as GDAL does."""
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import rasterio
+
+from workbench.errors import SceneError
+
+_RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".j2k", ".img", ".ntf", ".ecw", ".sid", ".bil", ".asc"}
+_PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}  # georeferenced only by a sidecar
+_SIDECAR = re.compile(r"\.(msk|ovr|aux\.xml|[a-z]{2,4}w|wld|prj)$", re.IGNORECASE)
+
+# what a URL is to GDAL; anything else with a scheme goes to GDAL as it is
+_REMOTE = {
+    "http://": "/vsicurl/http://",
+    "https://": "/vsicurl/https://",
+    "ftp://": "/vsicurl/ftp://",
+    "s3://": "/vsis3/",
+    "gs://": "/vsigs/",
+    "az://": "/vsiaz/",
+}
+_REMOTE_FILE_SYSTEMS = (
+    "/vsicurl/",
+    "/vsis3/",
+    "/vsigs/",
+    "/vsiaz/",
+    "/vsiadls/",
+    "/vsioss/",
+    "/vsiswift/",
+)
+_REMOTE_OPTIONS = {
+    # stop GDAL from listing the bucket and asking for .aux, .msk and .ovr files at every opening;
+    # never for local files, whose masks and overviews may well lie beside them
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+    "GDAL_HTTP_MAX_RETRY": "4",
+    "GDAL_HTTP_RETRY_DELAY": "1",
+    "GDAL_HTTP_CONNECTTIMEOUT": "20",
+    "VSI_CACHE": "TRUE",
+}
+
+
+def find_sources(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    """The rasters that a path, list, glob, directory, VRT or URL stands for.
+
+    Absolute paths and URLs, each once; sorted within a glob or directory, a list keeps its order.
+    A directory stands for the raster files directly in it; its VRTs only count if there is nothing
+    else, since they usually mosaic the files beside them. Nothing found is a SceneError.
+    """
+    if not isinstance(source, str | os.PathLike):
+        found = [path for each in source for path in find_sources(each)]
+        if not found:
+            raise SceneError("The list of rasters is empty. Name at least one raster.")
+        return list(dict.fromkeys(found))
+    name = absolute(source)
+    if not is_local(name):
+        return [name]
+    if os.path.isdir(name):
+        return _rasters_in(Path(name))
+    if os.path.exists(name) or not glob.has_magic(name):
+        _refuse_missing(name)
+        return [name]
+    found = sorted(
+        path
+        for path in glob.glob(name, recursive=True)
+        if os.path.isfile(path) and not _SIDECAR.search(path)
+    )
+    if not found:
+        raise SceneError(
+            f"No raster matches {name}. Check the pattern; relative ones start at {os.getcwd()}."
+        )
+    return found
+
+
+def absolute(source: str | os.PathLike[str]) -> str:
+    """Make the path of a local file absolute; URLs and GDAL's own names stay as they are."""
+    name = os.fspath(source).removeprefix("file://")
+    return os.path.abspath(os.path.expanduser(name)) if is_local(name) else name
+
+
+def is_local(name: str) -> bool:
+    """Whether a name is a path, rather than a URL or one of GDAL's own names."""
+    # two letters at least before the colon: C:\ is a drive, GPKG: a GDAL driver
+    return not re.match(r"/vsi|[A-Za-z][A-Za-z0-9_+.-]+:", name)
+
+
+def gdal_name(name: str) -> str:
+    """The name by which GDAL opens a path or URL."""
+    for scheme, prefix in _REMOTE.items():
+        if name.startswith(scheme):
+            return prefix + name.removeprefix(scheme)
+    return name
+
+
+def gdal_environment(name: str) -> AbstractContextManager[Any]:
+    """GDAL's options for reading the source."""
+    remote = gdal_name(name).startswith(_REMOTE_FILE_SYSTEMS)
+    # an Env even without options: without one GDAL prints its errors to stderr
+    return rasterio.Env(**(_REMOTE_OPTIONS if remote else {}))
+
+
+def _rasters_in(directory: Path) -> list[str]:
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    names = {path.name.lower() for path in files}
+
+    def is_raster(path: Path) -> bool:
+        suffix = path.suffix.lower()
+        if suffix not in _PICTURE_SUFFIXES:
+            return suffix in _RASTER_SUFFIXES
+        # a picture without world file or .aux.xml is a quicklook, not a raster to label
+        world = {f".{suffix[1]}{suffix[-1]}w", f"{suffix}w", ".wld"}
+        stem = path.stem.lower()
+        return f"{path.name.lower()}.aux.xml" in names or any(stem + w in names for w in world)
+
+    rasters = [path for path in files if is_raster(path)]
+    rasters = rasters or [path for path in files if path.suffix.lower() == ".vrt"]
+    if not rasters:
+        raise SceneError(
+            f"The directory {directory} holds no raster. Name another directory, or a pattern such "
+            f"as {directory / '**' / '*.tif'}."
+        )
+    return [str(path) for path in rasters]
+
+
+def _refuse_missing(name: str) -> None:
+    if os.path.isdir(name):
+        raise SceneError(f"{name} is a directory, not a raster. Name a file in it.")
+    if not os.path.exists(name):
+        raise SceneError(
+            f"There is no file {name}. Check the path; relative ones start at {os.getcwd()}."
+        )
+
+
+def refuse_impostors(name: str) -> None:
+    """Refuse local files that are no raster for a reason better known than GDAL's."""
+    if not is_local(name):
+        return
+    _refuse_missing(name)
+    try:
+        with open(name, "rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise SceneError(
+            f"{name} cannot be opened: {error.strerror}. Check its permissions."
+        ) from error
+    if not head:
+        raise SceneError(
+            f"{name} is empty (0 bytes). Its copy or download has failed: fetch it again."
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise SceneError(
+            f"{name} is a Git LFS pointer, not the raster itself. Fetch it with `git lfs pull`."
+        )
