@@ -59,6 +59,9 @@ class KnownObjects:
         """Only what the tests tell apart."""
         return {"model": "known objects", "split": self.split}
 
+    def load(self) -> None:
+        """Nothing to load."""
+
     def propose(self, image: NDArray[np.uint8]) -> Candidates:
         """See `workbench.candidates.Segmenter`."""
         labels = image[..., 0].astype(int) + 256 * image[..., 1].astype(int)

@@ -38,11 +38,11 @@ EXACT = {"tile_size": 96, "overlap": 0.25, "min_area_px": 0, "simplify_m": None}
 def known(monkeypatch):
     """Jobs in this file use known objects, whatever `model` says."""
 
-    def load(job, key):
+    def segmenter(job, before):
         rules = Rules(job.tile_size, job.tile_size, job.pred_iou_floor, job.stability_floor)
         return KnownObjects(rules)
 
-    monkeypatch.setattr(running, "_load_segmenter", load)
+    monkeypatch.setattr(running, "_segmenter", segmenter)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_c2_what_you_tune_is_what_you_get(raster, tmp_path):
     result = run(job)
     plan = running.prepare(job)
     (part,) = plan.scenes
-    segmenter = running._load_segmenter(job, {})
+    segmenter = running._segmenter(job, {})
     layer = result.layer.set_index("id")
     n = 0
     for tile in part.tiles:
@@ -147,7 +147,7 @@ KILLED = """
             return super().propose(image)
 
     running.FLUSH_TILES = 2
-    running._load_segmenter = lambda job, key: Mortal(Rules(96, 96))
+    running._segmenter = lambda job, before: Mortal(Rules(96, 96))
     running.run(Job.from_yaml({job!r}))
 """
 

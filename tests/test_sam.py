@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from test_candidates import suppress
 from workbench import sam
 from workbench.candidates import SCHEMA, Candidates, Thresholds, select
 from workbench.errors import CheckpointError, JobError, WorkbenchError
-from workbench.sam import SamSegmenter, load_segmenter
+from workbench.sam import SamSegmenter, sam_segmenter
 
 # after workbench.sam, which makes torchvision importable
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor  # isort: skip
@@ -131,7 +132,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def segmenter() -> SamSegmenter:
-    return SamSegmenter(small_sam(), "small", "0" * 64, points_per_side=8, points_per_batch=12)
+    return SamSegmenter(small_sam, "small", "0" * 64, points_per_side=8, points_per_batch=12)
 
 
 # ------------------------------------------------------------------------------ C1: parity
@@ -187,7 +188,7 @@ def proposed(name: str) -> tuple[Candidates, SamAutomaticMaskGenerator, np.ndarr
     case = CASES[name]
     model, image = small_sam(case.seed, case.steps), picture(*case.size, case.seed)
     segmenter = SamSegmenter(
-        model,
+        lambda: model,
         "small",
         "",
         points_per_side=case.points_per_side,
@@ -404,7 +405,7 @@ def test_nothing_above_the_floors_is_an_empty_table(segmenter: SamSegmenter) -> 
 
 
 def test_the_rules_are_those_of_the_segmenter() -> None:
-    odd = SamSegmenter(small_sam(), "small", "", 4, 1, 0.6, 0.7, 0.8, 0.5)
+    odd = SamSegmenter(small_sam, "small", "", 4, 1, 0.6, 0.7, 0.8, 0.5)
     rules = odd.propose(picture(64, 72)).rules
     assert rules == type(rules)(64, 72, 0.6, 0.7, 0.8, 0.5, 1)
 
@@ -415,7 +416,7 @@ def test_a_network_that_overflows_is_an_error_not_an_empty_tile(value: float) ->
     with torch.no_grad():
         model.mask_decoder.iou_prediction_head.layers[-1].bias[1] = value
     with pytest.raises(WorkbenchError, match=r"not finite in precision fp32.*Set precision"):
-        SamSegmenter(model, "small", "", points_per_side=2).propose(picture(64, 64))
+        SamSegmenter(lambda: model, "small", "", points_per_side=2).propose(picture(64, 64))
 
 
 def test_few_masks_are_at_full_resolution_at_once(
@@ -435,11 +436,10 @@ def test_few_masks_are_at_full_resolution_at_once(
 
 
 def test_the_model_goes_with_its_segmenter() -> None:
-    model = small_sam()
-    segmenter = SamSegmenter(model, "small", "", points_per_side=2)
+    segmenter = SamSegmenter(small_sam, "small", "", points_per_side=2)
     segmenter.propose(picture(64, 64))
-    gone = weakref.ref(model)
-    del model, segmenter
+    gone = weakref.ref(segmenter.model)
+    del segmenter
     gc.collect()
     assert gone() is None
 
@@ -457,6 +457,7 @@ def test_the_key_names_all_that_candidates_depend_on(segmenter: SamSegmenter) ->
         "device": "cpu",
         "precision": "fp32",
         "points_per_batch": 12,
+        "threads": torch.get_num_threads(),
     }
     automatic = replace(segmenter, points_per_batch=None)
     assert automatic.key["points_per_batch"] == sam.POINTS_PER_BATCH["cpu"]
@@ -515,6 +516,12 @@ def registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def loaded_segmenter(*arguments: Any, **settings: Any) -> SamSegmenter:
+    segmenter = sam_segmenter(*arguments, **settings)
+    segmenter.load()
+    return segmenter
+
+
 def saved(path: Path, content: object) -> Path:
     torch.save(content, path)
     return path
@@ -523,8 +530,8 @@ def saved(path: Path, content: object) -> Path:
 def test_a_local_checkpoint_gives_the_model_that_was_saved(registry: Path) -> None:
     model, image = small_sam(seed=7), picture(96, 128)
     path = saved(registry / "own.pth", model.state_dict())
-    loaded = load_segmenter("small", checkpoint=path, points_per_side=4, points_per_batch=8)
-    given = SamSegmenter(model, "small", "", points_per_side=4, points_per_batch=8)
+    loaded = loaded_segmenter("small", checkpoint=path, points_per_side=4, points_per_batch=8)
+    given = SamSegmenter(lambda: model, "small", "", points_per_side=4, points_per_batch=8)
     assert loaded.propose(image).table == given.propose(image).table
     assert loaded.key["weights_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert not any(p.requires_grad for p in loaded.model.parameters())
@@ -532,7 +539,7 @@ def test_a_local_checkpoint_gives_the_model_that_was_saved(registry: Path) -> No
 
 def test_weights_in_half_precision_are_run_in_fp32(registry: Path) -> None:
     half = {name: value.half() for name, value in small_sam().state_dict().items()}
-    loaded = load_segmenter("small", checkpoint=str(saved(registry / "half.pth", half)))
+    loaded = loaded_segmenter("small", checkpoint=str(saved(registry / "half.pth", half)))
     assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
 
 
@@ -546,8 +553,9 @@ def test_all_settings_reach_the_segmenter(registry: Path) -> None:
         "box_nms_thresh": 0.13,
         "crop_nms_thresh": 0.14,
         "points_per_batch": 5,
+        "threads": 1,
     }
-    key = load_segmenter("small", checkpoint=path, device="cpu", precision="fp32", **odd).key
+    key = loaded_segmenter("small", checkpoint=path, device="cpu", precision="fp32", **odd).key
     assert {name: key[name] for name in odd} == odd
 
 
@@ -602,14 +610,14 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_name(
     path = registry / "bad.pth"
     make(path)
     with pytest.raises(CheckpointError, match=rf"bad\.pth.*{message}") as caught:
-        load_segmenter("small", checkpoint=path)
+        loaded_segmenter("small", checkpoint=path)
     assert "weights_only" not in str(caught.value)
     assert not (registry / "ran").exists()
 
 
 def test_offline_the_message_says_what_to_download_and_where_to_put_it(registry: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
-        load_segmenter("small")
+        loaded_segmenter("small")
     for part in ("http://127.0.0.1:9/small.pth", f"{registry}/cache/small.pth", "checkpoint"):
         assert part in str(caught.value)
 
@@ -619,13 +627,13 @@ def test_offline_a_damaged_file_in_the_cache_is_named(registry: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"half of it")
     with pytest.raises(CheckpointError, match=f"{path} is damaged: its sha256 is "):
-        load_segmenter("small")
+        loaded_segmenter("small")
 
 
 def test_an_unwritable_cache_is_a_checkpoint_error(registry: Path) -> None:
     (registry / "cache").write_text("a file where the folder should be")
     with pytest.raises(CheckpointError, match="could not be downloaded"):
-        load_segmenter("small")
+        loaded_segmenter("small")
 
 
 @pytest.fixture
@@ -668,7 +676,7 @@ def test_a_checkpoint_is_downloaded_once(
     official = replace(sam.MODELS["small"], sha256=sha256)
     monkeypatch.setitem(sam.MODELS, "small", official)
     for _ in range(2):
-        assert load_segmenter("small").key["weights_sha256"] == sha256
+        assert loaded_segmenter("small").key["weights_sha256"] == sha256
     assert requests == ["/small.pth"]
     assert (registry / "cache" / "small.pth").read_bytes() == content
 
@@ -678,13 +686,13 @@ def test_a_download_with_another_hash_is_refused(
 ) -> None:
     server(b"<html>please log in</html>")
     with pytest.raises(CheckpointError, match="hash of downloaded file"):
-        load_segmenter("small")
+        loaded_segmenter("small")
     assert not (registry / "cache" / "small.pth").exists()
 
 
 def test_an_unknown_model_is_refused() -> None:
     with pytest.raises(JobError, match=r"model 'vit_x' is unknown.*vit_b, vit_l, vit_h"):
-        load_segmenter("vit_x")
+        loaded_segmenter("vit_x")
 
 
 @pytest.mark.parametrize(("name", "width"), [("vit_b", 768), ("vit_l", 1024), ("vit_h", 1280)])

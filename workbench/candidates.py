@@ -131,6 +131,9 @@ class Segmenter(Protocol):
     def key(self) -> Mapping[str, Any]:
         """All that the candidates depend on, as plain values: model, weights, prompts, rules."""
 
+    def load(self) -> None:
+        """Get ready to propose: all that can be wrong with weights or device raises here."""
+
     def propose(self, image: NDArray[np.uint8]) -> Candidates:
         """Return the pruned candidates of one RGB tile `(h, w, 3)`, at tile row and column 0."""
 

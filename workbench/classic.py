@@ -50,6 +50,9 @@ class ClassicSegmenter:
         """All that the candidates depend on."""
         return {"model": "classic", "version": VERSION, **asdict(self)}
 
+    def load(self) -> None:
+        """Nothing to load."""
+
     def propose(self, image: NDArray[np.uint8]) -> Candidates:
         """Return the pruned candidates of one RGB tile `(h, w, 3)`, at tile row and column 0.
 

@@ -69,7 +69,7 @@ class Plan:
     job: Job
     folder: Path
     scenes: tuple[ScenePlan, ...]
-    segmenter: Segmenter | None  # None: all wanted tiles are stored, no network is needed
+    segmenter: Segmenter
 
     @property
     def store(self) -> CandidateStore:
@@ -142,13 +142,13 @@ def prepare(job: Job) -> Plan:
         raise AOIError(_outside(aoi, scenes))
     folder = Path(job.out_dir if job.out_dir is not None else f"runs/{scenes[0].name}").absolute()
     before = _resolved_before(folder, job)
-    key = _segmenter_key(job, before.get("segmenter", {}))
-    resolved = _resolve(job, scenes, key)
+    segmenter = _segmenter(job, before.get("segmenter", {}))
+    resolved = _resolve(job, scenes, segmenter)
     _refuse_another_run(folder, before, resolved)
     _refuse_to_lose_review(folder)
-    plan = Plan(job, folder, planned, None)
+    plan = Plan(job, folder, planned, segmenter)
     if not before or _pending(plan):
-        plan = replace(plan, segmenter=_load_segmenter(job, key))
+        segmenter.load()
     _claim(plan, resolved, before)
     return plan
 
@@ -241,38 +241,41 @@ def _bounds(bounds: Iterable[float]) -> str:
     return "(" + ", ".join(f"{value:.7g}" for value in bounds) + ")"
 
 
-def _segmenter_key(job: Job, before: Mapping[str, Any]) -> Mapping[str, Any]:
-    """All that the candidates depend on; choices of an earlier run are kept where it is free."""
+def _segmenter(job: Job, before: Mapping[str, Any]) -> Segmenter:
+    """Choose the job's Segmenter; where the job leaves it open, as an earlier run (its key) did."""
+    rules: dict[str, Any] = {
+        "pred_iou_floor": job.pred_iou_floor,
+        "stability_floor": job.stability_floor,
+        "box_nms_thresh": job.box_nms_thresh,
+        "crop_nms_thresh": job.crop_nms_thresh,
+    }
     if job.model == "classic":
-        return _load_segmenter(job, {}).key
-    from workbench import sam  # torch takes seconds to import: only where a network runs
+        return ClassicSegmenter(**rules)
+    from workbench.sam import sam_segmenter  # torch takes seconds to import
 
-    return sam.settings(job, before).key
-
-
-def _load_segmenter(job: Job, key: Mapping[str, Any]) -> Segmenter:
-    if job.model == "classic":
-        return ClassicSegmenter(
-            pred_iou_floor=job.pred_iou_floor,
-            stability_floor=job.stability_floor,
-            box_nms_thresh=job.box_nms_thresh,
-            crop_nms_thresh=job.crop_nms_thresh,
-        )
-    from workbench import sam
-
-    return sam.load(job, key)
+    return sam_segmenter(
+        job.model,
+        checkpoint=job.checkpoint,
+        device=before.get("device", "auto") if job.device == "auto" else job.device,
+        precision=before.get("precision", "auto") if job.precision == "auto" else job.precision,
+        points_per_side=job.points_per_side,
+        crop_n_layers=job.crop_n_layers,
+        points_per_batch=before.get("points_per_batch"),
+        threads=before.get("threads"),
+        **rules,
+    )
 
 
 # ------------------------------------------------------------------- the run folder's identity
 
 
-def _resolve(job: Job, scenes: list[Scene], key: Mapping[str, Any]) -> dict[str, Any]:
+def _resolve(job: Job, scenes: list[Scene], segmenter: Segmenter) -> dict[str, Any]:
     """All that was decided for this run, as `run.yaml` holds it."""
     identity = {
         "crs": scenes[0].crs.to_string(),
         "scenes": [scene.describe() for scene in scenes],
         "tiling": {"tile_size": job.tile_size, "overlap": job.overlap},
-        "segmenter": dict(key),
+        "segmenter": dict(segmenter.key),
     }
     plain = json.loads(json.dumps(identity))
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
@@ -375,7 +378,6 @@ def _pending(plan: Plan) -> list[tuple[ScenePlan, Tile]]:
 
 def _segment_scene(part: ScenePlan, tiles: list[Tile], plan: Plan, bar: tqdm[Any]) -> None:
     """Store finished tiles every few seconds, and what is there when something stops the run."""
-    assert plan.segmenter is not None
     done: list[tuple[Candidates | None, TileRecord]] = []
     flushed = time.monotonic()
     try:

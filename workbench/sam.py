@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -156,12 +157,16 @@ def load_model(model: str, path: Path) -> Sam:
     return sam.eval().requires_grad_(False)
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+def _refuse_missing(path: Path) -> None:
     if not path.is_file():
         raise CheckpointError(
             f"checkpoint {path} is not a file. Name a local SAM checkpoint (.pth), or leave "
             "checkpoint empty to download the official one."
         )
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    _refuse_missing(path)
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
@@ -279,10 +284,11 @@ STABILITY_SCORE_OFFSET = 1.0
 class SamSegmenter:
     """A SAM model with its prompt grid and floors; satisfies `candidates.Segmenter`.
 
-    `points_per_batch` None is the device's own. The model lives as long as this value does.
+    The model is loaded when first used and lives as long as this value does; the key is known
+    before. `points_per_batch` None is the device's own, `threads` None is torch's.
     """
 
-    model: Sam
+    load_model: Callable[[], Sam]
     name: str
     weights_sha256: str
     points_per_side: int = 32
@@ -291,12 +297,25 @@ class SamSegmenter:
     stability_floor: float = 0.5
     box_nms_thresh: float = 0.7
     crop_nms_thresh: float = 0.7
+    device: str = "cpu"
     precision: str = "fp32"
     points_per_batch: int | None = None
+    threads: int | None = None
+
+    @cached_property
+    def model(self) -> Sam:
+        """The network, in evaluation mode on its device."""
+        torch.set_num_threads(self._threads)
+        return self.load_model().to(self.device).eval()
+
+    def load(self) -> None:
+        """Load the model now: all that can be wrong with weights or device raises here."""
+        resolve_device(self.device)
+        _ = self.model
 
     @property
     def key(self) -> Mapping[str, Any]:
-        """All that the candidates depend on, but for torch's version and number of threads."""
+        """All that the candidates depend on, but for torch's version."""
         return {
             "model": self.name,
             "weights_sha256": self.weights_sha256,
@@ -306,9 +325,11 @@ class SamSegmenter:
             "stability_floor": self.stability_floor,
             "box_nms_thresh": self.box_nms_thresh,
             "crop_nms_thresh": self.crop_nms_thresh,
-            "device": self._device.type,
+            "device": self._device_type,
             "precision": self.precision,
-            "points_per_batch": self._batch_size,  # another shape gives other last bits
+            # another batch shape or number of threads gives other last bits
+            "points_per_batch": self._batch_size,
+            "threads": self._threads,
         }
 
     @torch.inference_mode()
@@ -358,7 +379,7 @@ class SamSegmenter:
             rows = torch.arange(len(pred_iou), device=pred_iou.device)
             if self.pred_iou_floor > 0:
                 rows = rows[pred_iou > self.pred_iou_floor]
-            at_once = MASKS_AT_ONCE.get(self._device.type, len(pred_iou))
+            at_once = MASKS_AT_ONCE.get(self._device_type, len(pred_iou))
             for some in rows.split(at_once) if len(rows) else ():
                 logits = self._upsample(predictor, low_res[some], crop.masks_per_point)
                 yield from self._measure(logits, pred_iou[some], some + ordinal, crop)
@@ -369,10 +390,10 @@ class SamSegmenter:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the network for `(n, 2)` crop pixels: `(3n, h, w)` logits and `(3n,)` IoUs."""
         coords = torch.as_tensor(predictor.transform.apply_coords(points, predictor.original_size))
-        if self._device.type == "mps":
+        if self._device_type == "mps":
             coords = coords.float()  # it knows no float64
-        coords = coords[:, None].to(self._device)
-        labels = torch.ones(coords.shape[:2], dtype=torch.int, device=self._device)
+        coords = coords[:, None].to(self.model.device)
+        labels = torch.ones(coords.shape[:2], dtype=torch.int, device=self.model.device)
         # outside autocast: bf16 would move the prompts by pixels
         encoder = self.model.prompt_encoder
         sparse, dense = encoder(points=(coords, labels), boxes=None, masks=None)
@@ -435,15 +456,19 @@ class SamSegmenter:
     def _autocast(self) -> AbstractContextManager[None]:
         if self.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self._device.type, DTYPES[self.precision])
+        return torch.autocast(self._device_type, DTYPES[self.precision])
 
     @property
-    def _device(self) -> torch.device:
-        return self.model.device
+    def _device_type(self) -> str:
+        return torch.device(self.device).type
+
+    @property
+    def _threads(self) -> int:
+        return self.threads or torch.get_num_threads()
 
     @property
     def _batch_size(self) -> int:
-        return self.points_per_batch or POINTS_PER_BATCH.get(self._device.type, 64)
+        return self.points_per_batch or POINTS_PER_BATCH.get(self._device_type, 64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -521,7 +546,7 @@ def _encode(proposal: _Proposal, crop: _Crop) -> bytes:
     return encode_masks(tile)[0]
 
 
-def load_segmenter(
+def sam_segmenter(
     model: str,
     *,
     checkpoint: str | Path | None = None,
@@ -534,24 +559,26 @@ def load_segmenter(
     box_nms_thresh: float = 0.7,
     crop_nms_thresh: float = 0.7,
     points_per_batch: int | None = None,
+    threads: int | None = None,
 ) -> SamSegmenter:
-    """Load a model of `MODELS` with its official weights, or those of a local `checkpoint`.
+    """Choose a model of `MODELS` with its official weights, or those of a local `checkpoint`.
 
-    All that can be wrong with device, precision and weights raises here, before any tile.
+    Nothing is downloaded or loaded before `load`, so that a store of candidates can be recognised
+    on a machine that has neither the weights nor the device.
     """
     if model not in MODELS:
         raise JobError(f"model {model!r} is unknown. Take one of {', '.join(MODELS)}.")
-    device = resolve_device(device)
+    if "auto" in (device, precision):
+        device = resolve_device(device)
     precision = resolve_precision(precision, device)
     if checkpoint is None:
-        path, sha256 = fetch_checkpoint(model), MODELS[model].sha256
-        sam = load_model(model, path)
+        path, sha256 = None, MODELS[model].sha256
     else:
         path = Path(checkpoint).expanduser()
-        sam = load_model(model, path)
+        _refuse_missing(path)
         sha256 = pooch.file_hash(str(path))  # own weights may have any, but the store must know
     return SamSegmenter(
-        model=sam.to(device),
+        load_model=partial(_load_weights, model, path),
         name=model,
         weights_sha256=sha256,
         points_per_side=points_per_side,
@@ -560,6 +587,12 @@ def load_segmenter(
         stability_floor=stability_floor,
         box_nms_thresh=box_nms_thresh,
         crop_nms_thresh=crop_nms_thresh,
+        device=device,
         precision=precision,
         points_per_batch=points_per_batch,
+        threads=threads,
     )
+
+
+def _load_weights(model: str, path: Path | None) -> Sam:
+    return load_model(model, fetch_checkpoint(model) if path is None else path)
