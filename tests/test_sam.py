@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from test_candidates import suppress
 
 from workbench import sam
-from workbench.candidates import SCHEMA, Candidates, Thresholds, select
+from workbench.candidates import SCHEMA, Candidates, Thresholds, prune, select
 from workbench.errors import CheckpointError, JobError, WorkbenchError
 from workbench.sam import SamSegmenter, sam_segmenter
 
@@ -357,6 +357,11 @@ def test_a_torchvision_that_imports_is_left_alone(monkeypatch: pytest.MonkeyPatc
 def test_candidates_are_the_same_every_time(segmenter: SamSegmenter) -> None:
     image = picture(96, 128)
     assert segmenter.propose(image).table == segmenter.propose(image).table
+
+
+def test_what_can_never_be_selected_is_not_proposed(segmenter: SamSegmenter) -> None:
+    candidates = segmenter.propose(picture(128, 128))
+    assert prune(candidates).table == candidates.table
 
 
 def test_boxes_and_areas_are_those_of_the_masks(segmenter: SamSegmenter) -> None:

@@ -451,8 +451,11 @@ def finish(plan: Plan) -> Run:
 def gather(plan: Plan) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
     """Return the selected polygons of all wanted tiles as the tiles saw them, and the windows."""
     polygons, windows = [], []
+    known = plan.store.ledger()
     for part in plan.scenes:
-        windows.append(tile_windows(part.scene, part.grid, list(part.tiles)))
+        # a tile that failed has decided nothing about what its neighbours saw
+        seen = [tile for tile in part.tiles if _record(known, part, tile).status != "failed"]
+        windows.append(tile_windows(part.scene, part.grid, seen))
         wanted = [(part.scene.name, tile.row, tile.col) for tile in part.tiles]
         for candidates, records in plan.store.read(wanted):
             chosen = select(candidates, plan.job.thresholds)
@@ -463,6 +466,12 @@ def gather(plan: Plan) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
         nothing = Candidates.empty(_tile_rules(plan.job))
         polygons.append(to_polygons(nothing, part.scene, part.grid, {}))
     return pd.concat(polygons, ignore_index=True), pd.concat(windows, ignore_index=True)
+
+
+def _record(
+    ledger: Mapping[tuple[str, int, int], tuple[TileRecord, Path]], part: ScenePlan, tile: Tile
+) -> TileRecord:
+    return ledger[part.scene.name, tile.row, tile.col][0]
 
 
 def _in_aoi(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
@@ -495,11 +504,7 @@ def _tile_names(frame: pd.DataFrame) -> pd.Series:
 def _ledger_layer(plan: Plan, layer: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     """One row for each wanted tile: its core and what the ledger says."""
     known = plan.store.ledger()
-    rows = [
-        asdict(known[part.scene.name, tile.row, tile.col][0])
-        for part in plan.scenes
-        for tile in part.tiles
-    ]
+    rows = [asdict(_record(known, part, tile)) for part in plan.scenes for tile in part.tiles]
     cores = [part.scene.window_polygon(tile.core) for part in plan.scenes for tile in part.tiles]
     ledger = gpd.GeoDataFrame(rows, geometry=cores, crs=plan.crs)
     ledger["tile"] = _tile_names(ledger)

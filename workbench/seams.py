@@ -7,6 +7,10 @@ lies beyond. Two polygons that agree inside the shared overlap are the same obje
 - the cut one goes if the other is not cut and sees all of it,
 - the worse one goes if neither is cut (a duplicate),
 - otherwise both are pieces, and the object is their union.
+
+A polygon that agrees with none of a neighbour, though the neighbour sees all of it uncut, is the
+neighbour's to decide if it is cut here, or nearer to the neighbour's centre: it goes, as it would
+have in one large tile. Otherwise overlaps would hold the proposals of two tiles, not of one.
 """
 
 from __future__ import annotations
@@ -20,7 +24,6 @@ import shapely
 from numpy.typing import NDArray
 
 AGREE = 0.5  # IoU inside the shared overlap from which two polygons are the same object
-CONTAINED = 0.9  # share of a cut polygon inside an uncut one from which it is only a fragment
 SEEN = 0.95  # share of a polygon inside the neighbour's window that counts as all of it
 DUPLICATE = 0.7  # IoU from which two finished polygons are one too many; SAM's box_nms_thresh
 TOUCH_PX = 2  # networks stop a pixel or two short of the edge
@@ -55,25 +58,29 @@ def merge_seams(polygons: gpd.GeoDataFrame, windows: gpd.GeoDataFrame) -> gpd.Ge
     )
     geometry = polygons.geometry.to_numpy().copy()
     goes = np.zeros(len(polygons), bool)
+    disowned = np.zeros(len(polygons), bool)
     matches: list[_Match] = []
     score = polygons[["confidence", "stability"]].to_numpy()
     better = np.empty(len(polygons), np.int64)
     # the rank of each polygon by score; equal scores in the order of tiles and ordinals
     better[np.lexsort((-score[:, 1], -score[:, 0]))] = np.arange(len(polygons))
     for a, b, rows_a, rows_b in _neighbours(geometry, tile, windows):
-        found, dropped = _compare(geometry, rows_a, rows_b, windows, a, b, better)
+        found, replaced, foreign = _compare(geometry, rows_a, rows_b, windows, a, b, better)
         matches += found
-        goes[dropped] = True
+        goes[replaced] = True
+        disowned[foreign] = True
 
     groups = _group(sorted(matches, key=lambda match: match.rank), geometry, tile)
     merged = polygons.assign(n_tiles=1)
     area_px = polygons["area_px"].to_numpy()
-    keep = ~goes
+    keep = ~(goes | disowned)
     for group in groups:
         members = np.array(sorted(group))
-        left = members[~goes[members]]
+        left = members[~(goes | disowned)[members]]
+        if not len(left):  # each was replaced by another one of the group
+            left = members[~disowned[members]][:1]
         if not len(left):
-            left = members[[np.argmin(better[members])]]
+            continue
         best = left[np.argmin(better[left])]
         keep[members], keep[best] = False, True
         merged.loc[best, "n_tiles"] = len(np.unique(tile[members]))
@@ -121,8 +128,8 @@ def _compare(
     a: int,
     b: int,
     better: NDArray[np.int64],
-) -> tuple[list[_Match], list[int]]:
-    """Return the matches between two windows, and the rows that go because of another."""
+) -> tuple[list[_Match], list[int], list[int]]:
+    """Compare two windows: matches, rows that a match replaces, rows the other window disowns."""
     box_a, box_b = windows.geometry.iloc[a], windows.geometry.iloc[b]
     touch = TOUCH_PX * windows["pixel"].iloc[[a, b]].to_numpy()
     whole_a, whole_b = geometry[rows_a], geometry[rows_b]
@@ -136,16 +143,9 @@ def _compare(
     seen_a = shapely.area(shapely.intersection(whole_a, box_b)) >= SEEN * shapely.area(whole_a)
     seen_b = shapely.area(shapely.intersection(whole_b, box_a)) >= SEEN * shapely.area(whole_b)
 
-    goes: set[int] = set()
     candidates = []
     for k in range(len(m)):
         i, j = m[k], n[k]
-        row_a, row_b = int(rows_a[i]), int(rows_b[j])
-        area_a, area_b = shapely.area(whole_a[i]), shapely.area(whole_b[j])
-        if cut_a[i] and not cut_b[j] and seen_a[i] and common[k] >= CONTAINED * area_a:
-            goes.add(row_a)
-        if cut_b[j] and not cut_a[i] and seen_b[j] and common[k] >= CONTAINED * area_b:
-            goes.add(row_b)
         piece_a, piece_b = in_a[i], in_b[j]
         if cut_a[i] and cut_b[j]:
             # a U whose two legs reach into the overlap may be two polygons on one side
@@ -153,10 +153,12 @@ def _compare(
         union = shapely.area(piece_a) + shapely.area(piece_b) - common[k]
         if common[k] >= AGREE * union:
             # of a whole and its part that look alike in the overlap, wholes go with wholes
-            rank = (-round(common[k] / union, 6), -min(area_a, area_b), row_a, row_b)
+            size = min(shapely.area(whole_a[i]), shapely.area(whole_b[j]))
+            rank = (-round(common[k] / union, 6), -size, int(rows_a[i]), int(rows_b[j]))
             candidates.append((rank, i, j))
 
     matches: list[_Match] = []
+    goes: set[int] = set()
     taken_a: dict[int, list[int]] = {}
     taken_b: dict[int, list[int]] = {}
     for rank, i, j in sorted(candidates):
@@ -174,7 +176,23 @@ def _compare(
             goes.add(row_b)
         elif not cut_a[i] and not cut_b[j]:
             goes.add(row_b if better[row_a] < better[row_b] else row_a)
-    return matches, sorted(goes)
+    inside_b = seen_a & ~shapely.intersects(whole_a, _cut_strip(box_b, box_a, touch[1]))
+    inside_a = seen_b & ~shapely.intersects(whole_b, _cut_strip(box_a, box_b, touch[0]))
+    foreign_a = inside_b & (cut_a | _nearer(whole_a, box_b, box_a))
+    foreign_b = inside_a & (cut_b | ~_nearer(whole_b, box_b, box_a))
+    foreign_a[list(taken_a)] = False
+    foreign_b[list(taken_b)] = False
+    return matches, sorted(goes), [*rows_a[foreign_a], *rows_b[foreign_b]]
+
+
+def _nearer(
+    polygons: NDArray[np.object_], one: shapely.Polygon, other: shapely.Polygon
+) -> NDArray[np.bool_]:
+    """Whether the middle of each polygon is nearer to the centre of one window than the other."""
+    middle = shapely.point_on_surface(polygons)
+    return np.asarray(
+        shapely.distance(middle, one.centroid) < shapely.distance(middle, other.centroid)
+    )
 
 
 def _cut_strip(box: shapely.Polygon, neighbour: shapely.Polygon, width: float) -> shapely.Geometry:
