@@ -1,6 +1,6 @@
 """A raster whose objects are known, and a Segmenter that returns exactly those."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,30 +74,37 @@ class KnownObjects:
                 pieces = [parts == i for i in range(1, n)]
             masks += pieces
             scores += [0.9 + (value % 97) / 1000] * len(pieces)
-        if not masks:
-            return Candidates.empty(self.rules)
-        stack = np.array(masks)
-        boxes = []
-        for mask in masks:
-            ys, xs = np.nonzero(mask)
-            boxes.append((xs.min(), ys.min(), xs.max(), ys.max()))
-        n, zeros = len(masks), np.zeros(len(masks))
-        return Candidates.from_columns(
-            self.rules,
-            {
-                "tile_row": zeros.astype(np.int32),
-                "tile_col": zeros.astype(np.int32),
-                "ordinal": np.arange(n, dtype=np.int32),
-                "pred_iou": np.array(scores, np.float32),
-                "stability_score": np.full(n, 0.95, np.float32),
-                **dict(zip(("x0", "y0", "x1", "y1"), np.array(boxes, np.int32).T, strict=True)),
-                "area_px": stack.sum(axis=(1, 2)).astype(np.int32),
-                "point_x": zeros,
-                "point_y": zeros,
-                "crop_x0": zeros.astype(np.int32),
-                "crop_y0": zeros.astype(np.int32),
-                "crop_x1": np.full(n, image.shape[1], np.int32),
-                "crop_y1": np.full(n, image.shape[0], np.int32),
-                "rle": encode_masks(stack),
-            },
-        )
+        return candidates_of(masks, scores, self.rules)
+
+
+def candidates_of(
+    masks: Sequence[NDArray[np.bool_]], scores: Sequence[float], rules: Rules
+) -> Candidates:
+    """One candidate for each mask of a tile, at tile row and column 0; no mask may be empty."""
+    if not len(masks):
+        return Candidates.empty(rules)
+    stack = np.array(masks)
+    boxes = []
+    for mask in masks:
+        ys, xs = np.nonzero(mask)
+        boxes.append((xs.min(), ys.min(), xs.max(), ys.max()))
+    n, zeros = len(masks), np.zeros(len(masks))
+    return Candidates.from_columns(
+        rules,
+        {
+            "tile_row": zeros,
+            "tile_col": zeros,
+            "ordinal": np.arange(n),
+            "pred_iou": np.array(scores, np.float32),
+            "stability_score": np.full(n, 0.95, np.float32),
+            **dict(zip(("x0", "y0", "x1", "y1"), np.array(boxes).T, strict=True)),
+            "area_px": stack.sum(axis=(1, 2)),
+            "point_x": zeros,
+            "point_y": zeros,
+            "crop_x0": zeros,
+            "crop_y0": zeros,
+            "crop_x1": np.full(n, rules.width),
+            "crop_y1": np.full(n, rules.height),
+            "rle": encode_masks(stack),
+        },
+    )

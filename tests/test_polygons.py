@@ -1,3 +1,5 @@
+import time
+
 import cv2
 import geopandas as gpd
 import numpy as np
@@ -184,6 +186,7 @@ def test_planar_layers_have_no_overlap_and_share_their_edges(seed, simplify_m):
         geometry=np.concatenate([f.geometry.to_numpy() for f in frames]),
         crs=UTM,
     ).astype({"area_px": int})
+    stacked["seam"] = stacked["seam"].astype(bool)
     stacked = stacked.explode(ignore_index=True)
     stacked["area_px"] = (stacked.area / 0.25).round().astype(int)
     flat = clean(stacked, Cleaning(min_area_px=0, simplify_m=simplify_m, planar=True))
@@ -209,3 +212,31 @@ def test_pixel_corners_are_on_the_grid_to_the_bit():
     one = to_polygons(left, scene, grid, {}).geometry.iloc[0]
     same = to_polygons(right, scene, grid, {}).geometry.iloc[0]
     assert shapely.equals_exact(shapely.normalize(one), shapely.normalize(same), 0)
+
+
+def test_planar_drops_what_lies_wholly_under_others_and_what_becomes_too_small():
+    hidden = frame(box(0, 0, 10, 10), box(0, 0, 10, 5), box(0, 5, 10, 5))
+    for simplify_m in (None, 1.0):
+        flat = clean(hidden, Cleaning(min_area_px=20, simplify_m=simplify_m, planar=True))
+        assert flat.area.tolist() == [50, 50]
+    cut = frame(box(0, 0, 10, 10), box(0, 0, 10, 6))
+    flat = clean(cut, Cleaning(min_area_px=0, min_area_m2=50, simplify_m=None, planar=True))
+    assert flat.area.tolist() == [60]
+
+
+def test_planar_marks_what_a_merge_at_a_seam_may_move():
+    polygons = frame(box(0, 0, 10, 10), box(5, 0, 10, 10), box(15, 0, 5, 5), box(30, 0, 5, 5))
+    polygons["seam"] = [True, False, False, False]
+    cleaned = clean(polygons, Cleaning(min_area_px=0, simplify_m=None, planar=True))
+    assert cleaned["seam"].tolist() == [True, True, False, False]
+    untouched = clean(polygons, Cleaning(min_area_px=0, simplify_m=None))
+    assert untouched["seam"].tolist() == [True, False, False, False]
+
+
+def test_many_holes_are_filled_quickly():
+    holes = [box(3 * i, 3 * j, 1, 1) for i in range(1, 70) for j in range(1, 70)]
+    sieve = shapely.box(0, 0, 300, 300) - shapely.union_all(holes)
+    start = time.perf_counter()
+    filled = clean(frame(sieve), Cleaning(min_area_px=0, fill_holes_m2=2, simplify_m=None))
+    assert filled.area.tolist() == [90_000]
+    assert time.perf_counter() - start < 2

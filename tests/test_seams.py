@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
-from known_objects import KnownObjects, paint, scene_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from known_objects import KnownObjects, candidates_of, paint, scene_of
 
 from workbench.candidates import Rules
 from workbench.polygons import to_polygons
@@ -27,6 +29,23 @@ def segmented(labels, size, overlap=0.25, **options):
         window[: seen.shape[0], : seen.shape[1]] = seen
         candidates = segmenter.propose(paint(window)).at_tile(tile.row, tile.col)
         polygons.append(to_polygons(candidates, scene, grid, {}))
+    return pd.concat(polygons, ignore_index=True), tile_windows(scene, grid, list(grid))
+
+
+def segmented_masks(masks, size, overlap=0.25):
+    """The same for `(h, w)` masks that may overlap each other."""
+    height, width = masks[0].shape
+    scene, grid = scene_of(width, height), TileGrid(width, height, size, overlap)
+    polygons = []
+    for tile in grid:
+        y, x = tile.window.row_off, tile.window.col_off
+        windows = [np.zeros((size, size), bool) for _ in masks]
+        for window, mask in zip(windows, masks, strict=True):
+            part = mask[y : y + size, x : x + size]
+            window[: part.shape[0], : part.shape[1]] = part
+        seen = [(w, 0.9 + i / 100) for i, w in enumerate(windows) if w.any()]
+        candidates = candidates_of([w for w, _ in seen], [s for _, s in seen], Rules(size, size))
+        polygons.append(to_polygons(candidates.at_tile(tile.row, tile.col), scene, grid, {}))
     return pd.concat(polygons, ignore_index=True), tile_windows(scene, grid, list(grid))
 
 
@@ -117,6 +136,35 @@ def test_a_whole_and_its_parts_are_neither_mixed_nor_lost(seed):
     assert same_objects(merged, truth)
 
 
+@st.composite
+def shapes(draw, height, width):
+    """A box, a U, a ring or two bars, anywhere and of any size, as a mask."""
+    w, h = draw(st.integers(8, int(width * 0.9))), draw(st.integers(8, int(height * 0.9)))
+    x, y = draw(st.integers(0, width - w)), draw(st.integers(0, height - h))
+    mask = np.zeros((height, width), bool)
+    mask[y : y + h, x : x + w] = True
+    match draw(st.sampled_from(["box", "U", "ring"])):
+        case "U":
+            mask[y : y + h - h // 4, x + w // 4 : x + w - w // 4] = False
+        case "ring":
+            mask[y + h // 4 : y + h - h // 4, x + w // 4 : x + w - w // 4] = False
+    return mask
+
+
+@pytest.mark.parametrize("shape", [(168, 168), (170, 170), (96, 240)], ids=str)
+@given(data=st.data())
+@settings(max_examples=120, deadline=None)
+def test_c7_shapes_that_overlap_are_told_apart(shape, data):
+    masks = [data.draw(shapes(*shape)) for _ in range(data.draw(st.integers(1, 2)))]
+    boxes = [cv2.boundingRect(mask.astype(np.uint8)) for mask in masks]
+    frames = [shapely.box(x, y, x + w, y + h) for x, y, w, h in boxes]
+    common = frames[0].intersection(frames[-1]).area
+    if len(masks) == 2 and common > 0.5 * frames[0].union(frames[1]).area:
+        masks = masks[:1]  # suppression would leave one of them
+    merged = merge_seams(*segmented_masks(masks, 96))
+    assert same_objects(merged, segmented_masks(masks, max(shape))[0])
+
+
 def test_the_order_of_rows_does_not_matter():
     labels = objects((230, 330), 3)
     polygons, windows = segmented(labels, 96, contains={5: (2,), 9: (3,)})
@@ -184,6 +232,45 @@ def test_an_imprecise_piece_goes_if_the_neighbour_sees_the_whole():
 def test_a_piece_without_a_partner_stays():
     merged = merge_seams(*pieces((0, 0.9, (50, 20, 96, 40)), (1, 0.9, (100, 60, 120, 80))))
     assert len(merged) == 2
+
+
+def test_what_a_neighbour_sees_whole_is_the_neighbours_to_decide():
+    # the right window sees a piece whole, which it has not proposed; the left one is cut or far
+    cut = pieces((0, 0.9, (80, 20, 96, 40)), (1, 0.9, (100, 60, 120, 80)))
+    assert merge_seams(*cut)["tile_col"].tolist() == [1]
+    nearer_the_right = pieces((0, 0.9, (85, 20, 93, 40)))
+    assert merge_seams(*nearer_the_right).empty
+    nearer_the_left = pieces((0, 0.9, (75, 20, 83, 40)))
+    assert len(merge_seams(*nearer_the_left)) == 1
+    polygons, windows = nearer_the_right
+    assert len(merge_seams(polygons, windows.iloc[:1])) == 1  # nobody else has looked
+
+
+def test_what_invalid_pixels_clip_gives_way_to_the_whole():
+    polygons, windows = pieces((0, 0.99, (76, 20, 90, 34)), (1, 0.90, (76, 20, 90, 40)))
+    polygons["at_edge"] = [True, False]
+    merged = merge_seams(polygons, windows)
+    assert merged["area_px"].tolist() == [14 * 20]
+    assert merged["at_edge"].tolist() == [False]
+
+
+def test_the_end_of_all_windows_is_an_edge():
+    polygons, windows = pieces((0, 0.9, (20, 20, 96, 40)), (0, 0.9, (20, 50, 60, 70)))
+    assert merge_seams(polygons, windows)["at_edge"].tolist() == [False, False]
+    assert merge_seams(polygons, windows.iloc[:1])["at_edge"].tolist() == [True, False]
+
+
+def test_a_house_and_a_house_with_a_drive_are_two():
+    house, drive = shapely.box(75, 20, 85, 30), shapely.box(85, 22, 93, 24)
+    polygons, windows = pieces((0, 0.9, (75, 20, 85, 30)), (1, 0.91, (75, 20, 85, 30)))
+    both = shapely.transform(
+        shapely.MultiPolygon([house.union(drive)]),
+        lambda xy: xy * [0.5, -0.5] + [500_000, 5_300_000],
+    )
+    polygons = pd.concat([polygons, polygons.assign(geometry=[both, both], ordinal=[7, 8])])
+    polygons["area_px"] = [100, 100, 116, 116]
+    merged = merge_seams(polygons.reset_index(drop=True), windows)
+    assert sorted(merged["area_px"]) == [100, 116]
 
 
 def test_pieces_that_disagree_stay_apart():

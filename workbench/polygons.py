@@ -261,38 +261,60 @@ def clean(polygons: gpd.GeoDataFrame, cleaning: Cleaning) -> gpd.GeoDataFrame:
     """Filter, fill and simplify polygons; adds `area_m2`, the ground area of the result.
 
     `area_px` becomes the area in pixels before simplification. The geometry of every row that is
-    kept is a valid, non-empty MultiPolygon; rows keep their order.
+    kept is a valid, non-empty MultiPolygon; rows keep their order. In a planar layer, polygons
+    that meet a `seam` polygon are marked `seam`, too: its merging may move their edges.
     """
+    crs, geometry = polygons.crs, polygons.geometry.to_numpy()
     pixel = (polygons.area / polygons["area_px"].clip(lower=1)).to_numpy()
-    geometry = polygons.geometry.to_numpy()
-    crs = polygons.crs
     geometry = _drop_small_parts(geometry, cleaning.min_area_px * pixel)
     if cleaning.fill_holes_m2 is not None:
         geometry = _fill_holes(geometry, cleaning.fill_holes_m2, crs)
-    area_m2 = ground_area_m2(geometry, crs)
-    keep = ~shapely.is_empty(geometry)
-    if cleaning.min_area_m2 is not None:
-        keep &= area_m2 >= cleaning.min_area_m2
-    if cleaning.max_area_m2 is not None:
-        keep &= area_m2 <= cleaning.max_area_m2
+    keep = _within_area_limits(geometry, cleaning, crs)
     if cleaning.min_solidity is not None:
-        with np.errstate(invalid="ignore"):  # 0 / 0 of empty geometries
-            solidity = shapely.area(geometry) / shapely.area(shapely.convex_hull(geometry))
-        keep &= solidity >= cleaning.min_solidity
-    cleaned, geometry, pixel = polygons[keep].copy(), geometry[keep], pixel[keep]
+        keep &= _solidity(geometry) >= cleaning.min_solidity
+    polygons, geometry, pixel = polygons[keep], geometry[keep], pixel[keep]
     if cleaning.planar:
+        if "seam" in polygons:
+            polygons = polygons.assign(seam=_meets(geometry, polygons["seam"].to_numpy()))
         geometry = _drop_small_parts(_flatten(geometry), cleaning.min_area_px * pixel)
-    cleaned["area_px"] = np.rint(shapely.area(geometry) / pixel).astype(np.int64)
+        keep = _within_area_limits(geometry, cleaning, crs)  # what lies on top was cut away
+        polygons, geometry, pixel = polygons[keep], geometry[keep], pixel[keep]
+    area_px = np.rint(shapely.area(geometry) / pixel).astype(np.int64)
     if cleaning.simplify_m and len(geometry):
-        tolerance = cleaning.simplify_m / _metres_per_unit(geometry, crs)
+        scale = _metres_per_unit(geometry, crs)
         if cleaning.planar:
-            # Visvalingam: a corner goes if its triangle is smaller than the tolerance squared
-            geometry = shapely.coverage_simplify(geometry, float(np.nanmedian(tolerance)))
+            # Visvalingam: a corner goes if its triangle is smaller than the tolerance squared;
+            # one tolerance for all, rounded so that it is the same for a tile and its scene
+            tolerance = cleaning.simplify_m / max(0.01, round(float(np.median(scale)), 2))
+            geometry = shapely.coverage_simplify(geometry, tolerance)
         else:
-            geometry = _simplify(geometry, np.nan_to_num(tolerance))
-    cleaned = cleaned.set_geometry(_as_multi(geometry), crs=crs)
-    cleaned["area_m2"] = ground_area_m2(cleaned.geometry.to_numpy(), crs)
-    return cleaned[~cleaned.is_empty].reset_index(drop=True)
+            geometry = _simplify(geometry, cleaning.simplify_m / scale)
+    geometry = _as_multi(geometry)
+    area_m2 = ground_area_m2(geometry, crs)
+    cleaned = polygons.assign(area_px=area_px, area_m2=area_m2)
+    return cleaned.set_geometry(geometry, crs=crs).reset_index(drop=True)
+
+
+def _within_area_limits(
+    geometry: NDArray[np.object_], cleaning: Cleaning, crs: pyproj.CRS
+) -> NDArray[np.bool_]:
+    keep = ~shapely.is_empty(geometry)
+    if cleaning.min_area_m2 is not None or cleaning.max_area_m2 is not None:
+        area_m2 = ground_area_m2(geometry, crs)
+        keep &= area_m2 >= (cleaning.min_area_m2 or 0)
+        keep &= area_m2 <= (cleaning.max_area_m2 or np.inf)
+    return keep
+
+
+def _solidity(geometry: NDArray[np.object_]) -> NDArray[np.float64]:
+    hull = shapely.area(shapely.convex_hull(geometry))
+    return np.divide(shapely.area(geometry), hull, out=np.zeros(len(hull)), where=hull > 0)
+
+
+def _meets(geometry: NDArray[np.object_], marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Mark also what touches or overlaps a marked geometry."""
+    row, _ = shapely.STRtree(geometry[marked]).query(geometry, predicate="intersects")
+    return marked | (np.bincount(row, minlength=len(geometry)) > 0)
 
 
 def _metres_per_unit(geometry: NDArray[np.object_], crs: pyproj.CRS) -> NDArray[np.float64]:
@@ -337,12 +359,14 @@ def _fill_holes(
     drop = hole & (areas < max_area_m2)
     if not drop.any():
         return geometry
-    shells = shapely.polygons(rings[~hole])
-    keep = hole & ~drop
-    touched = np.unique(part[hole])
-    for i in touched:
-        shells[i] = shapely.polygons(rings[~hole][i], rings[keep & (part == i)])
-    filled = _regroup(shells, row, len(geometry))
+    kept = rings[~drop]
+    coords = shapely.get_coordinates(kept)
+    offsets = tuple(
+        np.concatenate(([0], np.cumsum(sizes)))
+        for sizes in (shapely.get_num_coordinates(kept), np.bincount(part[~drop]))
+    )
+    filled = shapely.from_ragged_array(shapely.GeometryType.POLYGON, coords, offsets)
+    filled = _regroup(filled, row, len(geometry))
     # an island in a filled hole would lie on top of its own polygon
     changed = np.unique(row[part[drop]])
     filled[changed] = shapely.union_all(filled[changed].reshape(-1, 1), axis=1)

@@ -241,20 +241,26 @@ def resolve_device(device: str) -> str:
         if torch.cuda.is_available():
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
-    kind, _, number = device.partition(":")
+    kind, number = _device_kind(device)
     there = {
         "cpu": 1,
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
         "mps": int(torch.backends.mps.is_available()),
     }
-    if kind not in there or not re.fullmatch(r"\d*", number):
-        raise JobError(f"device {device!r} is unknown. Take auto, cuda, mps or cpu.")
     if int(number or 0) >= there[kind]:
         raise JobError(
             f"device {device} was asked for, but torch {torch.__version__} sees {there[kind]} "
             f"{kind} devices. Take device auto or cpu, or install a torch built for {kind}."
         )
     return device
+
+
+def _device_kind(device: str) -> tuple[str, str]:
+    """Split `cuda:1` into kind and number, whether it is there or not."""
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or not re.fullmatch(r"\d*", number):
+        raise JobError(f"device {device!r} is unknown. Take auto, cuda, mps or cpu.")
+    return kind, number
 
 
 def resolve_precision(precision: str, device: str) -> str:
@@ -570,6 +576,7 @@ def sam_segmenter(
         raise JobError(f"model {model!r} is unknown. Take one of {', '.join(MODELS)}.")
     if "auto" in (device, precision):
         device = resolve_device(device)
+    _device_kind(device)
     precision = resolve_precision(precision, device)
     if checkpoint is None:
         path, sha256 = None, MODELS[model].sha256

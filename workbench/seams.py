@@ -4,8 +4,8 @@ All verdicts are about pairs of polygons of two overlapping windows. A polygon i
 neighbour if it touches an edge of its own window inside the neighbour's: the neighbour sees what
 lies beyond. Two polygons that agree inside the shared overlap are the same object, and then
 
-- the cut one goes if the other is not cut and sees all of it,
-- the worse one goes if neither is cut (a duplicate),
+- of two that both windows see whole, the worse one goes (a duplicate), or the cut one,
+- what the other window sees whole goes, if the other polygon reaches beyond this window,
 - otherwise both are pieces, and the object is their union.
 
 A polygon that agrees with none of a neighbour, though the neighbour sees all of it uncut, is the
@@ -15,17 +15,19 @@ have in one large tile. Otherwise overlaps would hold the proposals of two tiles
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import shapely
 from numpy.typing import NDArray
 
 AGREE = 0.5  # IoU inside the shared overlap from which two polygons are the same object
 SEEN = 0.95  # share of a polygon inside the neighbour's window that counts as all of it
-DUPLICATE = 0.7  # IoU from which two finished polygons are one too many; SAM's box_nms_thresh
+DUPLICATE = 0.7  # IoU of masks and of boxes from which two finished polygons are one too many
 TOUCH_PX = 2  # networks stop a pixel or two short of the edge
 
 KEY = ["source", "tile_row", "tile_col"]
@@ -33,11 +35,27 @@ KEY = ["source", "tile_row", "tile_col"]
 
 @dataclass(frozen=True)
 class _Match:
-    """Two polygons (row numbers) that are the same object, better matches first when sorted."""
+    """Two polygons (row numbers) of two windows that look alike in the overlap.
 
-    rank: tuple[float, ...]
+    The surest matches come first in their `order`. `seen`: all of the polygon lies in the other
+    one's window, clear of its edges.
+    """
+
+    order: tuple[float, ...]
     i: int
     j: int
+    cut_i: bool
+    cut_j: bool
+    seen_i: bool
+    seen_j: bool
+
+    def replaced(self, rank: NDArray[np.int64]) -> list[int]:
+        """The row that goes because the other one shows the same object better, if one does."""
+        if self.cut_i and self.cut_j:
+            return []
+        if self.seen_i and self.seen_j:
+            return [max((self.cut_i, rank[self.i], self.i), (self.cut_j, rank[self.j], self.j))[2]]
+        return [self.i] * self.seen_i + [self.j] * self.seen_j
 
 
 def merge_seams(polygons: gpd.GeoDataFrame, windows: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
@@ -45,154 +63,175 @@ def merge_seams(polygons: gpd.GeoDataFrame, windows: gpd.GeoDataFrame) -> gpd.Ge
 
     `polygons` come from `to_polygons`, `windows` from `tile_windows`; several scenes may be
     stacked. Adds `n_tiles`, the number of tiles that saw the object; scores and index are those of
-    the best piece that is left. The result does not depend on the order of the rows and is sorted
-    by source, tile and ordinal.
+    the best piece that is left. `at_edge` becomes true also where the windows end. The result does
+    not depend on the order of the rows and is sorted by source, tile and ordinal.
     """
     polygons = polygons.sort_values([*KEY, "ordinal"], kind="stable").reset_index(drop=True)
     windows = windows.sort_values(KEY, kind="stable").reset_index(drop=True)
-    tile = (
-        windows.reset_index()
-        .set_index(KEY)["index"]
-        .reindex(polygons.set_index(KEY).index)
-        .to_numpy()
-    )
     geometry = polygons.geometry.to_numpy().copy()
-    goes = np.zeros(len(polygons), bool)
-    disowned = np.zeros(len(polygons), bool)
+    tile = _tile_numbers(polygons, windows)
+    rank = _ranks(polygons)
     matches: list[_Match] = []
-    score = polygons[["confidence", "stability"]].to_numpy()
-    better = np.empty(len(polygons), np.int64)
-    # the rank of each polygon by score; equal scores in the order of tiles and ordinals
-    better[np.lexsort((-score[:, 1], -score[:, 0]))] = np.arange(len(polygons))
-    for a, b, rows_a, rows_b in _neighbours(geometry, tile, windows):
-        found, replaced, foreign = _compare(geometry, rows_a, rows_b, windows, a, b, better)
-        matches += found
-        goes[replaced] = True
-        disowned[foreign] = True
+    matches: list[_Match] = []
+    foreign: list[tuple[int, int]] = []
+    for a, b, one, other in _neighbours(geometry, tile, windows):
+        matches += _agreeing(one, other)
+        foreign += [(row, b) for row in _others_to_decide(one, other)]
+        foreign += [(row, a) for row in _others_to_decide(other, one)]
 
-    groups = _group(sorted(matches, key=lambda match: match.rank), geometry, tile)
-    merged = polygons.assign(n_tiles=1)
-    area_px = polygons["area_px"].to_numpy()
-    keep = ~(goes | disowned)
-    for group in groups:
-        members = np.array(sorted(group))
-        left = members[~(goes | disowned)[members]]
-        if not len(left):  # each was replaced by another one of the group
-            left = members[~disowned[members]][:1]
+    groups = _group(sorted(matches, key=lambda match: match.order), geometry, tile)
+    group_of = {int(row): number for number, group in enumerate(groups) for row in group}
+    matches = [match for match in matches if group_of[match.i] == group_of[match.j]]
+    matched = {(m.i, tile[m.j]) for m in matches} | {(m.j, tile[m.i]) for m in matches}
+    disowned = np.zeros(len(polygons), bool)
+    disowned[[row for row, window in foreign if (row, window) not in matched]] = True
+    gone = disowned.copy()
+    gone[[row for match in matches for row in match.replaced(rank)]] = True
+
+    at_edge = polygons["at_edge"].to_numpy().copy()
+    area_px = polygons["area_px"].to_numpy().copy()
+    n_tiles = np.ones(len(polygons), np.int64)
+    for members in groups:
+        left = members[~gone[members]]
+        if not len(left):  # each was replaced by another one of the group, or disowned
+            left = members[~disowned[members]]
+            left = left[np.argsort(rank[left])[:1]]
         if not len(left):
             continue
-        best = left[np.argmin(better[left])]
-        keep[members], keep[best] = False, True
-        merged.loc[best, "n_tiles"] = len(np.unique(tile[members]))
-        merged.loc[best, "at_edge"] = bool(polygons["at_edge"].to_numpy()[left].any())
+        best = left[np.argmin(rank[left])]
+        n_tiles[best] = len(np.unique(tile[members]))
+        at_edge[best] = at_edge[left].any()
         if len(left) > 1:
             whole = _polygonal(shapely.union_all(geometry[left]))
-            merged.loc[best, "area_px"] = round(area_px[best] * whole.area / geometry[best].area)
+            area_px[best] = round(area_px[best] * whole.area / geometry[best].area)
             geometry[best] = whole
+        gone[left] = left != best
+    at_edge |= _reach_the_end(geometry, windows)
+    merged = polygons.assign(n_tiles=n_tiles, at_edge=at_edge, area_px=area_px)
     merged = merged.set_geometry(geometry, crs=polygons.crs)
-    reach = keep & _reaches_overlap(geometry, windows)
-    keep[_duplicates(geometry, np.flatnonzero(reach), tile, merged["n_tiles"], better)] = False
-    return merged[keep].reset_index(drop=True)
+    shared = np.flatnonzero(~gone & _reach_overlaps(geometry, windows))
+    gone[_duplicates(geometry, shared, np.where(n_tiles > 1, -1, tile), rank)] = True
+    return merged[~gone].reset_index(drop=True)
+
+
+def _tile_numbers(polygons: gpd.GeoDataFrame, windows: gpd.GeoDataFrame) -> NDArray[np.int64]:
+    """The row of each polygon's window."""
+    number = pd.Series(np.arange(len(windows)), index=pd.MultiIndex.from_frame(windows[KEY]))
+    return number.reindex(pd.MultiIndex.from_frame(polygons[KEY])).to_numpy(np.int64)
+
+
+def _ranks(polygons: gpd.GeoDataFrame) -> NDArray[np.int64]:
+    """The place of each polygon, best first: whole before clipped by invalid pixels, then scores.
+
+    Equal scores go in the order of tiles and ordinals.
+    """
+    rank = np.empty(len(polygons), np.int64)
+    order = np.lexsort((-polygons["stability"], -polygons["confidence"], polygons["at_edge"]))
+    rank[order] = np.arange(len(polygons))
+    return rank
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The polygons of one window that reach into its overlap with another window.
+
+    `seen`: the other window sees all of the polygon, and it does not touch that window's edges.
+    """
+
+    box: shapely.Polygon
+    rows: NDArray[np.int64]
+    whole: NDArray[np.object_]
+    shared: NDArray[np.object_]  # the part inside the overlap
+    cut: NDArray[np.bool_]
+    seen: NDArray[np.bool_]
 
 
 def _neighbours(
     geometry: NDArray[np.object_], tile: NDArray[np.int64], windows: gpd.GeoDataFrame
-) -> Iterator[tuple[int, int, NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield overlapping windows a < b with the polygons of each that reach into the overlap."""
-    boxes = windows.geometry.to_numpy()
+) -> Iterator[tuple[int, int, _Side, _Side]]:
+    """Yield all pairs of overlapping windows of which either has polygons in the overlap."""
+    boxes, touch = windows.geometry.to_numpy(), TOUCH_PX * windows["pixel"].to_numpy()
     a, b = shapely.STRtree(boxes).query(boxes)
-    a, b = a[a < b], b[a < b]
     bounds = shapely.bounds(geometry).reshape(-1, 4)
     starts = np.searchsorted(tile, np.arange(len(boxes) + 1))
-    extent = shapely.bounds(boxes).reshape(-1, 4)
-    for i, j in sorted(zip(a.tolist(), b.tolist(), strict=True)):
-        x0, y0 = np.maximum(extent[i, :2], extent[j, :2])
-        x1, y1 = np.minimum(extent[i, 2:], extent[j, 2:])
-        if x0 >= x1 or y0 >= y1:
+    for i, j in sorted(zip(a[a < b].tolist(), b[a < b].tolist(), strict=True)):
+        overlap = shapely.intersection(boxes[i], boxes[j])
+        if overlap.area == 0:
             continue
+        x0, y0, x1, y1 = overlap.bounds
+        strips = _cut_strip(boxes[i], boxes[j], touch[i]), _cut_strip(boxes[j], boxes[i], touch[j])
         sides = []
-        for t in (i, j):
+        for t, other, strip, other_strip in ((i, j, *strips), (j, i, *strips[::-1])):
             rows = np.arange(starts[t], starts[t + 1])
             inside = (bounds[rows, 0] < x1) & (bounds[rows, 2] > x0)
             inside &= (bounds[rows, 1] < y1) & (bounds[rows, 3] > y0)
-            sides.append(rows[inside])
-        if len(sides[0]) and len(sides[1]):
+            rows = rows[inside]
+            whole = geometry[rows]
+            in_window = shapely.area(shapely.intersection(whole, boxes[other]))
+            seen = in_window >= SEEN * shapely.area(whole)
+            seen &= ~shapely.intersects(whole, other_strip)
+            cut = shapely.intersects(whole, strip)
+            shared = shapely.intersection(whole, overlap)
+            sides.append(_Side(boxes[t], rows, whole, shared, cut, seen))
+        if len(sides[0].rows) or len(sides[1].rows):
             yield i, j, sides[0], sides[1]
 
 
-def _compare(
-    geometry: NDArray[np.object_],
-    rows_a: NDArray[np.int64],
-    rows_b: NDArray[np.int64],
-    windows: gpd.GeoDataFrame,
-    a: int,
-    b: int,
-    better: NDArray[np.int64],
-) -> tuple[list[_Match], list[int], list[int]]:
-    """Compare two windows: matches, rows that a match replaces, rows the other window disowns."""
-    box_a, box_b = windows.geometry.iloc[a], windows.geometry.iloc[b]
-    touch = TOUCH_PX * windows["pixel"].iloc[[a, b]].to_numpy()
-    whole_a, whole_b = geometry[rows_a], geometry[rows_b]
-    overlap = shapely.intersection(box_a, box_b)
-    in_a, in_b = shapely.intersection(whole_a, overlap), shapely.intersection(whole_b, overlap)
-    m, n = shapely.STRtree(in_b).query(in_a, predicate="intersects")
-    common = shapely.area(shapely.intersection(in_a[m], in_b[n]))
-    m, n, common = m[common > 0], n[common > 0], common[common > 0]
-    cut_a = shapely.intersects(whole_a, _cut_strip(box_a, box_b, touch[0]))
-    cut_b = shapely.intersects(whole_b, _cut_strip(box_b, box_a, touch[1]))
-    seen_a = shapely.area(shapely.intersection(whole_a, box_b)) >= SEEN * shapely.area(whole_a)
-    seen_b = shapely.area(shapely.intersection(whole_b, box_a)) >= SEEN * shapely.area(whole_b)
-
-    candidates = []
-    for k in range(len(m)):
-        i, j = m[k], n[k]
-        piece_a, piece_b = in_a[i], in_b[j]
-        if cut_a[i] and cut_b[j]:
+def _agreeing(one: _Side, other: _Side) -> list[_Match]:
+    """All pairs that look alike in the overlap."""
+    m, n = shapely.STRtree(other.shared).query(one.shared, predicate="intersects")
+    common = shapely.area(shapely.intersection(one.shared[m], other.shared[n]))
+    alike = []
+    for i, j, both in zip(m.tolist(), n.tolist(), common.tolist(), strict=True):
+        piece, other_piece = one.shared[i], other.shared[j]
+        if one.cut[i] and other.cut[j]:
             # a U whose two legs reach into the overlap may be two polygons on one side
-            piece_a, piece_b = _parts_near(piece_a, piece_b), _parts_near(piece_b, piece_a)
-        union = shapely.area(piece_a) + shapely.area(piece_b) - common[k]
-        if common[k] >= AGREE * union:
-            # of a whole and its part that look alike in the overlap, wholes go with wholes
-            size = min(shapely.area(whole_a[i]), shapely.area(whole_b[j]))
-            rank = (-round(common[k] / union, 6), -size, int(rows_a[i]), int(rows_b[j]))
-            candidates.append((rank, i, j))
+            piece = _parts_near(one.shared[i], other.shared[j])
+            other_piece = _parts_near(other.shared[j], one.shared[i])
+        union = shapely.area(piece) + shapely.area(other_piece) - both
+        if both > 0 and both >= AGREE * union:
+            alike.append((i, j, both, both / union))
+    partners = Counter(i for i, *_ in alike)
+    other_partners = Counter(j for _, j, *_ in alike)
+    return [
+        _Match(
+            # a whole and its part may look alike in one overlap and different in another, where
+            # they are told apart; large overlaps tell more than the corner of four tiles
+            (
+                partners[i] > 1 or other_partners[j] > 1,
+                -round(iou, 6),
+                -round(both, 6),
+                -min(one.whole[i].area, other.whole[j].area),
+                int(one.rows[i]),
+                int(other.rows[j]),
+            ),
+            int(one.rows[i]),
+            int(other.rows[j]),
+            bool(one.cut[i]),
+            bool(other.cut[j]),
+            bool(one.seen[i]),
+            bool(other.seen[j]),
+        )
+        for i, j, both, iou in alike
+    ]
 
-    matches: list[_Match] = []
-    goes: set[int] = set()
-    taken_a: dict[int, list[int]] = {}
-    taken_b: dict[int, list[int]] = {}
-    for rank, i, j in sorted(candidates):
-        rivals_a = whole_a[taken_b.get(j, [])]
-        rivals_b = whole_b[taken_a.get(i, [])]
-        if _overlap(whole_a[i], rivals_a) or _overlap(whole_b[j], rivals_b):
-            continue
-        taken_a.setdefault(i, []).append(j)
-        taken_b.setdefault(j, []).append(i)
-        row_a, row_b = int(rows_a[i]), int(rows_b[j])
-        matches.append(_Match(rank, row_a, row_b))
-        if cut_a[i] and not cut_b[j] and seen_a[i]:
-            goes.add(row_a)
-        elif cut_b[j] and not cut_a[i] and seen_b[j]:
-            goes.add(row_b)
-        elif not cut_a[i] and not cut_b[j]:
-            goes.add(row_b if better[row_a] < better[row_b] else row_a)
-    inside_b = seen_a & ~shapely.intersects(whole_a, _cut_strip(box_b, box_a, touch[1]))
-    inside_a = seen_b & ~shapely.intersects(whole_b, _cut_strip(box_a, box_b, touch[0]))
-    foreign_a = inside_b & (cut_a | _nearer(whole_a, box_b, box_a))
-    foreign_b = inside_a & (cut_b | ~_nearer(whole_b, box_b, box_a))
-    foreign_a[list(taken_a)] = False
-    foreign_b[list(taken_b)] = False
-    return matches, sorted(goes), [*rows_a[foreign_a], *rows_b[foreign_b]]
+
+def _others_to_decide(one: _Side, other: _Side) -> list[int]:
+    """Rows of one window that the other sees as well or better: its own proposals count there."""
+    return one.rows[one.seen & (one.cut | _nearer(one.whole, other.box, one.box))].tolist()
 
 
 def _nearer(
     polygons: NDArray[np.object_], one: shapely.Polygon, other: shapely.Polygon
 ) -> NDArray[np.bool_]:
-    """Whether the middle of each polygon is nearer to the centre of one window than the other."""
+    """Whether the middle of each polygon is nearer to the centre of one window than the other.
+
+    Of windows at one distance, the left or upper one counts as nearer.
+    """
     middle = shapely.point_on_surface(polygons)
-    return np.asarray(
-        shapely.distance(middle, one.centroid) < shapely.distance(middle, other.centroid)
-    )
+    near, far = (shapely.distance(middle, box.centroid) for box in (one, other))
+    first = (one.bounds[0], -one.bounds[3]) < (other.bounds[0], -other.bounds[3])
+    return np.asarray(near <= far if first else near < far)
 
 
 def _cut_strip(box: shapely.Polygon, neighbour: shapely.Polygon, width: float) -> shapely.Geometry:
@@ -232,7 +271,7 @@ def _overlap(geometry: shapely.Geometry, others: NDArray[np.object_]) -> bool:
 
 def _group(
     matches: list[_Match], geometry: NDArray[np.object_], tile: NDArray[np.int64]
-) -> list[list[int]]:
+) -> list[NDArray[np.int64]]:
     """Join matches to objects, best first, but never two overlapping polygons of one tile.
 
     Those are different objects, or a whole and its part: without this, a chain of neighbours
@@ -252,8 +291,8 @@ def _group(
         one.extend(other)
         for row in other:
             group_of[row] = one
-    unique = {id(group): group for group in group_of.values()}
-    return sorted((group for group in unique.values() if len(group) > 1), key=min)
+    groups = {id(group): np.array(sorted(group)) for group in group_of.values()}
+    return sorted(groups.values(), key=lambda group: int(group[0]))
 
 
 def _polygonal(geometry: shapely.Geometry) -> shapely.MultiPolygon:
@@ -261,7 +300,7 @@ def _polygonal(geometry: shapely.Geometry) -> shapely.MultiPolygon:
     return shapely.multipolygons(parts[shapely.get_dimensions(parts) == 2])
 
 
-def _reaches_overlap(geometry: NDArray[np.object_], windows: gpd.GeoDataFrame) -> NDArray[np.bool_]:
+def _reach_overlaps(geometry: NDArray[np.object_], windows: gpd.GeoDataFrame) -> NDArray[np.bool_]:
     """Whether the bounds of each polygon lie in more than one window."""
     if not len(geometry):
         return np.zeros(0, bool)
@@ -270,25 +309,37 @@ def _reaches_overlap(geometry: NDArray[np.object_], windows: gpd.GeoDataFrame) -
     return np.bincount(row, minlength=len(geometry)) > 1
 
 
+def _reach_the_end(geometry: NDArray[np.object_], windows: gpd.GeoDataFrame) -> NDArray[np.bool_]:
+    """Whether each polygon touches the outline of all that the windows see together."""
+    outline = windows.union_all().boundary
+    shapely.prepare(outline)
+    return shapely.intersects(outline, geometry)
+
+
 def _duplicates(
     geometry: NDArray[np.object_],
     rows: NDArray[np.int64],
     tile: NDArray[np.int64],
-    n_tiles: NDArray[np.int64],
-    better: NDArray[np.int64],
+    rank: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Rows that repeat a better one of another tile; within a tile, suppression has decided."""
-    rows = rows[np.argsort(better[rows])]
+    """Rows that repeat a better one of another tile; within a tile, suppression has decided.
+
+    `tile` is -1 for what several tiles saw.
+    """
+    rows = rows[np.argsort(rank[rows])]
     i, j = shapely.STRtree(geometry[rows]).query(geometry[rows], predicate="intersects")
-    i, j = i[i < j], j[i < j]
-    a, b = rows[i], rows[j]
-    single = (np.asarray(n_tiles)[a] == 1) & (np.asarray(n_tiles)[b] == 1)
-    i, j = i[~(single & (tile[a] == tile[b]))], j[~(single & (tile[a] == tile[b]))]
-    common = shapely.area(shapely.intersection(geometry[rows[i]], geometry[rows[j]]))
-    union = shapely.area(geometry[rows[i]]) + shapely.area(geometry[rows[j]]) - common
-    same = common > DUPLICATE * union
+    apart = (i < j) & ((tile[rows[i]] != tile[rows[j]]) | (tile[rows[i]] < 0))
+    i, j = i[apart], j[apart]
+    one, other = geometry[rows[i]], geometry[rows[j]]
+    same = _iou(one, other) > DUPLICATE
+    same &= _iou(shapely.envelope(one), shapely.envelope(other)) > DUPLICATE
     gone = np.zeros(len(rows), bool)
     for best, worse in sorted(zip(i[same].tolist(), j[same].tolist(), strict=True)):
         if not gone[best]:
             gone[worse] = True
     return rows[gone]
+
+
+def _iou(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.float64]:
+    common = shapely.area(shapely.intersection(one, other))
+    return common / (shapely.area(one) + shapely.area(other) - common)

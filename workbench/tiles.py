@@ -107,13 +107,13 @@ def tiles_over(scene: Scene, grid: TileGrid, aoi: shapely.Geometry | None) -> li
 
 
 def tile_windows(scene: Scene, grid: TileGrid, tiles: list[Tile]) -> gpd.GeoDataFrame:
-    """Return the windows of tiles as map geometry, with `pixel`, a pixel's width in map units."""
+    """Return the windows of tiles on the map, with `pixel`, the larger side of a pixel there."""
     return gpd.GeoDataFrame(
         {
             "source": np.full(len(tiles), scene.name, dtype=object),
             "tile_row": np.array([tile.row for tile in tiles], np.int32),
             "tile_col": np.array([tile.col for tile in tiles], np.int32),
-            "pixel": np.full(len(tiles), scene.transform.a),
+            "pixel": np.full(len(tiles), max(scene.transform.a, -scene.transform.e)),
         },
         geometry=[scene.window_polygon(tile.window.intersection(scene.window)) for tile in tiles],
         crs=scene.crs,
