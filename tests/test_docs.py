@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 from workbench import Job
 from workbench.layer import COLUMNS
+from workbench.pipeline import OUTPUTS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -21,12 +24,7 @@ def parameters_table():
     lines = ["| name | default | meaning |", "|---|---|---|"]
     defaults = Job().parameters()
     for name, field in Job.model_fields.items():
-        value = defaults[name]
-        text = (
-            {None: "null", True: "true", False: "false"}.get(value, value)
-            if not isinstance(value, dict)
-            else "{1: object}"
-        )
+        text = yaml.safe_dump(defaults[name], default_flow_style=True).split("\n")[0]
         lines.append(f"| `{name}` | {text} | {field.description} |")
     return "\n".join(lines)
 
@@ -34,11 +32,24 @@ def parameters_table():
 def test_the_parameters_table_is_current():
     text = README.read_text(encoding="utf-8")
     assert text[text.index(START) + len(START) : text.index(END)].strip() == parameters_table()
+    # by hand, should the table's maker and the table be wrong together
+    for row in (
+        "| `source` | null |",
+        "| `model` | classic |",
+        "| `overlap` | 0.1875 |",
+        "| `crop_n_layers` | 0 |",
+        "| `planar` | false |",
+        "| `classes` | {1: object} |",
+        "| `interactive` | auto |",
+    ):
+        assert f"\n{row} " in text
 
 
 def test_the_readme_names_every_column_and_every_file():
     text = README.read_text(encoding="utf-8")
     assert [name for name in COLUMNS if f"`{name}`" not in text] == []
+    files = [*OUTPUTS, "job.yaml", "run.yaml", "candidates/*.parquet"]
+    assert [name for name in files if f"`{name}`" not in text] == []
 
 
 def test_papermill_commands_name_real_parameters():

@@ -55,6 +55,17 @@ def test_the_notebook_has_exactly_the_parameters_and_their_defaults():
         ("0.9", "pred_iou_thresh", 0.9),
         ('{"type": "Polygon", "coordinates": []}', "aoi", {"type": "Polygon", "coordinates": []}),
         (32633, "crs", "32633"),
+        ("3,2,1", "bands", (3, 2, 1)),
+        ("2, 98", "stretch", (2.0, 98.0)),
+        ("None", "source", None),
+        (["a.tif", Path("b.tif")], "source", ["a.tif", "b.tif"]),
+        ("[ab]*.tif", "source", "[ab]*.tif"),
+        (None, "min_area_px", None),
+        ("{1: 2019}", "classes", {1: "2019"}),
+        ("~/a.tif", "source", str(Path.home() / "a.tif")),
+        (["~/a.tif"], "source", [str(Path.home() / "a.tif")]),
+        ("~/aoi.gpkg", "aoi", str(Path.home() / "aoi.gpkg")),
+        ("~/run", "out_dir", str(Path.home() / "run")),
     ],
 )
 def test_values_are_taken_as_meant(given, name, meant):
@@ -84,11 +95,25 @@ def test_values_are_taken_as_meant(given, name, meant):
         ({"default_class": 7}, "default_class 7"),
         ({"scheduler": "tcp://host:8786"}, "scheduler"),
         ({"interactive": "perhaps"}, "`interactive`"),
+        ({"source": ""}, "`source`: is empty"),
+        ({"source": ["a.tif", ""]}, "`source`"),
+        ({"aoi": " "}, "`aoi`: is empty"),
+        ({"checkpoint": "sam.pth"}, "checkpoint sam.pth: `classic` has no weights"),
+        ({"resolution_m": "inf"}, "`resolution_m`"),
+        ({"simplify_m": float("inf")}, "`simplify_m`"),
+        ({"min_area_m2": float("nan")}, "`min_area_m2`"),
+        ({"classes": "{1: no}"}, "`classes`: class 1 is called False"),
+        ({"classes": {1: "roof", "1": "tree"}}, "`classes`: two classes have the same number"),
+        ({"crs": "²"}, "`crs`: no CRS"),
     ],
 )
 def test_bad_parameters_are_named(parameters, message):
     with pytest.raises(JobError, match=message):
         Job.create(**parameters)
+
+
+def test_without_a_least_area_every_part_is_kept():
+    assert Job.create(min_area_px=None).cleaning.min_area_px == 0
 
 
 def test_yaml_round_trip(tmp_path):

@@ -122,6 +122,12 @@ def test_map_of_nothing_says_so() -> None:
     assert figure_png(figure).startswith(b"\x89PNG")
 
 
+def test_a_long_title_leaves_room_for_the_map() -> None:
+    figure = draw_map(GREY, VALID, TRANSFORM, labels([], []), title="x" * 250)
+    figure_png(figure, dpi=30)  # matplotlib warns when there is no room
+    assert figure.axes[0].get_title(loc="left").endswith("x… · 0 polygons")
+
+
 def test_scale_bar_is_in_ground_metres() -> None:
     # at 60° N a metre of web mercator is half a metre of ground
     mercator = pyproj.CRS.from_epsg(3857)

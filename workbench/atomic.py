@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,3 +25,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the temporary files in `folder` that killed processes have left; call before writing.
+
+    Ours, too: in a container every run may have the same process number.
+    """
+    for path in folder.glob(".tmp-*"):
+        owner = re.match(r"\.tmp-(\d+)-", path.name)
+        if owner and path.is_file() and (int(owner[1]) == os.getpid() or not _runs(int(owner[1]))):
+            path.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it runs, and is another user's
+        return True
+    return True

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -338,7 +340,8 @@ class CandidateStore:
     """A folder of Parquet files, each with the candidates and the ledger rows of a few tiles.
 
     The ledger rows travel in the file's own metadata, so that a file is either whole, with both,
-    or absent; nothing is ever appended in place.
+    or absent; nothing is ever appended in place. A file that is damaged counts as absent, so its
+    tiles are computed again.
     """
 
     folder: Path
@@ -348,11 +351,13 @@ class CandidateStore:
         tiles = [record.index for record in records]
         digest = hashlib.sha256(json.dumps(tiles).encode()).hexdigest()[:12]
         source, row, col = tiles[0]
-        path = self.folder / f"{source}-r{row}c{col}-{digest}.parquet"
+        # a file name has 255 bytes, and a letter up to 4; the digest tells long names apart
+        path = self.folder / f"{source[:40]}-r{row}c{col}-{digest}.parquet"
         metadata = {
             "rules": json.dumps(asdict(candidates.rules)),
             "ledger": json.dumps([asdict(record) for record in records]),
         }
+        metadata["checksum"] = _checksum(metadata["rules"].encode(), metadata["ledger"].encode())
         with atomic_path(path) as temporary:
             pq.write_table(
                 candidates.table.replace_schema_metadata(metadata),
@@ -365,13 +370,11 @@ class CandidateStore:
     def ledger(self) -> dict[tuple[str, int, int], tuple[TileRecord, Path]]:
         """What is known of each tile, and the file that says so; success beats failure.
 
-        Files that cannot be read count as absent, so their tiles are computed again.
+        Reads each new file in full once, to be sure that `read` can.
         """
         known: dict[tuple[str, int, int], tuple[TileRecord, Path]] = {}
-        for path in sorted(self.folder.glob("*.parquet")):
-            if path.name.startswith(".tmp-"):  # still being written, or left by a crash
-                continue
-            for record in _read_records(path):
+        for path in self._files():
+            for record in _sound_records(path):
                 if record.index not in known or known[record.index][0].status == "failed":
                     known[record.index] = record, path
         return known
@@ -388,17 +391,53 @@ class CandidateStore:
                 by_file.setdefault(path, []).append(record)
         for path in sorted(by_file):
             records = by_file[path]
-            table = pq.read_table(path, page_checksum_verification=True)
-            rules = Rules(**json.loads(table.schema.metadata[b"rules"]))
-            candidates = Candidates(table.replace_schema_metadata(None).combine_chunks(), rules)
+            candidates, _ = _read(path)
             wanted = {(record.tile_row, record.tile_col) for record in records}
             tile = zip(candidates.column("tile_row"), candidates.column("tile_col"), strict=True)
             yield candidates.take(np.array([t in wanted for t in tile], bool)), records
 
+    def clear(self) -> None:
+        """Delete what `write` has written, and nothing else."""
+        for path in self._files():
+            if _OUR_NAME.fullmatch(path.name) or _sound_records(path):
+                path.unlink()
 
-def _read_records(path: Path) -> list[TileRecord]:
+    def _files(self) -> list[Path]:
+        # those with a dot are still being written, or left by a crash
+        return sorted(path for path in self.folder.glob("*.parquet") if path.name[0] != ".")
+
+
+_OUR_NAME = re.compile(r".+-r\d+c\d+-[0-9a-f]{12}\.parquet", re.DOTALL)
+
+
+def _checksum(rules: bytes, ledger: bytes) -> str:
+    """Parquet has checksums for its pages only, none for the metadata."""
+    return hashlib.sha256(rules + ledger).hexdigest()
+
+
+def _read(path: Path) -> tuple[Candidates, list[TileRecord]]:
+    """Read a whole file, verifying every checksum."""
+    # unlike a memory map, it fails with an error if the disk does
+    table = pq.read_table(path, page_checksum_verification=True, memory_map=False)
+    metadata = table.schema.metadata or {}
+    rules, ledger = metadata[b"rules"], metadata[b"ledger"]
+    table = table.replace_schema_metadata(None).combine_chunks()
+    if metadata[b"checksum"].decode() != _checksum(rules, ledger) or table.schema != SCHEMA:
+        raise ValueError(f"{path} is damaged")
+    records = [TileRecord(**record) for record in json.loads(ledger)]
+    return Candidates(table, Rules(**json.loads(rules))), records
+
+
+def _sound_records(path: Path) -> tuple[TileRecord, ...]:
+    """The ledger rows of a file; none if any part of it is damaged, or it is not ours."""
     try:
-        metadata = pq.read_schema(path).metadata
-        return [TileRecord(**record) for record in json.loads(metadata[b"ledger"])]
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError):
-        return []
+        state = path.stat()
+        return _records_of(path, state.st_mtime_ns, state.st_size)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return ()
+
+
+@lru_cache(maxsize=100_000)
+def _records_of(path: Path, mtime_ns: int, size: int) -> tuple[TileRecord, ...]:
+    """Read once for each state of a file: the ledger is asked for many times."""
+    return tuple(_read(path)[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -12,10 +12,11 @@ import pyproj
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
@@ -23,45 +24,18 @@ from pydantic import (
 from workbench.candidates import Thresholds
 from workbench.errors import JobError
 from workbench.polygons import Cleaning
+from workbench.sources import absolute
 
 Model = Literal["classic", "vit_b", "vit_l", "vit_h"]
+Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-def _as_meant(value: Any) -> Any:
-    """Undo what the command line does to values: `-p aoi null` and lists arrive as text."""
-    if isinstance(value, str):
-        if value.strip().lower() in {"null", "none", ""}:
-            return None
-        if value.strip()[0] in "[{":
-            try:
-                return yaml.safe_load(value)
-            except yaml.YAMLError:
-                return value
-    return value
-
-
-def _text(value: Any) -> Any:
-    """Take `-p source 2019` as the name that it is."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_text(item) for item in value]
-    return str(value) if isinstance(value, int | float | Path) else value
-
-
-def _auto(value: Any) -> Any:
-    return None if isinstance(value, str) and value.strip().lower() == "auto" else value
-
-
-def _yes_or_no(value: Any) -> Any:
-    return value.strip().lower() if isinstance(value, str) else value
-
-
-Text = Annotated[str, BeforeValidator(_text)]
-Texts = Annotated[str | list[str], BeforeValidator(_text)]
-YesNo = Annotated[bool, BeforeValidator(_yes_or_no)]
-Auto = BeforeValidator(_auto)
+# where None is written `auto`
+AUTO = ("bands", "stretch", "crs", "interactive")
+PATHS = ("source", "aoi", "out_dir", "checkpoint")
 
 
 def _field(
@@ -73,9 +47,14 @@ def _field(
 class Job(BaseModel):
     """Every parameter of a run; the notebook's parameters cell has exactly these fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,  # `-p source 2019` is a name
+    )
 
-    source: Texts | None = _field(
+    source: Text | list[Text] | None = _field(
         None,
         "path, list, glob, directory, VRT or URL (`https://`, `s3://`) of one or many rasters; "
         "null: the sample scene",
@@ -90,13 +69,13 @@ class Job(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _field(
         "auto", "bf16 on CUDA where it is native, else fp16; fp32 on CPU"
     )
-    bands: Annotated[tuple[int, int, int] | None, Auto] = _field(
+    bands: tuple[int, int, int] | None = _field(
         None, "three 1-based band numbers; auto: by colour interpretation"
     )
-    stretch: Annotated[tuple[Percent, Percent] | None, Auto] = _field(
+    stretch: tuple[Percent, Percent] | None = _field(
         None, "two percentiles; auto: none for 8-bit rasters, else 2 and 98"
     )
-    crs: Annotated[Text | None, Auto] = _field(
+    crs: Text | None = _field(
         None, "metric working CRS; auto: the raster's own, or UTM if that is not in metres"
     )
     resolution_m: Positive | None = _field(None, "resample to this ground resolution, metres")
@@ -110,32 +89,27 @@ class Job(BaseModel):
     stability_floor: Share = _field(0.5, "what is stored; the lower end of the slider")
     box_nms_thresh: Share = _field(0.7, "of two masks with a higher box IoU the worse one goes")
     crop_nms_thresh: Share = _field(0.7, "the same among crops")
-    min_area_px: int = _field(500, "mask parts smaller than this go, pixels", ge=0)
+    min_area_px: int | None = _field(500, "mask parts smaller than this go, pixels", ge=0)
     min_area_m2: float | None = _field(None, "masks smaller than this go, ground m²", ge=0)
     max_area_m2: Positive | None = _field(None, "masks larger than this go, ground m²")
     fill_holes_m2: Positive | None = _field(None, "holes smaller than this are filled, ground m²")
     min_solidity: Share | None = _field(None, "least area / area of the convex hull")
     simplify_m: float | None = _field(0.5, "tolerance of simplification, ground metres", ge=0)
-    planar: YesNo = _field(False, "no overlaps: smaller polygons on top, edges shared")
+    planar: bool = _field(False, "no overlaps: smaller polygons on top, edges shared")
     classes: dict[int, str] = _field({1: "object"}, "value map of the review form")
     default_class: int | None = _field(None, "class of new labels")
     scheduler: Text | None = _field(None, "address of a Dask scheduler; null: this process")
-    resume: YesNo = _field(True, "reuse stored candidates; failed tiles are tried again")
-    interactive: Annotated[YesNo | None, Auto] = _field(
+    resume: bool = _field(True, "reuse stored candidates; failed tiles are tried again")
+    interactive: bool | None = _field(
         None, "show widgets; auto: only where a person is at the notebook"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _undo_command_line(cls, values: Any) -> Any:
-        return {k: _as_meant(v) for k, v in values.items()} if isinstance(values, dict) else values
 
     @field_validator("crs")
     @classmethod
     def _known_crs(cls, value: str | None) -> str | None:
         if value is not None:
             try:
-                pyproj.CRS.from_user_input(int(value) if value.isdigit() else value)
+                pyproj.CRS.from_user_input(int(value) if value.isdecimal() else value)
             except pyproj.exceptions.CRSError as error:
                 raise ValueError(
                     "no CRS of this name is known; use a code as EPSG:32633"
@@ -148,6 +122,31 @@ class Job(BaseModel):
         if value is not None and min(value) < 1:
             raise ValueError("band numbers start at 1")
         return value
+
+    @field_validator("classes", mode="wrap")
+    @classmethod
+    def _one_name_for_each_class(
+        cls, value: Any, validate: ValidatorFunctionWrapHandler
+    ) -> dict[int, str]:
+        for number, name in value.items() if isinstance(value, dict) else ():
+            if isinstance(name, bool):
+                raise ValueError(
+                    f"class {number} is called {name}, which is what YAML makes of a bare yes, no, "
+                    "on or off: put its name in quotes"
+                )
+        classes: dict[int, str] = validate(value)
+        if len(classes) < len(value):
+            raise ValueError("two classes have the same number")
+        return classes
+
+    # last, for what is defined last sees a value first
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_meant(cls, value: Any, field: ValidationInfo) -> Any:
+        """Take text as a command line means it, and paths from home."""
+        if isinstance(value, str):
+            value = _parse(value, str(field.field_name))
+        return _from_home(value) if field.field_name in PATHS else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -164,6 +163,11 @@ class Job(BaseModel):
         if self.default_class is not None and self.default_class not in self.classes:
             raise ValueError(
                 f"default_class {self.default_class} is not one of classes {self.classes}"
+            )
+        if self.model == "classic" and self.checkpoint is not None:
+            raise ValueError(
+                f"checkpoint {self.checkpoint}: `classic` has no weights. Set model to the SAM "
+                "that they are for (vit_b, vit_l, vit_h), or leave checkpoint null"
             )
         if self.scheduler is not None:
             raise ValueError("scheduler: running on a Dask cluster is not built yet; leave it null")
@@ -218,15 +222,15 @@ class Job(BaseModel):
     def parameters(self) -> dict[str, Any]:
         """Return all parameters as plain values, local paths absolute, `auto` written out."""
         values = self.model_dump(mode="json")
-        for name in ("bands", "stretch", "crs", "interactive"):
+        for name in AUTO:
             values[name] = "auto" if values[name] is None else values[name]
         values["classes"] = dict(self.classes)
-        for name in ("source", "aoi", "out_dir", "checkpoint"):
+        for name in PATHS:
             value = values[name]
             if isinstance(value, list):
-                values[name] = [_absolute(item) for item in value]
+                values[name] = [absolute(item) for item in value]
             elif isinstance(value, str):
-                values[name] = _absolute(value)
+                values[name] = absolute(value)
         return values
 
     @property
@@ -245,7 +249,8 @@ class Job(BaseModel):
     @property
     def cleaning(self) -> Cleaning:
         """The cleaning parameters."""
-        return Cleaning(**{name: getattr(self, name) for name in Cleaning.__dataclass_fields__})
+        values = {name: getattr(self, name) for name in Cleaning.__dataclass_fields__}
+        return Cleaning(**values | {"min_area_px": self.min_area_px or 0})
 
 
 def _explain(error: ValidationError) -> str:
@@ -268,8 +273,29 @@ def _unknown(name: str) -> str:
     return f"Unknown parameter `{name}`. {hint}"
 
 
-def _absolute(path: str) -> str:
-    return path if "://" in path or path.startswith("/vsi") else str(Path(path).absolute())
+def _parse(text: str, name: str) -> Any:
+    """Read a value as `-p` of papermill passes it on: everything but a number is text."""
+    match text.strip():
+        case "":
+            raise ValueError("is empty, as from a variable that is not set; for none say null")
+        case none if none.lower() in {"null", "none"}:
+            return None
+        case auto if auto.lower() == "auto" and name in AUTO:
+            return None
+        case several if name in {"bands", "stretch"}:
+            return several.strip("[()]").split(",")
+        case nested if nested[0] in "[{":
+            try:
+                return yaml.safe_load(nested)
+            except yaml.YAMLError:
+                return text  # a file may be called so
+    return text
+
+
+def _from_home(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_from_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str | Path) else value
 
 
 def _kernel_allows_input() -> bool:

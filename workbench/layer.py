@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ LABELS, TILES = "prelabels", "tiles"  # the names of the two layers in the GeoPa
 GEOMETRY_COLUMN = "geom"  # its name in the GeoPackage
 # GPKG and zip archives stamp the time; a fixed one makes equal runs equal files
 TIMESTAMP = "1980-01-01T00:00:00.000Z"
+
+_GPKG_ERRORS = (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError)
 
 # for what a person draws in QGIS, which fills in no more than it has defaults for
 _MISSING: Mapping[str, Any] = {"str": "", "int64": 0, "bool": False}
@@ -141,10 +144,32 @@ def read_layer(path: Path) -> gpd.GeoDataFrame:
 
 
 def count_reviewed(gpkg: Path) -> int:
-    """Count the labels of a GeoPackage that a person has decided on, edited or drawn."""
-    untouched = "status = 'unreviewed'"
-    total = pyogrio.read_info(gpkg, layer=LABELS, force_feature_count=True)["features"]
-    return int(total - len(pyogrio.read_dataframe(gpkg, LABELS, where=untouched, columns=[])))
+    """Count the labels that a person has changed, drawn or deleted since `write_layer`.
+
+    What was written is in the `.parquet` beside it; without that, every status but `unreviewed`
+    counts. Raises `RunFolderError` for a file that `write_layer` has not written.
+    """
+    try:
+        now = pyogrio.read_dataframe(gpkg, layer=LABELS)
+        labels = _review_of(now)
+        written = gpkg.with_suffix(".parquet")
+        if not written.exists():
+            return int((now["status"] != "unreviewed").sum())
+        before = _review_of(gpd.read_parquet(written))
+    except (*_GPKG_ERRORS, pa.ArrowException, KeyError, ValueError) as error:
+        raise RunFolderError(
+            f"{gpkg} is no layer of pre-labels that a run has written, or is damaged ({error}). "
+            "Move it out of the run folder, or choose another out_dir."
+        ) from error
+    deleted = {label[0] for label in before} - {label[0] for label in labels}
+    return (labels - before).total() + len(deleted)
+
+
+def _review_of(layer: gpd.GeoDataFrame) -> Counter[tuple[Any, ...]]:
+    """Count what a review may change of each label, by id: split in QGIS, two have the same."""
+    classes = _column(layer["class_id"], "Int64").astype(object)
+    shapes = shapely.to_wkb(_multi(np.asarray(layer.geometry.array)))
+    return Counter(zip(layer["id"], classes.map(str), layer["status"], shapes, strict=True))
 
 
 def crs_name(crs: CRS) -> str:

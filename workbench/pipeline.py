@@ -7,22 +7,27 @@ import json
 import platform
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from itertools import chain, count
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import geopandas as gpd
+import numpy as np
 import pandas as pd
 import pyogrio
 import pyproj
 import shapely
 import yaml
+from shapely.affinity import translate
 from tqdm import tqdm
 
 from workbench import layer as layers
 from workbench import qgis, report
-from workbench.atomic import atomic_path
+from workbench.atomic import atomic_path, remove_stale
 from workbench.candidates import (
     Candidates,
     CandidateStore,
@@ -36,6 +41,7 @@ from workbench.candidates import (
     valid_masks,
 )
 from workbench.classic import ClassicSegmenter
+from workbench.crs import is_earth
 from workbench.errors import AOIError, RunFailedError, RunFolderError
 from workbench.job import Job
 from workbench.opening import open_scene
@@ -49,17 +55,30 @@ from workbench.tiles import Tile, TileGrid, tile_windows, tiles_over
 FLUSH_SECONDS = 20.0  # a kill costs at most this much finished work
 FLUSH_TILES = 64
 PICTURE_PX = 2048
-IDENTITY = ("crs", "scenes", "tiling", "segmenter")  # what the stored candidates depend on
+# what a run writes beside its candidates, job.yaml and run.yaml
+OUTPUTS = (
+    "prelabels.gpkg",
+    "prelabels.geojson",
+    "prelabels.parquet",
+    "prelabels.qml",
+    "tiles.parquet",
+    "review.qgz",
+    "report.html",
+)
+# what the stored candidates depend on, besides their scene
+IDENTITY = ("crs", "tiling", "segmenter")
+REMEDY = "Choose another out_dir, or set resume=false to replace that run."
+# what can differ in a scene while its candidates still fit
+INCIDENTAL = ("source", "pixel_m")
 
 
 @dataclass(frozen=True)
 class ScenePlan:
-    """One scene of a run: its grid, and the tiles and AOI (in its CRS) that are wanted."""
+    """One scene of a run: its grid, and the tiles that are wanted."""
 
     scene: Scene
     grid: TileGrid
     tiles: tuple[Tile, ...]
-    aoi: shapely.Geometry | None
 
 
 @dataclass(frozen=True)
@@ -70,6 +89,7 @@ class Plan:
     folder: Path
     scenes: tuple[ScenePlan, ...]
     segmenter: Segmenter
+    aoi: shapely.Geometry | None = None  # as far as it lies in the scenes, in the working CRS
 
     @property
     def store(self) -> CandidateStore:
@@ -91,6 +111,7 @@ class Run:
     scenes: tuple[Scene, ...]
     layer: gpd.GeoDataFrame
     tiles: gpd.GeoDataFrame
+    aoi: shapely.Geometry | None = None  # in the CRS of the layer
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -102,12 +123,14 @@ class Run:
         scene = self.scenes[0]
         rgb, valid, transform = scene.overview(PICTURE_PX)
         here = self.layer[self.layer["source"] == scene.name]
+        aoi = None if self.aoi is None else gpd.GeoDataFrame(geometry=[self.aoi], crs=scene.crs)
         figure = report.draw_map(
             rgb,
             valid,
             transform,
             here,
             tiles=self.tiles,
+            aoi=aoi,
             title=scene.name,
         )
         return report.figure_png(figure)
@@ -128,43 +151,75 @@ def run(job: Job) -> Run:
 
 
 def prepare(job: Job) -> Plan:
-    """Open and check everything that a job names; touches the run folder last."""
+    """Open and check everything that a job names; leaves no trace if it cannot be done."""
     scenes = _open_scenes(job)
     aoi = load_aoi(job.aoi) if job.aoi is not None else None
-    planned = tuple(
-        ScenePlan(scene, grid, tuple(tiles_over(scene, grid, area)), area)
-        for scene in scenes
-        for grid in [TileGrid(scene.width, scene.height, job.tile_size, job.overlap)]
-        for area in [None if aoi is None else _clip(aoi, scene)]
-        if aoi is None or area is not None
-    )
-    if not planned:
-        raise AOIError(_outside(aoi, scenes))
     folder = Path(job.out_dir if job.out_dir is not None else f"runs/{scenes[0].name}").absolute()
-    before = _resolved_before(folder, job)
+    _refuse_unwritable(folder)
+    recorded = _recorded(folder)
+    before = recorded if job.resume else {}
+    scenes = _name_scenes(scenes, before.get("scenes", []))
+    planned, area = _plan_tiles(job, scenes, aoi)
     segmenter = _segmenter(job, before.get("segmenter", {}))
     resolved = _resolve(job, scenes, segmenter)
-    _refuse_another_run(folder, before, resolved)
+    if before:
+        _refuse_another_run(folder, before, resolved)
+        resolved = _continued(before, resolved)
+    if not recorded:
+        _refuse_foreign(folder)
     _refuse_to_lose_review(folder)
-    plan = Plan(job, folder, planned, segmenter)
+    plan = Plan(job, folder, planned, segmenter, area)
     if not before or _pending(plan):
         segmenter.load()
     _claim(plan, resolved, before)
     return plan
 
 
+def _plan_tiles(
+    job: Job, scenes: list[Scene], aoi: gpd.GeoSeries | None
+) -> tuple[tuple[ScenePlan, ...], shapely.Geometry | None]:
+    """Choose the scenes and tiles that are wanted; also returns the AOI in them."""
+    grids = [TileGrid(scene.width, scene.height, job.tile_size, job.overlap) for scene in scenes]
+    if aoi is None:
+        plans = (ScenePlan(s, grid, tuple(grid)) for s, grid in zip(scenes, grids, strict=True))
+        return tuple(plans), None
+    areas = [_part_in(scene, aoi) for scene in scenes]
+    planned = tuple(
+        ScenePlan(scene, grid, tuple(tiles_over(scene, grid, area)))
+        for scene, grid, area in zip(scenes, grids, areas, strict=True)
+        if shapely.area(area) > 0
+    )
+    if not planned:
+        raise AOIError(_outside(aoi, scenes))
+    return planned, shapely.union_all(areas)
+
+
 def _open_scenes(job: Job) -> list[Scene]:
     sources = [str(sample_scene())] if job.source is None else find_sources(job.source)
     first = _open(sources[0], job, job.crs)
     # many rasters share one CRS: that of the first
-    scenes = [first, *(_open(source, job, first.crs.to_wkt()) for source in sources[1:])]
-    names = [scene.name for scene in scenes]
-    return [
-        replace(scene, name=f"{scene.name}-{names[:i].count(scene.name) + 1}")
-        if scene.name in names[:i]
-        else scene
-        for i, scene in enumerate(scenes)
-    ]
+    return [first, *(_open(source, job, first.crs.to_wkt()) for source in sources[1:])]
+
+
+def _name_scenes(scenes: list[Scene], recorded: list[dict[str, Any]]) -> list[Scene]:
+    """Give every scene a name of its own: the recorded one, else its stem, if need be numbered."""
+    names = {_content(scene): scene["name"] for scene in reversed(recorded)}
+    known = [names.pop(_content(_plain(scene.describe())), None) for scene in scenes]
+    taken = {name for name in known if name is not None}
+    named = []
+    for scene, name in zip(scenes, known, strict=True):
+        if name is None:
+            numbered = (f"{scene.name}-{n}" for n in count(2))
+            name = next(n for n in chain([scene.name], numbered) if n not in taken)
+            taken.add(name)
+        named.append(replace(scene, name=name))
+    return named
+
+
+def _content(scene: Mapping[str, Any]) -> str:
+    """All of a described scene that its candidates depend on, but for its name."""
+    identity = {k: v for k, v in scene.items() if k not in {*INCIDENTAL, "name"}}
+    return json.dumps(identity, sort_keys=True)
 
 
 def _open(source: str, job: Job, crs: str | None) -> Scene:
@@ -207,6 +262,13 @@ def _geojson_aoi(aoi: Mapping[str, Any]) -> gpd.GeoSeries:
 
 def _polygons_of(geometry: gpd.GeoSeries, what: str) -> gpd.GeoSeries:
     geometry = geometry[~geometry.isna() & ~geometry.is_empty]
+    if geometry.crs.is_engineering or not is_earth(geometry.crs):
+        raise AOIError(
+            f"{what} is in a local CRS ({geometry.crs.name}) with no known place on Earth. Save it "
+            "with the CRS that its coordinates are in."
+        )
+    if not np.isfinite(shapely.get_coordinates(geometry)).all():
+        raise AOIError(f"{what} has coordinates that are not finite numbers. Draw it again.")
     polygons = geometry[geometry.geom_type.isin(["Polygon", "MultiPolygon"])].make_valid()
     if polygons.empty:
         found = ", ".join(sorted(set(geometry.geom_type))) or "nothing"
@@ -221,10 +283,25 @@ def _polygons_of(geometry: gpd.GeoSeries, what: str) -> gpd.GeoSeries:
     return polygons
 
 
-def _clip(aoi: gpd.GeoSeries, scene: Scene) -> shapely.Geometry | None:
-    """The AOI in the scene's CRS, or None if they do not meet."""
-    area = aoi.to_crs(scene.crs).union_all()
-    return area if area.intersection(scene.window_polygon(scene.window)).area > 0 else None
+def _part_in(scene: Scene, aoi: gpd.GeoSeries) -> shapely.Geometry:
+    """Return the part of the AOI that lies in the scene, in its CRS; empty if there is none.
+
+    Far from the scene its CRS may map nothing, so the AOI is cut in its own CRS first.
+    """
+    to_aoi = pyproj.Transformer.from_crs(scene.crs, aoi.crs, always_xy=True)
+    west, south, east, north = to_aoi.transform_bounds(*scene.bounds)
+    if not np.isfinite([west, south, east, north]).all():
+        return shapely.Polygon()
+    if aoi.crs.is_geographic and east < west:  # across the antimeridian
+        east += 360
+    # edges bend between CRSs: some margin, and many vertices
+    margin = max(east - west, north - south) / 50
+    box = shapely.box(west - margin, south - margin, east + margin, north + margin)
+    # in degrees an AOI may run from -180 or from 0
+    turns = (-360, 0, 360) if aoi.crs.is_geographic else (0,)
+    near = aoi.union_all().intersection(shapely.union_all([translate(box, dx) for dx in turns]))
+    bent = gpd.GeoSeries([shapely.segmentize(near, margin)], crs=aoi.crs).to_crs(scene.crs)
+    return bent.make_valid().iloc[0].intersection(scene.window_polygon(scene.window))
 
 
 def _outside(aoi: gpd.GeoSeries, scenes: list[Scene]) -> str:
@@ -273,41 +350,100 @@ def _resolve(job: Job, scenes: list[Scene], segmenter: Segmenter) -> dict[str, A
     """All that was decided for this run, as `run.yaml` holds it."""
     identity = {
         "crs": scenes[0].crs.to_string(),
-        "scenes": [scene.describe() for scene in scenes],
         "tiling": {"tile_size": job.tile_size, "overlap": job.overlap},
         "segmenter": dict(segmenter.key),
     }
-    plain = json.loads(json.dumps(identity))
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     packages = ("sam-workbench", "torch", "rasterio", "shapely", "numpy", "opencv-python-headless")
-    return {
-        "store_key": digest,
-        **plain,
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-    }
+    return _plain(
+        {
+            "store_key": digest,
+            **identity,
+            "scenes": [scene.describe() for scene in scenes],
+            "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        }
+    )
 
 
-def _resolved_before(folder: Path, job: Job) -> dict[str, Any]:
-    """What an earlier run in this folder has decided; empty if there was none."""
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values as they come back from a file: lists for tuples, text for keys."""
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+def _continued(before: dict[str, Any], resolved: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier run has resolved, with the scenes that are new or have moved."""
+    scenes = {scene["name"]: scene for scene in [*before["scenes"], *resolved["scenes"]]}
+    return before | {"scenes": list(scenes.values())}
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """What an earlier run in this folder has resolved; empty if there was none."""
     path = folder / "run.yaml"
     if not path.exists():
         return {}
     try:
         resolved = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if set(IDENTITY) | {"scenes", "store_key"} <= set(resolved) and all(
+            scene["name"] for scene in resolved["scenes"]
+        ):
+            return dict(resolved)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RunFolderError(f"{path} cannot be read: {error}. Choose another out_dir.") from error
-    return resolved if job.resume and isinstance(resolved, dict) else {}
+    except (TypeError, KeyError):
+        pass
+    raise RunFolderError(f"{path} was not written by a run. Choose another out_dir.")
 
 
 def _refuse_another_run(folder: Path, before: dict[str, Any], resolved: dict[str, Any]) -> None:
-    if not before or before.get("store_key") == resolved["store_key"]:
-        return
-    changed = [k for k in IDENTITY if before.get(k) != resolved[k]]
-    raise RunFolderError(
-        f"{folder} holds a run with another {' and '.join(changed)}, so its candidates do not "
-        f"fit this job:\n{_differences(before, resolved, changed)}\n"
-        "Choose another out_dir, or set resume=false to replace that run."
-    )
+    changed = [k for k in IDENTITY if before[k] != resolved[k]]
+    if changed:
+        raise RunFolderError(
+            f"{folder} holds a run with another {' and '.join(changed)}, so its candidates do not "
+            f"fit this job:\n{_differences(before, resolved, changed)}\n{REMEDY}"
+        )
+    there = {scene["name"]: scene for scene in before["scenes"]}
+    for scene in resolved["scenes"]:
+        old = there.get(scene["name"], scene)
+        if _content(old) == _content(scene):
+            continue
+        changed = [k for k in scene if k not in INCIDENTAL and old.get(k) != scene[k]]
+        what = "with another content of the raster" if "fingerprint" in changed else "otherwise"
+        raise RunFolderError(
+            f"{folder} holds a run that has read {scene['source']} {what}, so its candidates do "
+            f"not fit this job:\n{_differences(old, scene, changed)}\n{REMEDY}"
+        )
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse to replace files that no run has written."""
+    names = [name for name in (*OUTPUTS, "candidates") if (folder / name).exists()]
+    if names:
+        raise RunFolderError(
+            f"{folder} holds {', '.join(names)}, which this run would replace, but no run.yaml, so "
+            "no run has written them. Move them away, or choose another out_dir."
+        )
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Try to write in the folder, and leave nothing behind."""
+    made: list[Path] = []
+    try:
+        made += [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        raise _unwritable(folder, error) from error
+    finally:
+        for path in made:
+            with suppress(OSError, ValueError):
+                path.rmdir()
+
+
+def _unwritable(folder: Path, error: Exception) -> RunFolderError:
+    reason = getattr(error, "strerror", None) or error
+    return RunFolderError(f"out_dir {folder} cannot be written: {reason}. Choose another.")
 
 
 def _refuse_to_lose_review(folder: Path) -> None:
@@ -323,19 +459,24 @@ def _refuse_to_lose_review(folder: Path) -> None:
 
 def _claim(plan: Plan, resolved: dict[str, Any], before: dict[str, Any]) -> None:
     """Make the run folder this job's own: the first thing that is written."""
+    folder = plan.folder
     try:
-        with atomic_path(plan.folder / "job.yaml") as path:
-            path.write_text(plan.job.to_yaml(), encoding="utf-8")
-        if before:
-            return
-        for stale in plan.store.folder.glob("*.parquet"):
-            stale.unlink()
-        with atomic_path(plan.folder / "run.yaml") as path:
-            path.write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+        remove_stale(folder)
+        remove_stale(plan.store.folder)
+        if not before:
+            plan.store.clear()
+        if resolved != before:
+            with atomic_path(folder / "run.yaml") as path:
+                path.write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+        if not (folder / "job.yaml").exists():  # else it describes the layer that is there
+            _write_job(plan.job, folder)
     except OSError as error:
-        raise RunFolderError(
-            f"out_dir {plan.folder} cannot be written: {error.strerror or error}. Choose another."
-        ) from error
+        raise _unwritable(folder, error) from error
+
+
+def _write_job(job: Job, folder: Path) -> None:
+    with atomic_path(folder / "job.yaml") as path:
+        path.write_text(job.to_yaml(), encoding="utf-8")
 
 
 def _differences(before: Any, now: Any, keys: Iterable[str]) -> str:
@@ -400,7 +541,15 @@ def _store(done: list[tuple[Candidates | None, TileRecord]], plan: Plan) -> None
 
 
 def _tile_rules(job: Job) -> Rules:
-    return Rules(job.tile_size, job.tile_size, job.pred_iou_floor, job.stability_floor)
+    return Rules(
+        job.tile_size,
+        job.tile_size,
+        job.pred_iou_floor,
+        job.stability_floor,
+        job.box_nms_thresh,
+        job.crop_nms_thresh,
+        job.crop_n_layers,
+    )
 
 
 def _segment_tile(
@@ -435,7 +584,7 @@ def finish(plan: Plan) -> Run:
     layer = _as_layer(_in_aoi(clean(merged, plan.job.cleaning), plan), plan)
     tiles = _ledger_layer(plan, layer)
     scenes = tuple(part.scene for part in plan.scenes)
-    result = Run(plan.job, plan.folder, scenes, layer, tiles)
+    result = Run(plan.job, plan.folder, scenes, layer, tiles, plan.aoi)
     _write(result)
     failed = tiles[tiles["status"] == "failed"]
     if len(failed):
@@ -476,12 +625,10 @@ def _record(
 
 def _in_aoi(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
     """Keep whole what has its representative point in the AOI."""
-    areas = {part.scene.name: part.aoi for part in plan.scenes}
-    if not len(polygons) or all(area is None for area in areas.values()):
+    if plan.aoi is None or not len(polygons):
         return polygons
-    area = shapely.union_all(list(areas.values()))
-    shapely.prepare(area)
-    inside = shapely.intersects(area, polygons.representative_point().to_numpy())
+    shapely.prepare(plan.aoi)
+    inside = shapely.intersects(plan.aoi, polygons.representative_point().to_numpy())
     return polygons[inside].reset_index(drop=True)
 
 
@@ -515,7 +662,11 @@ def _ledger_layer(plan: Plan, layer: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
 
 def _write(result: Run) -> None:
     folder, classes, scene = result.folder, result.job.classes, result.scenes[0]
+    _refuse_to_lose_review(folder)  # again: it may have begun during a long run
+    # without it the GeoPackage stands for itself, should this be the last that we get to write
+    (folder / "prelabels.parquet").unlink(missing_ok=True)
     files = layers.write_layer(result.layer, result.tiles, folder, styles=qgis.styles(classes))
+    _write_job(result.job, folder)
     with atomic_path(folder / "tiles.parquet") as path:
         result.tiles.to_parquet(path, index=False)
     qgis.write_project(

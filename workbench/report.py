@@ -44,6 +44,7 @@ FILES: Mapping[str, str] = {
 _LOWS = [low for low, _ in CONFIDENCE_CLASSES]
 _COLORS = [color for _, color in CONFIDENCE_CLASSES]
 _MAX_FAILED_ROWS = 50
+_MAX_TITLE = 60
 _COVERAGE_PX = 2048  # the longer side of the grid on which the covered area is counted
 
 
@@ -84,6 +85,8 @@ def draw_map(
     _scale_bar(axes, layer.crs)
     _legend(figure, axes, layer)
     count = f"{len(layer):,} polygon{'' if len(layer) == 1 else 's'}"
+    if len(title) > _MAX_TITLE:  # a longer one leaves no room for the map
+        title = title[: _MAX_TITLE - 1] + "…"
     axes.set_title(f"{title} · {count}" if title else count, loc="left", fontsize=11)
     return figure
 

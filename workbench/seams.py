@@ -68,10 +68,9 @@ def merge_seams(polygons: gpd.GeoDataFrame, windows: gpd.GeoDataFrame) -> gpd.Ge
     """
     polygons = polygons.sort_values([*KEY, "ordinal"], kind="stable").reset_index(drop=True)
     windows = windows.sort_values(KEY, kind="stable").reset_index(drop=True)
-    geometry = polygons.geometry.to_numpy().copy()
+    geometry = polygons.geometry.to_numpy()
     tile = _tile_numbers(polygons, windows)
     rank = _ranks(polygons)
-    matches: list[_Match] = []
     matches: list[_Match] = []
     foreign: list[tuple[int, int]] = []
     for a, b, one, other in _neighbours(geometry, tile, windows):
@@ -85,33 +84,46 @@ def merge_seams(polygons: gpd.GeoDataFrame, windows: gpd.GeoDataFrame) -> gpd.Ge
     matched = {(m.i, tile[m.j]) for m in matches} | {(m.j, tile[m.i]) for m in matches}
     disowned = np.zeros(len(polygons), bool)
     disowned[[row for row, window in foreign if (row, window) not in matched]] = True
-    gone = disowned.copy()
-    gone[[row for match in matches for row in match.replaced(rank)]] = True
+    replaced = np.zeros(len(polygons), bool)
+    replaced[[row for match in matches for row in match.replaced(rank)]] = True
 
-    at_edge = polygons["at_edge"].to_numpy().copy()
-    area_px = polygons["area_px"].to_numpy().copy()
-    n_tiles = np.ones(len(polygons), np.int64)
+    keep = ~(replaced | disowned)
     for members in groups:
-        left = members[~gone[members]]
-        if not len(left):  # each was replaced by another one of the group, or disowned
+        if not keep[members].any():  # each was replaced by another one of the group
             left = members[~disowned[members]]
-            left = left[np.argsort(rank[left])[:1]]
+            keep[left[np.argsort(rank[left])[:1]]] = True
+    merged = _unite(polygons.assign(n_tiles=1), groups, keep, tile, rank)
+    geometry, n_tiles = merged.geometry.to_numpy(), merged["n_tiles"].to_numpy()
+    shared = np.flatnonzero(keep & _reach_overlaps(geometry, windows))
+    keep[_duplicates(geometry, shared, np.where(n_tiles > 1, -1, tile), rank)] = False
+    merged["at_edge"] |= _reach_the_end(geometry, windows)
+    return merged[keep].reset_index(drop=True)
+
+
+def _unite(
+    polygons: gpd.GeoDataFrame,
+    groups: list[NDArray[np.int64]],
+    keep: NDArray[np.bool_],
+    tile: NDArray[np.int64],
+    rank: NDArray[np.int64],
+) -> gpd.GeoDataFrame:
+    """Unite what is kept of each group in its best row; clears `keep` of the other rows."""
+    geometry = polygons.geometry.to_numpy().copy()
+    columns = {name: polygons[name].to_numpy().copy() for name in ("at_edge", "area_px", "n_tiles")}
+    for members in groups:
+        left = members[keep[members]]
         if not len(left):
             continue
         best = left[np.argmin(rank[left])]
-        n_tiles[best] = len(np.unique(tile[members]))
-        at_edge[best] = at_edge[left].any()
+        columns["n_tiles"][best] = len(np.unique(tile[members]))
+        columns["at_edge"][best] = columns["at_edge"][left].any()
         if len(left) > 1:
             whole = _polygonal(shapely.union_all(geometry[left]))
-            area_px[best] = round(area_px[best] * whole.area / geometry[best].area)
+            per_area = columns["area_px"][best] / geometry[best].area
+            columns["area_px"][best] = round(whole.area * per_area)
             geometry[best] = whole
-        gone[left] = left != best
-    at_edge |= _reach_the_end(geometry, windows)
-    merged = polygons.assign(n_tiles=n_tiles, at_edge=at_edge, area_px=area_px)
-    merged = merged.set_geometry(geometry, crs=polygons.crs)
-    shared = np.flatnonzero(~gone & _reach_overlaps(geometry, windows))
-    gone[_duplicates(geometry, shared, np.where(n_tiles > 1, -1, tile), rank)] = True
-    return merged[~gone].reset_index(drop=True)
+        keep[left] = left == best
+    return polygons.assign(**columns).set_geometry(geometry, crs=polygons.crs)
 
 
 def _tile_numbers(polygons: gpd.GeoDataFrame, windows: gpd.GeoDataFrame) -> NDArray[np.int64]:

@@ -1,0 +1,76 @@
+"""What tiling costs: the sample scene in tiles against the same scene in one tile.
+
+    python benchmarks/seams.py
+
+Prints, for several tile sizes, the recall (IoU 0.5) of ground-truth objects that reach into an
+overlap of tiles and of all others, next to the recall of the same objects in one large tile, and
+how many polygons repeat one of another tile (IoU above 0.5).
+"""
+
+import tempfile
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import shapely
+
+from workbench import Job, run
+from workbench.quality import match
+from workbench.sample import make_sample, write_sample
+from workbench.tiles import TileGrid, tile_windows
+
+SIZE = 1536
+KINDS = ["building", "parcel", "water", "forest"]
+
+
+def main() -> None:
+    """Run all tile sizes on one sample scene."""
+    with tempfile.TemporaryDirectory() as folder:
+        raster = write_sample(make_sample(SIZE, 7), Path(folder))
+        objects = gpd.read_file(Path(folder) / "sample_objects.gpkg")
+        objects = objects[objects["kind"].isin(KINDS) & (objects.area > 45)]
+        whole = run_in_tiles(raster, Path(folder) / "whole", SIZE)
+        untiled = match(whole.layer, objects).best_iou() >= 0.5
+        print("| tile | tiles | objects on seams | recall tiled / untiled | others | recall "
+              "tiled / untiled | polygons tiled / untiled | repeated |")  # fmt: skip
+        print("|---|---|---|---|---|---|---|---|")
+        for size in (768, 512, 384):
+            result = run_in_tiles(raster, Path(folder) / str(size), size)
+            found = match(result.layer, objects).best_iou() >= 0.5
+            on_seam = reaches_overlap(result, objects, size)
+            print(
+                f"| {size} | {len(result.tiles)} | {on_seam.sum()} "
+                f"| {found[on_seam].mean():.2f} / {untiled[on_seam].mean():.2f} "
+                f"| {(~on_seam).sum()} "
+                f"| {found[~on_seam].mean():.2f} / {untiled[~on_seam].mean():.2f} "
+                f"| {len(result.layer)} / {len(whole.layer)} | {repeated(result.layer)} |",
+                flush=True,
+            )
+
+
+def run_in_tiles(raster, folder, size):
+    """Run the default model with one tile size."""
+    return run(Job.create(source=str(raster), out_dir=str(folder), tile_size=size))
+
+
+def reaches_overlap(result, objects, size):
+    """Whether each object lies in more than one tile, as a boolean array."""
+    (scene,) = result.scenes
+    grid = TileGrid(scene.width, scene.height, size)
+    windows = tile_windows(scene, grid, list(grid)).geometry.to_numpy()
+    row, _ = shapely.STRtree(windows).query(objects.geometry.to_numpy(), predicate="intersects")
+    return np.bincount(row, minlength=len(objects)) > 1
+
+
+def repeated(layer):
+    """Count pairs of polygons whose best pieces come from different tiles, with IoU above 0.5."""
+    geometry, tile = layer.geometry.to_numpy(), layer["source_tile"].to_numpy()
+    i, j = shapely.STRtree(geometry).query(geometry, predicate="intersects")
+    apart = (i < j) & (tile[i] != tile[j])
+    common = shapely.area(shapely.intersection(geometry[i[apart]], geometry[j[apart]]))
+    union = shapely.area(geometry[i[apart]]) + shapely.area(geometry[j[apart]]) - common
+    return int((common > 0.5 * union).sum())
+
+
+if __name__ == "__main__":
+    main()
