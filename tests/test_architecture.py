@@ -10,8 +10,8 @@ import workbench
 # every module may import only those above it
 LAYERS = [
     "errors", "atomic", "crs", "sources", "raster", "opening", "tiles", "candidates", "polygons",
-    "seams", "sam", "classic", "countryside", "sample", "layer", "qgis", "quality", "report", "job",
-    "pipeline",
+    "seams", "sam", "classic", "countryside", "sample", "layer", "aoi", "qgis", "quality", "report",
+    "job", "runfolder", "pipeline",
 ]  # fmt: skip
 PACKAGE = Path(workbench.__file__).parent
 

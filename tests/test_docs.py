@@ -9,7 +9,7 @@ import yaml
 
 from workbench import Job
 from workbench.layer import COLUMNS
-from workbench.pipeline import OUTPUTS
+from workbench.runfolder import OUTPUTS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -2,12 +2,10 @@
 
 import json
 import signal
-import sqlite3
 import subprocess
 import sys
 import textwrap
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import geopandas as gpd
@@ -15,10 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
-import shapely
 import yaml
-from affine import Affine
 from known_objects import TRANSFORM, KnownObjects, write_labels
+from known_runs import counted_calls, equal_layers, files_in, job_for, use_known_objects
 from test_seams import objects, same_objects
 
 from workbench import Job, run
@@ -40,34 +37,17 @@ FILES = [
     "job.yaml", "prelabels.geojson", "prelabels.gpkg", "prelabels.parquet", "prelabels.qml",
     "report.html", "review.qgz", "run.yaml", "tiles.parquet",
 ]  # fmt: skip
-EXACT = {"tile_size": 96, "overlap": 0.25, "min_area_px": 0, "simplify_m": None}
 
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
     """Jobs in this file use known objects, whatever `model` says."""
-
-    def segmenter(job, before):
-        rules = Rules(job.tile_size, job.tile_size, job.pred_iou_floor, job.stability_floor)
-        return KnownObjects(rules)
-
-    monkeypatch.setattr(running, "_segmenter", segmenter)
+    use_known_objects(monkeypatch)
 
 
 @pytest.fixture
 def raster(tmp_path):
     return write_labels(tmp_path / "scene.tif", objects((230, 330), 1))
-
-
-def job_for(raster, folder, **parameters):
-    source = raster if isinstance(raster, list) else str(raster)
-    return Job.create(source=source, out_dir=str(folder), **{**EXACT, **parameters})
-
-
-def equal_layers(one, other):
-    return one.drop(columns="geometry").equals(other.drop(columns="geometry")) and bool(
-        one.geometry.geom_equals_exact(other.geometry, 0).all()
-    )
 
 
 def test_c7_a_tiled_run_equals_one_large_tile(raster, tmp_path):
@@ -235,23 +215,6 @@ def test_zero_polygons_still_make_every_file(tmp_path):
     assert set(result.tiles["status"]) == {"empty"}
 
 
-def test_an_aoi_selects_tiles_and_polygons(raster, tmp_path):
-    whole = run(job_for(raster, tmp_path / "whole"))
-    area = shapely.box(500_000, 5_300_000 - 60, 500_000 + 60, 5_300_000)
-    gpd.GeoSeries([area], crs=32633).to_file(tmp_path / "aoi.gpkg")
-    part = run(job_for(raster, tmp_path / "part", aoi=str(tmp_path / "aoi.gpkg")))
-    assert 0 < len(part.tiles) < len(whole.tiles)
-    assert part.layer.representative_point().within(area).all()
-    inside = whole.layer[whole.layer.representative_point().within(area)]
-    assert set(part.layer["id"]) == set(inside["id"])
-    # a wider AOI computes only the new tiles, and no AOI all the rest
-    again = run(job_for(raster, tmp_path / "part"))
-    assert equal_layers(again.layer, whole.layer)
-    wgs = gpd.GeoSeries([area], crs=32633).to_crs(4326).iloc[0]
-    geojson = run(job_for(raster, tmp_path / "g", aoi=shapely.geometry.mapping(wgs)))
-    assert equal_layers(geojson.layer, part.layer)
-
-
 def test_many_scenes_become_one_layer(tmp_path):
     labels = objects((230, 330), 4)
     (tmp_path / "tiles").mkdir()
@@ -265,166 +228,11 @@ def test_many_scenes_become_one_layer(tmp_path):
     assert same_objects(both.layer, whole.layer)
 
 
-def left_behind(folder):
-    return [p for p in folder.rglob("*") if p.is_file()] if folder.exists() else []
-
-
-def test_bad_aois_are_refused_before_anything_is_written(raster, tmp_path):
-    far = gpd.GeoSeries([shapely.box(0, 0, 1, 1)], crs=4326)
-    far.to_file(tmp_path / "far.gpkg")
-    with pytest.warns(UserWarning, match="crs"):
-        gpd.GeoSeries([shapely.box(500_000, 5_299_900, 500_100, 5_300_000)]).to_file(
-            tmp_path / "nocrs.shp"
-        )
-    gpd.GeoSeries([shapely.Point(15, 47.8)], crs=4326).to_file(tmp_path / "point.gpkg")
-    metres = {"type": "Polygon", "coordinates": [[[5e5, 5.2e6], [5.1e5, 5.2e6], [5e5, 5.3e6]] * 2]}
-    (tmp_path / "broken.geojson").write_text("{")
-    local = 'LOCAL_CS["site",UNIT["metre",1]]'
-    gpd.GeoSeries([shapely.box(0, 0, 9, 9)], crs=local).to_file(tmp_path / "local.gpkg")
-    not_a_number = {
-        "type": "Polygon",
-        "coordinates": [[[15, 47], [16, np.inf], [16, 48], [15, 47]]],
-    }
-    for aoi, message in [
-        (str(tmp_path / "far.gpkg"), r"does not intersect scene.tif: AOI bounds .* raster bounds"),
-        (str(tmp_path / "nocrs.shp"), "has no CRS"),
-        (str(tmp_path / "point.gpkg"), r"no polygons \(Point\)"),
-        (str(tmp_path / "missing.gpkg"), "no such file"),
-        (str(tmp_path / "broken.geojson"), "cannot be read"),
-        (metres, "are not degrees"),
-        ({"type": "Nonsense"}, "not a GeoJSON geometry"),
-        (str(tmp_path / "local.gpkg"), "local CRS"),
-        (not_a_number, "not finite"),
-    ]:
-        with pytest.raises(AOIError, match=message):
-            run(job_for(raster, tmp_path / "run", aoi=aoi))
-    assert left_behind(tmp_path / "run") == []
-
-
 def test_missing_rasters_and_empty_globs_are_refused(tmp_path):
     for source in ("missing.tif", "none/*.tif"):
         with pytest.raises(SceneError, match=source.split("/")[0]):
             run(job_for(tmp_path / source, tmp_path / "run"))
-    assert left_behind(tmp_path / "run") == []
-
-
-def test_another_run_in_the_folder_is_refused_and_kept(raster, tmp_path):
-    folder = tmp_path / "run"
-    before = run(job_for(raster, folder))
-    files = {p: p.read_bytes() for p in left_behind(folder)}
-    with pytest.raises(RunFolderError, match=r"(?s)another tiling.*overlap: 0.25 there, 0.1 here"):
-        run(job_for(raster, folder, overlap=0.1))
-    assert {p: p.read_bytes() for p in left_behind(folder)} == files
-    replaced = run(job_for(raster, folder, overlap=0.1, resume=False))
-    assert len(replaced.tiles) != len(before.tiles)
-
-
-def edit(gpkg, *statements):
-    with sqlite3.connect(gpkg) as db:
-        for (trigger,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'"):
-            db.execute(f'DROP TRIGGER "{trigger}"')  # they need the functions of GDAL
-        for statement in statements:
-            db.execute(statement)
-        db.execute(
-            "UPDATE gpkg_ogr_contents SET feature_count = (SELECT count(*) FROM prelabels) "
-            "WHERE table_name = 'prelabels'"
-        )
-    db.close()
-
-
-@pytest.mark.parametrize(
-    ("statements", "n"),
-    [
-        (["UPDATE prelabels SET status = 'accepted' WHERE fid = 1"], 1),
-        (["UPDATE prelabels SET class_id = 2 WHERE fid < 4"], 3),
-        (["DELETE FROM prelabels WHERE fid = 2"], 1),
-        (["UPDATE prelabels SET geom = (SELECT geom FROM prelabels WHERE fid = 2) WHERE fid=1"], 1),
-        (
-            [
-                "INSERT INTO prelabels (geom) SELECT geom FROM prelabels WHERE fid = 1",
-                "UPDATE prelabels SET status = NULL WHERE fid = 3",
-                "DELETE FROM prelabels WHERE fid = 2",
-            ],
-            3,
-        ),
-    ],
-)
-def test_reviewed_labels_are_never_overwritten(raster, tmp_path, statements, n):
-    run(job_for(raster, tmp_path / "run"))
-    gpkg = tmp_path / "run" / "prelabels.gpkg"
-    edit(gpkg, *statements)
-    before = gpkg.read_bytes()
-    for parameters in ({}, {"resume": False}):
-        with pytest.raises(RunFolderError, match=f"holds {n} reviewed labels"):
-            run(job_for(raster, tmp_path / "run", **parameters))
-    assert gpkg.read_bytes() == before
-
-
-def test_without_the_layer_as_written_the_status_tells_what_is_reviewed(raster, tmp_path):
-    folder = tmp_path / "run"
-    run(job_for(raster, folder))
-    (folder / "prelabels.parquet").unlink()
-    run(job_for(raster, folder))
-    edit(folder / "prelabels.gpkg", "UPDATE prelabels SET status = 'edited' WHERE fid = 1")
-    (folder / "prelabels.parquet").unlink()
-    with pytest.raises(RunFolderError, match="holds 1 reviewed labels"):
-        run(job_for(raster, folder))
-
-
-def test_a_review_that_begins_during_a_run_is_kept(raster, tmp_path):
-    job = job_for(raster, tmp_path / "run")
-    run(job)
-    plan = running.prepare(job)
-    edit(tmp_path / "run" / "prelabels.gpkg", "DELETE FROM prelabels WHERE fid = 1")
-    with pytest.raises(RunFolderError, match="holds 1 reviewed labels"):
-        running.finish(plan)
-
-
-def test_a_layer_that_is_not_ours_is_refused(raster, tmp_path):
-    folder = tmp_path / "run"
-    run(job_for(raster, folder))
-    gpkg = folder / "prelabels.gpkg"
-    others = gpd.GeoDataFrame({"a": [1]}, geometry=[shapely.box(0, 0, 1, 1)], crs=32633)
-    for layer in ("prelabels", "mine"):
-        gpkg.unlink()
-        others.to_file(gpkg, layer=layer)
-        with pytest.raises(RunFolderError, match="no layer of pre-labels"):
-            run(job_for(raster, folder))
-    gpkg.write_bytes(b"")
-    with pytest.raises(RunFolderError, match="no layer of pre-labels"):
-        run(job_for(raster, folder))
-
-
-@pytest.mark.parametrize("name", [*running.OUTPUTS, "candidates/elections.parquet"])
-@pytest.mark.parametrize("resume", [True, False])
-def test_files_that_no_run_has_written_are_never_replaced(raster, tmp_path, name, resume):
-    path = tmp_path / "run" / name
-    path.parent.mkdir(parents=True)
-    path.write_text("mine")
-    with pytest.raises(RunFolderError, match=f"holds {name.split('/')[0]}, .* no run.yaml"):
-        run(job_for(raster, tmp_path / "run", resume=resume))
-    assert path.read_text() == "mine"
-    assert left_behind(tmp_path / "run") == [path]
-
-
-def test_other_files_in_the_folder_do_not_matter(raster, tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "notes.txt").write_text("mine")
-    run(job_for(raster, folder))
-    (folder / "candidates" / "elections.parquet").write_text("mine")
-    run(job_for(raster, folder, resume=False))
-    assert (folder / "notes.txt").read_text() == "mine"
-    assert (folder / "candidates" / "elections.parquet").read_text() == "mine"
-
-
-@pytest.mark.parametrize("text", ["- a", "segmenter: null", "{", "crs: x\nscenes: 1\ntiling: {}"])
-def test_a_run_yaml_that_no_run_has_written_is_refused(raster, tmp_path, text):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.yaml").write_text(text)
-    with pytest.raises(RunFolderError, match=r"run\.yaml"):
-        run(job_for(raster, tmp_path / "run"))
-    assert (tmp_path / "run" / "run.yaml").read_text() == text
+    assert files_in(tmp_path / "run") == []
 
 
 def test_damaged_candidates_are_computed_again(raster, tmp_path, monkeypatch):
@@ -445,88 +253,6 @@ def test_damaged_candidates_are_computed_again(raster, tmp_path, monkeypatch):
     assert len(calls) == 8
 
 
-def counted_calls(monkeypatch):
-    calls, propose = [], KnownObjects.propose
-    monkeypatch.setattr(KnownObjects, "propose", lambda *args: calls.append(1) or propose(*args))
-    return calls
-
-
-def moved(path, folder):
-    folder.mkdir()
-    return path.rename(folder / path.name)
-
-
-def test_candidates_outlive_a_moved_raster_another_order_and_new_rasters(tmp_path, monkeypatch):
-    labels = objects((96, 96), 3)
-    one, two, three = (
-        write_labels(tmp_path / f"{i}.tif", labels, TRANSFORM @ TRANSFORM.translation(200 * i, 0))
-        for i in range(3)
-    )
-    folder = tmp_path / "run"
-    calls = counted_calls(monkeypatch)
-
-    def again(*paths):
-        return run(job_for([str(path) for path in paths], folder))
-
-    first = again(one, two)
-    assert len(calls) == 2
-    assert same_objects(again(two, one).layer, first.layer)
-    one = moved(one, tmp_path / "elsewhere")
-    assert equal_layers(again(one, two).layer, first.layer)
-    assert len(calls) == 2
-    assert set(again(three, one, two).layer["source"]) == {"0", "1", "2"}
-    assert len(calls) == 3
-    assert set(again(two).layer["source"]) == {"1"}
-    recorded = yaml.safe_load((folder / "run.yaml").read_text())
-    assert {s["name"]: s["source"] for s in recorded["scenes"]} == {
-        "0": str(one), "1": str(two), "2": str(three)
-    }  # fmt: skip
-    again(one, two, three)
-    assert len(calls) == 3
-
-
-def test_a_raster_that_has_changed_is_refused_and_told(raster, tmp_path):
-    folder = tmp_path / "run"
-    run(job_for(raster, folder))
-    with pytest.raises(RunFolderError, match=r"(?s)otherwise.*bands.* 1 there, 3 here"):
-        run(job_for(raster, folder, bands=[3, 2, 1]))
-    write_labels(raster, objects((230, 330), 9))
-    with pytest.raises(RunFolderError, match="another content of the raster"):
-        run(job_for(raster, folder))
-
-
-def test_rasters_of_one_name_are_told_apart(tmp_path):
-    labels, paths = np.zeros((96, 96), int), []
-    labels[20:40, 20:40] = 1
-    for i, name in enumerate(["d1/a.tif", "d2/a.tif", "d1/a-2.tif", "d0/a.tif"]):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shifted = TRANSFORM @ TRANSFORM.translation(200 * i, 0)
-        paths.append(str(write_labels(tmp_path / name, labels, shifted)))
-    result = run(job_for(paths[:3], tmp_path / "run"))
-    assert [scene.name for scene in result.scenes] == ["a", "a-2", "a-2-2"]
-    assert result.layer["id"].is_unique
-    assert len(result.layer) == 3
-    # each keeps its name when others come
-    more = run(job_for(paths[::-1], tmp_path / "run"))
-    assert [scene.name for scene in more.scenes] == ["a-3", "a-2-2", "a-2", "a"]
-    assert len(more.layer) == 4
-
-
-def test_an_interrupted_rethreshold_leaves_the_job_of_the_layer(raster, tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    run(job_for(raster, folder))
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(running, "gather", interrupt)
-    for folder_of in (folder, tmp_path / "new"):
-        with pytest.raises(KeyboardInterrupt):
-            run(job_for(raster, folder_of, pred_iou_thresh=0.906))
-    assert Job.from_yaml(folder / "job.yaml").pred_iou_thresh == 0.85
-    assert Job.from_yaml(tmp_path / "new" / "job.yaml").pred_iou_thresh == 0.906
-
-
 def test_an_interrupt_keeps_the_finished_tiles(raster, tmp_path, monkeypatch):
     propose, calls = KnownObjects.propose, []
 
@@ -544,82 +270,10 @@ def test_an_interrupt_keeps_the_finished_tiles(raster, tmp_path, monkeypatch):
     assert len(calls) == 4 + 12
 
 
-def test_an_unwritable_folder_is_refused_before_the_model_is_loaded(raster, tmp_path, monkeypatch):
-    monkeypatch.setattr(KnownObjects, "load", None)  # a call would fail
-    (tmp_path / "file").write_text("in the way")
-    for folder in ("file/run", "file", "x" * 300, "nul\0"):
-        with pytest.raises(RunFolderError, match="cannot be written"):
-            run(job_for(raster, tmp_path / folder))
-
-
-def test_a_model_that_cannot_be_loaded_leaves_no_folder(raster, tmp_path, monkeypatch):
-    def load(_):
-        raise CheckpointError("no weights")
-
-    monkeypatch.setattr(KnownObjects, "load", load)
-    (tmp_path / "there").mkdir()
-    for folder in ("there/deep/run", "there"):
-        with pytest.raises(CheckpointError):
-            run(job_for(raster, tmp_path / folder))
-    assert list((tmp_path / "there").iterdir()) == []
-
-
-def test_what_killed_runs_have_left_is_removed(raster, tmp_path):
-    folder = tmp_path / "run"
-    run(job_for(raster, folder))
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    for name in (f".tmp-{gone.pid}-prelabels.gpkg", f"candidates/.tmp-{gone.pid}-a.parquet"):
-        (folder / name).touch()
-    living = folder / ".tmp-1-report.html"
-    living.touch()
-    (folder / ".tmp-notes").touch()
-    run(job_for(raster, folder))
-    assert {path.name for path in folder.rglob(".tmp-*")} == {living.name, ".tmp-notes"}
-
-
 def test_raster_names_as_long_as_a_file_system_allows(tmp_path):
     labels = objects((96, 96), 3)
     raster = write_labels(tmp_path / ("x" * 240 + ".tif"), labels)
     assert len(run(job_for(raster, tmp_path / "run")).layer)
-
-
-@pytest.mark.parametrize(
-    ("west", "south", "east", "north"),
-    [(-180, -90, 180, 90), (-170, -80, 170, 80), (-60, -80, 90, 80), (0, 0, 360, 60)],
-)
-def test_a_generous_aoi_takes_the_whole_raster(raster, tmp_path, west, south, east, north):
-    aoi = shapely.geometry.mapping(shapely.box(west, south, east, north))
-    whole = run(job_for(raster, tmp_path / "whole"))
-    assert equal_layers(run(job_for(raster, tmp_path / "run", aoi=aoi)).layer, whole.layer)
-
-
-@pytest.mark.parametrize(
-    ("corner", "crs", "aoi"),
-    [
-        ((833_900, 0), 32660, (178, -1, 182, 1)),  # across the antimeridian, in both ways to say it
-        ((833_900, 0), 32660, (-181, -1, -179, 1)),
-        ((-500, 500), 3031, (-180, -90, 180, -80)),  # around the pole
-    ],
-)
-def test_an_aoi_around_the_ends_of_the_map(tmp_path, corner, crs, aoi):
-    transform = Affine(10, 0, corner[0], 0, -10, corner[1])
-    raster = write_labels(tmp_path / "a.tif", objects((100, 100), 3), transform)
-    with rasterio.open(raster, "r+") as file:
-        file.crs = f"EPSG:{crs}"
-    area = shapely.geometry.mapping(shapely.box(*aoi))
-    plan = running.prepare(job_for(raster, tmp_path / "run", aoi=area))
-    (part,) = plan.scenes
-    assert len(part.tiles) == len(part.grid)
-    assert plan.aoi.area == pytest.approx(1e6, rel=1e-4)
-
-
-def test_the_aoi_is_on_the_map(raster, tmp_path):
-    area = shapely.box(500_020, 5_299_900, 500_100, 5_299_980)
-    gpd.GeoSeries([area], crs=32633).to_file(tmp_path / "aoi.gpkg")
-    result = run(job_for(raster, tmp_path / "run", aoi=str(tmp_path / "aoi.gpkg")))
-    assert result.aoi.symmetric_difference(area).area < 1e-6
-    assert result.picture() != replace(result, aoi=None).picture()
 
 
 def test_empty_tiles_are_stored_under_the_rules_of_the_job(tmp_path):

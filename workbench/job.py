@@ -209,7 +209,7 @@ class Job(BaseModel):
         """Read a `job.yaml`."""
         try:
             parameters = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise JobError(f"{path} cannot be read as a job: {error}") from error
         if not isinstance(parameters, dict) or not all(isinstance(k, str) for k in parameters):
             raise JobError(f"{path} is not a job: `name: value` lines expected")

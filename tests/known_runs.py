@@ -1,0 +1,43 @@
+"""Small runs with known objects, and what tests ask about them."""
+
+from known_objects import KnownObjects
+
+from workbench import Job, pipeline
+from workbench.candidates import Rules
+
+EXACT = {"tile_size": 96, "overlap": 0.25, "min_area_px": 0, "simplify_m": None}
+
+
+def use_known_objects(monkeypatch):
+    """Let all jobs use known objects, whatever `model` says."""
+
+    def segmenter(job, before):
+        rules = Rules(job.tile_size, job.tile_size, job.pred_iou_floor, job.stability_floor)
+        return KnownObjects(rules)
+
+    monkeypatch.setattr(pipeline, "_segmenter", segmenter)
+
+
+def job_for(raster, folder, **parameters):
+    """A job that changes no pixel of what is found, but for the given parameters."""
+    source = raster if isinstance(raster, list) else str(raster)
+    return Job.create(source=source, out_dir=str(folder), **{**EXACT, **parameters})
+
+
+def equal_layers(one, other):
+    """Whether two layers agree in every row, column and vertex."""
+    return one.drop(columns="geometry").equals(other.drop(columns="geometry")) and bool(
+        one.geometry.geom_equals_exact(other.geometry, 0).all()
+    )
+
+
+def files_in(folder):
+    """All files in a folder, at any depth; none if there is no folder."""
+    return [p for p in folder.rglob("*") if p.is_file()] if folder.exists() else []
+
+
+def counted_calls(monkeypatch):
+    """A list that grows with every tile that is computed."""
+    calls, propose = [], KnownObjects.propose
+    monkeypatch.setattr(KnownObjects, "propose", lambda *args: calls.append(1) or propose(*args))
+    return calls
