@@ -8,24 +8,14 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
-from known_objects import write_labels
-from known_runs import equal_layers, files_in, job_for, use_known_objects
-from test_seams import objects
+from known_objects import objects, write_labels
+from known_runs import equal_layers, files_in, job_for
 
 from workbench import pipeline as running
 from workbench import run
 from workbench.errors import AOIError
 
-
-@pytest.fixture(autouse=True)
-def known(monkeypatch):
-    """Jobs in this file use known objects, whatever `model` says."""
-    use_known_objects(monkeypatch)
-
-
-@pytest.fixture
-def raster(tmp_path):
-    return write_labels(tmp_path / "scene.tif", objects((230, 330), 1))
+pytestmark = pytest.mark.usefixtures("known_objects_only")
 
 
 def test_an_aoi_selects_tiles_and_polygons(raster, tmp_path):

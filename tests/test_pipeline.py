@@ -14,9 +14,8 @@ import pandas as pd
 import pytest
 import rasterio
 import yaml
-from known_objects import TRANSFORM, KnownObjects, write_labels
-from known_runs import counted_calls, equal_layers, files_in, job_for, use_known_objects
-from test_seams import objects, same_objects
+from known_objects import TRANSFORM, KnownObjects, objects, same_objects, write_labels
+from known_runs import counted_calls, equal_layers, files_in, job_for
 
 from workbench import Job, run
 from workbench import pipeline as running
@@ -39,15 +38,7 @@ FILES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def known(monkeypatch):
-    """Jobs in this file use known objects, whatever `model` says."""
-    use_known_objects(monkeypatch)
-
-
-@pytest.fixture
-def raster(tmp_path):
-    return write_labels(tmp_path / "scene.tif", objects((230, 330), 1))
+pytestmark = pytest.mark.usefixtures("known_objects_only")
 
 
 def test_c7_a_tiled_run_equals_one_large_tile(raster, tmp_path):

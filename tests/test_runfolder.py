@@ -8,25 +8,15 @@ import numpy as np
 import pytest
 import shapely
 import yaml
-from known_objects import TRANSFORM, KnownObjects, write_labels
-from known_runs import counted_calls, equal_layers, files_in, job_for, use_known_objects
-from test_seams import objects, same_objects
+from known_objects import TRANSFORM, KnownObjects, objects, same_objects, write_labels
+from known_runs import counted_calls, equal_layers, files_in, job_for
 
 from workbench import Job, run
 from workbench import pipeline as running
 from workbench.errors import CheckpointError, RunFolderError
 from workbench.runfolder import OUTPUTS
 
-
-@pytest.fixture(autouse=True)
-def known(monkeypatch):
-    """Jobs in this file use known objects, whatever `model` says."""
-    use_known_objects(monkeypatch)
-
-
-@pytest.fixture
-def raster(tmp_path):
-    return write_labels(tmp_path / "scene.tif", objects((230, 330), 1))
+pytestmark = pytest.mark.usefixtures("known_objects_only")
 
 
 def test_another_run_in_the_folder_is_refused_and_kept(raster, tmp_path):

@@ -1,6 +1,5 @@
 """Contract C7 with a Segmenter that returns known objects: tiled equals untiled, exactly."""
 
-import cv2
 import geopandas as gpd
 import numpy as np
 import pandas as pd
@@ -8,7 +7,14 @@ import pytest
 import shapely
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from known_objects import KnownObjects, candidates_of, paint, scene_of
+from known_objects import (
+    KnownObjects,
+    candidates_of,
+    objects,
+    paint,
+    same_objects,
+    scene_of,
+)
 
 from workbench.candidates import Rules
 from workbench.polygons import to_polygons
@@ -47,45 +53,6 @@ def segmented_masks(masks, size, overlap=0.25):
         candidates = candidates_of([w for w, _ in seen], [s for _, s in seen], Rules(size, size))
         polygons.append(to_polygons(candidates.at_tile(tile.row, tile.col), scene, grid, {}))
     return pd.concat(polygons, ignore_index=True), tile_windows(scene, grid, list(grid))
-
-
-def same_objects(merged, truth):
-    """Every object once, with its exact outline, and nothing else."""
-    merged, truth = (
-        sorted(frame.geometry, key=lambda g: (*g.bounds, g.area)) for frame in (merged, truth)
-    )
-    # a union keeps the vertices where its pieces met: compare the areas that they cover
-    return len(merged) == len(truth) and all(map(shapely.equals, merged, truth))
-
-
-def objects(shape, seed, n=14, largest=0.9):
-    """Random boxes, discs, crosses and rings of all sizes; later ones on top."""
-    rng = np.random.default_rng(seed)
-    labels = np.zeros(shape, np.int32)
-    for number in range(1, n + 1):
-        radius = int(rng.uniform(0.02, largest) ** 2 * min(shape) / 2) + 3
-        x, y = (int(rng.uniform(0, side)) for side in shape[::-1])
-        match rng.integers(4):
-            case 0:
-                cv2.rectangle(labels, (x - radius, y - radius // 2), (x + radius, y), number, -1)
-            case 1:
-                cv2.circle(labels, (x, y), radius, number, -1)
-            case 2:
-                cv2.circle(labels, (x, y), radius, number, max(2, radius // 4))
-            case 3:
-                cv2.line(labels, (x - radius, y - radius), (x + radius, y + radius // 2), number, 5)
-    return largest_parts(labels)
-
-
-def largest_parts(labels):
-    """Keep one connected part of each object, as a person would outline it."""
-    kept = np.zeros_like(labels)
-    for number in np.unique(labels[labels > 0]):
-        _, parts, stats, _ = cv2.connectedComponentsWithStats(
-            (labels == number).astype(np.uint8), connectivity=4
-        )
-        kept[parts == 1 + np.argmax(stats[1:, cv2.CC_STAT_AREA])] = number
-    return kept
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["whole", "in pieces"])
