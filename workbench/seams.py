@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 AGREE = 0.5  # IoU inside the shared overlap from which two polygons are the same object
 SEEN = 0.95  # share of a polygon inside the neighbour's window that counts as all of it
-DUPLICATE = 0.7  # IoU of masks and of boxes from which two finished polygons are one too many
+DUPLICATE = 0.7  # IoU from which two finished polygons are one too many
 TOUCH_PX = 2  # networks stop a pixel or two short of the edge
 
 KEY = ["source", "tile_row", "tile_col"]
@@ -93,9 +93,12 @@ def merge_seams(polygons: gpd.GeoDataFrame, windows: gpd.GeoDataFrame) -> gpd.Ge
             left = members[~disowned[members]]
             keep[left[np.argsort(rank[left])[:1]]] = True
     merged = _unite(polygons.assign(n_tiles=1), groups, keep, tile, rank)
-    geometry, n_tiles = merged.geometry.to_numpy(), merged["n_tiles"].to_numpy()
+    geometry = merged.geometry.to_numpy()
+    seen_by = {int(row): set(tile[group].tolist()) for group in groups for row in group}
     shared = np.flatnonzero(keep & _reach_overlaps(geometry, windows))
-    keep[_duplicates(geometry, shared, np.where(n_tiles > 1, -1, tile), rank)] = False
+    keep[
+        _duplicates(geometry, shared, [seen_by.get(int(i), {int(tile[i])}) for i in shared], rank)
+    ] = False
     merged["at_edge"] |= _reach_the_end(geometry, windows)
     return merged[keep].reset_index(drop=True)
 
@@ -331,27 +334,26 @@ def _reach_the_end(geometry: NDArray[np.object_], windows: gpd.GeoDataFrame) -> 
 def _duplicates(
     geometry: NDArray[np.object_],
     rows: NDArray[np.int64],
-    tile: NDArray[np.int64],
+    seen_by: list[set[int]],
     rank: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Rows that repeat a better one of another tile; within a tile, suppression has decided.
+    """Rows that repeat a better one, though no tile has seen both; else suppression has decided.
 
-    `tile` is -1 for what several tiles saw.
+    `seen_by` holds the tiles that saw each of `rows`.
     """
-    rows = rows[np.argsort(rank[rows])]
     i, j = shapely.STRtree(geometry[rows]).query(geometry[rows], predicate="intersects")
-    apart = (i < j) & ((tile[rows[i]] != tile[rows[j]]) | (tile[rows[i]] < 0))
-    i, j = i[apart], j[apart]
+    i, j = i[i < j], j[i < j]
     one, other = geometry[rows[i]], geometry[rows[j]]
-    same = _iou(one, other) > DUPLICATE
-    same &= _iou(shapely.envelope(one), shapely.envelope(other)) > DUPLICATE
+    common = shapely.area(shapely.intersection(one, other))
+    same = common > DUPLICATE * (shapely.area(one) + shapely.area(other) - common)
+    pairs = [
+        (best, worse)
+        for m, n in zip(i[same].tolist(), j[same].tolist(), strict=True)
+        for best, worse in [sorted((m, n), key=lambda k: rank[rows[k]])]
+        if not seen_by[m] & seen_by[n]
+    ]
     gone = np.zeros(len(rows), bool)
-    for best, worse in sorted(zip(i[same].tolist(), j[same].tolist(), strict=True)):
+    for best, worse in sorted(pairs, key=lambda pair: (rank[rows[pair[0]]], rank[rows[pair[1]]])):
         if not gone[best]:
             gone[worse] = True
     return rows[gone]
-
-
-def _iou(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.float64]:
-    common = shapely.area(shapely.intersection(one, other))
-    return common / (shapely.area(one) + shapely.area(other) - common)
