@@ -33,7 +33,8 @@ lint: $(READY)  ## style and types
 	$(BIN)/mypy
 
 lab: $(READY)  ## open the notebook in JupyterLab
-	$(BIN)/jupyter lab notebooks/prelabel.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir="$(CURDIR)" \
+		--LabApp.default_url=/lab/tree/notebooks/prelabel.ipynb
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

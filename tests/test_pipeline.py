@@ -289,3 +289,15 @@ def test_windows_of_a_scene_match_its_tiles(raster, tmp_path):
     windows = tile_windows(part.scene, part.grid, list(part.tiles))
     assert windows.union_all().equals(part.scene.window_polygon(part.scene.window))
     assert plan.folder.is_absolute()
+
+
+def test_rasters_too_far_apart_for_one_crs_are_refused(tmp_path):
+    near = write_labels(tmp_path / "a.tif", np.ones((20, 20), int))
+    far = tmp_path / "b.tif"
+    with rasterio.open(near) as source:
+        profile, values = source.profile | {"crs": "EPSG:32645"}, source.read()
+    with rasterio.open(far, "w", **profile) as target:
+        target.write(values)
+    with pytest.raises(SceneError, match=r"b\.tif lies too far from .*a\.tif for one working CRS"):
+        run(job_for([str(near), str(far)], tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

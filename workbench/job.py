@@ -60,7 +60,9 @@ class Job(BaseModel):
         "null: the sample scene",
     )
     aoi: Text | dict[str, Any] | None = _field(
-        None, "vector file in any CRS, or GeoJSON geometry in EPSG:4326; null: the whole raster"
+        None,
+        "vector file in any CRS, or GeoJSON geometry in EPSG:4326; polygons whose middle lies in "
+        "it are kept whole; null: the whole raster",
     )
     out_dir: Text | None = _field(None, "the run folder; null: `runs/<scene>`")
     model: Model = _field("classic", "`classic` needs no weights; the others are Meta's SAM")
@@ -156,7 +158,8 @@ class Job(BaseModel):
         ):
             if value < floor:
                 raise ValueError(
-                    f"{name} ({value:g}) is below the floor of what is stored ({floor:g})"
+                    f"{name} ({value:g}) is below the floor of what is stored ({floor:g}): lower "
+                    "the floor, too, which segments anew"
                 )
         if self.stretch is not None and self.stretch[0] >= self.stretch[1]:
             raise ValueError("stretch needs a lower and a higher percentile")

@@ -31,7 +31,8 @@ from workbench.candidates import (
     valid_masks,
 )
 from workbench.classic import ClassicSegmenter
-from workbench.errors import RunFailedError
+from workbench.crs import to_lonlat
+from workbench.errors import RunFailedError, SceneError
 from workbench.job import Job
 from workbench.opening import open_scene
 from workbench.polygons import clean, to_polygons
@@ -113,6 +114,7 @@ class Run:
         scene = self.scenes[0]
         rgb, valid, transform = scene.overview(PICTURE_PX)
         here = self.layer[self.layer["source"] == scene.name]
+        n = len(self.scenes)
         aoi = None if self.aoi is None else gpd.GeoDataFrame(geometry=[self.aoi], crs=scene.crs)
         figure = report.draw_map(
             rgb,
@@ -121,7 +123,7 @@ class Run:
             here,
             tiles=self.tiles,
             aoi=aoi,
-            title=scene.name,
+            title=f"{scene.name} (1 of {n} rasters)" if n > 1 else scene.name,
         )
         return report.figure_png(figure)
 
@@ -178,7 +180,25 @@ def _open_scenes(job: Job) -> list[Scene]:
     sources = [str(sample_scene())] if job.source is None else find_sources(job.source)
     first = _open(sources[0], job, job.crs)
     # many rasters share one CRS: that of the first
-    return [first, *(_open(source, job, first.crs.to_wkt()) for source in sources[1:])]
+    scenes = [first, *(_open(source, job, first.crs.to_wkt()) for source in sources[1:])]
+    for scene in scenes:
+        _refuse_far_away(scene, first)
+    return scenes
+
+
+def _refuse_far_away(scene: Scene, first: Scene) -> None:
+    """Refuse a raster that the first one's CRS would distort: more than a UTM zone beyond it."""
+    use = first.crs.area_of_use
+    if scene is first or use is None:
+        return
+    left, bottom, right, top = scene.bounds
+    lon, _ = to_lonlat(first.crs, (left + right) / 2, (bottom + top) / 2)
+    if not use.west - 9 <= float(lon) <= use.east + 9:
+        raise SceneError(
+            f"{scene.source} lies too far from {first.source} for one working CRS "
+            f"({layers.crs_name(first.crs)}). Run them as two jobs, or set crs to one that fits "
+            "both, for instance EPSG:3857."
+        )
 
 
 def _open(source: str, job: Job, crs: str | None) -> Scene:
@@ -220,7 +240,9 @@ def segment(plan: Plan) -> None:
     pending = _pending(plan)
     if not pending:
         return
-    with tqdm(total=len(pending), desc="tiles", unit="tile") as bar:
+    wanted = sum(len(part.tiles) for part in plan.scenes)
+    done = wanted - len(pending)  # by an earlier run
+    with tqdm(total=wanted, initial=done, desc="tiles", unit="tile") as bar:
         for part in plan.scenes:
             _segment_scene(part, [tile for owner, tile in pending if owner is part], plan, bar)
 

@@ -63,8 +63,9 @@ def merge_seams(polygons: gpd.GeoDataFrame, windows: gpd.GeoDataFrame) -> gpd.Ge
 
     `polygons` come from `to_polygons`, `windows` from `tile_windows`; several scenes may be
     stacked. Adds `n_tiles`, the number of tiles that saw the object; scores and index are those of
-    the best piece that is left. `at_edge` becomes true also where the windows end. The result does
-    not depend on the order of the rows and is sorted by source, tile and ordinal.
+    the best piece that is left. `at_edge` becomes true also where the windows end, and where a tile
+    cut a polygon that the next one does not continue. The result does not depend on the order of
+    the rows and is sorted by source, tile and ordinal.
     """
     polygons = polygons.sort_values([*KEY, "ordinal"], kind="stable").reset_index(drop=True)
     windows = windows.sort_values(KEY, kind="stable").reset_index(drop=True)
@@ -73,10 +74,13 @@ def merge_seams(polygons: gpd.GeoDataFrame, windows: gpd.GeoDataFrame) -> gpd.Ge
     rank = _ranks(polygons)
     matches: list[_Match] = []
     foreign: list[tuple[int, int]] = []
+    cut: list[tuple[int, int]] = []
     for a, b, one, other in _neighbours(geometry, tile, windows):
         matches += _agreeing(one, other)
         foreign += [(row, b) for row in _others_to_decide(one, other)]
         foreign += [(row, a) for row in _others_to_decide(other, one)]
+        cut += [(row, b) for row in one.rows[one.cut].tolist()]
+        cut += [(row, a) for row in other.rows[other.cut].tolist()]
 
     groups = _group(sorted(matches, key=lambda match: match.order), geometry, tile)
     group_of = {int(row): number for number, group in enumerate(groups) for row in group}
@@ -92,14 +96,15 @@ def merge_seams(polygons: gpd.GeoDataFrame, windows: gpd.GeoDataFrame) -> gpd.Ge
         if not keep[members].any():  # each was replaced by another one of the group
             left = members[~disowned[members]]
             keep[left[np.argsort(rank[left])[:1]]] = True
-    merged = _unite(polygons.assign(n_tiles=1), groups, keep, tile, rank)
+    at_edge = polygons["at_edge"].to_numpy() | _reach_the_end(geometry, windows)
+    at_edge[[row for row, window in cut if (row, window) not in matched]] = True
+    merged = _unite(polygons.assign(n_tiles=1, at_edge=at_edge), groups, keep, tile, rank)
     geometry = merged.geometry.to_numpy()
     seen_by = {int(row): set(tile[group].tolist()) for group in groups for row in group}
     shared = np.flatnonzero(keep & _reach_overlaps(geometry, windows))
     keep[
         _duplicates(geometry, shared, [seen_by.get(int(i), {int(tile[i])}) for i in shared], rank)
     ] = False
-    merged["at_edge"] |= _reach_the_end(geometry, windows)
     return merged[keep].reset_index(drop=True)
 
 
