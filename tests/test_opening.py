@@ -32,6 +32,18 @@ def refusal(path: Path | str, **options: object) -> str:
     return str(caught.value)
 
 
+def test_eight_bands_without_colours_are_read_as_named_or_the_first_three(tmp_path):
+    values = np.stack([np.full((HEIGHT, WIDTH), 100 * band, np.uint16) for band in range(1, 9)])
+    values[:, :5] = 0  # what the percentiles stretch from
+    path = write(tmp_path / "eight.tif", values)
+    assert open_scene(path).bands == (1, 2, 3)
+    scene = open_scene(path, bands=(5, 3, 2))
+    rgb, valid = whole(scene)
+    assert scene.stretch.high == (500, 300, 200)
+    assert valid.all()
+    assert rgb[-1, -1].tolist() == [255, 255, 255]
+
+
 # ---- the grid -------------------------------------------------------------------------------
 
 

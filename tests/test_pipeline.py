@@ -301,3 +301,14 @@ def test_rasters_too_far_apart_for_one_crs_are_refused(tmp_path):
     with pytest.raises(SceneError, match=r"b\.tif lies too far from .*a\.tif for one working CRS"):
         run(job_for([str(near), str(far)], tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_c6_a_run_of_which_every_tile_fails_still_writes_every_file(raster, tmp_path, monkeypatch):
+    def fails(segmenter, image):
+        raise OSError("no such luck")
+
+    monkeypatch.setattr(KnownObjects, "propose", fails)
+    with pytest.raises(RunFailedError, match="15 of 15 tiles failed"):
+        run(job_for(raster, tmp_path / "run"))
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == sorted([*FILES, "candidates"])
+    assert len(read_layer(tmp_path / "run" / "prelabels.gpkg")) == 0

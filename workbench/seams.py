@@ -77,10 +77,9 @@ def merge_seams(polygons: gpd.GeoDataFrame, windows: gpd.GeoDataFrame) -> gpd.Ge
     cut: list[tuple[int, int]] = []
     for a, b, one, other in _neighbours(geometry, tile, windows):
         matches += _agreeing(one, other)
-        foreign += [(row, b) for row in _others_to_decide(one, other)]
-        foreign += [(row, a) for row in _others_to_decide(other, one)]
-        cut += [(row, b) for row in one.rows[one.cut].tolist()]
-        cut += [(row, a) for row in other.rows[other.cut].tolist()]
+        for here, there, window in ((one, other, b), (other, one, a)):
+            foreign += [(row, window) for row in _others_to_decide(here, there)]
+            cut += [(row, window) for row in here.rows[here.cut].tolist()]
 
     groups = _group(sorted(matches, key=lambda match: match.order), geometry, tile)
     group_of = {int(row): number for number, group in enumerate(groups) for row in group}
@@ -102,9 +101,8 @@ def merge_seams(polygons: gpd.GeoDataFrame, windows: gpd.GeoDataFrame) -> gpd.Ge
     geometry = merged.geometry.to_numpy()
     seen_by = {int(row): set(tile[group].tolist()) for group in groups for row in group}
     shared = np.flatnonzero(keep & _reach_overlaps(geometry, windows))
-    keep[
-        _duplicates(geometry, shared, [seen_by.get(int(i), {int(tile[i])}) for i in shared], rank)
-    ] = False
+    tiles = [seen_by.get(row, {int(tile[row])}) for row in shared.tolist()]
+    keep[_duplicates(geometry, shared, tiles, rank)] = False
     return merged[keep].reset_index(drop=True)
 
 
