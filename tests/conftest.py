@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,17 @@ def data_dir() -> Path:
     if not name:
         pytest.skip("WORKBENCH_TEST_DATA is not set: no real imagery to test with")
     return Path(name).resolve()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from a second thread, and lose much on a busy machine."""
+    import torch  # takes seconds, which the other tests are spared
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

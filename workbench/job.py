@@ -26,7 +26,7 @@ from workbench.errors import JobError
 from workbench.polygons import Cleaning
 from workbench.sources import absolute
 
-Model = Literal["classic", "vit_b", "vit_l", "vit_h"]
+Model = Literal["tiny", "classic", "vit_b", "vit_l", "vit_h"]
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -65,8 +65,12 @@ class Job(BaseModel):
         "it are kept whole; null: the whole raster",
     )
     out_dir: Text | None = _field(None, "the run folder; null: `runs/<scene>`")
-    model: Model = _field("classic", "`classic` needs no weights; the others are Meta's SAM")
-    checkpoint: Text | None = _field(None, "local weights file; overrides the download")
+    model: Model = _field(
+        "classic",
+        "`tiny`: a small SAM that comes with the package; `classic`: a baseline without weights; "
+        "`vit_b`, `vit_l`, `vit_h`: Meta's SAM, downloaded on first use",
+    )
+    checkpoint: Text | None = _field(None, "local weights file in place of the model's own")
     device: Literal["auto", "cuda", "mps", "cpu"] = _field("auto", "where the network runs")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _field(
         "auto", "bf16 on CUDA where it is native, else fp16; fp32 on CPU"
@@ -170,7 +174,7 @@ class Job(BaseModel):
         if self.model == "classic" and self.checkpoint is not None:
             raise ValueError(
                 f"checkpoint {self.checkpoint}: `classic` has no weights. Set model to the SAM "
-                "that they are for (vit_b, vit_l, vit_h), or leave checkpoint null"
+                "that they are for (tiny, vit_b, vit_l, vit_h), or leave checkpoint null"
             )
         if self.scheduler is not None:
             raise ValueError("scheduler: running on a Dask cluster is not built yet; leave it null")

@@ -1,4 +1,4 @@
-"""SAM as a `Segmenter`: the models, their checkpoints, and masks from a grid of point prompts.
+"""SAM as a `Segmenter`: masks from a grid of point prompts.
 
 Prompts, crops, arithmetic and filters are those of `segment_anything.SamAutomaticMaskGenerator`,
 bit for bit in fp32; what differs is when something is computed and how long it is held.
@@ -6,11 +6,6 @@ bit for bit in fp32; what differs is when something is computed and how long it 
 
 from __future__ import annotations
 
-import os
-import pickle
-import re
-import sys
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,49 +17,9 @@ import numpy as np
 import pooch
 import torch
 from numpy.typing import NDArray
-
-from workbench.candidates import Candidates, Rules, concat, encode_masks, nms, prune
-from workbench.errors import CheckpointError, JobError, WorkbenchError
-
-
-def _mend_torchvision() -> None:
-    """Make torchvision importable where its compiled operators do not load beside this torch.
-
-    The package index pairs a CPU-only torch with a torchvision built against CUDA, whose import
-    then fails (pytorch#122494, vision#8985). SAM needs no operator but `nms`, and that one only
-    in its own generator. Does nothing where torchvision imports.
-    """
-    try:
-        import torchvision
-
-        return
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]  # what the failed import left half made
-
-    operators = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):  # torchvision describes both while it is imported
-        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    operators.impl("nms", _nms_on_cpu, "CPU")
-    import torchvision.ops.boxes
-
-    # only the gate of nms is opened: the other operators are still missing and still say so
-    torchvision.ops.boxes._assert_has_ops = lambda: None
-    # an operator lives as long as its Library, and must outlive a reload of this module
-    torchvision.ops.boxes._workbench_operators = operators
-
-
-def _nms_on_cpu(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-    return torch.from_numpy(nms(boxes.numpy(), scores.numpy(), iou_threshold))
-
-
-_mend_torchvision()
-# these import torchvision, so they come after it is mended
-from segment_anything import SamPredictor, sam_model_registry  # noqa: E402
-from segment_anything.modeling import Sam  # noqa: E402
-from segment_anything.utils.amg import (  # noqa: E402
+from segment_anything import SamPredictor
+from segment_anything.modeling import Sam
+from segment_anything.utils.amg import (
     batch_iterator,
     batched_mask_to_box,
     build_point_grid,
@@ -73,158 +28,10 @@ from segment_anything.utils.amg import (  # noqa: E402
     is_box_near_crop_edge,
 )
 
-# --------------------------------------------------------------------------- models and weights
-
-
-@dataclass(frozen=True)
-class Model:
-    """An official SAM model: how it is built, and where its weights are."""
-
-    url: str
-    sha256: str
-    build: Callable[[], Sam]
-
-    @property
-    def file_name(self) -> str:
-        """The checkpoint's name, in the address and in the cache folder."""
-        return self.url.rsplit("/", 1)[-1]
-
-
-_OFFICIAL = "https://dl.fbaipublicfiles.com/segment_anything/"
-MODELS: dict[str, Model] = {
-    "vit_b": Model(
-        _OFFICIAL + "sam_vit_b_01ec64.pth",
-        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-        sam_model_registry["vit_b"],
-    ),
-    "vit_l": Model(
-        _OFFICIAL + "sam_vit_l_0b3195.pth",
-        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
-        sam_model_registry["vit_l"],
-    ),
-    "vit_h": Model(
-        _OFFICIAL + "sam_vit_h_4b8939.pth",
-        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
-        sam_model_registry["vit_h"],
-    ),
-}
-
-
-def cache_folder() -> Path:
-    """Where downloaded checkpoints lie; `SAM_WORKBENCH_CACHE` moves it."""
-    return Path(os.environ.get("SAM_WORKBENCH_CACHE") or pooch.os_cache("sam-workbench"))
-
-
-def fetch_checkpoint(model: str) -> Path:
-    """Return the official checkpoint, downloaded once and checked against its sha256 every time."""
-    official = MODELS[model]
-    path = cache_folder() / official.file_name
-    try:
-        pooch.retrieve(
-            official.url,
-            known_hash=f"sha256:{official.sha256}",
-            fname=path.name,
-            path=path.parent,
-            progressbar=sys.stderr.isatty(),
-        )
-    except (OSError, ValueError) as error:  # no network, unwritable folder | another file came
-        cause = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
-        damaged = (
-            f" The file at {path} is damaged: its sha256 is {pooch.file_hash(str(path))}."
-            if path.is_file()
-            else ""
-        )
-        raise CheckpointError(
-            f"The weights of {model} could not be downloaded from {official.url} ({cause})."
-            f"{damaged} Download them elsewhere and put the file at {path} "
-            f"(sha256 {official.sha256}), or name a local file as checkpoint."
-        ) from error
-    return path
-
-
-def load_model(model: str, path: Path) -> Sam:
-    """Build a model and fill it with the weights of a local file, on the CPU and in fp32.
-
-    Raises `CheckpointError` for whatever is not a checkpoint of exactly this model.
-    """
-    weights = _read_weights(path)
-    with torch.device("meta"):  # no time and memory for initial values that are overwritten
-        sam = MODELS[model].build()
-    misfit = _misfit(sam, weights)
-    if misfit:
-        raise CheckpointError(f"{path} is no checkpoint of {model}: {misfit}. {_advice(weights)}")
-    sam.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
-    return sam.eval().requires_grad_(False)
-
-
-def _refuse_missing(path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(
-            f"checkpoint {path} is not a file. Name a local SAM checkpoint (.pth), or leave "
-            "checkpoint empty to download the official one."
-        )
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    _refuse_missing(path)
-    with path.open("rb") as file:
-        start = file.read(64)
-    if not start:
-        raise CheckpointError(f"checkpoint {path} is empty (0 bytes). Copy or download it again.")
-    if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"checkpoint {path} is a Git LFS pointer, not the weights. Run git lfs pull where it "
-            "comes from, and copy it again."
-        )
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no checkpoint fail anywhere in the unpickler
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and code:
-            raise CheckpointError(
-                f"checkpoint {path} holds Python code or objects ({code[1]}), not only weights; "
-                "it was not run. Save the model's state_dict alone, with torch.save."
-            ) from error
-        raise CheckpointError(
-            f"checkpoint {path} cannot be read as weights: it is damaged, cut short or not a "
-            f"PyTorch file ({type(error).__name__}). Copy or download it again."
-        ) from error
-    if not isinstance(weights, dict) or not all(
-        isinstance(value, torch.Tensor) for value in weights.values()
-    ):
-        raise CheckpointError(
-            f"checkpoint {path} does not hold the plain state_dict of a SAM model. Save "
-            "model.state_dict() alone, with torch.save."
-        )
-    return weights
-
-
-def _misfit(sam: Sam, weights: Mapping[str, torch.Tensor]) -> str:
-    """Say how weights differ from what a model needs; empty where they fit."""
-    needed = sam.state_dict()
-    missing = [name for name in needed if name not in weights]
-    unknown = [name for name in weights if name not in needed]
-    if missing or unknown:
-        example = f"no {missing[0]}" if missing else f"unknown {unknown[0]}"
-        return f"{len(missing)} weights are missing and {len(unknown)} unknown ({example})"
-    for name, value in needed.items():
-        if value.shape != weights[name].shape:
-            return f"{name} is {tuple(weights[name].shape)}, not {tuple(value.shape)}"
-    return ""
-
-
-def _advice(weights: Mapping[str, torch.Tensor]) -> str:
-    for name, official in MODELS.items():
-        with torch.device("meta"):
-            sam = official.build()
-        if not _misfit(sam, weights):
-            return f"It fits {name}: set model to {name}."
-    return f"It fits none of {', '.join(MODELS)} either: name a checkpoint of the official SAM."
-
-
-# ------------------------------------------------------------------------- device and precision
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from workbench.candidates import Candidates, Rules, concat, encode_masks, prune
+from workbench.errors import JobError, WorkbenchError
+from workbench.sam.device import DTYPES, device_kind, resolve_device, resolve_precision
+from workbench.sam.models import MODELS, fetch_checkpoint, load_model, refuse_missing
 
 # On one CPU core the decoder takes 0.10 s a prompt in batches of 2 to 4 and 0.15 s in batches of
 # 8 to 64: its tensors then pass 32 MB, beyond which glibc maps, and the kernel clears, fresh pages
@@ -233,54 +40,6 @@ POINTS_PER_BATCH = {"cpu": 4}
 # More upsampled masks of 1024 x 1024 than a few leave the CPU's caches: 4 ms a mask by threes,
 # 8 ms by twelves and more. On other devices a whole batch goes at once.
 MASKS_AT_ONCE = {"cpu": 3}
-
-
-def resolve_device(device: str) -> str:
-    """Turn `auto` into `cuda`, `mps` or `cpu`, and refuse a device that is not there."""
-    if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    kind, number = _device_kind(device)
-    there = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
-        "mps": int(torch.backends.mps.is_available()),
-    }
-    if int(number or 0) >= there[kind]:
-        raise JobError(
-            f"device {device} was asked for, but torch {torch.__version__} sees {there[kind]} "
-            f"{kind} devices. Take device auto or cpu, or install a torch built for {kind}."
-        )
-    return device
-
-
-def _device_kind(device: str) -> tuple[str, str]:
-    """Split `cuda:1` into kind and number, whether it is there or not."""
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or not re.fullmatch(r"\d*", number):
-        raise JobError(f"device {device!r} is unknown. Take auto, cuda, mps or cpu.")
-    return kind, number
-
-
-def resolve_precision(precision: str, device: str) -> str:
-    """Turn `auto` into `bf16` on CUDA where that is native, else `fp16`; `fp32` elsewhere."""
-    on_cuda = device.startswith("cuda")
-    if precision == "auto":
-        if not on_cuda:
-            return "fp32"
-        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-    if precision != "fp32" and precision not in DTYPES:
-        raise JobError(f"precision {precision!r} is unknown. Take auto, bf16, fp16 or fp32.")
-    if precision != "fp32" and not on_cuda:
-        raise JobError(
-            f"precision {precision} needs device cuda, and this runs on {device}. "
-            "Take precision auto or fp32."
-        )
-    return precision
-
-
-# ------------------------------------------------------------------------------- the Segmenter
 
 CROP_OVERLAP_RATIO = 512 / 1500  # as SamAutomaticMaskGenerator
 STABILITY_SCORE_OFFSET = 1.0
@@ -378,9 +137,11 @@ class SamSegmenter:
         predictor = SamPredictor(self.model)
         with self._autocast():
             predictor.set_image(image[y0:y1, x0:x1])
+        # half a million sines that all prompts share; in bf16 they would be far from right
+        image_pe = self.model.prompt_encoder.get_dense_pe()
         ordinal = crop.first_ordinal
         for (points,) in batch_iterator(self._batch_size, crop.points):
-            low_res, pred_iou = self._decode(predictor, points)
+            low_res, pred_iou = self._decode(predictor, image_pe, points)
             # upsampling works mask by mask, so what the floor drops need not be upsampled
             rows = torch.arange(len(pred_iou), device=pred_iou.device)
             if self.pred_iou_floor > 0:
@@ -392,7 +153,7 @@ class SamSegmenter:
             ordinal += len(pred_iou)
 
     def _decode(
-        self, predictor: SamPredictor, points: NDArray[np.float64]
+        self, predictor: SamPredictor, image_pe: torch.Tensor, points: NDArray[np.float64]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the network for `(n, 2)` crop pixels: `(3n, h, w)` logits and `(3n,)` IoUs."""
         coords = torch.as_tensor(predictor.transform.apply_coords(points, predictor.original_size))
@@ -401,12 +162,11 @@ class SamSegmenter:
         coords = coords[:, None].to(self.model.device)
         labels = torch.ones(coords.shape[:2], dtype=torch.int, device=self.model.device)
         # outside autocast: bf16 would move the prompts by pixels
-        encoder = self.model.prompt_encoder
-        sparse, dense = encoder(points=(coords, labels), boxes=None, masks=None)
+        sparse, dense = self.model.prompt_encoder(points=(coords, labels), boxes=None, masks=None)
         with self._autocast():
             low_res, pred_iou = self.model.mask_decoder(
                 image_embeddings=predictor.features,
-                image_pe=encoder.get_dense_pe(),
+                image_pe=image_pe,
                 sparse_prompt_embeddings=sparse,
                 dense_prompt_embeddings=dense,
                 multimask_output=True,
@@ -567,7 +327,7 @@ def sam_segmenter(
     points_per_batch: int | None = None,
     threads: int | None = None,
 ) -> SamSegmenter:
-    """Choose a model of `MODELS` with its official weights, or those of a local `checkpoint`.
+    """Choose a model of `MODELS` with its own weights, or those of a local `checkpoint`.
 
     Nothing is downloaded or loaded before `load`, so that a store of candidates can be recognised
     on a machine that has neither the weights nor the device.
@@ -576,13 +336,13 @@ def sam_segmenter(
         raise JobError(f"model {model!r} is unknown. Take one of {', '.join(MODELS)}.")
     if "auto" in (device, precision):
         device = resolve_device(device)
-    _device_kind(device)
+    device_kind(device)
     precision = resolve_precision(precision, device)
     if checkpoint is None:
-        path, sha256 = None, MODELS[model].sha256
+        path, sha256 = None, MODELS[model].weights.sha256
     else:
         path = Path(checkpoint).expanduser()
-        _refuse_missing(path)
+        refuse_missing(path)
         sha256 = pooch.file_hash(str(path))  # own weights may have any, but the store must know
     return SamSegmenter(
         load_model=partial(_load_weights, model, path),

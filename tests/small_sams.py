@@ -1,0 +1,104 @@
+"""SAM models that take milliseconds, with random weights, and pictures for them."""
+
+import os
+
+import numpy as np
+import torch
+
+import workbench.sam  # noqa: F401
+
+# after workbench.sam, which makes torchvision importable
+from segment_anything.modeling import (  # isort: skip
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+
+
+def among_prompts(values: torch.Tensor) -> torch.Tensor:
+    """Centre and scale what the prompts of one batch were given."""
+    return (values - values.mean(0)) / (values.std(0, unbiased=False) + 1e-6)
+
+
+class BlobDecoder(MaskDecoder):
+    """SAM's decoder with random weights, its output shaped to look like masks and scores.
+
+    Blobs lie around their prompts, in three sizes; scores spread over 0.3 to 1 in `steps` steps.
+    """
+
+    steps = 0
+
+    def forward(
+        self,
+        image_embeddings: torch.Tensor,
+        image_pe: torch.Tensor,
+        sparse_prompt_embeddings: torch.Tensor,
+        dense_prompt_embeddings: torch.Tensor,
+        multimask_output: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        masks, iou = super().forward(
+            image_embeddings=image_embeddings,
+            image_pe=image_pe,
+            sparse_prompt_embeddings=sparse_prompt_embeddings,
+            dense_prompt_embeddings=dense_prompt_embeddings,
+            multimask_output=multimask_output,
+        )
+        # random Fourier features: their product is large where the prompt is
+        near = torch.einsum("bc,chw->bhw", sparse_prompt_embeddings[:, 0], image_pe[0])
+        near = near[:, None] / (image_pe.shape[1] / 2)
+        near = torch.nn.functional.interpolate(near, masks.shape[-2:], mode="bilinear")
+        texture = torch.nn.functional.avg_pool2d(masks, 5, 1, 2)
+        texture = texture - texture.mean((2, 3), keepdim=True)
+        texture = texture / (texture.std((2, 3), keepdim=True) + 1e-6)
+        size = torch.tensor([6.0, 4.0, 2.0])[None, :, None, None]
+        sharpness = torch.tanh(among_prompts(masks.mean((2, 3), keepdim=True)))
+        iou = 0.65 + 0.35 * torch.tanh(among_prompts(iou))
+        if self.steps:
+            iou = torch.round(iou * self.steps) / self.steps
+        return 4 * 3**sharpness * (8 * near + 2 * texture - size), iou
+
+
+def small_sam(seed: int = 0, steps: int = 0, embed_dim: int = 32) -> Sam:
+    """SAM for images of 128 pixels, in every part as small as it can be."""
+    torch.manual_seed(seed)
+    model = Sam(
+        ImageEncoderViT(
+            img_size=128,
+            embed_dim=embed_dim,
+            depth=1,
+            num_heads=2,
+            out_chans=32,
+            use_rel_pos=True,
+            global_attn_indexes=(0,),
+        ),
+        PromptEncoder(
+            embed_dim=32,
+            image_embedding_size=(8, 8),
+            input_image_size=(128, 128),
+            mask_in_chans=4,
+        ),
+        BlobDecoder(
+            transformer_dim=32,
+            transformer=TwoWayTransformer(depth=1, embedding_dim=32, num_heads=2, mlp_dim=32),
+            iou_head_depth=2,
+            iou_head_hidden_dim=32,
+        ),
+    )
+    model.mask_decoder.steps = steps
+    with torch.no_grad():  # so that prompts differ in their place alone
+        model.prompt_encoder.point_embeddings[1].weight *= 0.1
+    return model.eval()
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    cells = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    return np.kron(cells, np.ones((8, 8, 1), np.uint8))
+
+
+class Code:
+    """Makes a folder where it is unpickled: what a checkpoint must not be able to do."""
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("ran",)

@@ -1,0 +1,40 @@
+"""What `auto` means for device and precision, and what is refused."""
+
+import pytest
+import torch
+
+from workbench import sam
+from workbench.errors import JobError
+
+
+def test_device_auto_is_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    has = dict.fromkeys(("cuda", "mps"), False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has["cuda"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has["mps"])
+    assert sam.resolve_device("auto") == "cpu"
+    for asked in ("cuda", "mps", "cuda:1"):
+        with pytest.raises(JobError, match=rf"device {asked} was asked for, .* sees 0"):
+            sam.resolve_device(asked)
+    has["mps"] = True
+    assert sam.resolve_device("auto") == sam.resolve_device("mps") == "mps"
+    has["cuda"] = True
+    assert sam.resolve_device("auto") == sam.resolve_device("cuda") == "cuda"
+    assert sam.resolve_device("cuda:1") == "cuda:1"
+    assert sam.resolve_device("cpu") == "cpu"
+    for unknown in ("gpu", "cuda:x", "cuda:9", ""):
+        with pytest.raises(JobError, match="device"):
+            sam.resolve_device(unknown)
+
+
+def test_precision_auto_is_the_fastest_that_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capability, expected in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert sam.resolve_precision("auto", "cuda") == expected
+    assert sam.resolve_precision("auto", "cpu") == "fp32"
+    assert sam.resolve_precision("auto", "mps") == "fp32"
+    assert sam.resolve_precision("fp16", "cuda:0") == "fp16"
+    with pytest.raises(JobError, match="precision bf16 needs device cuda"):
+        sam.resolve_precision("bf16", "cpu")
+    with pytest.raises(JobError, match="precision 'half' is unknown"):
+        sam.resolve_precision("half", "cpu")

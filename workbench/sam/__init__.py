@@ -1,0 +1,31 @@
+"""SAM: the models and their weights, the device they run on, and the `Segmenter`."""
+
+from workbench.sam.mend import mend_torchvision
+
+mend_torchvision()
+# these import segment_anything and with it torchvision, so they come after it is mended
+from workbench.sam.device import resolve_device, resolve_precision  # noqa: E402
+from workbench.sam.models import (  # noqa: E402
+    MODELS,
+    Download,
+    Embedded,
+    Model,
+    cache_folder,
+    fetch_checkpoint,
+    load_model,
+)
+from workbench.sam.segmenter import SamSegmenter, sam_segmenter  # noqa: E402
+
+__all__ = [
+    "MODELS",
+    "Download",
+    "Embedded",
+    "Model",
+    "SamSegmenter",
+    "cache_folder",
+    "fetch_checkpoint",
+    "load_model",
+    "resolve_device",
+    "resolve_precision",
+    "sam_segmenter",
+]

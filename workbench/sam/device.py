@@ -1,0 +1,56 @@
+"""Where the network runs and in which precision: what `auto` means, and what is refused."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from workbench.errors import JobError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(device: str) -> str:
+    """Turn `auto` into `cuda`, `mps` or `cpu`, and refuse a device that is not there."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, number = device_kind(device)
+    there = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if int(number or 0) >= there[kind]:
+        raise JobError(
+            f"device {device} was asked for, but torch {torch.__version__} sees {there[kind]} "
+            f"{kind} devices. Take device auto or cpu, or install a torch built for {kind}."
+        )
+    return device
+
+
+def device_kind(device: str) -> tuple[str, str]:
+    """Split `cuda:1` into kind and number, whether it is there or not."""
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or not re.fullmatch(r"\d*", number):
+        raise JobError(f"device {device!r} is unknown. Take auto, cuda, mps or cpu.")
+    return kind, number
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """Turn `auto` into `bf16` on CUDA where that is native, else `fp16`; `fp32` elsewhere."""
+    on_cuda = device.startswith("cuda")
+    if precision == "auto":
+        if not on_cuda:
+            return "fp32"
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    if precision != "fp32" and precision not in DTYPES:
+        raise JobError(f"precision {precision!r} is unknown. Take auto, bf16, fp16 or fp32.")
+    if precision != "fp32" and not on_cuda:
+        raise JobError(
+            f"precision {precision} needs device cuda, and this runs on {device}. "
+            "Take precision auto or fp32."
+        )
+    return precision
