@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scenes import TrainingScene, pooled_scene
+from scenes import SIZE_PX, TrainingScene, pooled_scene
 
 MASK_STRIDE = 4  # of the decoder's masks
 MIN_VISIBLE_PX = 24
@@ -37,8 +37,7 @@ def make_example(
 ) -> Example:
     """Make one example, equal in every bit for equal arguments."""
     rng = np.random.default_rng(seed)
-    scene = pooled_scene(int(rng.integers(n_scenes)), pool)
-    rgb, labels, part_of = _crop(scene, size, rng)
+    rgb, labels, part_of = _view(pool, n_scenes, size, rng)
     if rng.random() < 0.3:
         rgb, labels, part_of = _with_shapes(rgb, labels, part_of, rng)
     if rng.random() < 0.6:
@@ -62,6 +61,26 @@ def make_example(
 
 
 # ----------------------------------------------------------------------------------- geometry
+
+
+def _view(
+    pool: Path, n_scenes: int, size: int, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.int16], NDArray[np.int16]]:
+    """Cut from one scene, or put together from four what is larger than a scene."""
+    if size <= SIZE_PX:
+        return _crop(pooled_scene(int(rng.integers(n_scenes)), pool), size, rng)
+    quarters, wholes, n = [], [], 0
+    for _ in range(4):
+        scene = pooled_scene(int(rng.integers(n_scenes)), pool)
+        rgb, labels, part_of = _crop(scene, size // 2, rng)
+        quarters.append((rgb, np.where(labels >= 0, labels + n, labels).astype(np.int16)))
+        wholes.append(part_of + n)
+        n += len(part_of)
+    rgb, labels = (
+        np.concatenate([np.concatenate(half, axis=1) for half in (parts[:2], parts[2:])])
+        for parts in zip(*quarters, strict=True)
+    )
+    return rgb, labels, np.concatenate(wholes).astype(np.int16)
 
 
 def _crop(

@@ -27,54 +27,81 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, soft
 from torch.utils.data import DataLoader, Dataset
 
 from workbench.atomic import atomic_path
-from workbench.sam.tiny import IMG_SIZE, STRIDE, WIDTH, build_tiny
+from workbench.sam.tiny import IMG_SIZE, STRIDE, WIDTH, ChannelNorm, build_tiny
 
 if TYPE_CHECKING:
     from segment_anything.modeling import MaskDecoder
 
-PEAK_LR, WEIGHT_DECAY, WARM_UP, DECAY_SHARE = 1e-3, 0.05, 300, 0.25
+WEIGHT_DECAY = 0.05
 AVERAGE_DECAY = 0.998
 READER_SHARE = 4.0
 TOKENS_AT_ONCE = 1 << 15  # of the decoder on a CPU
+# how far logits lie from 0 is a matter of taste, but stability is measured with it: so that good
+# masks have about the stability that SAM gives them
+LOGIT_SCALE = 5.0
 
 
 @dataclass(frozen=True)
-class Stage:
-    """So many steps on crops of one size."""
+class View:
+    """Crops of one size: how many at a time, and how many prompts on each."""
 
-    steps: int
     crop_px: int
     images: int
     points: int
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All that a training depends on, but for the machine's arithmetic.
+class Stage:
+    """So many steps, on crops of the given sizes in turn; the learning rate changes evenly."""
 
-    Small crops teach much at once; large ones teach to find one object among many.
-    """
+    steps: int
+    views: tuple[View, ...]
+    rate: float
+    last_rate: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a training depends on, but for the machine's arithmetic."""
 
     stages: tuple[Stage, ...]
     n_scenes: int
     seed: int = 1
 
     @property
-    def n_steps(self) -> int:
-        """Steps of all stages."""
-        return sum(stage.steps for stage in self.stages)
+    def steps(self) -> list[tuple[View, float]]:
+        """What each step looks at, and its learning rate."""
+        return [
+            (
+                stage.views[i % len(stage.views)],
+                stage.rate + (stage.last_rate - stage.rate) * i / stage.steps,
+            )
+            for stage in self.stages
+            for i in range(stage.steps)
+        ]
 
 
+# Small crops teach much at once. Large ones teach to find one object among many: a model that has
+# seen crops of 128 pixels only finds next to nothing in a tile.
 PLAN = Plan(
     stages=(
-        Stage(1200, 128, 24, 24),
-        Stage(1000, 256, 16, 16),
-        Stage(700, 512, 6, 32),
-        Stage(400, 768, 4, 16),
+        Stage(300, (View(128, 24, 24),), 0.0, 1e-3),
+        Stage(900, (View(128, 24, 24),), 1e-3, 1e-3),
+        Stage(1000, (View(256, 16, 16),), 1e-3, 1e-3),
+        Stage(275, (View(512, 6, 32),), 1e-3, 1e-3),
+        Stage(425, (View(512, 6, 32),), 1e-3, 5e-4),
+        Stage(200, (View(768, 4, 16),), 5e-4, 2.6e-4),
+        Stage(200, (View(1024, 2, 24),), 2.6e-4, 2e-5),
+        Stage(300, (View(1024, 2, 24), View(512, 6, 32), View(256, 16, 16)), 2e-5, 8e-4),
+        Stage(2700, (View(1024, 2, 24), View(512, 6, 32), View(256, 16, 16)), 8e-4, 8e-4),
+        Stage(900, (View(1024, 2, 24), View(512, 6, 32), View(256, 16, 16)), 8e-4, 1e-5),
     ),
     n_scenes=1200,
 )
-TRIAL = Plan(stages=(Stage(3, 64, 2, 4), Stage(2, 128, 2, 4)), n_scenes=2)
+TRIAL = Plan(
+    stages=(Stage(3, (View(64, 2, 4),), 1e-5, 1e-4), Stage(2, (View(128, 2, 4),), 1e-4, 1e-5)),
+    n_scenes=2,
+)
 
 
 class Batches(Dataset[dict[str, Tensor]]):
@@ -82,23 +109,23 @@ class Batches(Dataset[dict[str, Tensor]]):
 
     def __init__(self, plan: Plan, pool: Path, rank: int, world: int) -> None:
         self.plan, self.pool, self.rank, self.world = plan, pool, rank, world
-        self.stages = [stage for stage in plan.stages for _ in range(stage.steps)]
+        self.views = [view for view, _ in plan.steps]
 
     def __len__(self) -> int:
-        return len(self.stages)
+        return len(self.views)
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         """Make the examples of a step and stack them."""
-        stage = self.stages[step]
+        view = self.views[step]
         examples = [
             make_example(
                 (self.plan.seed, step, i),
                 self.pool,
                 self.plan.n_scenes,
-                stage.crop_px,
-                stage.points,
+                view.crop_px,
+                view.points,
             )
-            for i in range(self.rank, stage.images, self.world)
+            for i in range(self.rank, view.images, self.world)
         ]
         return {
             field.name: torch.from_numpy(np.stack([getattr(one, field.name) for one in examples]))
@@ -123,6 +150,8 @@ class Trainee(nn.Module):
         for layer in self.sam.mask_decoder.transformer.layers:
             _look_nearby(layer.cross_attn_token_to_image)
             _look_nearby(layer.cross_attn_image_to_token)
+        norm = self.sam.mask_decoder.output_upscaling[1]
+        self.sam.mask_decoder.output_upscaling[1] = FusedNorm(norm.weight, norm.bias)
         cells = (STRIDE // MASK_STRIDE) ** 2
         self.reader = nn.Sequential(
             nn.Conv2d(WIDTH, (2 * len(PAIRS) + 1) * cells, 1),
@@ -163,6 +192,14 @@ class Trainee(nn.Module):
             torch.cat(part).unflatten(0, (b, n)).float() for part in zip(*parts, strict=True)
         )
         return logits, ious, self.reader(embedding).float()
+
+
+class FusedNorm(ChannelNorm):
+    """SAM's `LayerNorm2d` in one operation instead of six, with its weights."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter) -> None:
+        super().__init__(len(weight), eps=1e-6)
+        self.weight, self.bias = weight, bias
 
 
 def _look_nearby(attention: nn.Module) -> None:
@@ -273,9 +310,8 @@ def train(
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     torch.manual_seed(plan.seed)
     trainee = Trainee().to(device)
-    optimizer = torch.optim.AdamW(
-        _groups(trainee), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY
-    )
+    optimizer = torch.optim.AdamW(_groups(trainee), betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
+    rates = [rate for _, rate in plan.steps]
     average = {name: value.detach().clone() for name, value in trainee.state_dict().items()}
     start, seconds, checkpoint = 0, 0.0, folder / "checkpoint.pt"
     if checkpoint.exists():
@@ -301,7 +337,7 @@ def train(
     for step, batch in enumerate(batches, start):
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_LR * _schedule(step, plan.n_steps)
+            group["lr"] = rates[step]
         with torch.autocast(device, torch.bfloat16):
             outputs = trainee(batch, _origins(plan, step, batch).to(device))
         loss, watched = loss_of(batch, *outputs)
@@ -359,10 +395,14 @@ def export(folder: Path) -> Path:
     """Write the averaged weights of the model, in half precision, as `tiny.pth`."""
     saved = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
     weights = {
-        name.removeprefix("sam."): value.half().contiguous()
+        name.removeprefix("sam."): value.clone()
         for name, value in saved["average"].items()
         if name.startswith("sam.")
     }
+    for name, value in weights.items():
+        if "output_hypernetworks_mlps" in name and ".layers.2." in name:
+            value *= LOGIT_SCALE
+    weights = {name: value.half().contiguous() for name, value in weights.items()}
     file = io.BytesIO()  # torch.save puts a file's name into the file
     torch.save(weights, file)
     with atomic_path(folder / "tiny.pth") as temporary:
@@ -375,16 +415,6 @@ def _groups(trainee: Trainee) -> list[dict[str, object]]:
     decaying = [p for p in trainee.parameters() if p.ndim > 1 and p.shape[0] > 8]
     others = [p for p in trainee.parameters() if not (p.ndim > 1 and p.shape[0] > 8)]
     return [{"params": decaying}, {"params": others, "weight_decay": 0.0}]
-
-
-def _schedule(step: int, n_steps: int) -> float:
-    """Warm-up, a constant rate, and a linear decay to nearly 0.
-
-    Until the decay nothing depends on the number of steps, so a training can be prolonged from a
-    checkpoint before it and equals one that was planned longer.
-    """
-    left = (n_steps - step) / (DECAY_SHARE * n_steps)
-    return min((step + 1) / WARM_UP, 1.0, 0.02 + 0.98 * left)
 
 
 def _quiet(_: int) -> None:
@@ -408,7 +438,7 @@ def main() -> None:
     parser.add_argument("--trial", action="store_true", help="a few steps, to see that all works")
     given = parser.parse_args()
     plan = TRIAL if given.trial else PLAN
-    until = min(given.until or plan.n_steps, plan.n_steps)
+    until = min(given.until or len(plan.steps), len(plan.steps))
     given.folder.mkdir(parents=True, exist_ok=True)
     (given.folder / "processes").unlink(missing_ok=True)  # left by an interrupted training
     multiprocessing.spawn(
