@@ -1,17 +1,35 @@
+import importlib.util
+import json
 import math
-import subprocess
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely import GeometryCollection, LineString, MultiPolygon, Point, Polygon, box
 
+from workbench.candidates import Candidates, Rules, Thresholds, encode_masks, select
 from workbench.errors import WorkbenchError
-from workbench.quality import Quality, compare, match
+from workbench.quality import (
+    Quality,
+    about,
+    average_recall,
+    best_thresholds,
+    boxes,
+    calibration,
+    compare,
+    match,
+    of_cores,
+    pool_planes,
+    threshold_plane,
+    with_area,
+)
+from workbench.sample import make_sample, write_sample
 
 UTM = "EPSG:32636"
 
@@ -138,6 +156,7 @@ squares = st.lists(
 
 
 @given(squares)
+@settings(deadline=None)
 def test_a_layer_agrees_with_itself(corners):
     same = layer(*(square(*corner) for corner in corners))
     n = len(same)
@@ -145,6 +164,7 @@ def test_a_layer_agrees_with_itself(corners):
 
 
 @given(squares, squares, st.randoms(use_true_random=False))
+@settings(deadline=None)
 def test_the_order_of_rows_does_not_matter(ours, theirs, random):
     def quality():
         return compare(
@@ -161,21 +181,349 @@ def test_the_order_of_rows_does_not_matter(ours, theirs, random):
     assert shuffled.mean_best_iou == pytest.approx(ordered.mean_best_iou)
 
 
-def test_the_script_prints_the_table(tmp_path):
+# --------------------------------------------------------------------- parts, proposals, scores
+
+
+def test_one_row_is_one_object_however_many_parts_it_has():
+    two_roofs = MultiPolygon([square(0), square(100)])
+    quality = compare(layer(two_roofs, square(200)), layer(two_roofs, square(300)))
+    assert (quality.n_predicted, quality.n_reference, quality.n_matched) == (2, 2, (1, 1))
+    halves = match(layer(square(0), square(100)), layer(two_roofs))
+    assert halves.iou.tolist() == [0.5, 0.5]
+    assert halves.n_matched(0.5) == 1  # the object is found once, and one half is left over
+    assert match(layer(two_roofs), layer(square(0), square(100))).n_matched(0.5) == 1
+
+
+def test_rows_of_pairs_are_rows_of_with_area():
+    bow_tie = Polygon([(0, 0), (10, 10), (10, 0), (0, 10)])
+    mixed = gpd.GeoDataFrame(
+        {"confidence": [0.9, 0.8, 0.7, 0.6]},
+        geometry=[Point(0, 0), bow_tie, None, square(100)],
+        crs=UTM,
+    )
+    solid = with_area(mixed)
+    assert solid["confidence"].tolist() == [0.8, 0.6]
+    assert solid.is_valid.all()
+    pairs = match(mixed, layer(square(100)))
+    assert pairs.n_predicted == len(solid)
+    assert pairs.true_iou().tolist() == [0, 1]
+    assert len(with_area(layer(Point(0, 0), None))) == 0
+
+
+def test_true_iou_is_the_best_of_each_prediction():
+    pairs = match(layer(box(0, 0, 20, 10), square(500)), layer(square(0), box(5, 0, 20, 10)))
+    assert pairs.true_iou().tolist() == [0.75, 0]
+
+
+def test_only_closes_the_rows_up():
+    pairs = match(layer(square(0), square(100), square(200)), layer(square(200), square(0)))
+    left = pairs.only(np.array([False, True, True]))
+    assert (left.n_predicted, left.n_reference) == (2, 2)
+    assert (left.predicted.tolist(), left.reference.tolist()) == ([1], [0])
+
+
+# four references; the best proposal finds one well, the next one half, the last two the others
+REFERENCE = layer(square(0), square(100), square(200), square(300))
+PROPOSALS = layer(square(300), square(200), box(100, 0, 106, 10), square(0))
+SCORES = [0.5, 0.5, 0.7, 0.9]
+
+
+def test_recall_of_the_best_proposals_per_megapixel():
+    recall = average_recall(
+        match(PROPOSALS, REFERENCE), SCORES, 0.02, per_megapixel=(50, 100, 150, 1000)
+    )
+    assert recall.to_dict("list") == {
+        "per_megapixel": [50, 100, 150, 1000],
+        "n_proposals": [1, 2, 3, 4],
+        "n_reference": [4, 4, 4, 4],
+        "recall_0.5": [0.25, 0.5, 0.75, 1],
+        "recall_0.75": [0.25, 0.25, 0.5, 0.75],
+        # IoU 0.6 is enough at 0.5, 0.55 and 0.6: 3 of 10 thresholds
+        "average_recall": pytest.approx([0.25, 0.325, 0.575, 0.825]),
+    }
+
+
+def test_equal_scores_rank_by_row_and_unknown_ones_last():
+    pairs = match(PROPOSALS, REFERENCE)
+    for scores, first in (([0.5, 0.5, 0.5, 0.5], 3), ([math.nan, 0.1, 0.1, 0.1], 2)):
+        best = average_recall(pairs, scores, 1, per_megapixel=[1], iou_threshs=[0.9])
+        alone = match(PROPOSALS.iloc[[3 - first]], REFERENCE)
+        assert best["recall_0.9"].item() == (alone.best_iou() >= 0.9).mean()
+        assert pairs.reference[np.flatnonzero(pairs.predicted == 3 - first)] == first
+
+
+def test_one_proposal_may_find_several_references():
+    twins = layer(box(0, 0, 10, 9), box(0, 1, 10, 10))
+    recall = average_recall(match(layer(square(0)), twins), [1], 1)
+    assert recall["recall_0.75"].tolist() == [1, 1, 1]
+
+
+def test_default_budgets():
+    recall = average_recall(match(layer(), REFERENCE), [], 1)
+    assert recall["per_megapixel"].tolist() == [100, 300, 1000]
+    assert recall["n_proposals"].tolist() == [0, 0, 0]
+    assert recall["average_recall"].tolist() == [0, 0, 0]
+    assert average_recall(match(PROPOSALS, layer()), SCORES, 1)["recall_0.5"].isna().all()
+
+
+def test_scores_of_other_rows_are_refused():
+    with pytest.raises(ValueError, match="with_area"):
+        average_recall(match(PROPOSALS, REFERENCE), [0.5], 1)
+
+
+def test_calibration_of_four_proposals():
+    result = calibration([0.15, 0.19, 0.55, 1.2], np.array([0.1, 0.3, 0.2, 0.9]), n_bins=5)
+    assert result.n == 4
+    assert result.spearman == pytest.approx(0.8)
+    assert result.bins["n"].tolist() == [2, 0, 1, 0, 1]
+    assert result.bins["score_to"].tolist() == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert result.bins["mean_score"].dropna().tolist() == pytest.approx([0.17, 0.55, 1.2])
+    assert result.bins["mean_true_iou"].dropna().tolist() == pytest.approx([0.2, 0.2, 0.9])
+    assert result.mean_gap == pytest.approx((2 * 0.03 + 0.35 + 0.3) / 4)
+
+
+def test_calibration_of_nothing_and_of_equal_scores():
+    nothing = calibration([], np.array([]))
+    assert (nothing.n, len(nothing.bins)) == (0, 10)
+    assert math.isnan(nothing.spearman)
+    assert math.isnan(nothing.mean_gap)
+    equal = calibration([0.5, 0.5, math.nan], np.array([0.5, 0.7, 1]))
+    assert math.isnan(equal.spearman)
+    assert (equal.n, equal.mean_gap) == (2, pytest.approx(0.1))
+
+
+def test_a_calibration_of_partly_labelled_scenes_counts_what_is_about_a_label():
+    # a roof of two parts, around a court; a garden that nobody has labelled
+    roof = layer(MultiPolygon([box(0, 0, 10, 4), box(0, 6, 10, 10)]))
+    points = gpd.GeoSeries([Point(5, 1), Point(5, 5), Point(5, 8), Point(50, 50)], crs=UTM)
+    assert about(points, roof).tolist() == [True, False, True, False]
+    assert about(points, roof.to_crs(4326)).tolist() == [True, False, True, False]
+    assert not about(points, layer()).any()
+    with pytest.raises(WorkbenchError, match="no CRS"):
+        about(points.set_crs(None, allow_override=True), roof)
+
+
+def test_boxes_are_matched_with_boxes():
+    crown = Point(5, 5).buffer(5)
+    labels = layer(square(0), MultiPolygon([square(100, 0, 4), square(106, 6, 4)]))
+    crowns = layer(crown, square(100))
+    assert match(crowns, labels).n_matched(0.8) == 0
+    assert match(boxes(crowns), boxes(labels)).n_matched(0.99) == 2
+    assert boxes(labels).crs == labels.crs
+    assert len(boxes(layer())) == 0
+
+
+def test_what_two_tiles_saw_is_kept_once():
+    tiles = gpd.GeoDataFrame(
+        {"source": "a", "tile_row": 0, "tile_col": [0, 1]},
+        geometry=[box(0, 0, 50, 50), box(50, 0, 100, 50)],
+        crs=UTM,
+    )
+    seen = gpd.GeoDataFrame(
+        {"source": "a", "tile_row": 0, "tile_col": [0, 1, 0, 1]},
+        geometry=[square(42), square(42), square(48), square(48)],
+        crs=UTM,
+    )
+    kept = of_cores(seen, tiles)
+    assert kept.index.tolist() == [0, 3]
+    assert len(of_cores(seen[:0], tiles)) == 0
+
+
+# ---------------------------------------------------------------------------------- thresholds
+
+
+def candidates(boxes_px, pred_iou, stability, **rules):
+    """Boxes (XYXY, tile pixels, last pixel inclusive) in one tile of 40 × 40, and as polygons."""
+    n = len(boxes_px)
+    masks = np.zeros((n, 40, 40), bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes_px, strict=True):
+        mask[y0 : y1 + 1, x0 : x1 + 1] = True
+    x0, y0, x1, y1 = np.array(boxes_px).reshape(-1, 4).T
+    columns = {
+        "tile_row": [0] * n, "tile_col": [0] * n, "ordinal": range(n),
+        "pred_iou": pred_iou, "stability_score": stability,
+        "x0": x0, "y0": y0, "x1": x1, "y1": y1, "area_px": masks.sum((1, 2)),
+        "point_x": [0.0] * n, "point_y": [0.0] * n,
+        "crop_x0": [0] * n, "crop_y0": [0] * n, "crop_x1": [40] * n, "crop_y1": [40] * n,
+        "rle": encode_masks(masks),
+    }  # fmt: skip
+    table = Candidates.from_columns(
+        Rules(40, 40, pred_iou_floor=0, stability_floor=0, **rules), columns
+    )
+    polygons = gpd.GeoDataFrame(
+        {"tile_row": 0, "tile_col": 0, "ordinal": range(n)},
+        geometry=[box(x0, y0, x1 + 1, y1 + 1) for x0, y0, x1, y1 in boxes_px],
+        crs=UTM,
+        index=range(n),
+    )
+    return table, polygons
+
+
+def test_a_higher_stability_threshold_brings_a_suppressed_mask_back():
+    # the first suppresses the second, which is the reference; the third is something else
+    table, polygons = candidates(
+        [(0, 0, 11, 9), (0, 0, 9, 9), (20, 20, 29, 29)], [0.9, 0.8, 0.7], [0.5, 0.9, 0.3]
+    )
+    plane = threshold_plane(
+        table,
+        polygons,
+        layer(square(0), square(0, 25)),
+        iou_thresh=0.9,
+        pred_iou_threshs=[0, 0.75, 0.85],
+        stability_score_threshs=[0, 0.4, 0.6],
+    )
+    assert list(plane) == [
+        "pred_iou_thresh", "stability_score_thresh", "n_predicted", "n_matched", "n_reference",
+        "precision", "recall", "f1",
+    ]  # fmt: skip
+    counts = plane.set_index(["pred_iou_thresh", "stability_score_thresh"])
+    assert counts["n_predicted"].tolist() == [2, 1, 1, 1, 1, 1, 1, 1, 0]
+    assert counts["n_matched"].tolist() == [0, 0, 1, 0, 0, 1, 0, 0, 0]
+    assert (plane["n_reference"] == 2).all()
+    best = best_thresholds(plane)
+    assert (best["pred_iou_thresh"], best["stability_score_thresh"]) == (0.75, 0.6)
+    assert (best["precision"], best["recall"], best["f1"]) == (1, 0.5, pytest.approx(2 / 3))
+
+
+def test_what_does_not_count_still_suppresses():
+    table, polygons = candidates([(0, 0, 11, 9), (0, 0, 9, 9)], [0.9, 0.8], [0.5, 0.9])
+    plane = threshold_plane(
+        table,
+        polygons[1:],
+        layer(square(0)),
+        pred_iou_threshs=[0],
+        stability_score_threshs=[0, 0.6],
+    )
+    assert plane["n_predicted"].tolist() == [0, 1]
+    assert plane["n_matched"].tolist() == [0, 1]
+
+
+def test_planes_of_scenes_add_up():
+    table, polygons = candidates([(0, 0, 9, 9), (20, 20, 29, 29)], [0.9, 0.6], [0.9, 0.9])
+    grid = {"pred_iou_threshs": [0.5, 0.8], "stability_score_threshs": [0.5]}
+    planes = [threshold_plane(table, polygons, layer(square(x)), **grid) for x in (0, 200)]
+    pooled = pool_planes(planes)
+    assert pooled["n_predicted"].tolist() == [4, 2]
+    assert pooled["n_matched"].tolist() == [1, 1]
+    assert pooled["f1"].tolist() == [pytest.approx(2 / 6), pytest.approx(2 / 4)]
+    assert best_thresholds(pooled)["pred_iou_thresh"] == 0.8
+
+
+def test_thresholds_below_the_floors_are_not_tried():
+    table, polygons = candidates([(0, 0, 9, 9)], [0.9], [0.9])
+    table = replace(table, rules=replace(table.rules, pred_iou_floor=0.5, stability_floor=0.9))
+    plane = threshold_plane(table, polygons, layer(square(0)))
+    assert plane["pred_iou_thresh"].min() == 0.5
+    assert plane["stability_score_thresh"].min() == 0.9
+    assert plane["f1"].max() == 1
+    defaults = Thresholds()
+    assert defaults.pred_iou_thresh in set(plane["pred_iou_thresh"])
+    assert defaults.stability_score_thresh in set(plane["stability_score_thresh"])
+
+
+def test_the_plane_of_nothing():
+    table, polygons = candidates(np.empty((0, 4), int), [], [])
+    plane = threshold_plane(table, polygons, layer(square(0)), pred_iou_threshs=[0, 0.5])
+    assert plane["n_predicted"].sum() == plane["f1"].sum() == 0
+    empty = threshold_plane(table, polygons, layer(), pred_iou_threshs=[0, 0.5])
+    assert math.isnan(best_thresholds(empty)["f1"])
+
+
+scored = st.lists(
+    st.tuples(
+        st.integers(0, 25), st.integers(0, 25), st.integers(1, 9),
+        st.floats(0, 1, width=32), st.floats(0, 1, width=32),
+    ),
+    min_size=1, max_size=12,
+)  # fmt: skip
+
+
+@given(scored)
+@settings(max_examples=20, deadline=None)
+def test_each_point_of_the_plane_is_a_selection_of_its_own(masks):
+    corners = [(x, y, x + side, y + side) for x, y, side, _, _ in masks]
+    table, polygons = candidates(corners, [m[3] for m in masks], [m[4] for m in masks])
+    reference = layer(square(3, 3), square(20, 20))
+    steps = [0, 0.3, 0.7]
+    plane = threshold_plane(
+        table,
+        polygons.sample(frac=1, random_state=1),
+        reference,
+        iou_thresh=0.3,
+        pred_iou_threshs=steps,
+        stability_score_threshs=steps,
+    )
+    for row in plane.itertuples():
+        chosen = select(table, Thresholds(row.pred_iou_thresh, row.stability_score_thresh))
+        quality = compare(polygons.loc[chosen.column("ordinal")], reference, iou_threshs=[0.3])
+        assert (row.n_predicted, row.n_matched) == (quality.n_predicted, quality.n_matched[0])
+
+
+# ----------------------------------------------------------------------------------- benchmark
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """The benchmark as a module: a process of its own would import everything again."""
+    path = Path(__file__).parents[1] / "benchmarks" / "quality.py"
+    spec = importlib.util.spec_from_file_location("quality_benchmark", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their annotations up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def test_the_benchmark_scores_a_layer(tmp_path, benchmark, capsys):
     layer(square(0), square(100)).to_file(tmp_path / "layer.gpkg")
     layer(square(0)).to_file(tmp_path / "reference.gpkg")
     run_folder = tmp_path / "run"
     run_folder.mkdir()
     layer(square(0), square(100)).to_parquet(run_folder / "prelabels.parquet")
-    script = Path(__file__).parents[1] / "benchmarks" / "quality.py"
 
-    outputs = [
-        subprocess.run(
-            [sys.executable, script, source, tmp_path / "reference.gpkg"],
-            check=True, capture_output=True, text=True,
-        ).stdout
-        for source in (tmp_path / "layer.gpkg", run_folder)
-    ]  # fmt: skip
+    outputs = []
+    for source in (tmp_path / "layer.gpkg", run_folder):
+        benchmark.main(["--layer", str(source), str(tmp_path / "reference.gpkg")])
+        outputs.append(capsys.readouterr().out)
 
     assert outputs[0] == outputs[1]
     assert np.array(outputs[0].split()[-4:], float).tolist() == [0.75, 1, 0.5, 0.67]
+
+
+def test_the_benchmark_sets_models_side_by_side(tmp_path, benchmark, capsys):
+    pairs = []
+    for seed in (1, 2):
+        raster = write_sample(make_sample(256, seed), tmp_path / "samples" / str(seed))
+        raster = raster.rename(tmp_path / "samples" / f"{seed}.tif")
+        pairs.append(f"{raster}={raster.parent / str(seed) / 'sample_objects.gpkg'}")
+    results = tmp_path / "results.json"
+
+    benchmark.main(
+        [*pairs, "--boxes", pairs[0], "--models", "classic", "felzenszwalb"]
+        + ["--set", "min_area_px=50", "--json", str(results)]
+    )
+
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{os.cpu_count()} cores" in lines[0]
+    tables = [line.strip("|").split(" | ") for line in lines if line.startswith("| ")]
+    names = [[cell.strip() for cell in row[:2]] for row in tables]
+    assert names == [
+        ["raster", "model"],
+        ["1", "classic"], ["1", "felzenszwalb"],
+        ["2", "classic"], ["2", "felzenszwalb"],
+        ["samples (2 rasters)", "classic"], ["samples (2 rasters)", "felzenszwalb"],
+        ["raster", "model"],
+        ["1", "classic"], ["1", "felzenszwalb"],
+    ]  # fmt: skip
+    first, _, second, _, both, _, _, _ = json.loads(results.read_text())
+    for name in ("n_predicted", "n_reference"):
+        assert both["job"][name] == first["job"][name] + second["job"][name] > 0
+    assert both["n_proposals"] == first["n_proposals"] + second["n_proposals"] > 0
+    assert both["calibration"]["n"] == first["calibration"]["n"] + second["calibration"]["n"] > 0
+    parts, whole = [row["recall"][-1] for row in (first, second)], both["recall"][-1]
+    found = sum(part["recall_0.5"] * part["n_reference"] for part in parts)
+    assert whole["recall_0.5"] == pytest.approx(found / whole["n_reference"])
+    assert 0.1 < whole["recall_0.75"] < whole["recall_0.5"] < 1
+    # the default thresholds are a point of the plane, where a sample has no seams
+    (at_default,) = [rate["f1"] for rate in first["job"]["rates"] if rate["iou_thresh"] == 0.5]
+    assert first["best"]["f1"] >= at_default > 0
