@@ -59,8 +59,9 @@ PER_MEGAPIXEL = (100, 300, 1000)
 # a raster that is hardly larger than a tile is better seen whole than in four tiles that are
 # nearly the same; warping makes such rasters
 WHOLE_UP_TO = 1088
-# of felzenszwalb: about 1000 segments per megapixel, all scales together
-SCALES, SIGMA, MIN_SIZE = (200, 400, 800, 1600), 0.8, 300
+# of felzenszwalb; as many scales as make 1000 segments per megapixel, for what is enough of a
+# busy town is a quarter of that on bare fields
+SCALES, SIGMA, MIN_SIZE = (1600, 800, 400, 200, 100, 50, 25), 0.8, 300
 # as many as SAM's grid of 32 × 32 prompts gives; other models may store every superpixel
 MOST_PER_TILE = 3 * 32**2
 KEYS = ["tile_row", "tile_col", "ordinal"]
@@ -309,19 +310,23 @@ def proposals_of(plan: Plan, part: ScenePlan) -> tuple[Candidates, gpd.GeoDataFr
 
 
 def measure_baseline(one: Labelled, parameters: Mapping[str, Any]) -> Result:
-    """Segment the raster as a whole at several scales; every segment is a proposal.
+    """Segment the raster as a whole, scale by scale, until every budget can be spent.
 
-    They have no scores: a share of the budget goes to each scale, larger segments first.
+    The segments of all scales are the proposals. They have no scores: a share of the budget goes
+    to each scale, larger segments first.
     """
     scene = open_for(Job.create(source=str(one.raster), **parameters))
+    megapixels = valid_megapixels(scene)
     start = time.perf_counter()
-    segments = pd.concat([segments_of(scene, scale) for scale in SCALES])
+    segments = segments_of(scene, SCALES[0])
+    for scale in SCALES[1:]:
+        if len(segments) < PER_MEGAPIXEL[-1] * megapixels:
+            segments = pd.concat([segments, segments_of(scene, scale)], ignore_index=True)
     seconds = time.perf_counter() - start
     segments = with_area(segments)
     by_size = segments.area.groupby(segments["scale"])
     reference = one.reference(scene)
     pairs = match(one.compared(segments), reference)
-    megapixels = valid_megapixels(scene)
     return Result(
         one.raster.stem,
         "felzenszwalb",

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 import torch
+from pycocotools import mask
+from rasterio.features import rasterize
 from small_sams import Code
 from test_sam_segmenter import Replay, generated, rows_of
 
 from workbench import Job
-from workbench.candidates import Candidates, Thresholds, select
+from workbench.candidates import Candidates, Thresholds, encode_masks, select
 from workbench.errors import CheckpointError
 from workbench.pipeline import prepare
+from workbench.quality import calibration
 from workbench.sam import MODELS, Embedded, Model, SamSegmenter, load_model, sam_segmenter
 from workbench.sam.tiny import build_tiny
 from workbench.sample import make_sample
@@ -103,6 +107,29 @@ def test_C1_the_generator_keeps_the_same_rows(box_nms_thresh: float) -> None:
 def test_the_weights_tell_objects_apart() -> None:
     """Random ones give the same mask everywhere."""
     assert len(select(propose(), EVERYTHING)) >= 5
+
+
+def test_its_scores_are_honest() -> None:
+    """On a scene that it has not seen, predicted IoUs rank masks by the true ones and are close."""
+    sample = make_sample(1024, 5)
+    proposals = SamSegmenter(
+        tiny, "tiny", "", points_per_side=12, pred_iou_floor=0, stability_floor=0, box_nms_thresh=1
+    ).propose(sample.rgb)
+    outlines = shapely.transform(
+        sample.objects.geometry.to_numpy(),
+        lambda xy: np.column_stack(~sample.transform @ (xy[:, 0], xy[:, 1])),
+    )
+    shape = sample.labels.shape
+    objects = [encode_masks(rasterize([one], shape)[None].astype(bool))[0] for one in outlines]
+    rles = [
+        [{"size": shape, "counts": rle} for rle in some]
+        for some in (proposals.column("rle").tolist(), objects)
+    ]
+    true_iou = mask.iou(*rles, [0] * len(objects)).max(axis=1)
+    scores = calibration(proposals.column("pred_iou"), true_iou)
+    assert scores.n > 300
+    assert scores.spearman >= 0.6
+    assert scores.mean_gap <= 0.15
 
 
 def test_two_runs_are_equal_in_every_bit() -> None:

@@ -237,21 +237,21 @@ def loss_of(
 ) -> tuple[Tensor, dict[str, float]]:
     """SAM's loss and the reader's, and figures to watch."""
     target = batch["masks"].float() / MASK_STRIDE**2  # (b, p, 2, h, w)
-    valid = batch["valid"].float()
-    pairs = _focal_and_dice(logits[:, :, 1:], target)  # (b, p, 2, 3)
-    best = pairs.min(dim=3).values
-    # the first mask is for prompts without ambiguity; here it learns the larger object
-    wide = torch.where(batch["valid"][..., 1:2], valid[..., 1:2], valid[..., :1])
-    larger = torch.where(batch["valid"][..., 1, None, None], target[:, :, 1], target[:, :, 0])
-    single = _focal_and_dice(logits[:, :, :1], larger[:, :, None])[:, :, 0]
+    valid = batch["valid"]
     n = valid.sum().clamp(min=1)
-    mask_loss = (best * valid).sum() / n + 0.25 * (single * wide).sum() / n
+    image, prompt, _ = valid.nonzero().unbind(1)
+    best = _focal_and_dice(logits[image, prompt, 1:], target[valid]).min(dim=1).values
+    # the first mask is for prompts without ambiguity; here it learns the larger object
+    on_object = valid.any(dim=2)
+    larger = torch.where(valid[..., 1, None, None], target[:, :, 1], target[:, :, 0])
+    single = _focal_and_dice(logits[on_object][:, :1], larger[on_object])
+    mask_loss = (best.sum() + 0.25 * single.sum()) / n
 
     with torch.no_grad():
         ours, theirs = (logits > 0).flatten(3).float(), (target >= 0.5).flatten(3).float()
         shared = torch.einsum("bpmk,bptk->bptm", ours, theirs)
         union = ours.sum(3)[:, :, None] + theirs.sum(3)[..., None] - shared
-        iou = shared / union.clamp(min=1) * valid[..., None]
+        iou = shared / union.clamp(min=1) * valid[..., None]  # (b, p, 2, 4)
         true_iou = iou.max(dim=2).values  # with what the mask agrees best; 0 on empty ground
     iou_loss = mse_loss(ious, true_iou)
 
@@ -262,8 +262,8 @@ def loss_of(
     read_loss = binary_cross_entropy_with_logits(read, asked, weight)
     loss = mask_loss + 2 * iou_loss + READER_SHARE * read_loss
     found = (iou.max(dim=3).values * valid).sum() / n
-    first = true_iou[..., 1:].gather(2, ious[..., 1:].argmax(2, keepdim=True))
-    of_best_score = (first * wide).sum() / wide.sum().clamp(min=1)
+    first = true_iou[..., 1:].gather(2, ious[..., 1:].argmax(2, keepdim=True))[..., 0]
+    of_best_score = (first * on_object).sum() / on_object.sum().clamp(min=1)
     watched = {
         "loss": loss.item(),
         "mask": mask_loss.item(),
@@ -276,12 +276,12 @@ def loss_of(
 
 
 def _focal_and_dice(logits: Tensor, target: Tensor) -> Tensor:
-    """Loss `(b, p, t, m)` of each mask `(b, p, m, h, w)` for each target `(b, p, t, h, w)`."""
-    x, t = logits.flatten(3)[:, :, None], target.flatten(3)[..., None, :]
+    """Loss `(n, m)` of masks `(n, m, h, w)`, all of which should be the target `(n, h, w)`."""
+    x, t = logits.flatten(2), target.flatten(1)[:, None]
     p = x.sigmoid()
     cross_entropy = softplus(x) - x * t
-    missed = (p - t).abs()  # 1 - p_t of the focal loss, also for cells that are half covered
-    focal = (cross_entropy * missed**2).mean(-1)
+    # the difference is 1 - p_t of the focal loss, also for cells that are half covered
+    focal = (cross_entropy * (p - t).square()).mean(-1)
     dice = 1 - (2 * (p * t).sum(-1) + 1) / (p.sum(-1) + t.sum(-1) + 1)
     return 10 * focal + dice
 
