@@ -230,7 +230,8 @@ def measure_model(one: Labelled, model: str, parameters: Mapping[str, Any]) -> R
                 job = job.model_copy(update={"tile_size": side})
         plan = prepare(job)
         start = time.perf_counter()
-        segment(plan)
+        for _ in segment(plan):
+            pass
         run = finish(plan)
         seconds = time.perf_counter() - start
         (part,) = plan.scenes

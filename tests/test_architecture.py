@@ -12,7 +12,7 @@ LAYERS = [
     "errors", "atomic", "crs", "sources", "raster", "opening", "tiles", "candidates", "polygons",
     "seams", "sam.mend", "sam.device", "sam.tiny", "sam.models", "sam.segmenter", "sam", "classic",
     "countryside", "sample", "layer", "aoi", "qgis", "quality", "report", "job", "runfolder",
-    "pipeline",
+    "pipeline", "preview", "background", "widgets", "widgets.session",
 ]  # fmt: skip
 PACKAGE = Path(workbench.__file__).parent
 

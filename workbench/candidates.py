@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import shapely
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
@@ -178,35 +179,62 @@ def select(candidates: Candidates, thresholds: Thresholds) -> Candidates:
     with smaller crops first. Rows come out by tile and ordinal, whatever their order was. Raises
     `ValueError` for thresholds below the floors that the candidates were stored with.
     """
-    rules = candidates.rules
-    for name, value, floor in (
-        ("pred_iou_thresh", thresholds.pred_iou_thresh, rules.pred_iou_floor),
-        ("stability_score_thresh", thresholds.stability_score_thresh, rules.stability_floor),
-    ):
-        if value < floor:
-            raise ValueError(
-                f"{name} {value:g} is below {floor:g}, the floor that candidates were stored with: "
-                f"take at least {floor:g}, or run again with a lower floor"
-            )
-    passed = _in_order(candidates.take(passes(candidates, thresholds)))
-    boxes = passed.boxes.astype(np.float32)
-    scores = passed.column("pred_iou")
-    crops = passed.crop_boxes
-    kept: list[NDArray[np.int64]] = []
-    for tile in _groups(passed.column("tile_row"), passed.column("tile_col")):
-        survivors = [
-            tile[crop][nms(boxes[tile[crop]], scores[tile[crop]], rules.box_nms_thresh)]
-            for crop in _groups(*crops[tile].T)
-        ]
-        # the generator's order: crop after crop, each in the order of its suppression
-        survivors.sort(key=lambda rows: rows.min())
-        rows = np.concatenate(survivors)
+    selector = Selector(candidates.take(passes(candidates, thresholds)))
+    return selector.candidates.take(selector.rows(thresholds))
+
+
+class Selector:
+    """`select` for many thresholds: which boxes overlap does not change, and is found once."""
+
+    def __init__(self, candidates: Candidates) -> None:
+        self.candidates = _in_order(candidates)  # by tile and ordinal
+        rules, boxes = candidates.rules, self.candidates.boxes.astype(np.float32)
+        tile = [self.candidates.column(name) for name in ("tile_row", "tile_col")]
+        score, crops = self.candidates.column("pred_iou"), self.candidates.crop_boxes
+        best_first = np.argsort(-score, kind="stable")
+        self._within_crops = _pairs_of_groups(
+            boxes, _groups(*(key[best_first] for key in (*tile, *crops.T))), best_first,
+            rules.box_nms_thresh,
+        )  # fmt: skip
+        self._among_crops = np.empty((0, 2), np.int64)
         if rules.crop_n_layers > 0:
-            x0, y0, x1, y1 = crops[rows].astype(np.float32).T
-            smaller_first = np.float32(1) / ((x1 - x0) * (y1 - y0))
-            rows = rows[nms(boxes[rows], smaller_first, rules.crop_nms_thresh)]
-        kept.append(rows)
-    return passed.take(np.sort(np.concatenate(kept)) if kept else np.empty(0, np.int64))
+            x0, y0, x1, y1 = crops.astype(np.float32).T
+            larger = -(np.float32(1) / ((x1 - x0) * (y1 - y0)))
+            # of equal ones the generator's order, crop after crop, each as it was suppressed
+            crop = np.empty(len(boxes), np.int64)
+            for rows in _groups(*tile, *crops.T):
+                crop[rows] = rows.min()
+            smaller_first = np.lexsort((-score, crop, larger))
+            self._among_crops = _pairs_of_groups(
+                boxes, _groups(*(key[smaller_first] for key in tile)), smaller_first,
+                rules.crop_nms_thresh,
+            )  # fmt: skip
+
+    def rows(self, thresholds: Thresholds) -> NDArray[np.int64]:
+        """Return the row numbers of `candidates` that `select` keeps."""
+        rules = self.candidates.rules
+        for name, value, floor in (
+            ("pred_iou_thresh", thresholds.pred_iou_thresh, rules.pred_iou_floor),
+            ("stability_score_thresh", thresholds.stability_score_thresh, rules.stability_floor),
+        ):
+            if value < floor:
+                raise ValueError(
+                    f"{name} {value:g} is below {floor:g}, the floor that candidates were stored "
+                    f"with: take at least {floor:g}, or run again with a lower floor"
+                )
+        keep = _suppress(passes(self.candidates, thresholds), self._within_crops)
+        return np.flatnonzero(_suppress(keep, self._among_crops))
+
+    def rival(self, row: int, thresholds: Thresholds) -> int:
+        """Return the best row that suppresses `row` at these thresholds, -1 if none does."""
+        keep = passes(self.candidates, thresholds)
+        if keep[row]:
+            for pairs in (self._within_crops, self._among_crops):
+                keep = _suppress(keep, pairs)
+                if not keep[row]:
+                    rivals = pairs[pairs[:, 1] == row, 0]
+                    return int(rivals[keep[rivals]][0])
+        return -1
 
 
 def prune(candidates: Candidates) -> Candidates:
@@ -236,11 +264,12 @@ def _can_win(
     """One pass in the order of suppression: each verdict depends on earlier ones only."""
     alive = np.ones(len(boxes), bool)
     settled = np.ones(len(boxes), bool)
-    overlaps = _Overlaps(boxes, thresh)
-    for i in range(len(boxes)):
+    pairs = _overlapping(boxes, thresh)
+    later_of = np.split(pairs[:, 1], np.searchsorted(pairs[:, 0], np.arange(1, len(boxes))))
+    for i in np.unique(pairs[:, 0]):
         if not alive[i]:
             continue
-        later = overlaps.after(i)
+        later = later_of[i]
         if settled[i]:
             alive[later[stability[later] <= stability[i]]] = False
         settled[later] = False
@@ -255,30 +284,56 @@ def nms(
     `boxes` is `(n, 4)` XYXY; returns the row numbers kept, best first.
     """
     order = np.argsort(-scores, kind="stable")
-    alive = np.ones(len(order), bool)
-    overlaps = _Overlaps(boxes[order], thresh)
-    for i in range(len(order)):
-        if alive[i]:
-            alive[overlaps.after(i)] = False
-    return order[alive]
+    return order[_suppress(np.ones(len(order), bool), _overlapping(boxes[order], thresh))]
 
 
-class _Overlaps:
-    """Which later boxes overlap a box by more than `thresh` (IoU in float32, as torchvision)."""
+def _suppress(alive: NDArray[np.bool_], pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Greedy suppression of rows: the first of a pair, if it is kept, removes the second.
 
-    def __init__(self, boxes: NDArray[np.float32], thresh: float) -> None:
-        self.x0, self.y0, self.x1, self.y1 = np.ascontiguousarray(boxes.T)
-        self.area = (self.x1 - self.x0) * (self.y1 - self.y0)
-        self.thresh = np.float64(thresh)  # torchvision compares in double
+    Instead of row by row, all rows that nothing left can remove are decided at once; that takes as
+    many rounds as there are links in the longest chain of overlaps, five or so.
+    """
+    alive = alive.copy()
+    pairs = pairs[alive[pairs].all(axis=1)]
+    while len(pairs):
+        safe = alive.copy()
+        safe[pairs[:, 1]] = False
+        alive[pairs[safe[pairs[:, 0]], 1]] = False
+        pairs = pairs[alive[pairs].all(axis=1) & ~safe[pairs[:, 0]]]
+    return alive
 
-    def after(self, i: int) -> NDArray[np.int64]:
-        later = slice(i + 1, None)
-        w = np.minimum(self.x1[later], self.x1[i]) - np.maximum(self.x0[later], self.x0[i])
-        h = np.minimum(self.y1[later], self.y1[i]) - np.maximum(self.y0[later], self.y0[i])
+
+def _pairs_of_groups(
+    boxes: NDArray[np.float32],
+    groups: list[NDArray[np.int64]],
+    order: NDArray[np.int64],
+    thresh: float,
+) -> NDArray[np.int64]:
+    """Overlapping pairs of rows within each group (places in `order`), first the earlier one."""
+    pairs = [rows[_overlapping(boxes[rows], thresh)] for rows in (order[group] for group in groups)]
+    return np.concatenate([np.empty((0, 2), np.int64), *pairs])
+
+
+def _overlapping(boxes: NDArray[np.float32], thresh: float) -> NDArray[np.int64]:
+    """Pairs `(m, 2)` of rows, i < j and sorted, whose IoU in float32 is above `thresh`."""
+    x0, y0, x1, y1 = np.ascontiguousarray(boxes.T)
+    area = (x1 - x0) * (y1 - y0)
+    outlines = shapely.box(x0, y0, x1, y1)
+    tree = shapely.STRtree(outlines)
+    found = [np.empty((0, 2), np.int64)]
+    for start in range(0, len(boxes), 1024):  # large masks overlap nearly all: memory
+        i, j = tree.query(outlines[start : start + 1024])
+        i = i + start
+        i, j = i[j > i], j[j > i]
+        w = np.minimum(x1[j], x1[i]) - np.maximum(x0[j], x0[i])
+        h = np.minimum(y1[j], y1[i]) - np.maximum(y0[j], y0[i])
         inter = np.maximum(w, 0) * np.maximum(h, 0)
         with np.errstate(invalid="ignore"):  # 0 / 0 of two points: NaN, which overlaps nothing
-            iou = inter / (self.area[i] + self.area[later] - inter)
-        return np.flatnonzero(iou > self.thresh) + (i + 1)
+            iou = inter / (area[i] + area[j] - inter)
+        over = iou > np.float64(thresh)  # torchvision compares in double
+        found.append(np.column_stack((i[over], j[over])))
+    pairs = np.concatenate(found)
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
 def _in_order(candidates: Candidates) -> Candidates:

@@ -188,6 +188,10 @@ class Job(BaseModel):
         except ValidationError as error:
             raise JobError(_explain(error)) from None
 
+    def changed(self, **parameters: Any) -> Job:
+        """Return this job with other values; a bad one raises `JobError` that names it."""
+        return Job.create(**dict(self) | parameters)
+
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Job:
         """Take the parameters from a notebook's `globals()`; unknown ones raise `JobError`.

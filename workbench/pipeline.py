@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,29 @@ class Plan:
         """The working CRS, which all scenes share."""
         return self.scenes[0].scene.crs
 
+    @property
+    def n_tiles(self) -> int:
+        """How many tiles are wanted."""
+        return sum(len(part.tiles) for part in self.scenes)
+
+    def only(self, tiles: Collection[tuple[str, int, int]]) -> Plan:
+        """The same plan for some of its tiles, by their index in the ledger."""
+        scenes = [
+            replace(part, tiles=tuple(tile for tile in part.tiles if part.index(tile) in tiles))
+            for part in self.scenes
+        ]
+        return replace(self, scenes=tuple(scenes))
+
+
+@dataclass(frozen=True)
+class SegmentedTile:
+    """A tile that has just been computed, with its line of the ledger."""
+
+    part: ScenePlan
+    tile: Tile
+    candidates: Candidates | None
+    record: TileRecord
+
 
 @dataclass(frozen=True)
 class Run:
@@ -135,36 +159,47 @@ def run(job: Job) -> Run:
     after all files are written if some tiles failed.
     """
     plan = prepare(job)
-    segment(plan)
+    done = plan.n_tiles - len(pending(plan))  # by an earlier run
+    with (
+        closing(segment(plan)) as tiles,
+        tqdm(total=plan.n_tiles, initial=done, desc="tiles", unit="tile") as bar,
+    ):
+        for _ in tiles:
+            bar.update()
     return finish(plan)
 
 
 # --------------------------------------------------------------------------------- 1. check
 
 
-def prepare(job: Job) -> Plan:
-    """Open and check everything that a job names; leaves no trace if it cannot be done."""
-    scenes = _open_scenes(job)
+def prepare(job: Job, loaded: Segmenter | None = None) -> Plan:
+    """Open and check everything that a job names; leaves no trace if it cannot be done.
+
+    A Segmenter of an earlier plan that is `loaded` is used again if it has the same key.
+    """
+    scenes = open_scenes(job)
     aoi = load_aoi(job.aoi) if job.aoi is not None else None
     folder = Path(job.out_dir if job.out_dir is not None else f"runs/{scenes[0].name}").absolute()
     refuse_unwritable(folder)
     recorded = read_record(folder)  # without resume, too: what no run has written is refused
     before = recorded if job.resume else {}
     scenes = name_scenes(scenes, before)
-    planned, area = _plan_tiles(job, scenes, aoi)
+    planned, area = plan_tiles(job, scenes, aoi)
     segmenter = _segmenter(job, before.get("segmenter", {}))
+    if loaded is not None and loaded.key == segmenter.key:
+        segmenter = loaded
     record = continue_run(folder, before, resolve(job, scenes, segmenter))
     refuse_foreign(folder)
     refuse_to_lose_review(folder)
     plan = Plan(job, folder, planned, segmenter, area)
-    if not before or _pending(plan):
+    if not before or pending(plan):
         segmenter.load()
     claim(folder, job, record, before)
     return plan
 
 
-def _plan_tiles(
-    job: Job, scenes: list[Scene], aoi: gpd.GeoSeries | None
+def plan_tiles(
+    job: Job, scenes: Sequence[Scene], aoi: gpd.GeoSeries | None
 ) -> tuple[tuple[ScenePlan, ...], shapely.Geometry | None]:
     """Choose the scenes and tiles that are wanted; also returns the AOI in them."""
     parts = [None] * len(scenes) if aoi is None else parts_in(scenes, aoi)
@@ -176,7 +211,8 @@ def _plan_tiles(
     return tuple(planned), None if aoi is None else shapely.union_all(parts)
 
 
-def _open_scenes(job: Job) -> list[Scene]:
+def open_scenes(job: Job) -> list[Scene]:
+    """Open all rasters that a job names, in one working CRS."""
     sources = [str(sample_scene())] if job.source is None else find_sources(job.source)
     first = _open(sources[0], job, job.crs)
     # many rasters share one CRS: that of the first
@@ -235,19 +271,20 @@ def _segmenter(job: Job, before: Mapping[str, Any]) -> Segmenter:
 # ------------------------------------------------------------------------------- 2. segment
 
 
-def segment(plan: Plan) -> None:
-    """Compute and store the candidates of all wanted tiles that are not stored yet."""
-    pending = _pending(plan)
-    if not pending:
-        return
-    wanted = sum(len(part.tiles) for part in plan.scenes)
-    done = wanted - len(pending)  # by an earlier run
-    with tqdm(total=wanted, initial=done, desc="tiles", unit="tile") as bar:
-        for part in plan.scenes:
-            _segment_scene(part, [tile for owner, tile in pending if owner is part], plan, bar)
+def segment(
+    plan: Plan, flush_seconds: float = FLUSH_SECONDS
+) -> Generator[SegmentedTile, None, None]:
+    """Compute, store and yield the wanted tiles that are not stored yet, or failed.
+
+    Finished tiles are stored every `flush_seconds`, and when the iterator is closed or interrupted.
+    """
+    waiting = pending(plan)
+    for part in plan.scenes:
+        tiles = [tile for owner, tile in waiting if owner is part]
+        yield from _segment_scene(part, tiles, plan, flush_seconds)
 
 
-def _pending(plan: Plan) -> list[tuple[ScenePlan, Tile]]:
+def pending(plan: Plan) -> list[tuple[ScenePlan, Tile]]:
     """The wanted tiles that are not stored, or failed."""
     known = plan.store.ledger()
     done = {index for index, (record, _) in known.items() if record.status != "failed"}
@@ -256,15 +293,16 @@ def _pending(plan: Plan) -> list[tuple[ScenePlan, Tile]]:
     ]
 
 
-def _segment_scene(part: ScenePlan, tiles: list[Tile], plan: Plan, bar: tqdm[Any]) -> None:
-    """Store finished tiles every few seconds, and what is there when something stops the run."""
-    done: list[tuple[Candidates | None, TileRecord]] = []
+def _segment_scene(
+    part: ScenePlan, tiles: list[Tile], plan: Plan, flush_seconds: float
+) -> Iterator[SegmentedTile]:
+    done: list[SegmentedTile] = []
     flushed = time.monotonic()
     try:
         for tile in tiles:
-            done.append(_segment_tile(part.scene, tile, plan.segmenter))
-            bar.update()
-            if time.monotonic() - flushed > FLUSH_SECONDS or len(done) >= FLUSH_TILES:
+            done.append(_segment_tile(part, tile, plan.segmenter))
+            yield done[-1]
+            if time.monotonic() - flushed > flush_seconds or len(done) >= FLUSH_TILES:
                 _store(done, plan)
                 done, flushed = [], time.monotonic()
     finally:
@@ -272,11 +310,11 @@ def _segment_scene(part: ScenePlan, tiles: list[Tile], plan: Plan, bar: tqdm[Any
         part.scene.close()
 
 
-def _store(done: list[tuple[Candidates | None, TileRecord]], plan: Plan) -> None:
+def _store(done: list[SegmentedTile], plan: Plan) -> None:
     if done:
-        tables = [candidates for candidates, _ in done if candidates is not None]
+        tables = [tile.candidates for tile in done if tile.candidates is not None]
         table = concat(tables) if tables else Candidates.empty(_tile_rules(plan.job))
-        plan.store.write(table, [record for _, record in done])
+        plan.store.write(table, [tile.record for tile in done])
 
 
 def _tile_rules(job: Job) -> Rules:
@@ -291,15 +329,13 @@ def _tile_rules(job: Job) -> Rules:
     )
 
 
-def _segment_tile(
-    scene: Scene, tile: Tile, segmenter: Segmenter
-) -> tuple[Candidates | None, TileRecord]:
+def _segment_tile(part: ScenePlan, tile: Tile, segmenter: Segmenter) -> SegmentedTile:
     """One tile's candidates and its line in the ledger; an error becomes a line, too."""
     start = time.perf_counter()
     candidates, valid_rle, error = None, None, ""
     status: Status = "nodata"
     try:
-        image, valid = scene.read(tile.window)
+        image, valid = part.scene.read(tile.window)
         if valid.any():
             valid_rle = None if valid.all() else encode_masks(valid[None])[0].decode()
             candidates = segmenter.propose(image).at_tile(tile.row, tile.col)
@@ -309,8 +345,8 @@ def _segment_tile(
         status, error = "failed", f"{type(problem).__name__}: {problem}"
     n = 0 if candidates is None else len(candidates)
     seconds = round(time.perf_counter() - start, 3)
-    record = TileRecord(scene.name, tile.row, tile.col, status, error, n, seconds, valid_rle)
-    return candidates, record
+    record = TileRecord(*part.index(tile), status, error, n, seconds, valid_rle)
+    return SegmentedTile(part, tile, candidates, record)
 
 
 # -------------------------------------------------------------------------------- 3. finish

@@ -1,0 +1,130 @@
+"""The process that segments: its events, cancelling, and what is left when it dies."""
+
+import os
+import queue
+import signal
+import time
+
+import numpy as np
+import pytest
+from known_objects import objects, write_labels
+
+from workbench import Job, run
+from workbench.background import Background, Finished, Planned, Stopped, TileDone, Work
+from workbench.candidates import CandidateStore
+from workbench.errors import WorkbenchError
+
+
+@pytest.fixture
+def events():
+    return queue.Queue()
+
+
+@pytest.fixture
+def background(events):
+    process = Background(events.put)
+    yield process
+    process.close()
+
+
+def until(events, *kinds, seconds=120):
+    """All events up to the first of some kinds."""
+    seen = []
+    while not seen or not isinstance(seen[-1], kinds):
+        seen.append(events.get(timeout=seconds))
+    return seen
+
+
+@pytest.fixture
+def job(raster, tmp_path):
+    # the classic Segmenter: a fake one would have to be made in the other process, too
+    return Job.create(
+        source=str(raster), out_dir=str(tmp_path / "run"), model="classic", tile_size=128,
+        min_area_px=20,
+    )  # fmt: skip
+
+
+def test_samples_are_computed_once_and_kept_for_the_run(background, events, job, tmp_path):
+    wanted = frozenset({("scene", 0, 0), ("scene", 1, 2)})
+    background.start(Work(job, wanted))
+    first = until(events, Finished, Stopped)
+    assert first[0] == Planned(2, 0)
+    assert isinstance(first[-1], Finished)
+    tiles = {event.record.index: event for event in first[1:-1]}
+    assert set(tiles) == wanted
+    assert not any(event.stored for event in tiles.values())
+    assert not (tmp_path / "run" / "prelabels.gpkg").exists()
+
+    background.start(Work(job, wanted | {("scene", 0, 1)}))
+    second = until(events, Finished, Stopped)
+    assert second[0] == Planned(3, 2)
+    again = {event.record.index: event for event in second[1:-1]}
+    assert {index for index, event in again.items() if event.stored} == wanted
+    for index in wanted:
+        assert again[index].candidates.table.equals(tiles[index].candidates.table)
+
+    background.start(Work(job))
+    third = until(events, Finished, Stopped)
+    assert third[0].n_stored == 3
+    assert third[-1] == Finished(tmp_path / "run")
+    assert len(third) - 2 == third[0].n_tiles - 3
+    assert (tmp_path / "run" / "prelabels.gpkg").exists()
+    assert len(run(job).tiles) == third[0].n_tiles
+
+
+def test_a_bad_job_is_a_sentence_and_the_next_one_runs(background, events, job):
+    background.start(Work(job.changed(aoi={"type": "Point", "coordinates": [0, 0]})))
+    (stopped,) = until(events, Finished, Stopped)
+    assert "no polygons" in stopped.reason
+    assert not background.busy
+    background.start(Work(job, frozenset({("scene", 0, 0)})))
+    with pytest.raises(WorkbenchError, match="being computed"):
+        background.start(Work(job))
+    assert isinstance(until(events, Finished, Stopped)[-1], Finished)
+
+
+@pytest.fixture
+def long_job(tmp_path):
+    labels = np.tile(objects((500, 500), 3, n=60), (3, 3))
+    source = write_labels(tmp_path / "large.tif", labels)
+    return Job.create(
+        source=str(source), out_dir=str(tmp_path / "run"), model="classic", tile_size=256
+    )
+
+
+def test_work_is_cancelled_within_a_second_and_goes_on_later(
+    background, events, long_job, tmp_path
+):
+    background.start(Work(long_job))
+    seen = until(events, TileDone)
+    start = time.monotonic()
+    background.cancel()
+    seen += until(events, Finished, Stopped)
+    assert time.monotonic() - start < 1.5  # one second, on a machine with time for it
+    assert seen[-1] == Stopped("")
+    assert not background.busy
+    known = CandidateStore(tmp_path / "run" / "candidates").ledger()
+    background.start(Work(long_job, frozenset({("large", 0, 0), ("large", 0, 1)})))
+    planned = until(events, Planned)[-1]
+    assert planned.n_stored == len(known.keys() & {("large", 0, 0), ("large", 0, 1)})
+    background.cancel()
+
+
+def test_a_process_that_is_killed_says_so_and_is_replaced(background, events, long_job):
+    background.start(Work(long_job))
+    until(events, TileDone)
+    os.kill(background._process.pid, signal.SIGKILL)
+    assert "memory" in until(events, Finished, Stopped)[-1].reason
+    background.start(Work(long_job, frozenset({("large", 0, 0)})))
+    assert isinstance(until(events, Finished, Stopped)[-1], Finished)
+
+
+def test_closing_ends_the_process_and_says_nothing(background, events, long_job):
+    background.start(Work(long_job))
+    until(events, TileDone)
+    process = background._process
+    background.close()
+    assert not process.is_alive()
+    time.sleep(0.3)
+    while not events.empty():
+        assert not isinstance(events.get(), Stopped)

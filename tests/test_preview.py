@@ -1,0 +1,211 @@
+"""The preview of sample tiles: the same polygons as a run, and reasons for each."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+import shapely
+from known_objects import TRANSFORM, UTM, candidates_of, scene_of
+from known_runs import equal_layers, job_for
+
+from workbench import run
+from workbench.candidates import Candidates, Rules, Thresholds, TileRecord, select, valid_masks
+from workbench.opening import open_scene
+from workbench.pipeline import ScenePlan, prepare, segment
+from workbench.polygons import Cleaning, clean, to_polygons
+from workbench.preview import (
+    BELOW,
+    CLEANED,
+    KEPT,
+    OUTSIDE,
+    SUPPRESSED,
+    Forecast,
+    Preview,
+    Sample,
+    propose_tiles,
+)
+from workbench.tiles import TileGrid
+
+SIDE = 96
+RULES = Rules(SIDE, SIDE)
+GRID = TileGrid(250, 170, SIDE, 0.25)
+PART = ScenePlan(scene_of(250, 170), GRID, tuple(GRID))
+
+
+def rectangles(boxes, scores, stability=None, tile=PART.tiles[0], valid=None, part=PART):
+    """A sample whose candidates are rectangles (x0, y0, x1, y1), tile pixels, end exclusive."""
+    masks = []
+    for x0, y0, x1, y1 in boxes:
+        mask = np.zeros((SIDE, SIDE), bool)
+        mask[y0:y1, x0:x1] = True
+        masks.append(mask)
+    candidates = candidates_of(masks, scores, RULES)
+    if stability is not None:
+        place = candidates.table.schema.get_field_index("stability_score")
+        field = candidates.table.schema.field(place)
+        column = pd.Series(stability, dtype="float32").to_numpy()
+        table = candidates.table.set_column(place, field, [column])
+        candidates = replace(candidates, table=table)
+    record = TileRecord(part.scene.name, tile.row, tile.col, "ok", valid_rle=valid)
+    return Sample(part, tile, candidates.at_tile(tile.row, tile.col), record)
+
+
+def random_sample(seed, tile):
+    """Some hundred rectangles, many of them alike, with scores of all kinds."""
+    rng = np.random.default_rng(seed)
+    corner = np.repeat(rng.integers(0, SIDE - 30, (40, 2)), 4, axis=0)
+    size = np.repeat(rng.integers(4, 28, (40, 2)), 4, axis=0)
+    corner = np.clip(corner + rng.integers(-2, 3, corner.shape), 0, SIDE - 32)
+    boxes = np.hstack([corner, corner + size])
+    scores = rng.choice(np.linspace(0.5, 1, 30), len(boxes))
+    return rectangles(boxes.tolist(), scores, rng.uniform(0.5, 1, len(boxes)), tile)
+
+
+def directly(sample, thresholds, cleaning):
+    """What a run does with a tile, step by step."""
+    valid = valid_masks([sample.record], RULES)
+    chosen = select(sample.candidates, thresholds)
+    return clean(to_polygons(chosen, sample.part.scene, sample.part.grid, valid), cleaning)
+
+
+def test_c2_a_view_is_what_a_run_makes_of_the_tiles_whatever_was_looked_at_before():
+    samples = [random_sample(seed, PART.tiles[i]) for seed, i in ((1, 0), (2, 1), (3, 5))]
+    preview = Preview(samples)
+    rng = np.random.default_rng(0)
+    cleanings = [
+        Cleaning(min_area_px=0, simplify_m=None),
+        Cleaning(min_area_px=60, min_solidity=0.9, simplify_m=0.7),
+        Cleaning(min_area_px=20, simplify_m=0.5, planar=True),
+    ]
+    seen = set()
+    for _ in range(40):
+        thresholds = Thresholds(*rng.uniform(0.5, 1, 2))
+        cleaning = cleanings[rng.integers(len(cleanings))]
+        if rng.random() < 0.3:
+            preview.prepare(cleaning, int(rng.integers(1, 100)))
+        view = preview.look(thresholds, cleaning)
+        frames = [directly(sample, thresholds, cleaning) for sample in samples]
+        expected = pd.concat([f for f in frames if len(f)] or frames, ignore_index=True)
+        got = view.polygons.drop(columns="row")
+        assert len(got) == len(expected) == len(view.kept)
+        if len(got):
+            assert equal_layers(got[expected.columns].reset_index(drop=True), expected)
+        seen.add(len(got))
+    assert len(seen) > 20
+
+
+@pytest.mark.usefixtures("known_objects_only")
+def test_c2_what_is_clear_of_the_overlaps_is_in_the_layer_of_the_run(raster, tmp_path):
+    job = job_for(raster, tmp_path / "run", simplify_m=0.5, fill_holes_m2=20)
+    plan = prepare(job)
+    samples = [
+        Sample(t.part, t.tile, t.candidates, t.record) for t in segment(plan) if t.candidates
+    ]
+    view = Preview(samples).look(job.thresholds, job.cleaning)
+    layer = run(job).layer.set_index("id")
+    whole = view.polygons[~view.polygons["seam"]]
+    assert len(whole) >= 3
+    for row in whole.itertuples():
+        tuned = layer.loc[f"scene/r{row.tile_row}c{row.tile_col}/{row.ordinal}"]
+        assert tuned.geometry == row.geometry
+        assert tuned.area_m2 == row.area_m2
+
+
+def test_work_done_ahead_changes_nothing_and_comes_to_an_end():
+    cleaning, thresholds = Cleaning(min_area_px=30), Thresholds(0.8, 0.7)
+    lazy, eager = (Preview([random_sample(1, PART.tiles[0])]) for _ in range(2))
+    eager.look(thresholds, cleaning)
+    left = [eager.prepare(cleaning, 50)]
+    while left[-1]:
+        left.append(eager.prepare(cleaning, 50))
+    assert left == sorted(left, reverse=True)
+    drawn = eager.look(Thresholds(0.5, 0.5), cleaning).drawn
+    assert all(a is b for a, b in zip(eager.look(thresholds, cleaning).drawn, drawn, strict=True))
+    assert equal_layers(
+        eager.look(thresholds, cleaning).polygons, lazy.look(thresholds, cleaning).polygons
+    )
+
+
+def test_each_candidate_is_told_why_it_is_there_or_not():
+    sample = rectangles(
+        [(10, 10, 40, 40), (11, 10, 40, 40), (50, 50, 53, 53), (60, 5, 80, 25), (5, 60, 30, 90)],
+        [0.90, 0.95, 0.97, 0.6, 0.93],
+        [0.95, 0.96, 0.97, 0.6, 0.95],
+    )
+    beyond_x = TRANSFORM.c + 0.5 * 50
+    aoi = shapely.box(TRANSFORM.c, TRANSFORM.f - 0.5 * 55, beyond_x, TRANSFORM.f)
+    preview = Preview([sample], aoi)
+    view = preview.look(Thresholds(0.85, 0.92), Cleaning(min_area_px=20))
+    assert view.fate.tolist() == [SUPPRESSED, KEPT, CLEANED, BELOW, OUTSIDE]
+    reasons = [preview.explain(row, view) for row in range(5)]
+    assert reasons[0].rival == 1
+    assert "0.950" in reasons[0].reason
+    assert reasons[1].reason == "kept"
+    assert "min_area_px (20 px)" in reasons[2].reason
+    assert "predicted IoU 0.600 is not above 0.85 and stability 0.600 is below" in reasons[3].reason
+    assert "AOI" in reasons[4].reason
+    # under a point of the map: both rectangles, the better one first
+    x, y = TRANSFORM @ (20.5, 20.5)
+    assert [verdict.row for verdict in preview.at(x, y, view)] == [1, 0]
+    assert preview.at(*(TRANSFORM @ (45.5, 45.5)), view) == []
+    assert preview.outline(0).area.sum() == pytest.approx(30 * 30 * 0.25)
+    assert preview.key(3) == ("s", 0, 0, 3)
+
+
+def test_figures_count_what_is_shown_and_measure_the_ground():
+    # a quarter and an eighth of the tile, overlapping by none
+    sample = rectangles([(0, 0, 48, 48), (48, 48, 96, 72)], [0.9, 0.95])
+    preview = Preview([sample])
+    figures = preview.figures(preview.look(Thresholds(), Cleaning()))
+    assert figures.n == 2
+    assert figures.covered == pytest.approx(0.375, abs=0.02)
+    assert figures.median_area_m2 == pytest.approx((48 * 48 + 48 * 24) / 2 * 0.25, rel=1e-2)
+    nothing = preview.figures(preview.look(Thresholds(1.0, 1.0), Cleaning()))
+    assert (nothing.n, nothing.covered) == (0, 0)
+
+
+def test_nothing_proposed_is_nothing_shown():
+    tile = PART.tiles[0]
+    record = TileRecord("s", tile.row, tile.col, "empty")
+    preview = Preview([Sample(PART, tile, Candidates.empty(RULES), record)])
+    view = preview.look(Thresholds(), Cleaning())
+    assert len(view.polygons) == 0
+    assert view.polygons.crs == UTM
+    assert preview.prepare(Cleaning(), 10) == 0
+    assert Preview([]).n_candidates == 0
+
+
+def test_thresholds_below_the_floors_are_refused():
+    with pytest.raises(ValueError, match=r"below 0\.5"):
+        Preview([random_sample(1, PART.tiles[0])]).look(Thresholds(0.4, 0.9), Cleaning())
+
+
+def test_proposed_tiles_show_all_that_there_is(tmp_path):
+    rng = np.random.default_rng(0)
+    rgb = np.full((3, 400, 800), 60, np.uint8)  # dark and even
+    rgb[:, :, 700:] = rng.integers(0, 255, (3, 400, 100))  # a textured strip
+    rgb[0, 300:, :100] = 220  # a red corner
+    path = tmp_path / "scene.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", width=800, height=400, count=3, dtype="uint8",
+        crs="EPSG:32633", transform=TRANSFORM,
+    ) as file:  # fmt: skip
+        file.write(rgb)
+    scene = open_scene(path)
+    grid = TileGrid(800, 400, 100, 0)
+    part = ScenePlan(scene, grid, tuple(grid))
+    chosen = [tile for _, tile in propose_tiles([part], 4)]
+    assert len({(tile.row, tile.col) for tile in chosen}) == 4
+    assert any(tile.col == 7 for tile in chosen)
+    assert any((tile.row, tile.col) == (3, 0) for tile in chosen)
+    assert any(tile.col < 7 and tile.row < 3 for tile in chosen)
+    assert propose_tiles([part], 4) == propose_tiles([part], 4)
+    assert len(propose_tiles([part], 100)) == 32
+
+
+def test_a_forecast_says_what_is_known():
+    assert Forecast().text(1) == "1 tile"
+    assert Forecast(8.0, 250e3).text(24) == "24 tiles · about 3 min · 6.0 MB of candidates"
+    assert "about 2.2 h" in Forecast(8.0).text(1000)

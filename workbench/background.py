@@ -1,0 +1,226 @@
+"""A process that segments tiles while a person goes on working.
+
+The network lives there and nowhere else: sliders stay quick while it computes, closing it gives
+all memory back, and if memory runs out, the notebook's kernel is not what dies.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from workbench.candidates import Candidates, Segmenter, TileRecord
+from workbench.errors import RunFailedError, WorkbenchError
+from workbench.job import Job
+from workbench.pipeline import Plan, finish, pending, prepare, segment
+
+FLUSH_SECONDS = 5.0
+CANCEL_SECONDS = 0.7  # then the process is stopped, and the next work loads the model anew
+
+Index = tuple[str, int, int]  # source, tile row, tile column
+
+
+@dataclass(frozen=True)
+class Work:
+    """What to do: some tiles of a job, or (None) all of it with its layer and files."""
+
+    job: Job
+    tiles: frozenset[Index] | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The work has been checked and the model is loaded; some tiles may be stored already."""
+
+    n_tiles: int
+    n_stored: int
+
+
+@dataclass(frozen=True)
+class TileDone:
+    """A tile, just computed or from the store; `candidates` is None if it has none."""
+
+    record: TileRecord
+    candidates: Candidates | None
+    stored: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """All is done; `problem` names the tiles that failed, or is empty."""
+
+    folder: Path
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The work ended early, for a reason; empty: it was cancelled."""
+
+    reason: str = ""
+
+
+Event = Planned | TileDone | Finished | Stopped
+
+
+class Background:
+    """One process for one kind of work after the other.
+
+    `notify` is called with each event, in a thread of its own. The process is started when first
+    needed.
+    """
+
+    def __init__(self, notify: Callable[[Event], None]) -> None:
+        self._notify = notify
+        self._lock = threading.RLock()
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._connection: Connection | None = None
+        self._busy = self._cancelled = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is work that has neither finished nor stopped."""
+        return self._busy
+
+    def start(self, work: Work) -> None:
+        """Begin some work; one piece at a time."""
+        with self._lock:
+            if self._busy:
+                raise WorkbenchError("Something is being computed. Wait for it, or cancel it.")
+            if self._process is None or not self._process.is_alive():
+                self._launch()
+            self._busy, self._cancelled = True, False
+            assert self._connection is not None
+            self._connection.send(work)
+
+    def cancel(self) -> None:
+        """Stop the work within a second; tiles that are finished stay."""
+        with self._lock:
+            process = self._process
+            if not self._busy or process is None or process.pid is None:
+                return
+            self._cancelled = True
+        os.kill(process.pid, signal.SIGINT)
+        deadline = time.monotonic() + CANCEL_SECONDS
+        while self._busy and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if self._busy:
+            process.kill()  # deep in the network's own code; its end is noticed by the reader
+            process.join(0.2)
+
+    def close(self) -> None:
+        """End the process, which gives its memory back; `start` would begin a new one."""
+        with self._lock:
+            process, connection = self._process, self._connection
+            self._process = self._connection = None
+        if process is not None and connection is not None:
+            process.kill()
+            process.join(1)
+
+    def _launch(self) -> None:
+        # a forked child would share the kernel's sockets and its locks
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        self._process, self._connection = process, ours
+        threading.Thread(target=self._listen, args=(process, ours), daemon=True).start()
+
+    def _listen(self, process: multiprocessing.process.BaseProcess, connection: Connection) -> None:
+        while True:
+            try:
+                event: Event = connection.recv()
+            except (EOFError, OSError):
+                break
+            if isinstance(event, Finished | Stopped):
+                self._busy = False
+            self._notify(event)
+        process.join(1)
+        connection.close()
+        with self._lock:
+            died, self._busy = self._busy, False
+            closed = self._process is not process
+        if died and not closed:
+            self._notify(Stopped("" if self._cancelled else _last_words(process.exitcode)))
+
+
+def _last_words(exitcode: int | None) -> str:
+    if exitcode == -signal.SIGKILL:
+        return (
+            "The process that segments was killed, most likely because memory ran out. Take a "
+            "smaller model or tile_size, or close other programs."
+        )
+    return f"The process that segments has died (exit code {exitcode}); the server's log says more."
+
+
+# ----------------------------------------------------------------------------- in the process
+
+
+def _serve(connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # means: cancel; idle, there is nothing to cancel
+
+    def send(event: Event) -> None:
+        # half a message would be the last one that the other side can read
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        connection.send(event)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    segmenter: Segmenter | None = None
+    while True:
+        try:
+            work: Work = connection.recv()
+        except EOFError:
+            return
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            plan = prepare(work.job, segmenter)
+            segmenter = plan.segmenter
+            result: Event = _do(plan, work, send)
+        except KeyboardInterrupt:
+            result = Stopped()
+        except WorkbenchError as error:
+            result = Stopped(str(error))
+        except Exception as error:
+            traceback.print_exc()
+            result = Stopped(f"{type(error).__name__}: {error}")
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        send(result)
+
+
+def _do(plan: Plan, work: Work, send: Callable[[Event], None]) -> Finished:
+    if work.tiles is not None:
+        plan = plan.only(work.tiles)
+    send(Planned(plan.n_tiles, plan.n_tiles - len(pending(plan))))
+    if work.tiles is not None:
+        for record, candidates in _stored(plan):
+            send(TileDone(record, candidates, stored=True))
+    with closing(segment(plan, FLUSH_SECONDS)) as tiles:
+        for tile in tiles:
+            send(TileDone(tile.record, tile.candidates, stored=False))
+    if work.tiles is None:
+        try:
+            finish(plan)
+        except RunFailedError as error:
+            return Finished(plan.folder, str(error))
+    return Finished(plan.folder)
+
+
+def _stored(plan: Plan) -> Iterator[tuple[TileRecord, Candidates]]:
+    """The wanted tiles that are in the store, one by one."""
+    known = plan.store.ledger()
+    wanted = [part.index(tile) for part in plan.scenes for tile in part.tiles]
+    there = [i for i in wanted if i in known and known[i][0].status != "failed"]
+    for candidates, records in plan.store.read(there):
+        rows, cols = candidates.column("tile_row"), candidates.column("tile_col")
+        for record in records:
+            yield record, candidates.take((rows == record.tile_row) & (cols == record.tile_col))

@@ -1,0 +1,430 @@
+"""What sample tiles give at any thresholds and cleaning, at the speed of a slider.
+
+The same `select`, `to_polygons` and `clean` as in a run; what does not depend on a slider is done
+once and remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from threading import RLock
+
+import cv2
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+from affine import Affine
+from numpy.typing import NDArray
+
+from workbench.candidates import (
+    Candidates,
+    Selector,
+    Thresholds,
+    TileRecord,
+    passes,
+    valid_masks,
+)
+from workbench.pipeline import ScenePlan
+from workbench.polygons import Cleaning, clean, to_polygons
+from workbench.tiles import Tile
+
+BELOW, KEPT, SUPPRESSED, CLEANED, OUTSIDE = range(5)  # what becomes of a candidate
+Key = tuple[str, int, int, int]  # source, tile row, tile column, ordinal
+_COVER_PX = 512  # side of the raster on which the covered share of a tile is measured
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A tile and its candidates, as the store holds them."""
+
+    part: ScenePlan
+    tile: Tile
+    candidates: Candidates
+    record: TileRecord
+
+
+@dataclass(frozen=True)
+class View:
+    """What some thresholds and cleaning leave of the candidates of all samples.
+
+    Rows are counted over all candidates: sample after sample, each by ordinal. `fate` says for
+    each row why it is there or not. `drawn` holds, sample by sample, the polygons of at least the
+    rows that are kept, with the columns of `clean` and `row`; it stays the same object for as long
+    as thresholds need no others.
+    """
+
+    thresholds: Thresholds
+    cleaning: Cleaning
+    fate: NDArray[np.uint8]
+    drawn: tuple[gpd.GeoDataFrame, ...]
+
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """The rows that are shown, ascending."""
+        return np.flatnonzero(self.fate == KEPT)
+
+    @cached_property
+    def polygons(self) -> gpd.GeoDataFrame:
+        """The polygons that are shown, by row."""
+        kept = [frame[self.fate[frame["row"]] == KEPT] for frame in self.drawn]
+        return _stack(kept).reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a person wants to know of a view; areas are NaN where nothing is shown."""
+
+    n: int
+    covered: float  # share of the tiles' valid part
+    median_area_m2: float
+    n_seam: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a candidate is shown or not; `rival` is the row that suppresses it, -1 for none."""
+
+    row: int
+    fate: int
+    pred_iou: float
+    stability_score: float
+    reason: str
+    rival: int = -1
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take, from the tiles that have been timed; None: not yet known."""
+
+    seconds_per_tile: float | None = None
+    bytes_per_tile: float | None = None
+
+    def text(self, n_tiles: int) -> str:
+        """As in "24 tiles · about 3 min · 12 MB"."""
+        parts = [f"{n_tiles:,} tile{'s' if n_tiles != 1 else ''}"]
+        if self.seconds_per_tile is not None:
+            parts.append(f"about {duration(self.seconds_per_tile * n_tiles)}")
+        if self.bytes_per_tile is not None:
+            parts.append(f"{_size(self.bytes_per_tile * n_tiles)} of candidates")
+        return " · ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = seconds / 60
+    return f"{round(minutes)} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def _size(n: float) -> str:
+    scale, unit = next(
+        (scale, unit)
+        for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+        if n >= scale or unit == "kB"
+    )
+    return f"{n / scale:.0f} {unit}" if n >= 10 * scale else f"{n / scale:.1f} {unit}"
+
+
+class _Traced:
+    """One sample: what has been asked of it so far. Candidates are counted from its first."""
+
+    def __init__(self, sample: Sample, first: int) -> None:
+        self.sample, self.first = sample, first
+        self.selector = Selector(sample.candidates)
+        self.candidates = self.selector.candidates
+        self.known = np.zeros(len(self.candidates), bool)  # traced
+        nothing = np.empty(0, np.int64)
+        self.polygons = _polygons(sample, self.candidates.take(nothing), nothing)
+        self.cleaning: Cleaning | None = None  # what the following have been found with
+        self.tried = np.zeros(len(self.candidates), bool)
+        self.outcome = np.zeros(len(self.candidates), np.uint8)
+        self.cleaned = self.polygons.assign(area_m2=0.0)
+
+    def outcome_of(
+        self, chosen: NDArray[np.int64], cleaning: Cleaning, aoi: shapely.Geometry | None
+    ) -> NDArray[np.uint8]:
+        """What becomes of chosen candidates (ascending): `KEPT`, `CLEANED` or `OUTSIDE`."""
+        # in a planar layer, what lies on top of a polygon changes it
+        others = cleaning.planar and not np.array_equal(chosen, np.flatnonzero(self.tried))
+        if cleaning != self.cleaning or others:
+            self.cleaning, self.tried[:], self.cleaned = cleaning, False, self.cleaned[:0]
+        new = chosen[~self.tried[chosen]]
+        if len(new):
+            self.trace(new)
+            wanted = self.polygons[np.isin(self.polygons["row"] - self.first, new)]
+            cleaned = clean(wanted.reset_index(drop=True), cleaning)
+            fate = np.full(len(cleaned), KEPT, np.uint8)
+            if aoi is not None and len(cleaned):
+                middle = cleaned.representative_point().to_numpy()
+                fate[~shapely.intersects(aoi, middle)] = OUTSIDE
+            self.tried[new], self.outcome[new] = True, CLEANED
+            self.outcome[cleaned["row"].to_numpy() - self.first] = fate
+            cleaned = _stack([self.cleaned, cleaned]) if len(self.cleaned) else cleaned
+            self.cleaned = cleaned.sort_values("row", ignore_index=True)
+        return self.outcome[chosen]
+
+    def trace(self, wanted: NDArray[np.int64]) -> None:
+        """Make the polygons of those candidates that have none yet."""
+        missing = wanted[~self.known[wanted]]
+        if len(missing):
+            traced = _polygons(self.sample, self.candidates.take(missing), self.first + missing)
+            traced = _stack([self.polygons, traced]) if len(self.polygons) else traced
+            self.polygons = traced.sort_values("row", ignore_index=True)
+            self.known[missing] = True
+
+
+class Preview:
+    """The candidates of sample tiles, seen through thresholds and cleaning.
+
+    With an `aoi` (in the working CRS), only what has its representative point in it is shown, as
+    in the layer. May be used by several threads.
+    """
+
+    def __init__(self, samples: Sequence[Sample], aoi: shapely.Geometry | None = None) -> None:
+        self.aoi = aoi
+        self._parts: list[_Traced] = []
+        self._lock = RLock()
+        self.n_candidates = 0
+        for sample in samples:
+            self._parts.append(_Traced(sample, self.n_candidates))
+            self.n_candidates += len(sample.candidates)
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The samples, in the order of their rows."""
+        return tuple(part.sample for part in self._parts)
+
+    @cached_property
+    def scores(self) -> NDArray[np.float32]:
+        """Predicted IoU and stability of all rows, `(n, 2)`."""
+        scores = [np.empty((0, 2), np.float32)]
+        for part in self._parts:
+            columns = ("pred_iou", "stability_score")
+            scores.append(np.column_stack([part.candidates.column(name) for name in columns]))
+        return np.concatenate(scores)
+
+    def key(self, row: int) -> Key:
+        """What a candidate is called in every preview of its tile."""
+        part = self._of(row)
+        return (*part.sample.record.index, int(part.candidates.column("ordinal")[row - part.first]))
+
+    def look(self, thresholds: Thresholds, cleaning: Cleaning) -> View:
+        """Return what these thresholds and this cleaning leave.
+
+        Raises `ValueError` for thresholds below the floors.
+        """
+        fate = np.full(self.n_candidates, BELOW, np.uint8)
+        with self._lock:
+            for part in self._parts:
+                chosen = part.selector.rows(thresholds)
+                mine = fate[part.first : part.first + len(part.candidates)]
+                mine[passes(part.candidates, thresholds)] = SUPPRESSED
+                mine[chosen] = part.outcome_of(chosen, cleaning, self.aoi)
+            drawn = tuple(part.cleaned for part in self._parts)
+        return View(thresholds, cleaning, fate, drawn)
+
+    def prepare(self, cleaning: Cleaning, limit: int) -> int:
+        """Do ahead what other thresholds will need, for up to `limit` candidates.
+
+        Best scores first; returns how many are left to do. A planar layer depends on what is
+        chosen: there only the masks are traced.
+        """
+        left = 0
+        with self._lock:
+            for part in self._parts:
+                todo = ~part.known
+                if part.cleaning == cleaning and not cleaning.planar:
+                    todo = ~part.tried
+                rows = np.flatnonzero(todo)
+                now = np.sort(rows[np.argsort(-part.candidates.column("pred_iou")[rows])][:limit])
+                if part.cleaning == cleaning and not cleaning.planar:
+                    part.outcome_of(now, cleaning, self.aoi)
+                else:
+                    part.trace(now)
+                limit -= len(now)
+                left += len(rows) - len(now)
+        return left
+
+    def figures(self, view: View) -> Figures:
+        """Count and measure what is shown."""
+        polygons = view.polygons
+        filled, possible = 0, 0
+        for part in self._parts:
+            rows = polygons["row"].to_numpy() - part.first
+            here = (rows >= 0) & (rows < len(part.candidates))
+            cells, of = _cover(part.sample, polygons.geometry.to_numpy()[here])
+            filled, possible = filled + cells, possible + of
+        return Figures(
+            n=len(polygons),
+            covered=filled / possible if possible else float("nan"),
+            median_area_m2=float(polygons["area_m2"].median()) if len(polygons) else float("nan"),
+            n_seam=int(polygons["seam"].sum()),
+        )
+
+    def at(self, x: float, y: float, view: View) -> list[Verdict]:
+        """Explain all candidates whose mask covers a point of the map, best first."""
+        verdicts = []
+        for part in self._parts:
+            window = part.sample.tile.window
+            column, line = ~part.sample.part.scene.transform @ (x, y)
+            i, j = int(column // 1) - window.col_off, int(line // 1) - window.row_off
+            x0, y0, x1, y1 = part.candidates.boxes.T
+            near = np.flatnonzero((x0 <= i) & (i <= x1) & (y0 <= j) & (j <= y1))
+            covers = [bool(mask[j, i]) for mask in part.candidates.take(near).masks()]
+            verdicts += [self.explain(part.first + int(row), view) for row in near[covers]]
+        return sorted(verdicts, key=lambda verdict: (-verdict.pred_iou, verdict.row))
+
+    def explain(self, row: int, view: View) -> Verdict:
+        """Say why a candidate is shown or not."""
+        part, fate, rival = self._of(row), int(view.fate[row]), -1
+        if fate == KEPT:
+            reason = "kept"
+        elif fate == BELOW:
+            reason = _why_below(self.scores[row], view.thresholds)
+        elif fate == SUPPRESSED:
+            rival = part.first + part.selector.rival(row - part.first, view.thresholds)
+            reason = f"overlaps a better one (predicted IoU {self.scores[rival, 0]:.3f})"
+        elif fate == CLEANED:
+            with self._lock:
+                polygon = part.polygons[part.polygons["row"] == row]
+            reason = _why_cleaned(polygon, view.cleaning)
+        else:
+            reason = "its middle lies outside of the AOI"
+        iou, stability = self.scores[row].tolist()
+        return Verdict(row, fate, iou, stability, reason, rival)
+
+    def outline(self, row: int) -> gpd.GeoSeries:
+        """Return a candidate's polygon before cleaning; empty if its mask has no valid pixel."""
+        part = self._of(row)
+        with self._lock:
+            part.trace(np.array([row - part.first]))
+            return part.polygons.geometry[part.polygons["row"] == row]
+
+    def _of(self, row: int) -> _Traced:
+        if not 0 <= row < self.n_candidates:
+            raise IndexError(f"row {row} of {self.n_candidates} candidates")
+        return next(part for part in reversed(self._parts) if part.first <= row)
+
+
+def _why_below(scores: NDArray[np.float32], thresholds: Thresholds) -> str:
+    failing = []
+    if not scores[0] > np.float32(thresholds.pred_iou_thresh):
+        failing.append(f"predicted IoU {scores[0]:.3f} is not above {thresholds.pred_iou_thresh:g}")
+    if not scores[1] >= np.float32(thresholds.stability_score_thresh):
+        failing.append(f"stability {scores[1]:.3f} is below {thresholds.stability_score_thresh:g}")
+    return " and ".join(failing)
+
+
+def _why_cleaned(polygon: gpd.GeoDataFrame, cleaning: Cleaning) -> str:
+    """Name the step of cleaning that removes a polygon: the first that does so alone."""
+    if not len(polygon):
+        return "no valid pixel in its mask"
+    nothing = Cleaning(min_area_px=0, simplify_m=None)
+    area_m2 = float(clean(polygon, nothing)["area_m2"].iloc[0])
+    for name, text in (
+        ("min_area_px", f"all its parts are below min_area_px ({cleaning.min_area_px} px)"),
+        ("min_area_m2", f"its {area_m2:.1f} m² are below min_area_m2 ({cleaning.min_area_m2})"),
+        ("max_area_m2", f"its {area_m2:.1f} m² are above max_area_m2 ({cleaning.max_area_m2})"),
+        ("min_solidity", f"it is less solid than min_solidity ({cleaning.min_solidity})"),
+    ):
+        if not len(clean(polygon, replace(nothing, **{name: getattr(cleaning, name)}))):
+            return text
+    return "cleaning leaves too little of it"
+
+
+def _cover(sample: Sample, geometry: NDArray[np.object_]) -> tuple[int, int]:
+    """How many cells of a raster over the tile some polygons fill, and how many are valid."""
+    window, scene = sample.tile.window, sample.part.scene
+    side = min(_COVER_PX, window.width)
+    valid = np.ones((window.height, window.width), np.uint8)
+    for mask in valid_masks([sample.record], sample.candidates.rules).values():
+        valid &= mask.view(np.uint8)
+    valid[scene.height - window.row_off :], valid[:, scene.width - window.col_off :] = 0, 0
+    valid = cv2.resize(valid, (side, side), interpolation=cv2.INTER_NEAREST)
+    filled = np.zeros((side, side), np.uint8)
+    if not len(geometry):
+        return 0, int(valid.sum())
+    _, corners, (ring_ends, part_ends, ends) = shapely.to_ragged_array(geometry)
+    to_cell = Affine.scale(side / window.width) @ ~scene.window_transform(window)
+    x, y = to_cell @ (corners[:, 0], corners[:, 1])
+    cells = np.rint(np.column_stack((x, y)) * 16 - 8).astype(np.int32)  # in sixteenths
+    rings = np.split(cells, ring_ends[1:-1])
+    for first, last in pairwise(part_ends[ends].tolist()):
+        cv2.fillPoly(filled, rings[first:last], 1, shift=4)  # even-odd: holes stay empty
+    return int((filled & valid).sum()), int(valid.sum())
+
+
+def _polygons(sample: Sample, candidates: Candidates, rows: NDArray[np.int64]) -> gpd.GeoDataFrame:
+    """The exact polygons of candidates in the order of their ordinals, with their `rows`."""
+    valid = valid_masks([sample.record], candidates.rules)
+    polygons = to_polygons(candidates, sample.part.scene, sample.part.grid, valid)
+    # a mask without valid pixels leaves no polygon
+    place = np.searchsorted(candidates.column("ordinal"), polygons["ordinal"])
+    return polygons.assign(row=rows[place])
+
+
+def _stack(frames: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
+    # what is empty would only weaken the types of the columns
+    filled = [frame for frame in frames if len(frame)] or list(frames[:1])
+    return filled[0] if len(filled) == 1 else pd.concat(filled, ignore_index=True)
+
+
+def propose_tiles(parts: Sequence[ScenePlan], n: int = 4) -> list[tuple[ScenePlan, Tile]]:
+    """Choose up to `n` tiles that are spread over the area and over what it looks like.
+
+    Each tile is a point: its place, brightness, colour and texture in an overview. The first is the
+    most ordinary one, each further one the farthest from all before (Gonzalez 1985).
+    """
+    tiles = [(part, tile) for part in parts for tile in part.tiles]
+    if len(tiles) <= n:
+        return tiles
+    points = np.concatenate([_appearance(part) for part in parts])
+    usable = np.isfinite(points).all(axis=1)
+    if not usable.any():
+        return tiles[:n]
+    spread = np.nanstd(points, axis=0)
+    points = (points - np.nanmean(points, axis=0)) / np.where(spread > 0, spread, 1)
+    points[:, 2:] /= 2  # four figures of looks and two of place should count alike
+    distance = np.where(usable, -np.linalg.norm(points, axis=1), -np.inf)
+    chosen = [int(distance.argmax())]
+    nearest = np.where(usable, np.inf, -1.0)
+    while len(chosen) < min(n, int(usable.sum())):
+        nearest = np.minimum(nearest, np.linalg.norm(points - points[chosen[-1]], axis=1))
+        nearest[~usable] = -1
+        chosen.append(int(nearest.argmax()))
+    return [tiles[i] for i in chosen]
+
+
+def _appearance(part: ScenePlan) -> NDArray[np.float64]:
+    """Place (x, y, map units), brightness, two colours and texture of the tiles' cores.
+
+    `(n, 6)`; NaN for a tile that is mostly invalid.
+    """
+    rgb, valid, transform = part.scene.overview(1024)
+    light = rgb.mean(axis=2, dtype=np.float32)
+    edges = np.abs(np.diff(light, axis=0, prepend=light[:1])) + np.abs(
+        np.diff(light, axis=1, prepend=light[:, :1])
+    )
+    red, green, blue = (rgb[..., i].astype(np.float32) for i in range(3))
+    figures = []
+    for tile in part.tiles:
+        left, bottom, right, top = part.scene.window_polygon(tile.core).bounds
+        (x0, y0), (x1, y1) = ~transform @ (left, top), ~transform @ (right, bottom)
+        here = (
+            slice(int(y0), max(int(y0) + 1, int(y1))),
+            slice(int(x0), max(int(x0) + 1, int(x1))),
+        )
+        seen = valid[here]
+        if seen.mean() < 0.5:
+            figures.append([np.nan] * 6)
+            continue
+        figures.append(
+            [(left + right) / 2, (bottom + top) / 2]
+            + [float(of[here][seen].mean()) for of in (light, red - blue, green - red, edges)]
+        )
+    return np.array(figures, np.float64).reshape(-1, 6)
