@@ -12,7 +12,9 @@ LAYERS = [
     "errors", "atomic", "crs", "sources", "raster", "opening", "tiles", "candidates", "polygons",
     "seams", "sam.mend", "sam.device", "sam.tiny", "sam.models", "sam.segmenter", "sam", "classic",
     "countryside", "sample", "layer", "aoi", "qgis", "quality", "report", "job", "runfolder",
-    "pipeline", "preview", "background", "widgets", "widgets.session",
+    "pipeline", "webmap", "preview", "background", "widgets.session", "widgets.controls",
+    "widgets.scenemap", "widgets.aoi", "widgets.overlay", "widgets.plane", "widgets.tuner",
+    "widgets.run", "widgets",
 ]  # fmt: skip
 PACKAGE = Path(workbench.__file__).parent
 
@@ -51,6 +53,13 @@ def test_only_sam_imports_torch():
         top = {name.split(".")[0] for name in imported(path)}
         in_sam = module.split(".")[0] == "sam"
         assert in_sam or not top & {"torch", "torchvision", "segment_anything"}, module
+
+
+def test_only_the_widgets_import_a_map():
+    for module, path in modules():
+        top = {name.split(".")[0] for name in imported(path)}
+        in_widgets = module.split(".")[0] == "widgets"
+        assert in_widgets or not top & {"ipyleaflet", "ipywidgets", "anywidget"}, module
 
 
 def test_importing_the_package_loads_neither_torch_nor_a_map():

@@ -1,9 +1,11 @@
 import re
+import shlex
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+from papermill.cli import _resolve_type
 
 from workbench.errors import JobError
 from workbench.job import Job
@@ -168,3 +170,34 @@ def test_widgets_only_where_a_person_is(monkeypatch):
     monkeypatch.setattr("workbench.job._kernel_allows_input", lambda: False)
     assert not Job().is_interactive  # papermill started inside a notebook
     assert Job.create(interactive=True).is_interactive
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"source": "a b.tif", "out_dir": "runs/it's", "pred_iou_thresh": 0.91, "planar": True},
+        {"source": "2019", "classes": {1: "roof; & <b>", 2: "no"}, "bands": [4, 3, 2]},
+        {"source": ["a.tif", "b.tif"], "min_area_px": None, "simplify_m": None, "resume": False},
+        {"aoi": {"type": "Polygon", "coordinates": [[[8, 47], [8.1, 47], [8.1, 47.1], [8, 47]]]}},
+    ],
+)
+def test_a_command_runs_exactly_this_job(parameters):
+    job = Job.create(**parameters)
+    name, notebook, output, *options = shlex.split(job.command("my notes.ipynb", "out.ipynb"))
+    assert (name, notebook, output) == ("papermill", "my notes.ipynb", "out.ipynb")
+    given = {}
+    options = iter(options)
+    for option in options:  # as papermill reads them
+        if option == "-p":
+            given |= {next(options): _resolve_type(next(options))}
+        else:
+            assert option == "-y"
+            given |= yaml.safe_load(next(options))
+    assert Job.create(**given).parameters() == job.parameters()
+
+
+def test_a_changed_job_is_checked_like_any_other():
+    assert Job().changed(planar=True) == Job.create(planar=True)
+    with pytest.raises(JobError, match="pred_iou_thresh"):
+        Job().changed(pred_iou_thresh=0.3)

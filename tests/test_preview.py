@@ -16,11 +16,7 @@ from workbench.opening import open_scene
 from workbench.pipeline import ScenePlan, prepare, segment
 from workbench.polygons import Cleaning, clean, to_polygons
 from workbench.preview import (
-    BELOW,
-    CLEANED,
-    KEPT,
-    OUTSIDE,
-    SUPPRESSED,
+    Fate,
     Forecast,
     Preview,
     Sample,
@@ -138,7 +134,13 @@ def test_each_candidate_is_told_why_it_is_there_or_not():
     aoi = shapely.box(TRANSFORM.c, TRANSFORM.f - 0.5 * 55, beyond_x, TRANSFORM.f)
     preview = Preview([sample], aoi)
     view = preview.look(Thresholds(0.85, 0.92), Cleaning(min_area_px=20))
-    assert view.fate.tolist() == [SUPPRESSED, KEPT, CLEANED, BELOW, OUTSIDE]
+    assert view.fate.tolist() == [
+        Fate.SUPPRESSED,
+        Fate.KEPT,
+        Fate.CLEANED,
+        Fate.BELOW,
+        Fate.OUTSIDE,
+    ]
     reasons = [preview.explain(row, view) for row in range(5)]
     assert reasons[0].rival == 1
     assert "0.950" in reasons[0].reason
@@ -207,5 +209,5 @@ def test_proposed_tiles_show_all_that_there_is(tmp_path):
 
 def test_a_forecast_says_what_is_known():
     assert Forecast().text(1) == "1 tile"
-    assert Forecast(8.0, 250e3).text(24) == "24 tiles · about 3 min · 6.0 MB of candidates"
-    assert "about 2.2 h" in Forecast(8.0).text(1000)
+    assert Forecast(8.0, 250e3).text(24) == "24 tiles · about 3 min 12 s · 6.0 MB of candidates"
+    assert "about 2 h 13 min" in Forecast(8.0).text(1000)

@@ -181,6 +181,74 @@ def test_geometry_of_windows_and_overviews(tmp_path):
     assert rgb[7, 12].tolist() == [250, 20, 30]
 
 
+@pytest.mark.parametrize("grid", ["north-up", "rotated by 30°"])
+def test_a_view_is_a_window_at_another_size(tmp_path, grid):
+    crs, transform = GRIDS[grid]
+    scene = open_scene(write(tmp_path / "a.tif", three_rectangles(), crs, transform))
+    window = Window(30, 20, 120, 60)
+    rgb, valid = scene.read(window)
+    same, same_valid = scene.view(window, (60, 120))
+    assert (same == rgb).all()
+    assert (same_valid == valid).all()
+    larger, _ = scene.view(window, (180, 360))  # pixels look like pixels
+    assert (larger == rgb.repeat(3, axis=0).repeat(3, axis=1)).all()
+    smaller, _ = scene.view(window, (20, 40))
+    seen = valid.reshape(20, 3, 40, 3).all(axis=(1, 3))
+    mean = rgb.reshape(20, 3, 40, 3, 3).mean(axis=(1, 3))
+    assert np.abs(smaller[seen] - mean[seen]).max() <= 1
+
+
+def test_a_view_may_lie_between_pixels_and_reach_out_of_the_scene(tmp_path):
+    step = np.zeros((3, HEIGHT, WIDTH), np.uint8)
+    step[:, :, 42:] = 200
+    scene = open_scene(write(tmp_path / "a.tif", step))
+    rgb, valid = scene.view(Window(36.5, 3.25, 64, 32), (8, 16))
+    assert valid.all()
+    # a pixel of the view is four of the scene: the second one reaches from 40.5 to 44.5
+    assert np.abs(rgb[3, :4, 0] - np.array([0, 200 * 2.5 / 4, 200, 200])).max() <= 1
+    wide, wide_valid = scene.view(Window(-40, -20, WIDTH + 60, HEIGHT + 60), (110, 150))
+    inside = (slice(10, 90), slice(20, 140))
+    assert wide_valid[inside].all()
+    assert wide_valid.sum() == 80 * 120
+    assert (wide[inside] == scene.view(scene.window, (80, 120))[0]).all()
+    assert not wide[~wide_valid].any()
+    far, far_valid = scene.view(Window(900, -900.5, 50, 50), (10, 10))
+    assert not far.any()
+    assert not far_valid.any()
+
+
+def test_a_view_of_16_bits_is_stretched_and_keeps_nodata(tmp_path):
+    deep = three_rectangles().astype(np.uint16) * 20
+    deep[:, :, : WIDTH // 2] = 0
+    scene = open_scene(write(tmp_path / "a.tif", deep, nodata=0))
+    whole_rgb, whole_valid = whole(scene)
+    rgb, valid = scene.view(scene.window, (HEIGHT // 2, WIDTH // 2))
+    assert (valid == whole_valid[::2, ::2]).all()
+    assert np.abs(rgb[3::9, 3::9].astype(int) - whole_rgb[6::18, 6::18]).mean() < 5
+    assert (scene.overview(WIDTH // 2)[0] == rgb).all()
+
+
+def test_a_view_shows_what_can_be_read_and_tells_of_the_rest(tmp_path):
+    path = write(
+        tmp_path / "a.tif", np.random.default_rng(0).integers(1, 255, (3, 256, 256), np.uint8),
+        tiled=True, blockxsize=64, blockysize=64, compress="deflate",
+    )  # fmt: skip
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 3000] = bytes(3000)
+    path.write_bytes(content)
+    scene, told = open_scene(path), []
+    _, valid = scene.view(scene.window, (128, 128), told.append)
+    assert 0.5 < valid.mean() < 1
+    (problem,) = told
+    assert "a.tif" in problem
+    assert "damaged" in problem
+    assert (scene.overview(128)[1] == valid).all()
+    scene.close()
+    path.unlink()
+    with pytest.raises(SceneError, match=r"a\.tif cannot be read any more"):
+        scene.view(scene.window, (10, 10))
+
+
 def test_a_scene_travels_to_other_threads_and_processes(tmp_path):
     for grid in ("north-up", "geographic"):
         crs, transform = GRIDS[grid]

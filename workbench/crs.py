@@ -105,6 +105,12 @@ def to_lonlat(
     return np.asarray(lon), np.asarray(lat)
 
 
+def from_lonlat(crs: pyproj.CRS, lon: float, lat: float) -> tuple[float, float]:
+    """Return the map point of WGS 84 degrees; inf outside the projection's domain."""
+    x, y = _transformer(pyproj.CRS.from_epsg(4326), crs).transform(lon, lat)
+    return float(x), float(y)
+
+
 def _geodesic(
     crs: pyproj.CRS,
     geod: pyproj.Geod,

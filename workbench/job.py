@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -243,6 +244,19 @@ class Job(BaseModel):
             elif isinstance(value, str):
                 values[name] = absolute(value)
         return values
+
+    def command(self, notebook: str, output: str) -> str:
+        """Return the papermill command, quoted for a shell, that runs exactly this job."""
+        parts = ["papermill", notebook, output]
+        usual = Job().parameters()
+        for name, value in self.parameters().items():
+            if value == usual[name]:
+                continue
+            if isinstance(value, str | int | float):
+                parts += ["-p", name, str(value)]
+            else:  # `-p` would make text of it
+                parts += ["-y", yaml.safe_dump({name: value}, default_flow_style=True, width=1e9)]
+        return shlex.join(part.strip() for part in parts)
 
     @property
     def is_interactive(self) -> bool:

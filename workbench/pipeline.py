@@ -179,7 +179,7 @@ def prepare(job: Job, loaded: Segmenter | None = None) -> Plan:
     """
     scenes = open_scenes(job)
     aoi = load_aoi(job.aoi) if job.aoi is not None else None
-    folder = Path(job.out_dir if job.out_dir is not None else f"runs/{scenes[0].name}").absolute()
+    folder = folder_of(job, scenes)
     refuse_unwritable(folder)
     recorded = read_record(folder)  # without resume, too: what no run has written is refused
     before = recorded if job.resume else {}
@@ -196,6 +196,11 @@ def prepare(job: Job, loaded: Segmenter | None = None) -> Plan:
         segmenter.load()
     claim(folder, job, record, before)
     return plan
+
+
+def folder_of(job: Job, scenes: Sequence[Scene]) -> Path:
+    """The run folder of a job, absolute."""
+    return Path(job.out_dir if job.out_dir is not None else f"runs/{scenes[0].name}").absolute()
 
 
 def plan_tiles(
@@ -313,11 +318,12 @@ def _segment_scene(
 def _store(done: list[SegmentedTile], plan: Plan) -> None:
     if done:
         tables = [tile.candidates for tile in done if tile.candidates is not None]
-        table = concat(tables) if tables else Candidates.empty(_tile_rules(plan.job))
+        table = concat(tables) if tables else Candidates.empty(tile_rules(plan.job))
         plan.store.write(table, [tile.record for tile in done])
 
 
-def _tile_rules(job: Job) -> Rules:
+def tile_rules(job: Job) -> Rules:
+    """What the candidates of a job's tiles are made under."""
     return Rules(
         job.tile_size,
         job.tile_size,
@@ -387,7 +393,7 @@ def gather(plan: Plan) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
             polygons.append(to_polygons(chosen, part.scene, part.grid, valid))
     if not polygons:
         part = plan.scenes[0]
-        nothing = Candidates.empty(_tile_rules(plan.job))
+        nothing = Candidates.empty(tile_rules(plan.job))
         polygons.append(to_polygons(nothing, part.scene, part.grid, {}))
     return pd.concat(polygons, ignore_index=True), pd.concat(windows, ignore_index=True)
 

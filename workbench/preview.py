@@ -6,8 +6,11 @@ once and remembered.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from functools import cached_property
 from itertools import pairwise
 from threading import RLock
@@ -30,11 +33,22 @@ from workbench.candidates import (
 )
 from workbench.pipeline import ScenePlan
 from workbench.polygons import Cleaning, clean, to_polygons
+from workbench.report import duration
 from workbench.tiles import Tile
 
-BELOW, KEPT, SUPPRESSED, CLEANED, OUTSIDE = range(5)  # what becomes of a candidate
 Key = tuple[str, int, int, int]  # source, tile row, tile column, ordinal
+_THREADS = ThreadPoolExecutor(os.cpu_count(), "preview")
 _COVER_PX = 512  # side of the raster on which the covered share of a tile is measured
+
+
+class Fate(IntEnum):
+    """What becomes of a candidate."""
+
+    BELOW = 0  # a threshold
+    KEPT = 1
+    SUPPRESSED = 2  # by non-maximum suppression
+    CLEANED = 3  # removed by cleaning
+    OUTSIDE = 4  # of the AOI
 
 
 @dataclass(frozen=True)
@@ -65,13 +79,13 @@ class View:
     @property
     def kept(self) -> NDArray[np.int64]:
         """The rows that are shown, ascending."""
-        return np.flatnonzero(self.fate == KEPT)
+        return np.flatnonzero(self.fate == Fate.KEPT)
 
     @cached_property
     def polygons(self) -> gpd.GeoDataFrame:
         """The polygons that are shown, by row."""
-        kept = [frame[self.fate[frame["row"]] == KEPT] for frame in self.drawn]
-        return _stack(kept).reset_index(drop=True)
+        kept = [frame[self.fate[frame["row"]] == Fate.KEPT] for frame in self.drawn]
+        return _stack(kept).reset_index(drop=True) if kept else gpd.GeoDataFrame(geometry=[])
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,7 @@ class Verdict:
     """Why a candidate is shown or not; `rival` is the row that suppresses it, -1 for none."""
 
     row: int
-    fate: int
+    fate: Fate
     pred_iou: float
     stability_score: float
     reason: str
@@ -111,14 +125,6 @@ class Forecast:
         if self.bytes_per_tile is not None:
             parts.append(f"{_size(self.bytes_per_tile * n_tiles)} of candidates")
         return " · ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = seconds / 60
-    return f"{round(minutes)} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def _size(n: float) -> str:
@@ -145,28 +151,31 @@ class _Traced:
         self.outcome = np.zeros(len(self.candidates), np.uint8)
         self.cleaned = self.polygons.assign(area_m2=0.0)
 
-    def outcome_of(
-        self, chosen: NDArray[np.int64], cleaning: Cleaning, aoi: shapely.Geometry | None
-    ) -> NDArray[np.uint8]:
-        """What becomes of chosen candidates (ascending): `KEPT`, `CLEANED` or `OUTSIDE`."""
+    def knows(self, chosen: NDArray[np.int64], cleaning: Cleaning) -> bool:
+        """Whether `outcome` holds for these chosen candidates (ascending)."""
+        if cleaning != self.cleaning or not self.tried[chosen].all():
+            return False
         # in a planar layer, what lies on top of a polygon changes it
-        others = cleaning.planar and not np.array_equal(chosen, np.flatnonzero(self.tried))
-        if cleaning != self.cleaning or others:
+        return not cleaning.planar or len(chosen) == np.count_nonzero(self.tried)
+
+    def find_out(
+        self, chosen: NDArray[np.int64], cleaning: Cleaning, aoi: shapely.Geometry | None
+    ) -> None:
+        """Let `outcome` hold what becomes of chosen candidates: kept, cleaned or outside."""
+        if cleaning != self.cleaning or cleaning.planar:
             self.cleaning, self.tried[:], self.cleaned = cleaning, False, self.cleaned[:0]
         new = chosen[~self.tried[chosen]]
-        if len(new):
-            self.trace(new)
-            wanted = self.polygons[np.isin(self.polygons["row"] - self.first, new)]
-            cleaned = clean(wanted.reset_index(drop=True), cleaning)
-            fate = np.full(len(cleaned), KEPT, np.uint8)
-            if aoi is not None and len(cleaned):
-                middle = cleaned.representative_point().to_numpy()
-                fate[~shapely.intersects(aoi, middle)] = OUTSIDE
-            self.tried[new], self.outcome[new] = True, CLEANED
-            self.outcome[cleaned["row"].to_numpy() - self.first] = fate
-            cleaned = _stack([self.cleaned, cleaned]) if len(self.cleaned) else cleaned
-            self.cleaned = cleaned.sort_values("row", ignore_index=True)
-        return self.outcome[chosen]
+        self.trace(new)
+        wanted = self.polygons[np.isin(self.polygons["row"] - self.first, new)]
+        cleaned = clean(wanted.reset_index(drop=True), cleaning)
+        fate = np.full(len(cleaned), Fate.KEPT, np.uint8)
+        if aoi is not None and len(cleaned):
+            middle = cleaned.representative_point().to_numpy()
+            fate[~shapely.intersects(aoi, middle)] = Fate.OUTSIDE
+        self.tried[new], self.outcome[new] = True, Fate.CLEANED
+        self.outcome[cleaned["row"].to_numpy() - self.first] = fate
+        cleaned = _stack([self.cleaned, cleaned]) if len(self.cleaned) else cleaned
+        self.cleaned = cleaned.sort_values("row", ignore_index=True)
 
     def trace(self, wanted: NDArray[np.int64]) -> None:
         """Make the polygons of those candidates that have none yet."""
@@ -185,13 +194,23 @@ class Preview:
     in the layer. May be used by several threads.
     """
 
-    def __init__(self, samples: Sequence[Sample], aoi: shapely.Geometry | None = None) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        aoi: shapely.Geometry | None = None,
+        before: Preview | None = None,
+    ) -> None:
+        """`before` is a preview whose work on the same first samples is taken over."""
         self.aoi = aoi
         self._parts: list[_Traced] = []
         self._lock = RLock()
         self.n_candidates = 0
-        for sample in samples:
-            self._parts.append(_Traced(sample, self.n_candidates))
+        done = before._parts if before is not None and before.aoi is aoi else []
+        for i, sample in enumerate(samples):
+            if i < len(done) and done[i].sample is sample and done[i].first == self.n_candidates:
+                self._parts.append(done[i])
+            else:
+                self._parts.append(_Traced(sample, self.n_candidates))
             self.n_candidates += len(sample.candidates)
 
     @property
@@ -213,18 +232,33 @@ class Preview:
         part = self._of(row)
         return (*part.sample.record.index, int(part.candidates.column("ordinal")[row - part.first]))
 
+    def row(self, key: Key) -> int:
+        """Return the row of a candidate, -1 if its tile is no sample."""
+        for part in self._parts:
+            if part.sample.record.index == key[:3]:
+                found = np.flatnonzero(part.candidates.column("ordinal") == key[3])
+                return part.first + int(found[0]) if len(found) else -1
+        return -1
+
     def look(self, thresholds: Thresholds, cleaning: Cleaning) -> View:
         """Return what these thresholds and this cleaning leave.
 
         Raises `ValueError` for thresholds below the floors.
         """
-        fate = np.full(self.n_candidates, BELOW, np.uint8)
+        fate = np.full(self.n_candidates, Fate.BELOW, np.uint8)
         with self._lock:
-            for part in self._parts:
-                chosen = part.selector.rows(thresholds)
+            chosen = [part.selector.rows(thresholds) for part in self._parts]
+            new = [
+                (part, rows)
+                for part, rows in zip(self._parts, chosen, strict=True)
+                if not part.knows(rows, cleaning)
+            ]
+            # shapely does not hold Python's lock while it works
+            list(_THREADS.map(lambda one: one[0].find_out(one[1], cleaning, self.aoi), new))
+            for part, rows in zip(self._parts, chosen, strict=True):
                 mine = fate[part.first : part.first + len(part.candidates)]
-                mine[passes(part.candidates, thresholds)] = SUPPRESSED
-                mine[chosen] = part.outcome_of(chosen, cleaning, self.aoi)
+                mine[passes(part.candidates, thresholds)] = Fate.SUPPRESSED
+                mine[rows] = part.outcome[rows]
             drawn = tuple(part.cleaned for part in self._parts)
         return View(thresholds, cleaning, fate, drawn)
 
@@ -243,7 +277,7 @@ class Preview:
                 rows = np.flatnonzero(todo)
                 now = np.sort(rows[np.argsort(-part.candidates.column("pred_iou")[rows])][:limit])
                 if part.cleaning == cleaning and not cleaning.planar:
-                    part.outcome_of(now, cleaning, self.aoi)
+                    part.find_out(now, cleaning, self.aoi)
                 else:
                     part.trace(now)
                 limit -= len(now)
@@ -281,15 +315,15 @@ class Preview:
 
     def explain(self, row: int, view: View) -> Verdict:
         """Say why a candidate is shown or not."""
-        part, fate, rival = self._of(row), int(view.fate[row]), -1
-        if fate == KEPT:
+        part, fate, rival = self._of(row), Fate(view.fate[row]), -1
+        if fate == Fate.KEPT:
             reason = "kept"
-        elif fate == BELOW:
+        elif fate == Fate.BELOW:
             reason = _why_below(self.scores[row], view.thresholds)
-        elif fate == SUPPRESSED:
+        elif fate == Fate.SUPPRESSED:
             rival = part.first + part.selector.rival(row - part.first, view.thresholds)
             reason = f"overlaps a better one (predicted IoU {self.scores[rival, 0]:.3f})"
-        elif fate == CLEANED:
+        elif fate == Fate.CLEANED:
             with self._lock:
                 polygon = part.polygons[part.polygons["row"] == row]
             reason = _why_cleaned(polygon, view.cleaning)

@@ -4,11 +4,12 @@ A `Scene` is a small value that any process or thread can read from. Reading goe
 open datasets, and where in them the colours and the validity are.
 """
 
+import math
 import os
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -142,6 +143,54 @@ class Scene:
         rgb[target], valid[target] = _render(raw, inside_valid, layers.palette, self.stretch)
         return rgb, valid
 
+    def view(
+        self,
+        window: Window,
+        shape: tuple[int, int],
+        tell: Callable[[str], None] = lambda problem: None,
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """RGB `(h, w, 3)` and validity `(h, w)` of any window at another size, by its overviews.
+
+        Offsets may be fractional and the window may reach outside: pixels that are not wholly in
+        the scene are black and invalid. So are parts that cannot be decoded, of which `tell` gets
+        a sentence. Raises SceneError where the raster cannot be opened any more.
+        """
+        height, width = shape
+        rgb, valid = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.bool_)
+        wide, tall = window.width / width, window.height / height
+        columns = _wholly_inside(window.col_off, wide, width, self.width)
+        rows = _wholly_inside(window.row_off, tall, height, self.height)
+        if columns.start >= columns.stop or rows.start >= rows.stop:
+            return rgb, valid
+        inside = Window(
+            max(0.0, window.col_off + columns.start * wide),
+            max(0.0, window.row_off + rows.start * tall),
+            min((columns.stop - columns.start) * wide, self.width),
+            min((rows.stop - rows.start) * tall, self.height),
+        )
+        size = (rows.stop - rows.start, columns.stop - columns.start)
+        try:
+            with gdal_environment(self.source):
+                layers = _layers_of(self)
+                # colours of a palette cannot be averaged by their index
+                averaged = layers.palette is None and max(wide, tall) > 1
+                resampling = Resampling.average if averaged else Resampling.nearest
+                raw, inside_valid, damage = layers.read_what_is_whole(inside, size, resampling)
+        except GDAL_ERRORS as error:
+            raise SceneError(
+                f"{self.source} cannot be read any more: {cause(error)}. Check that it is still "
+                "there and whole."
+            ) from error
+        if damage is not None:
+            tell(
+                f"{self.source}: some of its pixels here cannot be read: {cause(damage)}. The file "
+                "is damaged or incomplete there: copy or download it again."
+            )
+        rgb[rows, columns], valid[rows, columns] = _render(
+            raw, inside_valid, layers.palette, self.stretch
+        )
+        return rgb, valid
+
     def overview(self, max_px: int = 2048) -> tuple[NDArray[np.uint8], NDArray[np.bool_], Affine]:
         """The whole scene at no more than `max_px` a side: RGB, validity, pixel-to-map transform.
 
@@ -149,12 +198,7 @@ class Scene:
         """
         factor = max(1.0, max(self.width, self.height) / max_px)
         shape = (max(1, round(self.height / factor)), max(1, round(self.width / factor)))
-        with gdal_environment(self.source):
-            layers = _layers_of(self)
-            # colours of a palette cannot be averaged by their index
-            resampling = Resampling.nearest if layers.palette is not None else Resampling.average
-            raw, valid = layers.read_decimated(shape, resampling)
-        rgb, valid = _render(raw, valid, layers.palette, self.stretch)
+        rgb, valid = self.view(self.window, shape)
         scale = Affine.scale(self.width / shape[1], self.height / shape[0])
         return rgb, valid, self.transform @ scale
 
@@ -181,6 +225,13 @@ class Scene:
         layers = _handles.by_scene.pop(_handle_key(self), None)
         if layers is not None:
             layers.close()
+
+
+def _wholly_inside(offset: float, step: float, count: int, length: int) -> slice:
+    """Which of `count` steps from `offset` on lie between 0 and `length`."""
+    close = 1e-6  # of a step: rounding must not cost a pixel at the edge
+    first, last = math.ceil(-offset / step - close), math.floor((length - offset) / step + close)
+    return slice(max(0, first), min(count, last))
 
 
 def cause(error: BaseException) -> str:
@@ -235,29 +286,38 @@ class Layers:
         self, shape: tuple[int, int], resampling: Resampling
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """The whole dataset at `shape`; where blocks cannot be decoded, what can be is read."""
-        dataset = self.dataset
+        whole = Window(0, 0, self.dataset.width, self.dataset.height)
+        return self.read_what_is_whole(whole, shape, resampling)[:2]
+
+    def read_what_is_whole(
+        self, window: Window, shape: tuple[int, int], resampling: Resampling
+    ) -> tuple[NDArray[Any], NDArray[np.bool_], BaseException | None]:
+        """`read`, but blocks that cannot be decoded are left invalid; also returns the error."""
         try:
-            return self.read(Window(0, 0, dataset.width, dataset.height), shape, resampling)
-        except GDAL_ERRORS:
-            pass
-        dtype = np.result_type(*(dataset.dtypes[band - 1] for band in self.bands))
+            return *self.read(window, shape, resampling), None
+        except GDAL_ERRORS as error:
+            damage = error
+        dtype = np.result_type(*(self.dataset.dtypes[band - 1] for band in self.bands))
         values, valid = np.zeros((3, *shape), dtype), np.zeros(shape, np.bool_)
         rows = np.unique(np.linspace(0, shape[0], 17).astype(int))
         columns = np.unique(np.linspace(0, shape[1], 17).astype(int))
-        tall, wide = dataset.height / shape[0], dataset.width / shape[1]
+        tall, wide = window.height / shape[0], window.width / shape[1]
         for top, bottom in pairwise(rows):
             for left, right in pairwise(columns):
                 piece = (slice(top, bottom), slice(left, right))
-                window = Window(
-                    left * wide, top * tall, (right - left) * wide, (bottom - top) * tall
+                part = Window(
+                    window.col_off + left * wide,
+                    window.row_off + top * tall,
+                    (right - left) * wide,
+                    (bottom - top) * tall,
                 )
                 try:
                     values[:, *piece], valid[piece] = self.read(
-                        window, (int(bottom - top), int(right - left)), resampling
+                        part, (int(bottom - top), int(right - left)), resampling
                     )
                 except GDAL_ERRORS:
                     continue
-        return values, valid
+        return values, valid, damage
 
     def close(self) -> None:
         """Close the datasets."""

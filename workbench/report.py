@@ -121,7 +121,7 @@ def summary_table(layer: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> pd.DataFr
         + _text_of(high, " – {:.3f})", "")
     )
     rows["area covered"] = _text_of(_covered_share(layer, tiles), "{:.1%} of the tiles' area")
-    rows["time in tiles"] = _duration(float(tiles["seconds"].sum()))
+    rows["time in tiles"] = duration(float(tiles["seconds"].sum()))
     return pd.DataFrame({"value": rows})
 
 
@@ -328,7 +328,8 @@ def _text_of(value: float, pattern: str, missing: str = "–") -> str:
     return missing if pd.isna(value) else pattern.format(value)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, seconds = divmod(round(seconds), 60)

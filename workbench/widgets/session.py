@@ -7,18 +7,30 @@ their own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import shapely
-from traitlets import HasTraits, Instance, Unicode, observe
+from IPython import get_ipython
+from traitlets import Bool, Dict, HasTraits, Instance, Tuple, Unicode, observe
 
 from workbench.aoi import load_aoi
+from workbench.background import Background, Event, Index, TileDone, Work
+from workbench.candidates import Candidates
 from workbench.errors import WorkbenchError
 from workbench.job import Job
-from workbench.pipeline import ScenePlan, open_scenes, plan_tiles
-from workbench.preview import Forecast
+from workbench.pipeline import ScenePlan, folder_of, open_scenes, plan_tiles, tile_rules
+from workbench.preview import Forecast, Key, Sample
 from workbench.raster import Scene
+from workbench.runfolder import name_scenes, read_record
+from workbench.tiles import TileGrid
+
+SAMPLES_DEPEND_ON = (
+    "model", "checkpoint", "tile_size", "overlap", "points_per_side", "crop_n_layers",
+    "pred_iou_floor", "stability_floor", "box_nms_thresh", "crop_nms_thresh",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,18 +47,31 @@ class Area:
 
 
 class Session(HasTraits):
-    """The shared state; observe `job`, `area` and `problem`.
+    """The shared state; observe its traits.
 
-    `area` is None while the AOI cannot be used; `problem` then says why, in a sentence.
+    `area` is None while the AOI cannot be used; `problem` then says why, in a sentence. `samples`
+    are the tiles that have been computed to tune on, `judged` says which candidates a person has
+    called good (true) or bad. `busy` tells whether something is being computed.
     """
 
     job = Instance(Job)
     area = Instance(Area, allow_none=True)
     problem = Unicode()
     forecast = Instance(Forecast)
+    samples: tuple[Sample, ...] = Tuple()  # type: ignore[assignment]  # a trait
+    judged: dict[Key, bool] = Dict()  # type: ignore[assignment]  # a trait
+    busy = Bool()
 
     def __init__(self, job: Job) -> None:
-        self.scenes: tuple[Scene, ...] = tuple(open_scenes(job))
+        scenes = open_scenes(job)
+        self.folder: Path = folder_of(job, scenes)
+        try:
+            recorded = read_record(self.folder) if job.resume else {}
+        except WorkbenchError:
+            recorded = {}  # a run will refuse it, and say so
+        self.scenes: tuple[Scene, ...] = tuple(name_scenes(scenes, recorded))
+        self._background = Background(self._hear)
+        self._listener: Callable[[Event], None] = _ignore
         super().__init__(job=job, forecast=Forecast())
 
     def change(self, **parameters: Any) -> None:
@@ -54,6 +79,60 @@ class Session(HasTraits):
         job = self.job.changed(**parameters)
         if job != self.job:
             self.job = job
+
+    @property
+    def grids(self) -> tuple[TileGrid, ...]:
+        """The tile grids of the scenes."""
+        size, overlap = self.job.tile_size, self.job.overlap
+        return tuple(TileGrid(s.width, s.height, size, overlap) for s in self.scenes)
+
+    def sample_of(self, event: TileDone) -> Sample:
+        """Put what the process has computed where it belongs."""
+        record = event.record
+        place = [scene.name for scene in self.scenes].index(record.source)
+        grid = self.grids[place]
+        tile = grid.tile(record.tile_row, record.tile_col)
+        part = ScenePlan(self.scenes[place], grid, (tile,))
+        candidates = event.candidates
+        if candidates is None:
+            candidates = Candidates.empty(tile_rules(self.job))
+        return Sample(part, tile, candidates, record)
+
+    # ---- the process that computes
+
+    def compute(self, tiles: frozenset[Index] | None, listener: Callable[[Event], None]) -> None:
+        """Begin to segment some tiles, or (None) to run the whole job.
+
+        `listener` gets the events, in a thread of its own. Raises `WorkbenchError` if something is
+        being computed.
+        """
+        self._background.start(Work(self.job, tiles))
+        self._listener = listener
+        self.busy = True
+
+    def cancel(self) -> None:
+        """Stop what is being computed, within a second."""
+        self._background.cancel()
+
+    def close(self) -> None:
+        """End the process, which gives the model's memory back."""
+        self._background.close()
+        self.busy = False
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, TileDone) and not event.stored and event.record.status != "failed":
+            self._time(event)
+        self.busy = self._background.busy
+        self._listener(event)
+
+    def _time(self, event: TileDone) -> None:
+        """Learn from a tile what the others will take: a running mean."""
+        size = float(event.candidates.table.nbytes) if event.candidates is not None else 0.0
+        seconds, stored = self.forecast.seconds_per_tile, self.forecast.bytes_per_tile
+        self.forecast = Forecast(
+            event.record.seconds if seconds is None else 0.8 * seconds + 0.2 * event.record.seconds,
+            size if stored is None else 0.8 * stored + 0.2 * size,
+        )
 
     @observe("job")
     def _plan(self, change: Any) -> None:
@@ -70,3 +149,58 @@ class Session(HasTraits):
                 self.problem = ""
             except WorkbenchError as error:
                 self.area, self.problem = None, str(error)
+
+
+def _ignore(_: Event) -> None:
+    pass
+
+
+# -------------------------------------------------------------------- when a cell runs again
+
+_of_cells: dict[str, tuple[Job, Session]] = {}
+_shown_in_cells: dict[tuple[str, str], Any] = {}
+
+
+def session_of_cell(job: Job) -> Session:
+    """Make a session for a job; in a cell that runs again, keep what a person has changed there.
+
+    A parameter that the cell's job has changed since then counts more than what was done by hand.
+    """
+    cell = _cell()
+    given, earlier = _of_cells.get(cell, (job, None))
+    if earlier is None:
+        session = Session(job)
+    else:
+        earlier.close()
+        by_hand = {
+            name: value
+            for name, value in earlier.job
+            if value != getattr(given, name) and getattr(given, name) == getattr(job, name)
+        }
+        session = Session(job.changed(**by_hand))
+        if session.scenes == earlier.scenes and all(
+            getattr(session.job, name) == getattr(earlier.job, name) for name in SAMPLES_DEPEND_ON
+        ):
+            session.samples, session.judged = earlier.samples, earlier.judged
+            session.forecast = earlier.forecast
+    if cell:
+        _of_cells[cell] = job, session
+    return session
+
+
+def replace_in_cell(shown: Any) -> None:
+    """Let a widget take the place of the one of its kind that its cell showed before."""
+    cell = _cell()
+    if cell:
+        before = _shown_in_cells.get((cell, type(shown).__name__))
+        if before is not None:
+            before.detach()
+        _shown_in_cells[cell, type(shown).__name__] = shown
+
+
+def _cell() -> str:
+    """The id of the running notebook cell; empty outside of a notebook."""
+    kernel = getattr(get_ipython(), "kernel", None)
+    if kernel is None:
+        return ""
+    return str(kernel.get_parent("shell").get("metadata", {}).get("cellId", ""))

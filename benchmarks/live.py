@@ -1,0 +1,337 @@
+"""How fast the interactive workbench follows a hand, in a real JupyterLab and Chromium.
+
+python benchmarks/live.py [--only thresholds cleaning pan window tile]
+
+Each figure is the time from a key or button that the browser sees to the frame that shows what it
+did. The alternative, an ipyleaflet `GeoJSON` layer that is replaced, runs in the same notebook.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import rasterio
+from affine import Affine
+from playwright.sync_api import Page, sync_playwright
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "ui"))
+from lab import CHROMIUM, FLAGS, Notebook, jupyterlab, open_notebook
+
+REPEATS = 30
+SIDE = 1024
+
+# Candidates that look like roofs: blobs with ragged outlines, in threes that overlap
+SAMPLES = """
+import cv2, numpy as np
+from workbench.background import TileDone
+from workbench.candidates import Candidates, Rules, TileRecord, encode_masks, prune
+
+def blobs(n, seed, side):
+    rng = np.random.default_rng(seed)
+    boxes, areas, rles = [], [], []
+    for i in range(n):
+        if i % 3 == 0:
+            cx, cy = rng.integers(40, side - 40, 2)
+            a, b = rng.integers(6, 20, 2)
+            turn = int(rng.integers(180))
+        mask = np.zeros((side, side), np.uint8)
+        centre = int(cx + rng.integers(-2, 3)), int(cy)
+        cv2.ellipse(mask, centre, (int(a + rng.integers(4)), int(b)), turn, 0, 360, 1, -1)
+        here = mask[cy - 40 : cy + 40, cx - 40 : cx + 40]
+        here[...] = cv2.medianBlur(here & (rng.random(here.shape) > 0.15), 3)
+        here[38:43, 38:43] = 1
+        ys, xs = np.nonzero(here)
+        x, y = cx - 40, cy - 40
+        boxes.append((xs.min() + x, ys.min() + y, xs.max() + x, ys.max() + y))
+        areas.append(len(ys))
+        rles.append(encode_masks(mask.view(bool)[None])[0])
+    x0, y0, x1, y1 = np.array(boxes).T
+    zero, full = np.zeros(n, int), np.full(n, side)
+    return prune(Candidates.from_columns(Rules(side, side), dict(
+        tile_row=zero, tile_col=zero, ordinal=np.arange(n),
+        pred_iou=rng.uniform(0.5, 1, n).astype("f4"),
+        stability_score=rng.uniform(0.5, 1, n).astype("f4"), x0=x0, y0=y0, x1=x1, y1=y1,
+        area_px=areas, point_x=zero, point_y=zero, crop_x0=zero, crop_y0=zero, crop_x1=full,
+        crop_y1=full, rle=rles)))
+
+def samples(session, n_tiles, n):
+    made = []
+    for part in session.area.parts:
+        for tile in part.tiles[:n_tiles]:
+            found = blobs(n, len(made), session.job.tile_size).at_tile(tile.row, tile.col)
+            record = TileRecord(*part.index(tile), "ok")
+            made.append(session.sample_of(TileDone(record, found, stored=True)))
+    return tuple(made)
+
+def settled(tuner, wait=90):
+    import time
+    end = time.time() + wait
+    while sum(map(len, tuner._drawn)) < 0.97 * tuner.preview.n_candidates and time.time() < end:
+        time.sleep(0.2)
+    return len(tuner.view.kept)
+"""
+
+# What an ipyleaflet layer does instead: all features again for each step of a slider
+LAYER = """
+import ipyleaflet, ipywidgets, json
+from IPython.display import display
+shapes = tuner.view.polygons
+shapes = shapes[["confidence", "geometry"]].to_crs(4326)
+features = json.loads(shapes.to_json())["features"]
+for feature in features:
+    feature["properties"]["style"] = dict(color="#3388ff", weight=1, fillOpacity=0.2)
+def data(thresh):
+    kept = [f for f in features if f["properties"]["confidence"] > thresh]
+    return {"type": "FeatureCollection", "features": kept}
+plain = ipyleaflet.Map(layers=(), center=tuner.scene_map.map.center, zoom=tuner.scene_map.map.zoom)
+layer = ipyleaflet.GeoJSON(data=data(0))
+plain.add(layer)
+alternative = ipywidgets.FloatSlider(0.6, min=0.5, max=1, step=0.005, description="layer")
+alternative.observe(lambda c: setattr(layer, "data", data(c["new"])), "value")
+display(alternative, plain)
+"""
+
+# Times of keys and of the frames in which the watched element has changed
+WATCH = """
+(selector) => {
+  window.keys = []; window.frames = [];
+  if (window.watching) window.watching.disconnect();
+  if (window.onKey) document.removeEventListener('keydown', window.onKey, true);
+  window.onKey = () => window.keys.push(performance.now());
+  document.addEventListener('keydown', window.onKey, true);
+  const element = document.querySelector(selector);
+  let waiting = false;
+  window.watching = new MutationObserver(() => {
+    if (waiting) return;
+    waiting = true;
+    // the frame after this one has been painted
+    requestAnimationFrame(() => setTimeout(() => {
+      waiting = false; window.frames.push(performance.now()); }, 0));
+  });
+  window.watching.observe(element, {attributes: true, childList: true, subtree: true});
+}
+"""
+
+
+def main() -> None:
+    """Measure what the command line names, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    kinds = ["thresholds", "cleaning", "pan", "window", "tile"]
+    parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
+    only = parser.parse_args().only
+    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
+    print("| what | median ms | p95 ms |\n|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        root = Path(folder) / "work"
+        root.mkdir()
+        with jupyterlab(root) as lab:
+            if {"thresholds", "cleaning", "pan"} & set(only):
+                for n_tiles, per_tile, label in ((4, 2300, "3,000"), (16, 4000, "20,000")):
+                    path = _notebook(root, f"tuner{n_tiles}", n_tiles, per_tile)
+                    with open_notebook(browser, lab, path) as notebook:
+                        notebook.run_all(600)
+                        measure_tuner(notebook, label, only)
+            if "window" in only:
+                path = _notebook(root, "large", 0, 0, _large(root))
+                with open_notebook(browser, lab, path) as notebook:
+                    notebook.run_all(300)
+                    measure_window(notebook)
+            if "tile" in only:
+                path = _notebook(root, "tile", 0, 0, None)
+                with open_notebook(browser, lab, path) as notebook:
+                    notebook.run_all(300)
+                    measure_first_tile(notebook)
+
+
+def measure_tuner(notebook: Notebook, label: str, only: list[str]) -> None:
+    """Sliders, alternatives, panning with `label` polygons."""
+    page = notebook.page
+    n = int(notebook.ask("print(settled(tuner))"))
+    what = f"{label} polygons ({n:,} shown)"
+    if "thresholds" in only:
+        canvas = "canvas.sam-workbench-polygons"
+        ours = _press(page, "predicted IoU", canvas)
+        _print(f"threshold, {what}", ours)
+        if label == "3,000":
+            notebook.ask(LAYER)
+            page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    if "cleaning" in only and label == "3,000":
+        for name in ("min. part, px", "max. area, m²", "min. solidity", "fill holes, m²",
+                     "simplify, m"):  # fmt: skip
+            _print(f"{name}, {what}", _press(page, name, "canvas.sam-workbench-polygons", 12))
+        _print(f"planar, {what}", _press(page, "planar", "canvas.sam-workbench-polygons", 6))
+    if "pan" in only:
+        fps, worst = _pan(page)
+        print(f"| pan, {what}: {fps:.0f} frames/s, longest gap {worst:.0f} ms | | |", flush=True)
+
+
+def _press(page: Page, label: str, watched: str, repeats: int = REPEATS) -> list[float]:
+    """Press arrow keys on a slider (space on a box), one after the other's frame; times in ms."""
+    if label == "planar":
+        control, keys = page.get_by_label("planar"), ["Space"]
+    else:
+        rows = page.locator(".widget-slider", has_text=label)
+        control, keys = rows.first.locator(".noUi-handle").first, ["ArrowRight", "ArrowLeft"]
+    control.scroll_into_view_if_needed()
+    page.evaluate(WATCH, watched)
+    control.focus()
+    times = []
+    for i in range(repeats):
+        # up and down again, a few steps each way
+        key = keys[0] if len(keys) == 1 else keys[(i // 5) % 2]
+        seen = page.evaluate("frames.length")
+        page.keyboard.press(key)
+        try:
+            page.wait_for_function(f"frames.length > {seen}", timeout=20_000)
+        except Exception:
+            continue  # a step that changes nothing draws nothing
+        times.append(page.evaluate("frames.at(-1) - keys.at(-1)"))
+        page.wait_for_timeout(150)
+    return times
+
+
+def _pan(page: Page) -> tuple[float, float]:
+    """Drag the map for two seconds; frames a second, and the longest time without one."""
+    view = page.locator(".leaflet-container").nth(1)
+    view.scroll_into_view_if_needed()
+    box = view.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.evaluate(
+        "window.beats = []; window.beating = true; const beat = t => { beats.push(t);"
+        " if (beating) requestAnimationFrame(beat); }; requestAnimationFrame(beat);"
+    )
+    page.mouse.move(x, y)
+    page.mouse.down()
+    start = time.monotonic()
+    while (passed := time.monotonic() - start) < 2:
+        page.mouse.move(x + 150 * np.sin(3 * passed), y + 60 * np.cos(3 * passed))
+    page.mouse.up()
+    beats = np.diff(page.evaluate("beating = false, beats"))
+    return 1000 / float(beats.mean()), float(beats.max())
+
+
+def measure_window(notebook: Notebook) -> None:
+    """From the end of a pan to the sharper window, on a raster of 1 GB."""
+    page = notebook.page
+    view = page.locator(".leaflet-container").first
+    view.scroll_into_view_if_needed()
+    notebook.ask("picker.scene_map.map.zoom = picker.scene_map.map.zoom + 3")
+    page.wait_for_timeout(3000)
+    box = view.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    times = []
+    for i in range(12):
+        page.evaluate(
+            "const pane = document.querySelector('.leaflet-overlay-pane');"
+            "window.changed = 0; window.seer?.disconnect();"
+            "window.seer = new MutationObserver(list => { for (const m of list)"
+            " if (m.attributeName === 'src' || [...m.addedNodes].some(n => n.tagName === 'IMG'))"
+            "   requestAnimationFrame(() => { changed = performance.now(); }); });"
+            "seer.observe(pane, {subtree: true, childList: true, attributes: true});"
+        )
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + (200 if i % 2 else -200), y + 40, steps=4)
+        page.mouse.up()
+        start = page.evaluate("performance.now()")
+        page.wait_for_function("changed > 0", timeout=10_000)
+        times.append(page.evaluate("changed") - start)
+        page.wait_for_timeout(800)
+    _print("window of a 1 GB raster after a pan", times)
+
+
+def measure_first_tile(notebook: Notebook) -> None:
+    """From the button to the first polygons of one tile, model `tiny`, process not yet started."""
+    page = notebook.page
+    notebook.ask("tuner.n_tiles.value = 1")
+    button = page.get_by_role("button", name="Propose tiles", exact=True).first
+    button.scroll_into_view_if_needed()
+    for name in ("first", "second"):
+        start = time.monotonic()
+        button.click()
+        page.wait_for_function(
+            "Number(document.querySelector('canvas.sam-workbench-polygons').dataset.shown) > 0",
+            timeout=180_000,
+        )
+        print(f"| {name} tile, {time.monotonic() - start:.1f} s | | |", flush=True)
+        notebook.ask("tuner._clear(); tuner.n_tiles.value = 1")
+        notebook.ask("import shutil; shutil.rmtree(tuner.session.folder / 'candidates')")
+        page.wait_for_timeout(1000)
+
+
+def _print(what: str, times: list[float]) -> None:
+    median, p95 = np.percentile(times, [50, 95]) if times else (np.nan, np.nan)
+    print(f"| {what} | {median:.0f} | {p95:.0f} |", flush=True)
+
+
+def _notebook(
+    root: Path, name: str, n_tiles: int, per_tile: int, source: Path | None = None
+) -> Path:
+    """A notebook with picker and tuner, on samples of known size if there are any."""
+    if n_tiles:
+        side = SIDE * int(np.sqrt(n_tiles))
+        source = root / f"{name}.tif"
+        grey = np.full((3, side, side), 110, np.uint8)
+        _write(source, grey)
+    job: dict[str, Any] = {"out_dir": str(root / name), "interactive": True}
+    if source is not None:
+        job["source"] = str(source)
+    if n_tiles:
+        job |= {"overlap": 0.0, "min_area_px": 10, "pred_iou_thresh": 0.6,
+                "stability_score_thresh": 0.55}  # fmt: skip
+    if not n_tiles and source is None:
+        job |= {"model": "tiny", "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
+    cells = [
+        f"from workbench import Job\nfrom workbench.widgets import *\njob = Job.create(**{job!r})",
+        "picker = AOIPicker(job)\npicker",
+        "tuner = ThresholdTuner(picker)\ntuner",
+    ]
+    if n_tiles:
+        cells.append(
+            f"{SAMPLES}\ntuner.session.samples = samples(tuner.session, {n_tiles}, {per_tile})"
+        )
+    path = root / f"{name}.ipynb"
+    new = nbformat.v4
+    nbformat.write(new.new_notebook(cells=[new.new_code_cell(cell) for cell in cells]), path)
+    return path
+
+
+def _write(path: Path, rgb: np.ndarray) -> None:
+    _, height, width = rgb.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", width=width, height=height, count=3, dtype="uint8",
+        crs="EPSG:32633", transform=Affine(0.3, 0, 500_000, 0, -0.3, 5_300_000), tiled=True,
+    ) as file:  # fmt: skip
+        file.write(rgb)
+
+
+def _large(root: Path) -> Path:
+    """A raster of 1 GB with overviews, of noise at several scales."""
+    path, side, block = root / "large.tif", 18_432, 1024
+    rng = np.random.default_rng(0)
+    with rasterio.open(
+        path, "w", driver="GTiff", width=side, height=side, count=3, dtype="uint8", tiled=True,
+        blockxsize=512, blockysize=512, crs="EPSG:32633",
+        transform=Affine(0.1, 0, 500_000, 0, -0.1, 5_300_000), BIGTIFF="YES",
+    ) as file:  # fmt: skip
+        for top in range(0, side, block):
+            for left in range(0, side, block):
+                coarse = rng.integers(40, 200, (3, 16, 16), dtype=np.uint8)
+                piece = coarse.repeat(64, axis=1).repeat(64, axis=2)
+                window = rasterio.windows.Window(left, top, block, block)
+                file.write(piece + rng.integers(0, 40, piece.shape, dtype=np.uint8), window=window)
+        file.build_overviews([2, 4, 8, 16, 32], rasterio.enums.Resampling.average)
+    return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What the widgets share: one job, its area, and memory for cells that run again."""
+
+import pytest
+from shapely.geometry import box, mapping
+
+from workbench import Job
+from workbench.background import TileDone
+from workbench.candidates import TileRecord
+from workbench.crs import to_lonlat
+from workbench.errors import JobError
+from workbench.widgets import session as sessions
+from workbench.widgets.session import Session, replace_in_cell, session_of_cell
+
+
+@pytest.fixture
+def job(raster, tmp_path):
+    return Job.create(source=str(raster), out_dir=str(tmp_path / "run"), tile_size=128)
+
+
+def part_of(session, share):
+    """GeoJSON of the left part of the scene."""
+    left, bottom, right, top = session.scenes[0].bounds
+    x = left + share * (right - left)
+    lon, lat = to_lonlat(session.scenes[0].crs, [left, x], [bottom, top])
+    return mapping(box(lon[0], lat[0], lon[1], lat[1]))
+
+
+def test_the_area_follows_the_aoi_and_a_bad_one_is_a_sentence(job):
+    session = Session(job)
+    whole = session.area.n_tiles
+    seen = []
+    session.observe(lambda change: seen.append(change["name"]), ["area", "problem"])
+    session.change(aoi=part_of(session, 0.2))
+    assert 0 < session.area.n_tiles < whole
+    assert session.area.aoi.area > 0
+    session.change(aoi=mapping(box(0, 0, 1, 1)))
+    assert session.area is None
+    assert "does not intersect" in session.problem
+    session.change(aoi=None)
+    assert session.area.n_tiles == whole
+    assert session.problem == ""
+    assert {"area", "problem"} <= set(seen)
+
+
+def test_a_bad_value_changes_nothing(job):
+    session = Session(job)
+    with pytest.raises(JobError, match="pred_iou_thresh"):
+        session.change(pred_iou_thresh=2)
+    assert session.job == job
+
+
+def test_thresholds_leave_the_area_alone(job):
+    session = Session(job)
+    area = session.area
+    session.change(pred_iou_thresh=0.9, planar=True)
+    assert session.area is area
+    assert session.job.planar
+
+
+def test_a_timed_tile_makes_a_forecast(job):
+    session = Session(job)
+    session._hear(TileDone(TileRecord("scene", 0, 0, "empty", seconds=4.0), None, stored=True))
+    assert session.forecast.seconds_per_tile is None
+    session._hear(TileDone(TileRecord("scene", 0, 0, "empty", seconds=4.0), None, stored=False))
+    assert session.forecast.seconds_per_tile == 4.0
+
+
+def test_a_cell_that_runs_again_keeps_what_was_done_by_hand(job, monkeypatch):
+    monkeypatch.setattr(sessions, "_cell", lambda: "cell-1")
+    monkeypatch.setattr(sessions, "_of_cells", {})
+    first = session_of_cell(job)
+    first.change(pred_iou_thresh=0.95, min_area_px=20, planar=True)
+    first.judged = {("scene", 0, 0, 1): True}
+    again = session_of_cell(job.changed(min_area_px=77))
+    assert again.job.pred_iou_thresh == 0.95
+    assert again.job.planar
+    assert again.job.min_area_px == 77  # the notebook's own change counts more
+    assert again.judged == first.judged
+    # other tiles: what was known of the candidates is of no use
+    assert session_of_cell(job.changed(tile_size=96)).judged == {}
+    monkeypatch.setattr(sessions, "_cell", lambda: "cell-2")
+    assert session_of_cell(job).job == job
+
+
+def test_a_widget_replaces_only_its_own_kind_in_its_own_cell(monkeypatch):
+    class Shown:
+        detached = 0
+
+        def detach(self):
+            self.detached += 1
+
+    class Other(Shown):
+        pass
+
+    monkeypatch.setattr(sessions, "_cell", lambda: "cell-1")
+    monkeypatch.setattr(sessions, "_shown_in_cells", {})
+    first, other, second = Shown(), Other(), Shown()
+    for shown in (first, other, second):
+        replace_in_cell(shown)
+    assert (first.detached, other.detached, second.detached) == (1, 0, 0)

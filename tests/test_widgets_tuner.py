@@ -1,0 +1,335 @@
+"""The tuner without a browser: what sliders, clicks and buttons do to job and map."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+from known_objects import KnownObjects
+from known_runs import EXACT
+
+from workbench import Job, run
+from workbench.background import Finished, Planned, Stopped, TileDone
+from workbench.candidates import Rules, TileRecord
+from workbench.crs import to_lonlat
+from workbench.layer import read_layer
+from workbench.preview import Fate
+from workbench.widgets import AOIPicker, RunPanel, ThresholdTuner
+from workbench.widgets.controls import TUNED
+from workbench.widgets.overlay import Flag
+
+
+@pytest.fixture
+def job(raster, tmp_path):
+    exact = EXACT | {"simplify_m": 0.5, "min_area_px": 20}
+    return Job.create(
+        source=str(raster), out_dir=str(tmp_path / "run"), interactive=True, **exact
+    )  # fmt: skip
+
+
+class Computed:
+    """In place of the process: computes at once, in this thread, what the session asks for."""
+
+    def __init__(self, session):
+        self.session, self.asked, self.busy = session, [], False
+        self.segmenter = KnownObjects(Rules(96, 96))
+        session._background = self
+
+    def start(self, work):
+        self.asked.append(work)
+        self.busy = True
+
+    def answer(self):
+        """Send the events of the last work."""
+        session, work = self.session, self.asked[-1]
+        wanted = work.tiles
+        session._hear(Planned(len(wanted), 0))
+        for part in session.area.parts:
+            for tile in part.tiles:
+                if part.index(tile) in wanted:
+                    image, _ = part.scene.read(tile.window)
+                    found = self.segmenter.propose(image).at_tile(tile.row, tile.col)
+                    record = TileRecord(*part.index(tile), "ok", seconds=2.0)
+                    session._hear(TileDone(record, found, stored=False))
+        self.busy = False
+        session._hear(Finished(session.folder))
+
+    def cancel(self):
+        self.busy = False
+        self.session._hear(Stopped())
+
+    def close(self):
+        self.busy = False
+
+
+@pytest.fixture
+def tuner(job):
+    tuner = ThresholdTuner(AOIPicker(job))
+    tuner.computed = Computed(tuner.session)
+    yield tuner
+    tuner.close()
+
+
+def click_on(tuner, x, y, place=-1):
+    lon, lat = to_lonlat(tuner.session.scenes[0].crs, x, y)
+    tuner._clicked(float(lon), float(lat), place, "")
+
+
+def sampled(tuner, n=3):
+    tuner.n_tiles.value = n
+    tuner._propose()
+    tuner.computed.answer()
+    return tuner
+
+
+def shown(tuner):
+    return np.frombuffer(tuner.overlay.shown, "<u4")
+
+
+def test_proposed_tiles_become_samples_and_polygons(tuner):
+    assert "Click a tile" in tuner.figures.value or not tuner.figures.value
+    sampled(tuner)
+    assert len(tuner.session.samples) == 3
+    outlines = tuner.overlay.outlines
+    n = len(np.frombuffer(outlines["rings"], "<u4"))
+    assert 0 < len(shown(tuner)) <= n
+    assert outlines["sequence"] == tuner.overlay.for_sequence
+    assert tuner.session.forecast.seconds_per_tile == 2.0
+
+
+def test_a_slider_changes_the_job_and_what_is_drawn(tuner):
+    sampled(tuner)
+    before, sequence = len(shown(tuner)), tuner.overlay.for_sequence
+    tuner.controls.of["pred_iou_thresh"].value = 0.905
+    assert tuner.job.pred_iou_thresh == 0.905
+    assert 0 < len(shown(tuner)) < before
+    assert tuner.overlay.for_sequence == sequence  # no coordinates are sent again
+    state = np.frombuffer(tuner.plane.state, "u1")
+    assert len(state) == tuner.preview.n_candidates == len(tuner.plane.points) / 8
+    assert len(shown(tuner)) == (state == Fate.KEPT).sum()
+    # the line in the plane and the slider are one
+    tuner.plane.pred_iou_thresh = 0.9
+    assert tuner.controls.of["pred_iou_thresh"].value == pytest.approx(0.9)
+    assert tuner.job.pred_iou_thresh == pytest.approx(0.9)
+
+
+def test_every_control_changes_its_parameter(tuner):
+    sampled(tuner)
+    values = {
+        "pred_iou_thresh": 0.91, "stability_score_thresh": 0.93, "min_area_px": 100,
+        "min_area_m2": 30.0, "max_area_m2": 400.0, "fill_holes_m2": 5.0, "min_solidity": 0.5,
+        "simplify_m": 1.0, "planar": True,
+    }  # fmt: skip
+    assert set(values) == set(TUNED)
+    for name, value in values.items():
+        tuner.controls.of[name].value = value
+        assert getattr(tuner.job, name) == value
+    view = tuner.preview.look(tuner.job.thresholds, tuner.job.cleaning)
+    assert len(shown(tuner)) == len(view.kept)
+    tuner.controls.of["min_solidity"].value = 0
+    assert tuner.job.min_solidity is None
+
+
+def test_undo_flip_and_defaults(tuner):
+    sampled(tuner)
+    start = tuner.job
+    tuner.controls.of["min_area_px"].value = 100
+    tuner.controls.of["planar"].value = True
+    tuner._keep()
+    tuner.controls.of["planar"].value = False
+    tuner._flip()
+    assert tuner.job.planar
+    tuner._flip()
+    assert not tuner.job.planar
+    for _ in range(5):
+        tuner._undo()
+    assert tuner.job == start
+    assert tuner.undo.disabled
+    tuner._reset()
+    usual = Job()
+    assert all(getattr(tuner.job, name) == getattr(usual, name) for name in TUNED)
+    assert tuner.job.source == start.source
+
+
+def test_one_drag_is_one_step_back(tuner):
+    sampled(tuner)
+    for value in (0.86, 0.87, 0.88, 0.89):
+        tuner.controls.of["pred_iou_thresh"].value = value
+    tuner._undo()
+    assert tuner.job.pred_iou_thresh == 0.85
+
+
+def test_presets_are_job_files(tuner, tmp_path):
+    tuner.controls.of["min_area_px"].value = 250
+    tuner.preset.value = "small roofs"
+    tuner._save_preset()
+    path = tmp_path / "presets" / "small roofs.yaml"
+    assert Job.from_yaml(path).min_area_px == 250
+    assert "small roofs" in tuner.preset.options
+    tuner._reset()
+    tuner._load_preset()
+    assert tuner.job.min_area_px == 250
+    tuner.preset.value = "../elsewhere"
+    tuner._save_preset()
+    assert "alert" in tuner.message.value
+    tuner.preset.value = "none such"
+    tuner._load_preset()
+    assert "cannot be read" in tuner.message.value
+
+
+def test_a_click_explains_what_is_there(tuner):
+    sampled(tuner)
+    polygons = tuner.view.polygons
+    point = polygons.geometry.iloc[0].representative_point()
+    click_on(tuner, point.x, point.y)
+    assert "kept" in tuner.verdicts.value
+    tuner.controls.of["pred_iou_thresh"].value = 1.0
+    click_on(tuner, point.x, point.y)
+    assert "is not above 1" in tuner.verdicts.value
+    assert tuner.alternatives.data["features"]
+
+
+def test_judged_polygons_make_a_running_precision(tuner):
+    sampled(tuner)
+    polygons = tuner.view.polygons.iloc[:2]
+    for verdict, (_, polygon) in zip(("good", "bad"), polygons.iterrows(), strict=True):
+        tuner.mode.value = verdict
+        point = polygon.geometry.representative_point()
+        click_on(tuner, point.x, point.y, int(tuner._place[polygon["row"]]))
+    assert "50%" in tuner.figures.value
+    flags = np.frombuffer(tuner.overlay.flags, "u1")
+    assert ((flags & Flag.GOOD) > 0).sum() == ((flags & Flag.BAD) > 0).sum() == 1
+    assert sorted(tuner.session.judged.values()) == [False, True]
+
+
+def test_a_click_beside_the_samples_adds_the_tile(tuner):
+    part = tuner.session.area.parts[0]
+    left, bottom, right, top = part.scene.window_polygon(part.tiles[7].core).bounds
+    click_on(tuner, (left + right) / 2, (bottom + top) / 2)
+    assert tuner.computed.asked[-1].tiles == {part.index(part.tiles[7])}
+    # a second one waits for the first
+    left, bottom, right, top = part.scene.window_polygon(part.tiles[0].core).bounds
+    click_on(tuner, (left + right) / 2, (bottom + top) / 2)
+    assert len(tuner.computed.asked) == 1
+    tuner.computed.answer()
+    assert tuner.computed.asked[-1].tiles == {part.index(part.tiles[0])}
+    tuner.computed.answer()
+    assert len(tuner.session.samples) == 2
+
+
+def test_cancelling_says_so_and_a_failed_tile_too(tuner):
+    tuner._propose()
+    tuner._cancel()
+    assert "Cancelled" in tuner.message.value
+    assert tuner.progress_row.layout.display == "none"
+    tuner._propose()
+    record = TileRecord("scene", 0, 1, "failed", error="OSError: <no luck>")
+    tuner.session._hear(TileDone(record, None, stored=False))
+    assert "r0c1 failed: OSError: &lt;no luck&gt;" in tuner.message.value
+    assert tuner.session.samples == ()
+
+
+def test_work_ahead_draws_nothing_else_and_spares_later_sliders(tuner):
+    sampled(tuner)
+    deadline = time.monotonic() + 20
+    everything = tuner.preview.n_candidates
+    while sum(map(len, tuner._drawn)) < everything - 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    sequence, n = tuner.overlay.for_sequence, len(shown(tuner))
+    tuner.controls.of["pred_iou_thresh"].value = 0.5
+    assert len(shown(tuner)) >= n
+    assert tuner.overlay.for_sequence == sequence
+
+
+def test_what_is_on_the_map_is_what_the_run_writes(tuner, monkeypatch, known_objects_only):
+    sampled(tuner, 15)
+    clear = tuner.view.polygons[~tuner.view.polygons["seam"]]
+    assert len(clear) >= 3
+    layer = run(tuner.job).layer.set_index("id")
+    for polygon in clear.itertuples():
+        ordinal = f"scene/r{polygon.tile_row}c{polygon.tile_col}/{polygon.ordinal}"
+        assert layer.loc[ordinal, "geometry"] == polygon.geometry
+
+
+def test_two_tuners_of_two_jobs_do_not_disturb_each_other(tuner, job, tmp_path):
+    other = ThresholdTuner(AOIPicker(job.changed(out_dir=str(tmp_path / "other"))))
+    try:
+        tuner.controls.of["pred_iou_thresh"].value = 0.97
+        assert other.job.pred_iou_thresh == 0.85
+    finally:
+        other.close()
+
+
+def test_in_batch_nothing_is_made(job):
+    tuner = ThresholdTuner(AOIPicker(job.changed(interactive=False)))
+    assert tuner.widget is None
+    assert RunPanel(tuner).widget is None
+
+
+# ---------------------------------------------------------------------------------- the run panel
+
+
+@pytest.fixture
+def panel(tuner):
+    panel = RunPanel(tuner)
+    yield panel
+    panel.detach()
+
+
+def test_the_command_and_the_job_file_follow_the_sliders(panel, tuner, tmp_path):
+    tuner.controls.of["pred_iou_thresh"].value = 0.91
+    assert "-p pred_iou_thresh 0.91" in panel.copy.text
+    assert f"-p out_dir {tmp_path / 'run'}" in panel.copy.text
+    assert "interactive" not in panel.copy.text
+    panel.save()
+    saved = Job.from_yaml(tmp_path / "run-job.yaml")
+    assert saved.pred_iou_thresh == 0.91
+    assert "papermill" in panel.message.value
+    panel.path.value = "/proc/no/such/place.yaml"
+    panel.save()
+    assert "cannot be written" in panel.message.value
+
+
+def test_a_run_shows_its_tiles_its_failures_and_its_layer(panel, tuner, known_objects_only):
+    panel.start()
+    session = tuner.session
+    assert panel.run_button.disabled
+    assert session._background.asked[-1].tiles is None
+    part = session.area.parts[0]
+    session._hear(Planned(15, 13))
+    tile = part.tiles[0]
+    image, _ = part.scene.read(tile.window)
+    found = KnownObjects(Rules(96, 96)).propose(image).at_tile(tile.row, tile.col)
+    session._hear(TileDone(TileRecord("scene", 0, 0, "ok"), found, stored=False))
+    assert panel.progress.value == pytest.approx(14 / 15)
+    assert panel.overlay.outlines
+    bad = TileRecord("scene", 0, 4, "failed", error="OSError: <no luck>")
+    session._hear(TileDone(bad, None, stored=False))
+    assert "scene/r0c4: OSError: &lt;no luck&gt;" in panel.failures.value
+    result = run(session.job)
+    session._background.busy = False
+    session._hear(Finished(result.folder, "1 of 15 tiles failed"))
+    assert "1 of 15" in panel.message.value
+    assert str(result.folder) in panel.result.value
+    assert not panel.run_button.disabled
+    assert len(np.frombuffer(panel.overlay.shown, "<u4")) == len(result.layer)
+    assert len(read_layer(result.folder / "prelabels.parquet")) == len(result.layer)
+    panel._tune()
+    assert len(session._background.asked[-1].tiles) == 15
+
+
+def test_a_cancelled_run_says_what_is_there(panel, tuner):
+    panel.start()
+    tuner.session._hear(Planned(15, 2))
+    tuner.session.cancel()
+    assert "2 of 15 tiles are stored" in panel.message.value
+    assert not panel.run_button.disabled
+    assert panel.cancel_button.disabled
+
+
+def test_an_area_that_cannot_be_used_is_refused_with_its_reason(panel, tuner):
+    square = {"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]]}
+    tuner.session.change(aoi=square)
+    panel.start()
+    assert "does not intersect" in panel.message.value
+    assert json.loads(json.dumps(tuner.job.aoi)) == square

@@ -1,0 +1,139 @@
+"""A control for each parameter that is tuned, bound to the session's job."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import ipywidgets as widgets
+
+from workbench.candidates import Thresholds
+from workbench.errors import JobError
+from workbench.job import Job
+from workbench.polygons import Cleaning
+from workbench.widgets.session import Session
+
+TUNED = (*Thresholds.__dataclass_fields__, *Cleaning.__dataclass_fields__)
+NAMES = {
+    "pred_iou_thresh": "predicted IoU",
+    "stability_score_thresh": "stability",
+    "min_area_px": "min. part, px",
+    "min_area_m2": "min. area, m²",
+    "max_area_m2": "max. area, m²",
+    "fill_holes_m2": "fill holes, m²",
+    "min_solidity": "min. solidity",
+    "simplify_m": "simplify, m",
+    "planar": "planar",
+}
+
+
+def _steps(low: int, high: int) -> list[float]:
+    """Ten steps for each power of ten."""
+    shares = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    return [round(share * 10.0**power, 6) for power in range(low, high) for share in shares]
+
+
+STEPS: dict[str, Sequence[float]] = {
+    "min_area_px": _steps(1, 4),
+    "min_area_m2": _steps(-1, 5),
+    "max_area_m2": _steps(0, 6),
+    "fill_holes_m2": _steps(-1, 4),
+    "min_solidity": [i / 50 for i in range(5, 50)],
+    "simplify_m": _steps(-1, 2),
+}
+
+
+class Controls:
+    """Sliders and a box for all that is tuned; each change replaces the session's job at once.
+
+    A value that the job refuses is put back, and `problem` shows why.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.problem = widgets.HTML()
+        self.of = {name: _control(name, session.job) for name in TUNED}
+        self._following = False
+        for name, control in self.of.items():
+            control.observe(lambda change, name=name: self._changed(name, change["new"]), "value")
+        session.observe(self._follow, "job")
+
+    @property
+    def thresholds(self) -> widgets.VBox:
+        """SAM's two sliders."""
+        return widgets.VBox([self.of[name] for name in Thresholds.__dataclass_fields__])
+
+    @property
+    def cleaning(self) -> widgets.VBox:
+        """All that cleans polygons."""
+        names = Cleaning.__dataclass_fields__
+        return widgets.VBox([*(self.of[name] for name in names), self.problem])
+
+    def close(self) -> None:
+        """Stop following the session."""
+        self.session.unobserve(self._follow, "job")
+
+    def _changed(self, name: str, value: Any) -> None:
+        if self._following:
+            return
+        off = name in STEPS and not value
+        try:
+            self.session.change(**{name: None if off else value})
+            self.problem.value = ""
+        except JobError as error:
+            self.problem.value = sentence(str(error))
+            self._follow()
+
+    def _follow(self, _: Any = None) -> None:
+        """Show what the job says, which another widget may have changed."""
+        self._following = True
+        try:
+            for name, control in self.of.items():
+                _show(name, control, getattr(self.session.job, name))
+        finally:
+            self._following = False
+
+
+def sentence(text: str) -> str:
+    """Return a message as HTML, readable in light and dark themes."""
+    return (
+        '<div role="alert" style="color: var(--jp-error-color1, #c00); line-height: 1.3;'
+        f' white-space: pre-line">{html.escape(text)}</div>'
+    )
+
+
+def _control(name: str, job: Job) -> Any:
+    value = getattr(job, name)
+    style = {"description_width": "100px"}
+    layout = widgets.Layout(width="auto")
+    if name == "planar":
+        return widgets.Checkbox(
+            value, description=NAMES[name], indent=True, style=style, layout=layout,
+            tooltip=Job.model_fields[name].description,
+        )  # fmt: skip
+    if name in Thresholds.__dataclass_fields__:
+        floor = job.pred_iou_floor if name == "pred_iou_thresh" else job.stability_floor
+        return widgets.FloatSlider(
+            value, min=floor, max=1.0, step=0.005, readout_format=".3f", description=NAMES[name],
+            style=style, layout=layout, tooltip=Job.model_fields[name].description,
+        )  # fmt: skip
+    return widgets.SelectionSlider(
+        options=_options(name, value), value=value or 0, description=NAMES[name], style=style,
+        layout=layout, tooltip=Job.model_fields[name].description,
+    )  # fmt: skip
+
+
+def _options(name: str, value: Any) -> list[tuple[str, float]]:
+    """Steps of a slider, of which the first, 0, is off, with the value that it has."""
+    steps = {float(step) for step in STEPS[name]} | {float(value or 0)}
+    return [(f"{step:,.10g}" if step else "off", step) for step in sorted(steps | {0.0})]
+
+
+def _show(name: str, control: Any, value: Any) -> None:
+    if name in STEPS:
+        value = value or 0
+        if value not in [step for _, step in control.options]:
+            control.options = _options(name, value)
+    if control.value != value:
+        control.value = value

@@ -1,0 +1,518 @@
+// Draws a PolygonOverlay on every view of its ipyleaflet map, one canvas each. The kernel decides
+// what is shown, this file only draws. It needs internals of ipyleaflet 0.20.0 (`model.views`,
+// `view.obj`) and of its Leaflet (`_loaded`, `_animatingZoom`, `_getNewPixelOrigin`), which is why
+// ipyleaflet is pinned.
+
+const HALF_WORLD = Math.PI * 6378137; // EPSG:3857 runs from -HALF_WORLD to HALF_WORLD, metres
+const PADDING = 0.5; // of the map's size, drawn on each side: what a drag brings into sight
+const DETAIL = 0.5; // px: a vertex closer than this to the one before changes nothing
+const REACH = 3; // px: how close counts as on a polygon that is too small to aim at
+const MANY = 1000; // from here on, lines of 1 px: drawn 5 times faster than any other width
+const BLOCK = 1000; // rows whose polygons may share a path: a path of thousands fills slowly
+const LOOK_MS = 500; // how often views of the map are looked for: no event tells of them
+const PATIENCE_MS = 20000;
+
+const [SEAM, GOOD, BAD] = [1, 2, 4]; // overlay.Flag
+const ALTERNATIVE = "#ffffff";
+const SELECTED = "#00ffff";
+// colours that differ in lightness, and marks for those who do not see even that; px off the centre
+const VERDICTS = {
+  [GOOD]: { colour: "#1de9b6", lines: [[[-6, 0], [-2, 5], [6, -6]]] }, // a tick
+  [BAD]: { colour: "#ff5722", lines: [[[-5, -5], [5, 5]], [[-5, 5], [5, -5]]] }, // a cross
+};
+
+// ---------------------------------------------------------------------------------- pure parts
+
+/** Copy a buffer of a message, in which it starts at any byte, where typed arrays may not. */
+export function typed(Type, value) {
+  if (!value) return new Type(0);
+  const view = ArrayBuffer.isView(value) ? value : new DataView(value);
+  return new Type(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
+}
+
+function starts(sizes) {
+  const places = new Uint32Array(sizes.length + 1); // and the end of the last
+  for (let i = 0; i < sizes.length; i++) places[i + 1] = places[i] + sizes[i];
+  return places;
+}
+
+/** `outlines` as typed arrays, with the places of rings and vertices and W, S, E, N of each row. */
+export function decodeOutlines(outlines) {
+  const coords = typed(Float32Array, outlines.coords);
+  const vertexOf = starts(typed(Uint32Array, outlines.ring_sizes));
+  const ringOf = starts(typed(Uint32Array, outlines.rings));
+  const count = ringOf.length - 1;
+  if (ringOf[count] !== vertexOf.length - 1 || 2 * vertexOf.at(-1) !== coords.length)
+    throw new Error("coordinates, rings and polygons do not fit together");
+  const boxes = new Float32Array(4 * count);
+  for (let row = 0; row < count; row++) {
+    let [west, south, east, north] = [Infinity, Infinity, -Infinity, -Infinity];
+    for (let v = 2 * vertexOf[ringOf[row]]; v < 2 * vertexOf[ringOf[row + 1]]; v += 2) {
+      west = Math.min(west, coords[v]);
+      east = Math.max(east, coords[v]);
+      south = Math.min(south, coords[v + 1]);
+      north = Math.max(north, coords[v + 1]);
+    }
+    boxes.set([west, south, east, north], 4 * row);
+  }
+  return {
+    ...{ count, coords, vertexOf, ringOf, boxes },
+    origin: outlines.origin ?? [0, 0],
+    sequence: outlines.sequence ?? -1,
+    confidence: typed(Float32Array, outlines.confidence),
+    stability: typed(Float32Array, outlines.stability),
+    area_m2: typed(Float32Array, outlines.area_m2),
+    flags: typed(Uint8Array, outlines.flags),
+  };
+}
+
+/** From metres off `origin` to a canvas whose corner is at `world`, px from the map's corner:
+ *  `left + x * scale`, `top - y * scale`. */
+export function affineAt(zoom, origin, world) {
+  const scale = (256 * 2 ** zoom) / (2 * HALF_WORLD);
+  const left = (HALF_WORLD + origin[0]) * scale - world.x;
+  return { scale, left, top: (HALF_WORLD - origin[1]) * scale - world.y };
+}
+
+export function onCanvas(boxes, row, { scale, left, top }, width, height) {
+  const b = 4 * row;
+  if (left + boxes[b] * scale > width || left + boxes[b + 2] * scale < 0) return false;
+  return top - boxes[b + 3] * scale <= height && top - boxes[b + 1] * scale >= 0;
+}
+
+/** Lower bounds of the colour classes, in float32 like the scores: 0.9 is in "0.9 and above". */
+export function classBounds(ramp, range) {
+  const [low, high] = range;
+  const bound = (own, i) => (range.length === 2 ? low + ((high - low) * i) / ramp.length : own);
+  return ramp.map(([own], i) => Math.fround(bound(own, i)));
+}
+
+/** The class of a score, or the one after the last for none; the first has no lower bound. */
+export function classOf(bounds, score) {
+  let i = bounds.length - 1;
+  while (i > 0 && score < bounds[i]) i--;
+  return score === undefined || Number.isNaN(score) ? bounds.length : i;
+}
+
+/** Even-odd, in metres off the origin. */
+export function contains({ coords, vertexOf, ringOf }, row, x, y) {
+  let inside = false;
+  for (let ring = ringOf[row]; ring < ringOf[row + 1]; ring++) {
+    const end = 2 * vertexOf[ring + 1];
+    for (let v = 2 * vertexOf[ring], u = end - 2; v < end; u = v, v += 2) {
+      const [y0, y1] = [coords[u + 1], coords[v + 1]];
+      if (y0 > y === y1 > y) continue;
+      if (x < coords[u] + ((y - y0) / (y1 - y0)) * (coords[v] - coords[u])) inside = !inside;
+    }
+  }
+  return inside;
+}
+
+/** The smallest of `rows` at a place, -1 if none; those too small to aim at from `reach` around. */
+export function hitTest(outlines, rows, x, y, reach) {
+  const { boxes, area_m2 } = outlines;
+  let best = -1;
+  for (const row of rows) {
+    const b = 4 * row;
+    if (x < boxes[b] - reach || x > boxes[b + 2] + reach) continue;
+    if (y < boxes[b + 1] - reach || y > boxes[b + 3] + reach) continue;
+    if (best >= 0 && area_m2[row] >= area_m2[best]) continue;
+    const side = Math.max(boxes[b + 2] - boxes[b], boxes[b + 3] - boxes[b + 1]);
+    if (side < 2 * reach || contains(outlines, row, x, y)) best = row;
+  }
+  return best;
+}
+
+export function metresOf({ lng, lat }) {
+  const y = Math.log(Math.tan(Math.PI / 4 + (lat * Math.PI) / 360));
+  return [(lng / 180) * HALF_WORLD, (y / Math.PI) * HALF_WORLD];
+}
+
+export function describe(outlines, flags, row) {
+  const score = (value) => (Number.isNaN(value) ? "–" : value.toFixed(2));
+  const area = outlines.area_m2[row];
+  const size = area.toLocaleString("en", { maximumFractionDigits: area < 10 ? 1 : 0 });
+  const scores = [outlines.confidence[row], outlines.stability[row]].map(score);
+  const text = `confidence ${scores[0]} · stability ${scores[1]} · ${size} m²`;
+  return flags[row] & SEAM ? `${text} · reaches another tile` : text;
+}
+
+// ------------------------------------------------------------------------------------- drawing
+
+function trace(path, { coords, vertexOf, ringOf }, row, { scale, left, top }) {
+  for (let ring = ringOf[row]; ring < ringOf[row + 1]; ring++) {
+    const first = 2 * vertexOf[ring];
+    const [x0, y0] = [left + coords[first] * scale, top - coords[first + 1] * scale];
+    path.moveTo(x0, y0);
+    let [px, py] = [x0, y0];
+    for (let v = first + 2; v < 2 * vertexOf[ring + 1]; v += 2) {
+      const x = left + coords[v] * scale;
+      const y = top - coords[v + 1] * scale;
+      if (Math.abs(x - px) < DETAIL && Math.abs(y - py) < DETAIL) continue;
+      path.lineTo(x, y);
+      px = x;
+      py = y;
+    }
+    path.lineTo(x0, y0); // Chromium's closePath() takes longer the longer the path is already
+  }
+}
+
+function newPart(colour) {
+  return { colour, whole: new Path2D(), seam: new Path2D(), dots: new Path2D() };
+}
+
+function stroke(ctx, colour, width, ...paths) {
+  ctx.strokeStyle = colour;
+  ctx.lineWidth = width;
+  for (const path of paths) ctx.stroke(path);
+}
+
+function strokeCased(ctx, colour, width, path) {
+  ctx.lineCap = "round"; // also where a ring ends
+  stroke(ctx, "rgba(0, 0, 0, 0.7)", width + 2.5, path);
+  stroke(ctx, colour, width, path);
+}
+
+/** Draw a frame, and tell how many polygons are in sight. */
+export function paint(ctx, frame, affine, width, height, look) {
+  const { outlines, shown, flags, highlight, selected } = frame;
+  const { boxes, count } = outlines;
+  const { scale, left, top } = affine;
+  const outline = (row) => {
+    const path = new Path2D();
+    trace(path, outlines, row, affine);
+    return path;
+  };
+  // Few paths for each colour, filled by the nonzero rule: a fill for each polygon is slow, and
+  // even-odd would cut where two overlap. Holes stay open, as they run against their outer rings.
+  const partsOf = look.colours.map(() => []);
+  const scores = outlines[look.colourBy] ?? [];
+  const judged = [];
+  let drawn = 0;
+  for (const row of shown) {
+    if (!onCanvas(boxes, row, affine, width, height)) continue;
+    drawn++;
+    const kind = classOf(look.bounds, scores[row]);
+    const block = Math.floor(row / BLOCK); // by row, so that overlaps do not flicker
+    const part = (partsOf[kind][block] ??= newPart(look.colours[kind]));
+    const b = 4 * row;
+    const side = Math.max(boxes[b + 2] - boxes[b], boxes[b + 3] - boxes[b + 1]) * scale;
+    const corner = [left + boxes[b] * scale, top - boxes[b + 3] * scale];
+    if (side < 1) part.dots.rect(...corner.map(Math.floor), 1, 1);
+    else trace(flags[row] & SEAM ? part.seam : part.whole, outlines, row, affine);
+    if (flags[row] & (GOOD | BAD)) judged.push(row);
+  }
+
+  const parts = partsOf.flat();
+  const few = drawn <= MANY;
+  ctx.lineJoin = "round";
+  ctx.lineCap = "butt";
+  for (const { colour, whole, seam, dots } of parts) {
+    ctx.fillStyle = colour;
+    ctx.fill(dots);
+    if (!look.fill) continue;
+    ctx.globalAlpha = 0.35;
+    ctx.fill(whole);
+    ctx.fill(seam);
+    ctx.globalAlpha = 1;
+  }
+  const shadow = few ? 0 : 1; // px: dark beside bright tells the edge of a bright roof
+  ctx.translate(shadow, shadow);
+  for (const { whole, seam } of parts) stroke(ctx, "rgba(0, 0, 0, 0.4)", few ? 3 : 1, whole, seam);
+  ctx.translate(-shadow, -shadow);
+  for (const { colour, whole, seam } of parts) {
+    stroke(ctx, colour, few ? 1.6 : 1, whole);
+    ctx.setLineDash([5, 4]);
+    stroke(ctx, colour, few ? 1.6 : 1, seam);
+    ctx.setLineDash([]);
+  }
+
+  for (const row of judged) {
+    const { colour, lines } = VERDICTS[flags[row] & GOOD || BAD];
+    strokeCased(ctx, colour, 2.5, outline(row));
+    const x = left + ((boxes[4 * row] + boxes[4 * row + 2]) / 2) * scale;
+    const y = top - ((boxes[4 * row + 1] + boxes[4 * row + 3]) / 2) * scale;
+    const mark = new Path2D();
+    for (const [first, ...rest] of lines) {
+      mark.moveTo(x + first[0], y + first[1]);
+      for (const [dx, dy] of rest) mark.lineTo(x + dx, y + dy);
+    }
+    strokeCased(ctx, colour, 3, mark);
+  }
+  for (const row of highlight) strokeCased(ctx, ALTERNATIVE, 2.5, outline(row));
+  if (selected >= 0) strokeCased(ctx, SELECTED, 4, outline(selected));
+  return drawn;
+}
+
+// ----------------------------------------------------------------------------------- map views
+
+/** Draw on a Leaflet map what `overlay` holds. */
+function drawOn(map, overlay) {
+  const container = map.getContainer();
+  const canvas = document.createElement("canvas");
+  // leaflet-zoom-animated: Leaflet's stylesheet moves the transform along with the imagery
+  canvas.className = "sam-workbench-polygons leaflet-zoom-animated";
+  canvas.style.cssText =
+    "position: absolute; left: 0; top: 0; max-width: none; pointer-events: none";
+  map.getPane("overlayPane").append(canvas);
+  const tip = document.createElement("div");
+  tip.className = "sam-workbench-tip";
+  tip.style.cssText =
+    "position: absolute; display: none; z-index: 750; pointer-events: none; white-space: nowrap;" +
+    "padding: 2px 8px; border-radius: 3px; box-shadow: 0 1px 4px rgba(0, 0, 0, 0.5);" +
+    "font: 12px/1.5 var(--jp-ui-font-family, sans-serif); color: #1c1c1c; background: #ffffff";
+  container.append(tip);
+
+  let placed = null; // where the canvas was drawn: zoom, size, corner in the pane and on the map
+  let pointer = null; // the mouse event that a tooltip may belong to
+  let cursor = null; // ipyleaflet's, while ours is shown
+  const waiting = new Map(); // at most one animation frame for each task: the last value wins
+
+  function soon(task) {
+    if (waiting.has(task)) return;
+    const run = () => waiting.delete(task) && task();
+    waiting.set(task, requestAnimationFrame(run));
+  }
+
+  function place({ x, y }, scale) {
+    canvas.style.transform = `translate3d(${x}px, ${y}px, 0) scale(${scale})`;
+  }
+
+  function draw() {
+    if (map._animatingZoom) return; // the map is where the animation ends; moveend follows
+    try {
+      overlay.update();
+      const { frame, look } = overlay;
+      const size = map.getSize();
+      const corner = map.containerPointToLayerPoint(size.multiplyBy(-PADDING)).round();
+      const world = map.getPixelOrigin().add(corner);
+      const { x: width, y: height } = size.multiplyBy(1 + 2 * PADDING).round();
+      placed = { zoom: map.getZoom(), corner, world, width, height };
+      place(corner, 1);
+      const density = Math.min(window.devicePixelRatio || 1, 2);
+      const pixels = [Math.round(width * density), Math.round(height * density)];
+      // setting a size, even the same, throws the canvas away
+      if (canvas.width !== pixels[0] || canvas.height !== pixels[1])
+        [canvas.width, canvas.height] = pixels;
+      Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
+      canvas.style.opacity = look.opacity;
+      const ctx = canvas.getContext("2d");
+      ctx.setTransform(density, 0, 0, density, 0, 0);
+      ctx.clearRect(0, 0, width, height);
+      const affine = affineAt(placed.zoom, frame.outlines.origin, world);
+      const drawn = paint(ctx, frame, affine, width, height, look);
+      const { sequence } = frame.outlines;
+      Object.assign(canvas.dataset, { shown: frame.shown.length, sequence, drawn });
+      canvas.dataset.painted = performance.now();
+      point();
+    } catch (error) {
+      overlay.fail(error);
+    }
+  }
+
+  const redraw = () => soon(draw);
+
+  function keepCovered() {
+    if (!placed) return; // a long drag leaves the padding before it ends
+    const { x, y } = map.containerPointToLayerPoint([0, 0]).subtract(placed.corner);
+    const size = map.getSize();
+    if (x < 0 || y < 0 || x + size.x > placed.width || y + size.y > placed.height) redraw();
+  }
+
+  /** As Leaflet's own canvas: scale what is there until the zoom has ended. */
+  function follow({ center = map.getCenter(), zoom = map.getZoom() }) {
+    if (!placed) return;
+    const scale = map.getZoomScale(zoom, placed.zoom);
+    place(placed.world.multiplyBy(scale).subtract(map._getNewPixelOrigin(center, zoom)), scale);
+  }
+
+  function rowAt({ latlng }) {
+    const { outlines, shown } = overlay.frame;
+    const { scale } = affineAt(map.getZoom(), outlines.origin, { x: 0, y: 0 });
+    const [x, y] = metresOf(latlng).map((metres, i) => metres - outlines.origin[i]);
+    return hitTest(outlines, shown, x, y, REACH / scale);
+  }
+
+  /** The mouse is meant for something else: a button, or a shape that Geoman draws or changes. */
+  function elsewhere({ originalEvent }) {
+    const modes = ["Draw", "Edit", "Drag", "Removal"].map((mode) => `global${mode}ModeEnabled`);
+    if (modes.some((mode) => map.pm?.[mode]?.())) return true;
+    return Boolean(originalEvent?.target?.closest?.(".leaflet-control, .leaflet-popup"));
+  }
+
+  function point() {
+    const busy = !pointer || map.dragging?.moving() || map._animatingZoom || elsewhere(pointer);
+    const row = busy ? -1 : rowAt(pointer);
+    tip.style.display = row < 0 ? "none" : "block";
+    if (row >= 0 && cursor === null) {
+      cursor = container.style.cursor;
+      container.style.cursor = "pointer";
+    } else if (row < 0 && cursor !== null) {
+      container.style.cursor = cursor;
+      cursor = null;
+    }
+    if (row < 0) return;
+    tip.textContent = describe(overlay.frame.outlines, overlay.frame.flags, row);
+    const { x, y } = pointer.containerPoint;
+    const { offsetWidth: width, offsetHeight: height } = tip;
+    const size = map.getSize();
+    tip.style.left = `${Math.max(0, Math.min(x + 14, size.x - width - 4))}px`;
+    tip.style.top = `${y + 18 + height > size.y ? y - 10 - height : y + 18}px`;
+  }
+
+  function hover(event) {
+    pointer = event;
+    soon(point);
+  }
+
+  function leave() {
+    pointer = null;
+    soon(point);
+  }
+
+  function click(event) {
+    const { originalEvent, latlng } = event;
+    if (elsewhere(event) || originalEvent?.detail > 1) return; // a double click zooms
+    const shift = Boolean(originalEvent?.shiftKey);
+    overlay.send({ kind: "click", lon: latlng.lng, lat: latlng.lat, row: rowAt(event), shift });
+  }
+
+  const handlers = {
+    ...{ moveend: redraw, zoomend: redraw, viewreset: redraw, resize: redraw, move: keepCovered },
+    ...{ zoomanim: follow, zoom: () => follow({}) },
+    ...{ mousemove: hover, mouseout: leave, movestart: leave, zoomstart: leave, click },
+  };
+  map.on(handlers);
+  redraw();
+  const remove = () => {
+    map.off(handlers);
+    waiting.forEach((request) => cancelAnimationFrame(request));
+    pointer = null;
+    point();
+    canvas.remove();
+    tip.remove();
+  };
+  return { redraw, remove };
+}
+
+// ---------------------------------------------------------------------------------- the widget
+
+// a function, so that `initialize` and `render` of one model share its state
+export default () => {
+  const layers = new Map(); // by Leaflet map
+  const elements = new Set(); // the widget's own
+  let seen = performance.now(); // when there was a map last
+  let failure = "";
+
+  function tell() {
+    if (layers.size || !elements.size) seen = performance.now();
+    const lost = performance.now() - seen > PATIENCE_MS;
+    const text = lost ? "The map of these polygons is not on this page: show it again." : "";
+    for (const el of elements) el.textContent = failure || text;
+  }
+
+  // Not in `render`: the polygons belong to the map, whether or not this widget is shown itself.
+  // Not async either: anywidget holds back all updates until this has returned.
+  function initialize({ model }) {
+    const bytes = (Type, name) => typed(Type, model.get(name));
+    let source = null; // what the frame's outlines were made of
+    const empty = { shown: [], flags: [], highlight: [], selected: -1 };
+    const overlay = {
+      frame: { outlines: decodeOutlines({}), ...empty },
+      look: null,
+      update() {
+        const ramp = model.get("ramp");
+        overlay.look = {
+          colourBy: model.get("colour_by"),
+          bounds: classBounds(ramp, model.get("colour_range")),
+          colours: [...ramp.map(([, colour]) => colour), model.get("plain_colour")],
+          fill: model.get("fill"),
+          opacity: model.get("opacity"),
+        };
+        const now = model.get("outlines");
+        if ((now.sequence ?? -1) !== model.get("for_sequence")) return; // the other half follows
+        const outlines = now === source ? overlay.frame.outlines : decodeOutlines(now);
+        source = now;
+        const there = (row) => row >= 0 && row < outlines.count;
+        const flags = bytes(Uint8Array, "flags");
+        overlay.frame = {
+          outlines,
+          shown: bytes(Uint32Array, "shown").filter(there),
+          flags: flags.length === outlines.count ? flags : outlines.flags,
+          highlight: bytes(Uint32Array, "highlight").filter(there),
+          selected: there(model.get("selected")) ? model.get("selected") : -1,
+        };
+        failure = "";
+      },
+      send: (message) => model.send(message),
+      fail(error) {
+        console.error(error);
+        failure = `The polygons could not be drawn (${error.message}): run this cell again.`;
+        tell();
+      },
+    };
+
+    let mapModel = null;
+    let [asking, ended] = [false, false];
+    const viewOf = new WeakMap(); // by the promise of it
+
+    async function findMap() {
+      const id = model.get("map_id");
+      if (asking || mapModel?.model_id === id) return;
+      mapModel?.off("change", look);
+      mapModel = null;
+      asking = true;
+      try {
+        const found = await model.widget_manager.get_model(id);
+        if (ended) return;
+        mapModel = found;
+        mapModel.on("change", look); // a map that has just come up tells its bounds
+      } catch {
+        // not there yet: it is asked for again at the next look
+      }
+      asking = false;
+    }
+
+    function look() {
+      findMap();
+      const maps = new Set();
+      for (const promise of Object.values(mapModel?.views ?? {})) {
+        if (!viewOf.has(promise)) {
+          viewOf.set(promise, null);
+          promise.then((view) => viewOf.set(promise, view)).catch(() => {});
+        }
+        const map = viewOf.get(promise)?.obj;
+        if (map?._loaded) maps.add(map);
+      }
+      for (const [map, layer] of layers) {
+        if (maps.has(map)) continue;
+        layer.remove();
+        layers.delete(map);
+      }
+      for (const map of maps) if (!layers.has(map)) layers.set(map, drawOn(map, overlay));
+      tell();
+    }
+
+    const redraw = () => layers.forEach((layer) => layer.redraw());
+    const rows = ["outlines", "shown", "flags", "highlight", "selected", "for_sequence"];
+    const looks = ["colour_by", "colour_range", "ramp", "plain_colour", "fill", "opacity"];
+    for (const name of [...rows, ...looks]) model.on(`change:${name}`, redraw);
+    look();
+    const timer = setInterval(look, LOOK_MS);
+    return () => {
+      ended = true;
+      clearInterval(timer);
+      mapModel?.off("change", look);
+      layers.forEach((layer) => layer.remove());
+      layers.clear();
+    };
+  }
+
+  function render({ el }) {
+    elements.add(el);
+    tell();
+    return () => elements.delete(el);
+  }
+
+  return { initialize, render };
+};

@@ -1,0 +1,133 @@
+"""Polygons on an ipyleaflet map, drawn in one canvas: fast enough to follow a slider."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntFlag
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import geopandas as gpd
+import numpy as np
+import traitlets
+from numpy.typing import NDArray
+
+from workbench.qgis import CONFIDENCE_CLASSES, NO_SCORE_COLOR
+from workbench.webmap import outlines
+
+
+class Flag(IntFlag):
+    """What `PolygonOverlay.flags` says of a polygon."""
+
+    SEAM = 1  # reaches what is shared with another tile
+    GOOD = 2
+    BAD = 4
+
+
+class PolygonOverlay(anywidget.AnyWidget):
+    """Polygons on the ipyleaflet map whose `model_id` is `map_id`; the kernel says which ones.
+
+    `outlines` holds all polygons, little-endian and without gaps, and is empty or complete:
+
+        origin      [x, y] in EPSG:3857, metres
+        coords      float32, x and y of each vertex, metres from `origin`
+        ring_sizes  uint32, vertices of each ring
+        rings       uint32, rings of each polygon
+        confidence, stability, area_m2    float32, one for each polygon
+        flags       uint8, one `Flag` for each polygon
+        sequence    a number that no other `outlines` of this widget has had
+
+    Outer rings run counter-clockwise, holes clockwise (x to the right, y up): polygons of a colour
+    are filled together, and only so are holes left open and overlaps filled. A polygon may have
+    many parts; the first vertex of a ring may be repeated as its last.
+
+    Rows are counted in `outlines`, and belong to the `outlines` whose `sequence` is
+    `for_sequence`: until both are there, the map stays as it was. So assign what belongs together
+    under `hold_sync()`. `flags` replaces the flags of `outlines` if it is as long, so that a
+    judgement does not send all coordinates again.
+
+    On the canvas (class `sam-workbench-polygons`), `data-shown`, `data-sequence`, `data-drawn` (of
+    those shown, how many are near enough to be drawn) and `data-painted` (ms, `performance.now()`)
+    tell of the last frame.
+    """
+
+    _esm = Path(__file__).with_suffix(".js")
+
+    map_id = traitlets.Unicode().tag(sync=True)
+    outlines = traitlets.Dict().tag(sync=True)
+    shown = traitlets.Bytes(help="uint32, rows to draw").tag(sync=True)
+    flags = traitlets.Bytes(help="uint8, a Flag for each polygon").tag(sync=True)
+    highlight = traitlets.Bytes(help="uint32, rows to point out, shown or not").tag(sync=True)
+    selected = traitlets.Int(-1, help="row, -1: none").tag(sync=True)
+    for_sequence = traitlets.Int(-1).tag(sync=True)
+
+    colour_by = traitlets.Enum(
+        ["confidence", "stability", "none"], default_value="confidence"
+    ).tag(sync=True)  # fmt: skip
+    colour_range = traitlets.List(
+        traitlets.Float(),
+        maxlen=2,
+        help="[low, high]: classes of equal width between them; []: the bounds in `ramp`",
+    ).tag(sync=True)
+    ramp = traitlets.List(
+        default_value=[[low, colour] for low, colour in CONFIDENCE_CLASSES],
+        help="[lower bound, colour] of each class: those of the QGIS project and the report",
+    ).tag(sync=True)
+    plain_colour = traitlets.Unicode(
+        NO_SCORE_COLOR, help="without a score, and with `colour_by` none"
+    ).tag(sync=True)
+    fill = traitlets.Bool(True).tag(sync=True)
+    opacity = traitlets.Float(1.0, min=0, max=1, help="of all that is drawn").tag(sync=True)
+
+    def draw(
+        self,
+        polygons: gpd.GeoDataFrame | None,
+        shown: NDArray[np.integer[Any]] | None = None,
+        flags: bytes | None = None,
+    ) -> None:
+        """Draw other polygons, or (None) none; `shown` are the rows to begin with, None is all.
+
+        `polygons` has the columns `confidence`, `stability`, `area_m2` and `seam`.
+        """
+        sequence = self.for_sequence + 1
+        if polygons is None or not len(polygons):
+            with self.hold_sync():
+                self.outlines, self.shown, self.flags = {"sequence": sequence}, b"", b""
+                self.for_sequence = sequence
+            return
+        shapes = outlines(polygons.geometry)
+        if flags is None:
+            flags = np.where(polygons["seam"], Flag.SEAM, 0).astype(np.uint8).tobytes()
+        scores = {
+            name: polygons[name].to_numpy().astype("<f4").tobytes()
+            for name in ("confidence", "stability", "area_m2")
+        }
+        rows = np.arange(len(polygons)) if shown is None else shown
+        with self.hold_sync():
+            self.flags = flags
+            self.outlines = {
+                "origin": list(shapes.origin),
+                "coords": shapes.coords.astype("<f4").tobytes(),
+                "ring_sizes": shapes.ring_sizes.astype("<u4").tobytes(),
+                "rings": shapes.rings.astype("<u4").tobytes(),
+                "flags": flags,
+                "sequence": sequence,
+                **scores,
+            }
+            self.shown = rows.astype("<u4").tobytes()
+            self.for_sequence = sequence
+
+    def on_click(self, callback: Callable[[float, float, int, str], None]) -> None:
+        """Call `callback(lon, lat, row, modifier)` at each click on the map.
+
+        Degrees in EPSG:4326; `row` is -1 where no polygon shows, else the smallest one that does;
+        `modifier` is `"shift"` or empty.
+        """
+
+        def dispatch(widget: PolygonOverlay, message: dict[str, Any], buffers: Any) -> None:
+            if message["kind"] == "click":
+                modifier = "shift" if message["shift"] else ""
+                callback(message["lon"], message["lat"], message["row"], modifier)
+
+        self.on_msg(dispatch)

@@ -1,0 +1,560 @@
+"""The tuner: thresholds and cleaning on sample tiles, with polygons that follow the sliders."""
+
+from __future__ import annotations
+
+import html
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import ipyleaflet
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+
+from workbench.atomic import atomic_path
+from workbench.background import Event, Finished, Index, Planned, Stopped, TileDone
+from workbench.crs import from_lonlat
+from workbench.errors import WorkbenchError
+from workbench.job import Job
+from workbench.polygons import Cleaning
+from workbench.preview import Fate, Preview, Verdict, View, propose_tiles
+from workbench.report import duration
+from workbench.widgets.aoi import AOIPicker
+from workbench.widgets.controls import TUNED, Controls, sentence
+from workbench.widgets.overlay import Flag, PolygonOverlay
+from workbench.widgets.plane import ScorePlane
+from workbench.widgets.scenemap import SceneMap
+from workbench.widgets.session import replace_in_cell
+
+AHEAD_AT_MOST = 30_000  # candidates that are traced before a slider asks for them
+AHEAD_AT_ONCE = 20  # a slider waits for no more than these
+QUIET_SECONDS = 0.3  # no slider has moved for so long: time for figures and work ahead
+USUAL_SECONDS = 10.0  # of a tile, until one has been timed
+FATES = {
+    Fate.KEPT: "✓",
+    Fate.BELOW: "below",
+    Fate.SUPPRESSED: "overlapped",
+    Fate.CLEANED: "cleaned",
+    Fate.OUTSIDE: "outside",
+}
+
+
+class ThresholdTuner:
+    """Tune on sample tiles of the area that an `AOIPicker` shows.
+
+    What is drawn is what `select`, `to_polygons` and `clean` give, as in a run. Where nobody is
+    at the notebook, it makes no widgets and shows nothing.
+    """
+
+    def __init__(self, picker: AOIPicker) -> None:
+        self.session = picker.session
+        self.widget: widgets.Widget | None = None
+        if picker.job.is_interactive:
+            self._build()
+            replace_in_cell(self)
+
+    @property
+    def job(self) -> Job:
+        """The job as it is tuned now."""
+        return self.session.job
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        if self.widget is None:
+            return {"text/plain": "Thresholds and cleaning as in the parameters."}
+        return self.widget._repr_mimebundle_(**options)
+
+    def detach(self) -> None:
+        """Let another tuner take over: stop following the session."""
+        self._closed = True
+        self._wake.set()
+        self.session.unobserve(self._job_changed, "job")
+        self.session.unobserve(self._samples_changed, ["samples", "area"])
+        self.controls.close()
+        self.scene_map.close()
+
+    def close(self) -> None:
+        """Take the tuner away and give the model's memory back."""
+        self.detach()
+        self.session.close()
+        if self.widget is not None:
+            self.widget.close()
+
+    # ------------------------------------------------------------------------------ what is shown
+
+    def _build(self) -> None:
+        session = self.session
+        self._lock = threading.RLock()
+        self._closed = False
+        self._wake = threading.Event()
+        self._touched = 0.0
+        self._past: list[Job] = []
+        self._pushed = ("", 0.0)
+        self._undoing = False
+        self._other: Job | None = None
+        self._queue: set[Index] = set()
+        self._timed: tuple[int, int, float] | None = None  # tiles wanted, done, time of the last
+        # the polygons that the browser has: their frames, rows, and where each candidate is
+        self._drawn: tuple[gpd.GeoDataFrame, ...] = ()
+        self._rows = self._place = np.empty(0, np.int64)
+        self._drawn_with: Cleaning | None = None
+        self._selected = -1  # row
+
+        self.controls = Controls(session)
+        self.scene_map = SceneMap(session)
+        self.overlay = PolygonOverlay(map_id=self.scene_map.map.model_id)
+        self.overlay.on_click(self._clicked)
+        self.plane = ScorePlane(floors=[session.job.pred_iou_floor, session.job.stability_floor])
+        self.plane.on_click(self._explain_row)
+        for name in ("pred_iou_thresh", "stability_score_thresh"):
+            control = self.controls.of[name]
+            setattr(self.plane, name, control.value)
+            self.plane.observe(lambda c, control=control: setattr(control, "value", c["new"]), name)
+            control.observe(lambda c, name=name: setattr(self.plane, name, c["new"]), "value")
+        # outlines of a clicked place's other candidates, which need not be among those drawn
+        self.alternatives = ipyleaflet.GeoJSON(
+            data=_no_features(),
+            style={"color": "#ffffff", "weight": 2, "dashArray": "4 4", "fillOpacity": 0},
+        )
+        self.frames = ipyleaflet.GeoJSON(
+            data=_no_features(), style={"color": "#ffffff", "weight": 2, "fillOpacity": 0}
+        )
+        self.area = ipyleaflet.GeoJSON(
+            data=_no_features(), style={"color": "#ff6d00", "weight": 2, "fillOpacity": 0}
+        )
+        self.scene_map.map.add(self.area)
+        self.scene_map.map.add(self.frames)
+        self.scene_map.map.add(self.alternatives)
+        self.figures, self.message, self.verdicts = (widgets.HTML() for _ in range(3))
+        self.widget = self._layout()
+        self.preview = Preview(())
+        self.view = self.preview.look(session.job.thresholds, session.job.cleaning)
+        session.observe(self._job_changed, "job")
+        session.observe(self._samples_changed, ["samples", "area"])
+        threading.Thread(target=self._when_quiet, daemon=True).start()
+        self._samples_changed(None)
+
+    def _layout(self) -> widgets.Widget:
+        self.progress = widgets.FloatProgress(max=1.0, layout={"width": "160px"})
+        self.progress_text = widgets.HTML()
+        cancel = button("Cancel", self._cancel, "stop computing; finished tiles stay", "stop")
+        self.progress_row = row(self.progress, self.progress_text, cancel)
+        self.progress_row.layout.display = "none"
+        self.n_tiles = widgets.BoundedIntText(4, min=1, max=64, layout={"width": "60px"})
+        propose = button(
+            "Propose tiles", self._propose, "spread over the area and over what it looks like"
+        )
+        clear = button("Clear tiles", self._clear, "start over with other sample tiles")
+        self.mode = widgets.ToggleButtons(
+            options=[("Explain", "explain"), ("Good", "good"), ("Bad", "bad")],
+            tooltips=["click: why a polygon is there or not", "click: call a polygon good",
+                      "click: call a polygon bad"],
+            style={"button_width": "76px"},
+        )  # fmt: skip
+        colour = widgets.Dropdown(
+            options=["confidence", "stability", "none"], description="colour", layout=_wide(150),
+            style={"description_width": "45px"},
+        )  # fmt: skip
+        fill = widgets.Checkbox(True, description="fill", indent=False, layout=_wide(50))
+        opacity = widgets.FloatSlider(
+            0.9, min=0.1, max=1, step=0.1, description="opacity", readout=False,
+            layout=_wide(150), style={"description_width": "50px"},
+        )  # fmt: skip
+        for control, name in ((colour, "colour_by"), (fill, "fill"), (opacity, "opacity")):
+            setattr(self.overlay, name, control.value)
+            control.observe(lambda c, name=name: setattr(self.overlay, name, c["new"]), "value")
+        self.flip = button("A ⇄ B", self._flip, "go to the kept setting and back", disabled=True)
+        self.undo = button("Undo", self._undo, "take the last change back", disabled=True)
+        actions = row(
+            button("Keep as B", self._keep, "remember this setting to compare with"), self.flip,
+            self.undo, button("Defaults", self._reset, "all sliders as they come"),
+        )  # fmt: skip
+        self.preset = widgets.Combobox(placeholder="preset", layout=_wide(120))
+        self.preset.options = self._preset_names()
+        presets = row(
+            self.preset, button("Save preset", self._save_preset, "as a job file"),
+            button("Load", self._load_preset, "thresholds and cleaning of a job file"),
+        )  # fmt: skip
+        left = widgets.VBox(
+            [
+                row(propose, self.n_tiles, clear, self.mode, colour, fill, opacity),
+                self.scene_map.widget, self.overlay, self.figures, self.progress_row, self.message,
+                self.verdicts,
+            ], layout=widgets.Layout(flex="1 1 500px", min_width="0"),
+        )  # fmt: skip
+        right = widgets.VBox(
+            [self.controls.thresholds, self.plane, self.controls.cleaning, actions, presets],
+            layout=widgets.Layout(width="350px", flex="0 0 350px"),
+        )
+        box = widgets.HBox([left, right], layout=widgets.Layout(width="100%"))
+        box.add_class("sam-workbench-tuner")
+        return box
+
+    # -------------------------------------------------------------------------- what a slider does
+
+    def _job_changed(self, change: Any) -> None:
+        before, job = change["old"], change["new"]
+        changed = [name for name in TUNED if getattr(before, name) != getattr(job, name)]
+        if changed:
+            if not self._undoing:
+                self._remember(before, ",".join(changed))
+            self._refresh()
+
+    def _refresh(self) -> None:
+        """Show what the job's thresholds and cleaning leave of the samples."""
+        with self._lock:
+            try:
+                job = self.session.job
+                self.view = self.preview.look(job.thresholds, job.cleaning)
+                self._draw(self.view)
+            except Exception as error:  # a slider that does nothing must say why
+                self.message.value = sentence(f"{type(error).__name__}: {error}")
+                return
+        self._touched = time.monotonic()
+        self._wake.set()
+
+    def _draw(self, view: View) -> None:
+        kept = view.kept
+        known = len(self._place) == self.preview.n_candidates and self._drawn_with == view.cleaning
+        if not known or (self._place[kept] < 0).any() or view.cleaning.planar:
+            self._send_outlines(view)
+        else:
+            self.overlay.shown = self._place[kept].astype("<u4").tobytes()
+        self.plane.state = np.minimum(view.fate, np.uint8(Fate.CLEANED)).tobytes()
+
+    def _send_outlines(self, view: View) -> None:
+        frame = _stacked(view.drawn)
+        rows = np.empty(0, np.int64) if frame is None else frame["row"].to_numpy()
+        self._place = np.full(self.preview.n_candidates, -1)
+        self._place[rows] = np.arange(len(rows))
+        self._rows, self._drawn_with, self._drawn = rows, view.cleaning, view.drawn
+        self.overlay.draw(frame, self._place[view.kept], self._flags(frame))
+        self.overlay.selected = int(self._place[self._selected]) if self._selected >= 0 else -1
+
+    def _flags(self, frame: gpd.GeoDataFrame | None) -> bytes:
+        if frame is None:
+            return b""
+        flags = np.where(frame["seam"], Flag.SEAM, 0).astype(np.uint8)
+        for key, good in self.session.judged.items():
+            place = self._place_of(key)
+            if place >= 0:
+                flags[place] |= Flag.GOOD if good else Flag.BAD
+        return flags.tobytes()
+
+    def _place_of(self, key: Any) -> int:
+        row = self.preview.row(key)
+        return int(self._place[row]) if row >= 0 else -1
+
+    def _when_quiet(self) -> None:
+        """While no slider moves: the figures, and what other thresholds will need."""
+        while True:
+            self._wake.wait(timeout=0.3 if self._timed else None)
+            if self._closed:
+                return
+            self._wake.clear()
+            self._show_progress()
+            if time.monotonic() - self._touched < QUIET_SECONDS:
+                time.sleep(0.05)
+                self._wake.set()
+                continue
+            try:
+                self._show_figures()
+                self._work_ahead()
+            except Exception as error:
+                self.message.value = sentence(f"{type(error).__name__}: {error}")
+
+    def _work_ahead(self) -> None:
+        preview, cleaning, touched = self.preview, self.session.job.cleaning, self._touched
+        if preview.n_candidates > AHEAD_AT_MOST:
+            return
+        while preview.prepare(cleaning, AHEAD_AT_ONCE):
+            time.sleep(0.002)  # the lock goes to a slider that waits for it
+            if self._touched != touched or self.preview is not preview or self._closed:
+                return
+        with self._lock:
+            view = preview.look(self.session.job.thresholds, cleaning)
+            if self._touched == touched and any(
+                new is not old for new, old in zip(view.drawn, self._drawn, strict=False)
+            ):
+                self.view = view
+                self._send_outlines(view)
+
+    def _show_figures(self) -> None:
+        session = self.session
+        with self._lock:
+            preview, view = self.preview, self.view
+        if not preview.samples:
+            self.figures.value = "Click a tile, or let tiles be proposed, to see polygons."
+            return
+        figures = preview.figures(view)
+        text = [f"<b>{figures.n:,}</b> polygons on {len(preview.samples)} tiles"]
+        if figures.n:
+            text.append(f"{figures.covered:.0%} covered")
+            text.append(f"median {figures.median_area_m2:,.3g} m²")
+        if figures.n_seam:
+            text.append(f"{figures.n_seam} reach another tile, where merging may change them")
+        shown = {preview.key(int(row)) for row in view.kept} if session.judged else set()
+        verdicts = [good for key, good in session.judged.items() if key in shown]
+        if verdicts:
+            share = sum(verdicts) / len(verdicts)
+            text.append(f"<b>{share:.0%}</b> of {len(verdicts)} judged are good")
+        if session.area is not None:
+            text.append(f"whole area: {session.forecast.text(session.area.n_tiles)}")
+        self.figures.value = " · ".join(text)
+
+    # ------------------------------------------------------------------------------ sample tiles
+
+    def _samples_changed(self, _: Any) -> None:
+        session = self.session
+        self.alternatives.data = _no_features()
+        self.verdicts.value = ""
+        with self._lock:
+            self._selected = self.plane.selected = -1
+            aoi = None if session.area is None else session.area.aoi
+            self.preview = Preview(session.samples, aoi, before=self.preview)
+            self.view = self.preview.look(session.job.thresholds, session.job.cleaning)
+            scores = self.preview.scores
+            with self.plane.hold_sync():
+                self.plane.points = scores.astype("<f4").tobytes()
+                self.plane.state = np.zeros(len(scores), np.uint8).tobytes()
+        parts = [] if session.area is None else session.area.parts
+        cores = [part.scene.window_polygon(tile.core) for part in parts for tile in part.tiles]
+        crs = session.scenes[0].crs
+        self.scene_map.show_tiles(gpd.GeoDataFrame(geometry=cores, crs=crs))
+        windows = [s.part.scene.window_polygon(s.tile.window) for s in session.samples]
+        self.frames.data = _features(gpd.GeoSeries(windows, crs=crs))
+        self.area.data = _features(gpd.GeoSeries([] if aoi is None else [aoi], crs=crs))
+        self._refresh()
+
+    def _propose(self) -> None:
+        area = self.session.area
+        if area is None:
+            self.message.value = sentence(self.session.problem)
+            return
+        chosen = propose_tiles(area.parts, self.n_tiles.value)
+        self.compute({part.index(tile) for part, tile in chosen})
+
+    def _clear(self) -> None:
+        self._queue.clear()
+        self.session.samples = ()
+
+    def compute(self, tiles: Iterable[Index]) -> None:
+        """Make samples of tiles that are none yet, now or after what is being computed."""
+        there = {sample.record.index for sample in self.session.samples}
+        self._queue |= set(tiles) - there
+        if not self._queue or self.session.busy:
+            return
+        wanted, self._queue = frozenset(self._queue), set()
+        self.message.value = ""
+        self._timed = (len(wanted), 0, time.monotonic())
+        self._show_progress()
+        try:
+            self.session.compute(wanted, self._hear)
+        except WorkbenchError as error:
+            self._timed = None
+            self.message.value = sentence(str(error))
+        self._wake.set()
+
+    def _hear(self, event: Event) -> None:
+        match event:
+            case Planned(n_tiles):
+                self._timed = (n_tiles, 0, time.monotonic())
+            case TileDone(record):
+                if self._timed is not None:
+                    self._timed = (self._timed[0], self._timed[1] + 1, time.monotonic())
+                if record.status == "failed":
+                    name = f"r{record.tile_row}c{record.tile_col}"
+                    self.message.value = sentence(f"Tile {name} failed: {record.error}")
+                else:
+                    self.session.samples = (*self.session.samples, self.session.sample_of(event))
+            case Finished() | Stopped():
+                self._timed = None
+                if isinstance(event, Stopped):
+                    self._queue.clear()
+                    self.message.value = sentence(event.reason) if event.reason else "Cancelled."
+                self.compute(())
+        self._show_progress()
+        self._wake.set()
+
+    def _cancel(self) -> None:
+        self._queue.clear()
+        self.session.cancel()
+
+    def _show_progress(self) -> None:
+        if self._timed is None:
+            self.progress_row.layout.display = "none"
+            return
+        n, done, since = self._timed
+        usual = self.session.forecast.seconds_per_tile or USUAL_SECONDS
+        share = min(0.95, (time.monotonic() - since) / usual)
+        self.progress.value = (done + share) / max(n, 1)
+        left = max(1.0, (n - done - share) * usual)
+        self.progress_text.value = f"tile {min(done + 1, n)} of {n} · {duration(left)} left"
+        self.progress_row.layout.display = "flex"
+
+    # ------------------------------------------------------------------------------------ clicks
+
+    def _clicked(self, lon: float, lat: float, place: int, modifier: str) -> None:
+        x, y = from_lonlat(self.session.scenes[0].crs, lon, lat)
+        for sample in self.session.samples:
+            bounds = sample.part.scene.window_polygon(sample.tile.window).bounds
+            if bounds[0] <= x <= bounds[2] and bounds[1] <= y <= bounds[3]:
+                break
+        else:
+            self._choose_tile(x, y)
+            return
+        row = int(self._rows[place]) if 0 <= place < len(self._rows) else -1
+        if self.mode.value == "explain":
+            self._show_verdicts(self.preview.at(x, y, self.view))
+        elif row >= 0:
+            self._judge(row, self.mode.value == "good")
+
+    def _choose_tile(self, x: float, y: float) -> None:
+        for part in self.session.area.parts if self.session.area else ():
+            for tile in part.tiles:
+                left, bottom, right, top = part.scene.window_polygon(tile.core).bounds
+                if left <= x <= right and bottom <= y <= top:
+                    self.compute([part.index(tile)])
+                    return
+
+    def _judge(self, row: int, good: bool) -> None:
+        key, judged = self.preview.key(row), dict(self.session.judged)
+        if judged.get(key) is good:
+            del judged[key]  # a second click takes it back
+        else:
+            judged[key] = good
+        self.session.judged = judged
+        with self._lock:
+            self.overlay.flags = self._flags(_stacked(self._drawn))
+        self._show_figures()
+
+    def _explain_row(self, row: int) -> None:
+        if 0 <= row < self.preview.n_candidates:
+            self._show_verdicts([self.preview.explain(row, self.view)])
+
+    def _show_verdicts(self, verdicts: list[Verdict]) -> None:
+        """List candidates of one place, and outline those that are not drawn."""
+        lines = [
+            f"<tr><td>{FATES[v.fate]}</td><td>{v.pred_iou:.3f}</td><td>{v.stability_score:.3f}</td>"
+            f"<td>{html.escape(v.reason)}</td></tr>"
+            for v in verdicts[:10]
+        ]
+        head = "<tr><th></th><th>predicted IoU</th><th>stability</th><th></th></tr>"
+        more = f"<p>and {len(verdicts) - 10} more</p>" if len(verdicts) > 10 else ""
+        self.verdicts.value = (
+            f"<table>{head}{''.join(lines)}</table>{more}" if lines else "No candidate here."
+        )
+        hidden = [self.preview.outline(v.row) for v in verdicts[:10] if v.fate != Fate.KEPT]
+        crs = self.session.scenes[0].crs
+        shapes = pd.concat(hidden) if hidden else gpd.GeoSeries([], crs=crs)
+        self.alternatives.data = _features(shapes)
+        with self._lock:
+            self._selected = next((v.row for v in verdicts if v.fate == Fate.KEPT), -1)
+            self.overlay.selected = int(self._place[self._selected]) if self._selected >= 0 else -1
+        self.plane.selected = verdicts[0].row if verdicts else -1
+
+    # ------------------------------------------------------------------- undo, A and B, presets
+
+    def _remember(self, before: Job, what: str) -> None:
+        """Keep a job to come back to; one drag of a slider is one step."""
+        now = time.monotonic()
+        if self._pushed[0] != what or now - self._pushed[1] > 1.0:
+            self._past.append(before)
+            self.undo.disabled = False
+        self._pushed = (what, now)
+
+    def _go_to(self, job: Job) -> None:
+        try:
+            self.session.change(**{name: getattr(job, name) for name in TUNED})
+        except WorkbenchError as error:
+            self.message.value = sentence(str(error))
+
+    def _undo(self) -> None:
+        if self._past:
+            self._undoing = True  # which is no step of its own
+            self._go_to(self._past.pop())
+            self._undoing, self._pushed = False, ("", 0.0)
+        self.undo.disabled = not self._past
+
+    def _keep(self) -> None:
+        self._other = self.session.job
+        self.flip.disabled = False
+        self.message.value = "Kept as B. Move the sliders, then flip between the two."
+
+    def _flip(self) -> None:
+        if self._other is not None:
+            self._other, there = self.session.job, self._other
+            self._go_to(there)
+
+    def _reset(self) -> None:
+        self._go_to(Job.create())
+
+    @property
+    def _presets(self) -> Path:
+        return self.session.folder.parent / "presets"
+
+    def _preset_names(self) -> list[str]:
+        return sorted(path.stem for path in self._presets.glob("*.yaml"))
+
+    def _save_preset(self) -> None:
+        name = self.preset.value.strip()
+        if not re.fullmatch(r"[\w .-]+", name):
+            self.message.value = sentence("Give the preset a name of letters and digits.")
+            return
+        path = self._presets / f"{name}.yaml"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary:
+                temporary.write_text(self.session.job.to_yaml(), encoding="utf-8")
+        except OSError as error:
+            self.message.value = sentence(f"{path} cannot be written: {error.strerror}.")
+            return
+        self.preset.options = self._preset_names()
+        self.message.value = f"Saved {html.escape(str(path))}"
+
+    def _load_preset(self) -> None:
+        try:
+            self.message.value = ""
+            self._go_to(Job.from_yaml(self._presets / f"{self.preset.value.strip()}.yaml"))
+        except WorkbenchError as error:
+            self.message.value = sentence(str(error))
+
+
+def _stacked(frames: tuple[gpd.GeoDataFrame, ...]) -> gpd.GeoDataFrame | None:
+    filled = [frame for frame in frames if len(frame)]
+    return pd.concat(filled, ignore_index=True) if filled else None
+
+
+def _features(shapes: gpd.GeoSeries) -> dict[str, Any]:
+    if not len(shapes):
+        return _no_features()
+    collection: dict[str, Any] = shapes.to_crs(4326).__geo_interface__
+    return collection
+
+
+def _no_features() -> dict[str, Any]:
+    return {"type": "FeatureCollection", "features": []}
+
+
+def row(*children: widgets.Widget) -> widgets.HBox:
+    """Put widgets side by side; what does not fit goes to the next line."""
+    return widgets.HBox(list(children), layout={"flex_flow": "row wrap", "align_items": "center"})
+
+
+def _wide(px: int) -> widgets.Layout:
+    return widgets.Layout(width=f"{px}px")
+
+
+def button(
+    text: str, does: Callable[[], None], tooltip: str, icon: str = "", disabled: bool = False
+) -> widgets.Button:
+    """Make a button that `does` something."""
+    made = widgets.Button(
+        description=text, tooltip=tooltip, icon=icon, disabled=disabled, layout={"width": "auto"}
+    )
+    made.on_click(lambda _: does())
+    return made
