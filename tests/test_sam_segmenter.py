@@ -6,6 +6,7 @@ import math
 import weakref
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -299,13 +300,14 @@ def test_few_masks_are_at_full_resolution_at_once(
     segmenter: SamSegmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upsampled = []
-    original = segmenter.model.postprocess_masks
+    original = SamSegmenter._upsample
 
-    def counted(masks: torch.Tensor, *frame: tuple) -> torch.Tensor:
-        upsampled.append(masks.shape[0] * masks.shape[1])
-        return original(masks, *frame)
+    def counted(self: SamSegmenter, *args: Any) -> torch.Tensor:
+        logits = original(self, *args)
+        upsampled.append(len(logits))
+        return logits
 
-    monkeypatch.setattr(segmenter.model, "postprocess_masks", counted)
+    monkeypatch.setattr(SamSegmenter, "_upsample", counted)
     segmenter.propose(picture(128, 128))
     assert 1 <= max(upsampled) <= 4
     assert sum(upsampled) < 64 * 3  # those below the floor are not upsampled at all

@@ -19,6 +19,7 @@ from workbench.errors import CheckpointError
 from workbench.pipeline import prepare
 from workbench.quality import calibration
 from workbench.sam import MODELS, Embedded, Model, SamSegmenter, load_model, sam_segmenter
+from workbench.sam.segmenter import POINTS_PER_BATCH
 from workbench.sam.tiny import build_tiny
 from workbench.sample import make_sample
 
@@ -89,7 +90,7 @@ def test_C1_the_generator_keeps_the_same_rows(box_nms_thresh: float) -> None:
     generator = SamAutomaticMaskGenerator(
         tiny(),
         points_per_side=3,
-        points_per_batch=4,
+        points_per_batch=POINTS_PER_BATCH["cpu"],
         box_nms_thresh=box_nms_thresh,
         output_mode="coco_rle",
     )
@@ -128,8 +129,8 @@ def test_its_scores_are_honest() -> None:
     true_iou = mask.iou(*rles, [0] * len(objects)).max(axis=1)
     scores = calibration(proposals.column("pred_iou"), true_iou)
     assert scores.n > 300
-    assert scores.spearman >= 0.6
-    assert scores.mean_gap <= 0.15
+    assert scores.spearman >= 0.7
+    assert scores.mean_gap <= 0.1
 
 
 def test_two_runs_are_equal_in_every_bit() -> None:

@@ -60,7 +60,7 @@ def as_drawn(*polygons, kind="polygon"):
     return [
         {
             "type": "Feature",
-            "properties": {"type": kind, "style": {"color": "#ff6d00"}},
+            "properties": {"type": kind, "style": {"color": "#d500f9"}},
             "geometry": json.loads(shapely.to_geojson(degrees(polygon))),
         }
         for polygon in polygons
@@ -333,15 +333,15 @@ def shown(scene_map):
     return [image for image in images if not image.url.startswith("data:image/gif")]
 
 
-def go(scene_map, west, south, east, north):
+def go(scene_map, west, south, east, north, width=801.0):
     """Do as the browser does when a person has moved the map."""
     left, bottom = web_from_degrees(west, south)
     right, top = web_from_degrees(east, north)
-    scale = 800 / (right - left)
+    scale = width / (right - left)
     scene_map.map.set_state(
         {
             "west": west, "south": south, "east": east, "north": north,
-            "left": 0.0, "top": 0.0, "right": 800.0, "bottom": (top - bottom) * scale,
+            "left": 0.0, "top": 0.0, "right": width, "bottom": (top - bottom) * scale,
         }
     )  # fmt: skip
 
@@ -349,8 +349,21 @@ def go(scene_map, west, south, east, north):
 @pytest.fixture
 def scene_map(job):
     made = SceneMap(Session(job))
+    go(made, *degrees(shapely.box(-10, -160, 210, 10)).bounds)  # it is shown for the first time
     yield made
     made.close()
+
+
+def test_the_whole_raster_is_seen_at_first_however_large_the_map_is(job):
+    scene_map = SceneMap(Session(job))
+    zoom = scene_map.map.zoom
+    bounds = degrees(shapely.box(-10, -160, 210, 10)).bounds
+    go(scene_map, *bounds, width=150)
+    assert scene_map.map.zoom < zoom
+    scene_map.map.zoom = 22.0  # by hand, which is left alone
+    go(scene_map, *degrees(shapely.box(90, -60, 92, -58)).bounds, width=150)
+    assert scene_map.map.zoom == 22
+    scene_map.close()
 
 
 def test_an_overview_comes_first_and_a_sharp_part_after_a_move(scene_map):
@@ -455,6 +468,7 @@ def test_many_rasters_share_the_overviews(tmp_path, monkeypatch):
         write_labels(tmp_path / f"{i}.tif", labels, Affine(0.5, 0, LEFT + i * 20, 0, -0.5, TOP))
     job = Job.create(source=str(tmp_path / "*.tif"), interactive=True, out_dir=str(tmp_path / "r"))
     scene_map = SceneMap(Session(job))
+    go(scene_map, *degrees(shapely.box(0, -20, 160, 0)).bounds)  # it is shown for the first time
     until(lambda: len(shown(scene_map)) >= 3 and "3 of the 8" in scene_map.message.value)
     go(scene_map, *degrees(shapely.box(141, -15, 159, -5)).bounds)
     until(lambda: scene_map.message.value == "" and 7 in scene_map._shown)

@@ -30,8 +30,8 @@ from workbench.widgets.scenemap import SceneMap, feature
 from workbench.widgets.session import Area, Session, replace_in_cell, session_of_cell
 
 _CLOSE = 1e-6  # degrees: the browser rounds to six decimals
-_DRAWN = {"color": "#ff6d00", "weight": 2, "fillColor": "#ff6d00", "fillOpacity": 0.02}
-_INSIDE = {"stroke": False, "fillColor": "#ff6d00", "fillOpacity": 0.22, "interactive": False}
+_DRAWN = {"color": "#d500f9", "weight": 2, "fillColor": "#d500f9", "fillOpacity": 0.02}
+_INSIDE = {"stroke": False, "fillColor": "#d500f9", "fillOpacity": 0.15, "interactive": False}
 _PICTURE_PX = 2048
 _EQUAL_AREA = 6933  # EPSG; for shares
 
@@ -125,12 +125,14 @@ class AOIPanel:
         self.scene_map.map.add(self.control)
         self.figures, self.problem, self.notice = (widgets.HTML() for _ in range(3))
         self.path = widgets.Text(
-            placeholder="area.geojson", layout=_wide(), tooltip="a vector file",
-            continuous_update=True,
+            placeholder="area.geojson", layout=widgets.Layout(width="auto"),
+            tooltip="a vector file",
         )  # fmt: skip
         hint = widgets.HTML(
-            "Draw with the tools on the map: rectangles or polygons, several if you like. Without "
-            "any, the whole raster is the area."
+            _paragraph(
+                "Draw with the tools on the map: rectangles or polygons, several if you like. "
+                "Without any, the whole raster is the area."
+            )
         )
         column = widgets.VBox(
             [
@@ -142,7 +144,8 @@ class AOIPanel:
                     [
                         _button("Load area", self._load, "from any vector file"),
                         _button("Save area", self._save, "as GeoJSON"),
-                    ]
+                    ],
+                    layout=widgets.Layout(justify_content="space-between"),
                 ),
                 self.notice,
             ],
@@ -196,7 +199,7 @@ class AOIPanel:
             self.figures.value = ""
             return
         what = "Whole raster" if session.area.aoi is None else "Area"
-        self.figures.value = (
+        self.figures.value = _paragraph(
             f"<b>{what}: {_area_text(_area_m2(session))}</b><br>"
             f"{html.escape(session.forecast.text(session.area.n_tiles))}"
         )
@@ -208,7 +211,7 @@ class AOIPanel:
         )
 
     def _say(self, text: str) -> None:
-        self.notice.value = f'<div role="status" style="line-height: 1.3">{html.escape(text)}</div>'
+        self.notice.value = _paragraph(html.escape(text))
 
     def _fit(self) -> None:
         area = self.session.area
@@ -448,11 +451,14 @@ def _outside_text(session: Session) -> str:
         return ""
     much = f"{share:.0%}".replace("%", " %") if share >= 0.01 else "Less than 1 %"
     where = "raster" if len(session.scenes) == 1 else "rasters"
-    return (
-        '<div role="status" style="border-left: 4px solid var(--jp-warn-color1, #f57c00);'
-        ' padding-left: 8px; line-height: 1.3">'
-        f"{much} of the area lies outside the {where} and is left out.</div>"
+    return _paragraph(
+        f"{much} of the area lies outside the {where} and is left out.",
+        "border-left: 4px solid var(--jp-warn-color1, #f57c00); padding-left: 8px",
     )
+
+
+def _paragraph(content: str, style: str = "") -> str:
+    return f'<div role="status" style="line-height: 1.35; {style}">{content}</div>'
 
 
 def _step(shapes: gpd.GeoSeries) -> float:
@@ -462,10 +468,6 @@ def _step(shapes: gpd.GeoSeries) -> float:
 
 
 def _button(text: str, do: Callable[[], None], tooltip: str) -> widgets.Button:
-    made = widgets.Button(description=text, tooltip=tooltip, layout={"width": "auto"})
+    made = widgets.Button(description=text, tooltip=tooltip, layout=widgets.Layout(width="auto"))
     made.on_click(lambda _: do())
     return made
-
-
-def _wide() -> widgets.Layout:
-    return widgets.Layout(width="auto", flex="1 1 auto")

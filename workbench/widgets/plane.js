@@ -11,7 +11,7 @@ const STEP = 0.01; // of an arrow key; five of them with Shift
 const REACH = 7; // px: how close a click must be
 
 // What becomes of a candidate (preview.Fate), in the order they are drawn: what is kept lies on
-// top. The colours are close to Okabe and Ito's: the colour blind tell them apart, on light and dark.
+// top. Colours close to Okabe and Ito's, which the colour blind tell apart, on light and dark.
 export const FATES = [
   { number: 0, label: "below a threshold", colour: "#8c8c8c", size: 2 },
   { number: 3, label: "cleaned away", colour: "#cc79a7", size: 3 },

@@ -146,6 +146,14 @@ class MapPage(anywidget.AnyWidget):
     }
     export default { render };
     """
+    _css = """
+    [data-jp-theme-light="false"] .sam-workbench-map .leaflet-container {
+      background: var(--jp-layout-color2);
+    }
+    [data-jp-theme-light="false"] .sam-workbench-map .leaflet-pm-toolbar .control-icon {
+      filter: invert(1);  /* the tools' icons are dark, and so are the buttons in a dark theme */
+    }
+    """
     pixel_ratio = traitlets.Float(1.0, help="of the screen's pixels to the page's").tag(sync=True)
 
 
@@ -169,6 +177,7 @@ class SceneMap:
         self._tiles = gpd.GeoSeries([], crs=4326)
         self._build()
         self.screen = Screen((0.0, 0.0, 1.0, 1.0), 1.0)
+        self._wanted: Bounds | None = None  # to be fitted once the browser has told the map's size
         self._painter = LastWish(self._paint, self._close_scenes)
         outlines = [scene.window_polygon(scene.window) for scene in self.scenes]
         self.fit(tuple(shapely.total_bounds(outlines).tolist()))
@@ -179,6 +188,7 @@ class SceneMap:
         if not np.isfinite([left, bottom, right, top]).all():
             return
         width, height = self._size()
+        self._wanted = bounds if (width, height) == USUAL_PX else None
         fits = min(width / max(right - left, 0.1), height / max(top - bottom, 0.1))
         zoom = max(0, min(MAX_ZOOM, math.floor(math.log2(fits * _WORLD / 256))))
         x, y, pixel = (left + right) / 2, (bottom + top) / 2, _WORLD / 256 / 2**zoom
@@ -297,7 +307,10 @@ class SceneMap:
         west, south, east, north = edges.clip(
             [-np.inf, -85, -np.inf, -85], [np.inf, 85, np.inf, 85]
         )
-        self._look_at((*web_from_degrees(west, south), *web_from_degrees(east, north)))
+        if self._wanted is not None and self._size() != USUAL_PX:
+            self.fit(self._wanted)  # made for another size
+        else:
+            self._look_at((*web_from_degrees(west, south), *web_from_degrees(east, north)))
 
     def _look_at(self, bounds: Bounds) -> None:
         ratio = max(1.0, min(2.0, self._page.pixel_ratio))

@@ -124,7 +124,7 @@ class ThresholdTuner:
             data=_no_features(), style={"color": "#ffffff", "weight": 2, "fillOpacity": 0}
         )
         self.area = ipyleaflet.GeoJSON(
-            data=_no_features(), style={"color": "#ff6d00", "weight": 2, "fillOpacity": 0}
+            data=_no_features(), style={"color": "#d500f9", "weight": 2, "fillOpacity": 0}
         )
         self.scene_map.map.add(self.area)
         self.scene_map.map.add(self.frames)
