@@ -33,6 +33,7 @@ from workbench.widgets.controls import sentence
 from workbench.widgets.session import Session
 
 MAX_ZOOM = 24  # 7 mm a pixel at the equator: a pixel of 5 cm is seen as a square
+ZOOM_STEP = 0.25  # with whole steps a scene may fill only half of the map
 MOST_OVERVIEWS = 20
 OVERVIEW_PX = 2048  # the longer side of one overview; many share as many pixels
 SHARP_PX = 2048  # the longer side of the sharp part at most
@@ -190,7 +191,8 @@ class SceneMap:
         width, height = self._size()
         self._wanted = bounds if (width, height) == USUAL_PX else None
         fits = min(width / max(right - left, 0.1), height / max(top - bottom, 0.1))
-        zoom = max(0, min(MAX_ZOOM, math.floor(math.log2(fits * _WORLD / 256))))
+        steps = math.floor(math.log2(fits * _WORLD / 256) / ZOOM_STEP)
+        zoom = max(0.0, min(MAX_ZOOM, steps * ZOOM_STEP))
         x, y, pixel = (left + right) / 2, (bottom + top) / 2, _WORLD / 256 / 2**zoom
         lon, lat = degrees_from_web(x, y)
         with self.map.hold_sync():
@@ -232,6 +234,7 @@ class SceneMap:
             ),
             scroll_wheel_zoom=True,
             max_zoom=MAX_ZOOM,
+            zoom_snap=ZOOM_STEP,
             layout=widgets.Layout(height="560px"),
         )
         self.map.add(ipyleaflet.ScaleControl(position="bottomleft", imperial=False))

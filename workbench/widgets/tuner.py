@@ -74,6 +74,7 @@ class ThresholdTuner:
         self._wake.set()
         self.session.unobserve(self._job_changed, "job")
         self.session.unobserve(self._samples_changed, ["samples", "area"])
+        self.session.unobserve(self._fit, "area")
         self.controls.close()
         self.scene_map.close()
 
@@ -135,8 +136,17 @@ class ThresholdTuner:
         self.view = self.preview.look(session.job.thresholds, session.job.cleaning)
         session.observe(self._job_changed, "job")
         session.observe(self._samples_changed, ["samples", "area"])
+        session.observe(self._fit, "area")
         threading.Thread(target=self._when_quiet, daemon=True).start()
         self._samples_changed(None)
+        self._fit(None)
+
+    def _fit(self, _: Any) -> None:
+        """Show the area as large as it fits."""
+        area = self.session.area
+        if area is not None and area.aoi is not None:
+            left, bottom, right, top = area.aoi.bounds
+            self.scene_map.fit((left, bottom, right, top))
 
     def _layout(self) -> widgets.Widget:
         self.progress = widgets.FloatProgress(max=1.0, layout={"width": "160px"})
