@@ -15,6 +15,7 @@ import ipyleaflet
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
+import shapely
 
 from workbench.atomic import atomic_path
 from workbench.background import Event, Finished, Index, Planned, Stopped, TileDone
@@ -145,7 +146,7 @@ class ThresholdTuner:
         """Show the area as large as it fits."""
         area = self.session.area
         if area is not None and area.aoi is not None:
-            left, bottom, right, top = area.aoi.bounds
+            left, bottom, right, top = shapely.bounds(area.aoi).tolist()
             self.scene_map.fit((left, bottom, right, top))
 
     def _layout(self) -> widgets.Widget:
