@@ -25,6 +25,7 @@ def opened(request, chromium, tmp_path_factory):
     source = Path(data).resolve() / "kampala/kampala_z20_a.tif" if data else sample_scene()
     path = prelabel_notebook(
         folder, source=str(source), out_dir=str(folder / "run"), model="classic", tile_size=512,
+        overlap=0.0625,
         min_area_px=50, pred_iou_thresh=0.8, stability_score_thresh=0.8,
     )  # fmt: skip
     with jupyterlab(folder, request.param) as lab, open_notebook(chromium, lab, path) as notebook:
