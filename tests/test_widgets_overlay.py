@@ -100,7 +100,8 @@ def test_other_rows_and_judgements_do_not_send_coordinates_again(overlay, monkey
 
 def test_other_polygons_get_another_sequence(overlay):
     sequences = []
-    for frame in (polygons(shapely.box(0, 0, 10, 10)), polygons(shapely.box(0, 0, 5, 5)), None):
+    some = polygons(shapely.box(0, 0, 10, 10))
+    for frame in (some, polygons(shapely.box(0, 0, 5, 5)), some[:0]):
         overlay.draw(frame)
         sequences.append(overlay.for_sequence)
         assert overlay.outlines["sequence"] == overlay.for_sequence

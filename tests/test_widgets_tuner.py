@@ -186,7 +186,7 @@ def test_a_click_explains_what_is_there(tuner):
     tuner.controls.of["pred_iou_thresh"].value = 1.0
     click_on(tuner, point.x, point.y)
     assert "is not above 1" in tuner.verdicts.value
-    assert tuner.alternatives.data["features"]
+    assert tuner.alternatives.data["geometry"]["coordinates"]
 
 
 def test_judged_polygons_make_a_running_precision(tuner):

@@ -85,7 +85,7 @@ class View:
     def polygons(self) -> gpd.GeoDataFrame:
         """The polygons that are shown, by row."""
         kept = [frame[self.fate[frame["row"]] == Fate.KEPT] for frame in self.drawn]
-        return _stack(kept).reset_index(drop=True) if kept else gpd.GeoDataFrame(geometry=[])
+        return stack(kept).reset_index(drop=True)
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class _Traced:
             fate[~shapely.intersects(aoi, middle)] = Fate.OUTSIDE
         self.tried[new], self.outcome[new] = True, Fate.CLEANED
         self.outcome[cleaned["row"].to_numpy() - self.first] = fate
-        cleaned = _stack([self.cleaned, cleaned]) if len(self.cleaned) else cleaned
+        cleaned = stack([self.cleaned, cleaned]) if len(self.cleaned) else cleaned
         self.cleaned = cleaned.sort_values("row", ignore_index=True)
 
     def trace(self, wanted: NDArray[np.int64]) -> None:
@@ -182,7 +182,7 @@ class _Traced:
         missing = wanted[~self.known[wanted]]
         if len(missing):
             traced = _polygons(self.sample, self.candidates.take(missing), self.first + missing)
-            traced = _stack([self.polygons, traced]) if len(self.polygons) else traced
+            traced = stack([self.polygons, traced]) if len(self.polygons) else traced
             self.polygons = traced.sort_values("row", ignore_index=True)
             self.known[missing] = True
 
@@ -402,9 +402,12 @@ def _polygons(sample: Sample, candidates: Candidates, rows: NDArray[np.int64]) -
     return polygons.assign(row=rows[place])
 
 
-def _stack(frames: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
+def stack(frames: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
+    """Put the polygons of several samples below each other; of none, an empty frame."""
     # what is empty would only weaken the types of the columns
     filled = [frame for frame in frames if len(frame)] or list(frames[:1])
+    if not filled:
+        return gpd.GeoDataFrame({"row": np.empty(0, np.int64)}, geometry=[])
     return filled[0] if len(filled) == 1 else pd.concat(filled, ignore_index=True)
 
 

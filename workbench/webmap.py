@@ -57,28 +57,36 @@ class Outlines:
     rings: NDArray[np.uint32]  # rings of each row, those of all parts together
 
 
-def picture(scene: Scene, bounds: Bounds, max_px: int) -> Picture | None:
-    """The part of a scene in `bounds` (EPSG:3857); None where nothing is visible.
-
-    The longer side of `bounds` has `max_px` pixels; the image ends where the scene does. Raises
-    SceneError where the raster cannot be opened any more.
-    """
-    return _drawn([scene], bounds, max_px, lambda problem: None, _refuse)
-
-
 def mosaic(
     scenes: Sequence[Scene], bounds: Bounds, max_px: int, tell: Callable[[str], None]
 ) -> Picture | None:
-    """`picture` of many scenes, the first on top; `tell` gets a sentence for all that is damaged.
+    """The part of scenes in `bounds` (EPSG:3857), the first on top; None where nothing is visible.
 
-    A scene that cannot be read is left out.
+    The longer side of `bounds` has `max_px` pixels; the image ends where the scenes do. A scene
+    that cannot be read is left out; `tell` gets a sentence for it, and for all that is damaged.
     """
-    return _drawn(scenes, bounds, max_px, tell, lambda error: tell(str(error)))
-
-
-def overview(scene: Scene, max_px: int = 2048) -> Picture | None:
-    """The whole scene, at no more than its own resolution; see `picture`."""
-    return picture(scene, web_bounds(scene), min(max_px, max(scene.width, scene.height)))
+    left, bottom, right, top = bounds
+    pixel = max(right - left, top - bottom) / max_px
+    shown = [(scene, _in_pixels(web_bounds(scene), bounds, pixel)) for scene in scenes]
+    shown = [(scene, part) for scene, part in shown if part.width > 0 and part.height > 0]
+    if not shown:
+        return None
+    pieces = []
+    for scene, part in shown:
+        place = Affine.translation(left, top) @ Affine.scale(pixel, -pixel)
+        place @= Affine.translation(part.col_off, part.row_off)
+        try:
+            pieces.append((part, _warped(scene, place, (part.height, part.width), tell)))
+        except SceneError as error:
+            tell(str(error))
+    if not any(rgba[3].any() for _, rgba in pieces):
+        return None
+    part, rgba = pieces[0] if len(pieces) == 1 else _stacked(pieces)
+    west, north = degrees_from_web(left + part.col_off * pixel, top - part.row_off * pixel)
+    east, south = degrees_from_web(
+        left + (part.col_off + part.width) * pixel, top - (part.row_off + part.height) * pixel
+    )
+    return Picture(_data_url(rgba), ((south, west), (north, east)))
 
 
 def web_bounds(scene: Scene) -> Bounds:
@@ -132,41 +140,6 @@ def outlines(geometry: gpd.GeoSeries) -> Outlines:
         (np.diff(ring_ends) - 1).astype(np.uint32),
         np.diff(first_ring).astype(np.uint32),
     )
-
-
-def _drawn(
-    scenes: Sequence[Scene],
-    bounds: Bounds,
-    max_px: int,
-    tell: Callable[[str], None],
-    give_up: Callable[[SceneError], None],
-) -> Picture | None:
-    left, bottom, right, top = bounds
-    pixel = max(right - left, top - bottom) / max_px
-    shown = [(scene, _in_pixels(web_bounds(scene), bounds, pixel)) for scene in scenes]
-    shown = [(scene, part) for scene, part in shown if part.width > 0 and part.height > 0]
-    if not shown:
-        return None
-    pieces = []
-    for scene, part in shown:
-        place = Affine.translation(left, top) @ Affine.scale(pixel, -pixel)
-        place @= Affine.translation(part.col_off, part.row_off)
-        try:
-            pieces.append((part, _warped(scene, place, (part.height, part.width), tell)))
-        except SceneError as error:
-            give_up(error)
-    if not any(rgba[3].any() for _, rgba in pieces):
-        return None
-    part, rgba = pieces[0] if len(pieces) == 1 else _stacked(pieces)
-    west, north = degrees_from_web(left + part.col_off * pixel, top - part.row_off * pixel)
-    east, south = degrees_from_web(
-        left + (part.col_off + part.width) * pixel, top - (part.row_off + part.height) * pixel
-    )
-    return Picture(_data_url(rgba), ((south, west), (north, east)))
-
-
-def _refuse(error: SceneError) -> None:
-    raise error
 
 
 def _in_pixels(part: Bounds, bounds: Bounds, pixel: float) -> Window:

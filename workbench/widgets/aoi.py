@@ -6,7 +6,7 @@ import base64
 import html
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from workbench.errors import AOIError, WorkbenchError
 from workbench.job import Job
 from workbench.report import draw_map, figure_png
 from workbench.webmap import degrees_from_web
-from workbench.widgets.controls import sentence
+from workbench.widgets.controls import button, sentence
 from workbench.widgets.scenemap import SceneMap, feature
 from workbench.widgets.session import Area, Session, replace_in_cell, session_of_cell
 
@@ -137,13 +137,13 @@ class AOIPanel:
         column = widgets.VBox(
             [
                 self.figures, self.problem, hint,
-                _button("Whole raster", self._take_all, "without an area"),
-                _button("Add what the map shows", self._add_view, "as a rectangle; needs no mouse"),
+                button("Whole raster", self._take_all, "without an area"),
+                button("Add what the map shows", self._add_view, "as a rectangle; needs no mouse"),
                 widgets.HTML("Vector file of the area:"), self.path,
                 widgets.HBox(
                     [
-                        _button("Load area", self._load, "from any vector file"),
-                        _button("Save area", self._save, "as GeoJSON"),
+                        button("Load area", self._load, "from any vector file"),
+                        button("Save area", self._save, "as GeoJSON"),
                     ],
                     layout=widgets.Layout(justify_content="space-between"),
                 ),
@@ -465,9 +465,3 @@ def _step(shapes: gpd.GeoSeries) -> float:
     """Length of segments that bend well enough."""
     left, bottom, right, top = shapes.total_bounds
     return float(max(right - left, top - bottom) / 50)
-
-
-def _button(text: str, do: Callable[[], None], tooltip: str) -> widgets.Button:
-    made = widgets.Button(description=text, tooltip=tooltip, layout=widgets.Layout(width="auto"))
-    made.on_click(lambda _: do())
-    return made

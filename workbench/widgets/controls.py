@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets as widgets
@@ -93,6 +93,22 @@ class Controls:
                 _show(name, control, getattr(self.session.job, name))
         finally:
             self._following = False
+
+
+def row(*children: widgets.Widget) -> widgets.HBox:
+    """Put widgets side by side; what does not fit goes to the next line."""
+    return widgets.HBox(list(children), layout={"flex_flow": "row wrap", "align_items": "center"})
+
+
+def button(
+    text: str, does: Callable[[], None], tooltip: str, icon: str = "", disabled: bool = False
+) -> widgets.Button:
+    """Make a button that `does` something."""
+    made = widgets.Button(
+        description=text, tooltip=tooltip, icon=icon, disabled=disabled, layout={"width": "auto"}
+    )
+    made.on_click(lambda _: does())
+    return made
 
 
 def sentence(text: str) -> str:

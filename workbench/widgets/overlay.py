@@ -82,16 +82,16 @@ class PolygonOverlay(anywidget.AnyWidget):
 
     def draw(
         self,
-        polygons: gpd.GeoDataFrame | None,
+        polygons: gpd.GeoDataFrame,
         shown: NDArray[np.integer[Any]] | None = None,
         flags: bytes | None = None,
     ) -> None:
-        """Draw other polygons, or (None) none; `shown` are the rows to begin with, None is all.
+        """Draw other polygons; `shown` are the rows to begin with, None is all.
 
         `polygons` has the columns `confidence`, `stability`, `area_m2` and `seam`.
         """
         sequence = self.for_sequence + 1
-        if polygons is None or not len(polygons):
+        if not len(polygons):
             with self.hold_sync():
                 self.outlines, self.shown, self.flags = {"sequence": sequence}, b"", b""
                 self.for_sequence = sequence

@@ -12,21 +12,20 @@ from typing import Any
 import anywidget
 import geopandas as gpd
 import ipywidgets as widgets
-import pandas as pd
 import traitlets
 
 from workbench.atomic import atomic_path
 from workbench.background import Event, Finished, Planned, Stopped, TileDone
-from workbench.candidates import select, valid_masks
 from workbench.errors import WorkbenchError
+from workbench.job import Job
 from workbench.layer import read_layer
-from workbench.polygons import clean, to_polygons
+from workbench.preview import Preview, stack
 from workbench.report import duration, summary_table
-from workbench.widgets.controls import sentence
+from workbench.widgets.controls import button, row, sentence
 from workbench.widgets.overlay import PolygonOverlay
 from workbench.widgets.scenemap import SceneMap
 from workbench.widgets.session import replace_in_cell
-from workbench.widgets.tuner import ThresholdTuner, button, row
+from workbench.widgets.tuner import ThresholdTuner
 
 DRAWN_AT_MOST = 20_000  # polygons; a run may make many more than a map can show
 REDRAW_SECONDS = 1.0
@@ -125,7 +124,7 @@ class RunPanel:
             self.message.value = ""
             self.status.value = session.forecast.text(session.area.n_tiles)
 
-    def _job(self) -> Any:
+    def _job(self) -> Job:
         # the kernel works in the notebook's folder, papermill in the caller's
         return self.session.job.changed(out_dir=str(self.session.folder), interactive=None)
 
@@ -151,6 +150,7 @@ class RunPanel:
             return
         self._failed, self._frames, self._n_drawn = [], [], 0
         self.failures.value = self.result.value = self.message.value = ""
+        self._aoi = self.session.area.aoi
         self._tiles, self._began = (self.session.area.n_tiles, 0, 0), time.monotonic()
         self.progress.value = 0
         try:
@@ -167,7 +167,7 @@ class RunPanel:
             self.scene_map = SceneMap(self.session)
             self.overlay = PolygonOverlay(map_id=self.scene_map.map.model_id)
             self.map_box.children = (self.scene_map.widget, self.overlay)
-        self.overlay.draw(None)
+        self.overlay.draw(stack(()))
 
     def _hear(self, event: Event) -> None:
         try:
@@ -220,25 +220,21 @@ class RunPanel:
                 f"<p>{len(self._failed)} tiles failed:</p><ul>{''.join(self._failed[:20])}</ul>"
             )
         elif self._n_drawn < DRAWN_AT_MOST:
-            sample, job = self.session.sample_of(event), self.session.job
-            chosen = select(sample.candidates, job.thresholds)
-            valid = valid_masks([record], chosen.rules)
-            polygons = to_polygons(chosen, sample.part.scene, sample.part.grid, valid)
-            self._frames.append(clean(polygons, job.cleaning))
+            preview = Preview([self.session.sample_of(event)], self._aoi)
+            job = self.session.job
+            self._frames.append(preview.look(job.thresholds, job.cleaning).polygons)
             self._n_drawn += len(self._frames[-1])
             if time.monotonic() - self._drawn > REDRAW_SECONDS:
                 self._draw()
 
     def _draw(self) -> None:
-        frames = [frame for frame in self._frames if len(frame)]
-        self.overlay.draw(pd.concat(frames, ignore_index=True) if frames else None)
+        self.overlay.draw(stack(self._frames))
         self._drawn = time.monotonic()
 
     def _show_result(self, folder: Path) -> None:
         layer = read_layer(folder / "prelabels.parquet")
         tiles = gpd.read_parquet(folder / "tiles.parquet")
-        shown = layer.assign(seam=False)[:DRAWN_AT_MOST]
-        self.overlay.draw(shown if len(shown) else None)
+        self.overlay.draw(layer.assign(seam=False)[:DRAWN_AT_MOST])
         more = "" if len(layer) <= DRAWN_AT_MOST else f" The map shows the first {DRAWN_AT_MOST:,}."
         self.result.value = (
             f"<p>Run folder: <code>{html.escape(str(folder))}</code>; open <code>review.qgz</code> "

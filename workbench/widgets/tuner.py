@@ -6,7 +6,7 @@ import html
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,22 @@ from workbench.crs import from_lonlat
 from workbench.errors import WorkbenchError
 from workbench.job import Job
 from workbench.polygons import Cleaning
-from workbench.preview import Fate, Preview, Verdict, View, propose_tiles
+from workbench.preview import Fate, Preview, Verdict, View, propose_tiles, stack
 from workbench.report import duration
 from workbench.widgets.aoi import AOIPicker
-from workbench.widgets.controls import TUNED, Controls, sentence
+from workbench.widgets.controls import TUNED, Controls, button, row, sentence
 from workbench.widgets.overlay import Flag, PolygonOverlay
 from workbench.widgets.plane import ScorePlane
-from workbench.widgets.scenemap import SceneMap
+from workbench.widgets.scenemap import SceneMap, feature
 from workbench.widgets.session import replace_in_cell
 
 AHEAD_AT_MOST = 30_000  # candidates that are traced before a slider asks for them
 AHEAD_AT_ONCE = 20  # a slider waits for no more than these
 QUIET_SECONDS = 0.3  # no slider has moved for so long: time for figures and work ahead
 USUAL_SECONDS = 10.0  # of a tile, until one has been timed
+_AREA = {"color": "#d500f9", "weight": 2, "fill": False, "interactive": False}
+_WINDOW = _AREA | {"color": "#ffffff"}
+_ALTERNATIVE = _WINDOW | {"dashArray": "4 4"}
 FATES = {
     Fate.KEPT: "✓",
     Fate.BELOW: "below",
@@ -118,19 +121,12 @@ class ThresholdTuner:
             self.plane.observe(lambda c, control=control: setattr(control, "value", c["new"]), name)
             control.observe(lambda c, name=name: setattr(self.plane, name, c["new"]), "value")
         # outlines of a clicked place's other candidates, which need not be among those drawn
-        self.alternatives = ipyleaflet.GeoJSON(
-            data=_no_features(),
-            style={"color": "#ffffff", "weight": 2, "dashArray": "4 4", "fillOpacity": 0},
+        nothing = feature(gpd.GeoSeries([], crs=4326), {})
+        self.area, self.frames, self.alternatives = (
+            ipyleaflet.GeoJSON(data=nothing) for _ in range(3)
         )
-        self.frames = ipyleaflet.GeoJSON(
-            data=_no_features(), style={"color": "#ffffff", "weight": 2, "fillOpacity": 0}
-        )
-        self.area = ipyleaflet.GeoJSON(
-            data=_no_features(), style={"color": "#d500f9", "weight": 2, "fillOpacity": 0}
-        )
-        self.scene_map.map.add(self.area)
-        self.scene_map.map.add(self.frames)
-        self.scene_map.map.add(self.alternatives)
+        for layer in (self.area, self.frames, self.alternatives):
+            self.scene_map.map.add(layer)
         self.figures, self.message, self.verdicts = (widgets.HTML() for _ in range(3))
         self.widget = self._layout()
         self.preview = Preview(())
@@ -238,40 +234,44 @@ class ThresholdTuner:
         self.plane.state = np.minimum(view.fate, np.uint8(Fate.CLEANED)).tobytes()
 
     def _send_outlines(self, view: View) -> None:
-        frame = _stacked(view.drawn)
-        rows = np.empty(0, np.int64) if frame is None else frame["row"].to_numpy()
+        frame = stack(view.drawn)
+        rows = frame["row"].to_numpy()
         self._place = np.full(self.preview.n_candidates, -1)
         self._place[rows] = np.arange(len(rows))
         self._rows, self._drawn_with, self._drawn = rows, view.cleaning, view.drawn
         self.overlay.draw(frame, self._place[view.kept], self._flags(frame))
+        self._point_out()
+
+    def _point_out(self) -> None:
         self.overlay.selected = int(self._place[self._selected]) if self._selected >= 0 else -1
 
-    def _flags(self, frame: gpd.GeoDataFrame | None) -> bytes:
-        if frame is None:
+    def _flags(self, frame: gpd.GeoDataFrame) -> bytes:
+        if not len(frame):
             return b""
         flags = np.where(frame["seam"], Flag.SEAM, 0).astype(np.uint8)
         for key, good in self.session.judged.items():
-            place = self._place_of(key)
-            if place >= 0:
-                flags[place] |= Flag.GOOD if good else Flag.BAD
+            candidate = self.preview.row(key)
+            if candidate >= 0 and self._place[candidate] >= 0:
+                flags[self._place[candidate]] |= Flag.GOOD if good else Flag.BAD
         return flags.tobytes()
-
-    def _place_of(self, key: Any) -> int:
-        row = self.preview.row(key)
-        return int(self._place[row]) if row >= 0 else -1
 
     def _when_quiet(self) -> None:
         """While no slider moves: the figures, and what other thresholds will need."""
+        done = 0.0
         while True:
             self._wake.wait(timeout=0.3 if self._timed else None)
             if self._closed:
                 return
             self._wake.clear()
             self._show_progress()
-            if time.monotonic() - self._touched < QUIET_SECONDS:
+            touched = self._touched
+            if touched == done:
+                continue  # it was only the progress that had to be shown
+            if time.monotonic() - touched < QUIET_SECONDS:
                 time.sleep(0.05)
                 self._wake.set()
                 continue
+            done = touched
             try:
                 self._show_figures()
                 self._work_ahead()
@@ -321,7 +321,8 @@ class ThresholdTuner:
 
     def _samples_changed(self, _: Any) -> None:
         session = self.session
-        self.alternatives.data = _no_features()
+        crs = session.scenes[0].crs
+        self.alternatives.data = feature(gpd.GeoSeries([], crs=crs), _ALTERNATIVE)
         self.verdicts.value = ""
         with self._lock:
             self._selected = self.plane.selected = -1
@@ -337,8 +338,8 @@ class ThresholdTuner:
         crs = session.scenes[0].crs
         self.scene_map.show_tiles(gpd.GeoDataFrame(geometry=cores, crs=crs))
         windows = [s.part.scene.window_polygon(s.tile.window) for s in session.samples]
-        self.frames.data = _features(gpd.GeoSeries(windows, crs=crs))
-        self.area.data = _features(gpd.GeoSeries([] if aoi is None else [aoi], crs=crs))
+        self.frames.data = feature(gpd.GeoSeries(windows, crs=crs), _WINDOW)
+        self.area.data = feature(gpd.GeoSeries([] if aoi is None else [aoi], crs=crs), _AREA)
         self._refresh()
 
     def _propose(self) -> None:
@@ -396,10 +397,11 @@ class ThresholdTuner:
         self.session.cancel()
 
     def _show_progress(self) -> None:
-        if self._timed is None:
+        timed = self._timed  # which another thread may change
+        if timed is None:
             self.progress_row.layout.display = "none"
             return
-        n, done, since = self._timed
+        n, done, since = timed
         usual = self.session.forecast.seconds_per_tile or USUAL_SECONDS
         share = min(0.95, (time.monotonic() - since) / usual)
         self.progress.value = (done + share) / max(n, 1)
@@ -440,7 +442,7 @@ class ThresholdTuner:
             judged[key] = good
         self.session.judged = judged
         with self._lock:
-            self.overlay.flags = self._flags(_stacked(self._drawn))
+            self.overlay.flags = self._flags(stack(self._drawn))
         self._show_figures()
 
     def _explain_row(self, row: int) -> None:
@@ -462,10 +464,10 @@ class ThresholdTuner:
         hidden = [self.preview.outline(v.row) for v in verdicts[:10] if v.fate != Fate.KEPT]
         crs = self.session.scenes[0].crs
         shapes = pd.concat(hidden) if hidden else gpd.GeoSeries([], crs=crs)
-        self.alternatives.data = _features(shapes)
+        self.alternatives.data = feature(shapes, _ALTERNATIVE)
         with self._lock:
             self._selected = next((v.row for v in verdicts if v.fate == Fate.KEPT), -1)
-            self.overlay.selected = int(self._place[self._selected]) if self._selected >= 0 else -1
+            self._point_out()
         self.plane.selected = verdicts[0].row if verdicts else -1
 
     # ------------------------------------------------------------------- undo, A and B, presets
@@ -535,37 +537,5 @@ class ThresholdTuner:
             self.message.value = sentence(str(error))
 
 
-def _stacked(frames: tuple[gpd.GeoDataFrame, ...]) -> gpd.GeoDataFrame | None:
-    filled = [frame for frame in frames if len(frame)]
-    return pd.concat(filled, ignore_index=True) if filled else None
-
-
-def _features(shapes: gpd.GeoSeries) -> dict[str, Any]:
-    if not len(shapes):
-        return _no_features()
-    collection: dict[str, Any] = shapes.to_crs(4326).__geo_interface__
-    return collection
-
-
-def _no_features() -> dict[str, Any]:
-    return {"type": "FeatureCollection", "features": []}
-
-
-def row(*children: widgets.Widget) -> widgets.HBox:
-    """Put widgets side by side; what does not fit goes to the next line."""
-    return widgets.HBox(list(children), layout={"flex_flow": "row wrap", "align_items": "center"})
-
-
 def _wide(px: int) -> widgets.Layout:
     return widgets.Layout(width=f"{px}px")
-
-
-def button(
-    text: str, does: Callable[[], None], tooltip: str, icon: str = "", disabled: bool = False
-) -> widgets.Button:
-    """Make a button that `does` something."""
-    made = widgets.Button(
-        description=text, tooltip=tooltip, icon=icon, disabled=disabled, layout={"width": "auto"}
-    )
-    made.on_click(lambda _: does())
-    return made
