@@ -122,6 +122,7 @@ class Background:
         with self._lock:
             process, connection = self._process, self._connection
             self._process = self._connection = None
+            self._busy = False
         if process is not None and connection is not None:
             process.kill()
             process.join(1)
@@ -142,15 +143,17 @@ class Background:
                 event: Event = connection.recv()
             except (EOFError, OSError):
                 break
-            if isinstance(event, Finished | Stopped):
-                self._busy = False
+            with self._lock:
+                if self._process is not process:
+                    break  # closed, and perhaps another one is at work
+                self._busy &= not isinstance(event, Finished | Stopped)
             self._notify(event)
         process.join(1)
         connection.close()
         with self._lock:
-            died, self._busy = self._busy, False
-            closed = self._process is not process
-        if died and not closed:
+            died = self._busy and self._process is process
+            self._busy &= not died
+        if died:
             self._notify(Stopped("" if self._cancelled else _last_words(process.exitcode)))
 
 

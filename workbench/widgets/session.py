@@ -106,9 +106,9 @@ class Session(HasTraits):
         `listener` gets the events, in a thread of its own. Raises `WorkbenchError` if something is
         being computed.
         """
+        if not self._background.busy:  # else the next line raises
+            self._listener, self.busy = listener, True  # before the first event can come
         self._background.start(Work(self.job, tiles))
-        self._listener = listener
-        self.busy = True
 
     def cancel(self) -> None:
         """Stop what is being computed, within a second."""
