@@ -83,6 +83,28 @@ def test_a_bad_job_is_a_sentence_and_the_next_one_runs(background, events, job):
     assert isinstance(until(events, Finished, Stopped)[-1], Finished)
 
 
+def test_a_model_that_is_loaded_ahead_shows_the_first_polygons_early(background, events, tmp_path):
+    job = Job.create(out_dir=str(tmp_path / "tiny"), model="tiny", points_per_side=20)
+    background.get_ready(job.changed(source="missing.tif"))  # says nothing, does no work
+    background.get_ready(job)
+    process = background._process
+    background.start(Work(job, frozenset({("sample", 0, 0)})))
+    planned, *seen, done, finished = until(events, Finished, Stopped)
+    assert background._process is process
+    assert planned == Planned(1, 0)
+    assert isinstance(finished, Finished)
+    shares = [event.share for event in seen]
+    assert len(shares) >= 2
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] < shares[-1] < 1
+    early = [event for event in seen if event.candidates is not None]
+    assert early
+    assert {event.record.index for event in early} == {("sample", 0, 0)}
+    # of the whole, what is there so far
+    known = set(done.candidates.column("ordinal").tolist())
+    assert len(early[0].candidates) < len(known)
+
+
 @pytest.fixture
 def long_job(tmp_path):
     labels = np.tile(objects((500, 500), 3, n=60), (3, 3))

@@ -9,7 +9,7 @@ from known_objects import KnownObjects
 from known_runs import EXACT
 
 from workbench import Job, run
-from workbench.background import Finished, Planned, Stopped, TileDone
+from workbench.background import Finished, Planned, Stopped, TileDone, TileUnderway
 from workbench.candidates import Rules, TileRecord
 from workbench.crs import to_lonlat
 from workbench.layer import read_layer
@@ -34,6 +34,9 @@ class Computed:
         self.session, self.asked, self.busy = session, [], False
         self.segmenter = KnownObjects(Rules(96, 96))
         session._background = self
+
+    def get_ready(self, job):
+        pass
 
     def start(self, work):
         self.asked.append(work)
@@ -64,8 +67,10 @@ class Computed:
 
 @pytest.fixture
 def tuner(job):
-    tuner = ThresholdTuner(AOIPicker(job))
-    tuner.computed = Computed(tuner.session)
+    picker = AOIPicker(job)
+    computed = Computed(picker.session)
+    tuner = ThresholdTuner(picker)
+    tuner.computed = computed
     yield tuner
     tuner.close()
 
@@ -229,6 +234,33 @@ def test_cancelling_says_so_and_a_failed_tile_too(tuner):
     assert tuner.session.samples == ()
 
 
+def test_a_tile_underway_shows_how_far_it_is_and_what_there_is_of_it(tuner):
+    tuner.n_tiles.value = 1
+    tuner._propose()
+    (index,) = tuner.computed.asked[-1].tiles
+    part = tuner.session.area.parts[0]
+    (tile,) = (t for t in part.tiles if part.index(t) == index)
+    image, _ = part.scene.read(tile.window)
+    found = tuner.computed.segmenter.propose(image).at_tile(tile.row, tile.col)
+    some = found.take(np.arange(len(found) // 2))
+    record = TileRecord(*index, "ok")
+    hear = tuner.session._hear
+    hear(Planned(1, 0))
+    hear(TileUnderway(0.25))
+    assert tuner.progress.value >= 0.25
+    hear(TileUnderway(0.5, record, some))
+    assert [len(sample.candidates) for sample in tuner.session.samples] == [len(some)]
+    assert len(shown(tuner)) == len(tuner.view.kept)
+    hear(TileUnderway(0.75, record, found.take(np.arange(len(found) - 1))))
+    assert len(tuner.session.samples) == 1
+    tuner._cancel()
+    assert tuner.session.samples == ()  # half a tile is no sample to tune on
+    tuner._propose()
+    tuner.computed.answer()
+    assert [len(sample.candidates) for sample in tuner.session.samples] == [len(found)]
+    assert tuner.session.samples[0].whole
+
+
 def test_work_ahead_draws_nothing_else_and_spares_later_sliders(tuner):
     sampled(tuner)
     deadline = time.monotonic() + 20
@@ -252,7 +284,9 @@ def test_what_is_on_the_map_is_what_the_run_writes(tuner, monkeypatch, known_obj
 
 
 def test_two_tuners_of_two_jobs_do_not_disturb_each_other(tuner, job, tmp_path):
-    other = ThresholdTuner(AOIPicker(job.changed(out_dir=str(tmp_path / "other"))))
+    picker = AOIPicker(job.changed(out_dir=str(tmp_path / "other")))
+    Computed(picker.session)
+    other = ThresholdTuner(picker)
     try:
         tuner.controls.of["pred_iou_thresh"].value = 0.97
         assert other.job.pred_iou_thresh == 0.85

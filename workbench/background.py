@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,9 +21,20 @@ from pathlib import Path
 from workbench.candidates import Candidates, Segmenter, TileRecord
 from workbench.errors import RunFailedError, WorkbenchError
 from workbench.job import Job
-from workbench.pipeline import Plan, finish, pending, prepare, segment
+from workbench.pipeline import (
+    Plan,
+    SegmentedTile,
+    finish,
+    loaded_segmenter,
+    pending,
+    prepare,
+    segment,
+)
 
 FLUSH_SECONDS = 5.0
+TELL_SECONDS = 0.25  # between two words on how far a tile is
+FIRST_LOOK_SECONDS = 1.0  # after a tile's first proposal; then after four times as long, …
+
 CANCEL_SECONDS = 0.7  # then the process is stopped, and the next work loads the model anew
 
 Index = tuple[str, int, int]  # source, tile row, tile column
@@ -38,11 +49,31 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """Nothing yet, but the model of a job will be needed: load it."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
 class Planned:
     """The work has been checked and the model is loaded; some tiles may be stored already."""
 
     n_tiles: int
     n_stored: int
+
+
+@dataclass(frozen=True)
+class TileUnderway:
+    """A tile is being computed: the share that is done.
+
+    Of tiles that somebody waits for, now and then also what has been found so far, as in
+    `TileDone`: rivals that are found later may still suppress some of it.
+    """
+
+    share: float
+    record: TileRecord | None = None
+    candidates: Candidates | None = None
 
 
 @dataclass(frozen=True)
@@ -69,18 +100,18 @@ class Stopped:
     reason: str = ""
 
 
-Event = Planned | TileDone | Finished | Stopped
+Event = Planned | TileUnderway | TileDone | Finished | Stopped
 
 
 class Background:
     """One process for one kind of work after the other.
 
-    `notify` is called with each event, in a thread of its own. The process is started when first
-    needed.
+    `notify`, which may be replaced, is called with each event, in a thread of its own. The process
+    is started when first needed.
     """
 
     def __init__(self, notify: Callable[[Event], None]) -> None:
-        self._notify = notify
+        self.notify = notify
         self._lock = threading.RLock()
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection | None = None
@@ -96,11 +127,14 @@ class Background:
         with self._lock:
             if self._busy:
                 raise WorkbenchError("Something is being computed. Wait for it, or cancel it.")
-            if self._process is None or not self._process.is_alive():
-                self._launch()
+            self._send(work)
             self._busy, self._cancelled = True, False
-            assert self._connection is not None
-            self._connection.send(work)
+
+    def get_ready(self, job: Job) -> None:
+        """Load a job's model ahead, without a word; what is wrong with it, the work will say."""
+        with self._lock:
+            if not self._busy:
+                self._send(Ahead(job))
 
     def cancel(self) -> None:
         """Stop the work within a second; tiles that are finished stay."""
@@ -127,6 +161,12 @@ class Background:
             process.kill()
             process.join(1)
 
+    def _send(self, message: Work | Ahead) -> None:
+        if self._process is None or not self._process.is_alive():
+            self._launch()
+        assert self._connection is not None
+        self._connection.send(message)
+
     def _launch(self) -> None:
         # a forked child would share the kernel's sockets and its locks
         context = multiprocessing.get_context("spawn")
@@ -147,14 +187,14 @@ class Background:
                 if self._process is not process:
                     break  # closed, and perhaps another one is at work
                 self._busy &= not isinstance(event, Finished | Stopped)
-            self._notify(event)
+            self.notify(event)
         process.join(1)
         connection.close()
         with self._lock:
             died = self._busy and self._process is process
             self._busy &= not died
         if died:
-            self._notify(Stopped("" if self._cancelled else _last_words(process.exitcode)))
+            self.notify(Stopped("" if self._cancelled else _last_words(process.exitcode)))
 
 
 def _last_words(exitcode: int | None) -> str:
@@ -181,9 +221,13 @@ def _serve(connection: Connection) -> None:
     segmenter: Segmenter | None = None
     while True:
         try:
-            work: Work = connection.recv()
+            work: Work | Ahead = connection.recv()
         except EOFError:
             return
+        if isinstance(work, Ahead):
+            with suppress(Exception):
+                segmenter = loaded_segmenter(work.job)
+            continue
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             plan = prepare(work.job, segmenter)
@@ -207,7 +251,8 @@ def _do(plan: Plan, work: Work, send: Callable[[Event], None]) -> Finished:
     if work.tiles is not None:
         for record, candidates in _stored(plan):
             send(TileDone(record, candidates, stored=True))
-    with closing(segment(plan, FLUSH_SECONDS)) as tiles:
+    watch = _Watch(send, looks=work.tiles is not None)
+    with closing(segment(plan, FLUSH_SECONDS, watch)) as tiles:
         for tile in tiles:
             send(TileDone(tile.record, tile.candidates, stored=False))
     if work.tiles is None:
@@ -216,6 +261,29 @@ def _do(plan: Plan, work: Work, send: Callable[[Event], None]) -> Finished:
         except RunFailedError as error:
             return Finished(plan.folder, str(error))
     return Finished(plan.folder)
+
+
+class _Watch:
+    """Tells how far a tile is, at a bearable rate; with `looks`, what there is of it, too."""
+
+    def __init__(self, send: Callable[[Event], None], looks: bool) -> None:
+        self._send, self._looks = send, looks
+        self._share, self._told, self._began, self._next = 1.0, 0.0, 0.0, 0.0
+
+    def __call__(self, share: float, so_far: Callable[[], SegmentedTile]) -> None:
+        now = time.monotonic()
+        if share < self._share:  # another tile
+            self._began, self._next = now, FIRST_LOOK_SECONDS
+        self._share = share
+        if self._looks and now - self._began > self._next:
+            tile = so_far()
+            self._send(TileUnderway(share, tile.record, tile.candidates))
+            self._next *= 4
+        elif now - self._told > TELL_SECONDS:
+            self._send(TileUnderway(share))
+        else:
+            return
+        self._told = time.monotonic()
 
 
 def _stored(plan: Plan) -> Iterator[tuple[TileRecord, Candidates]]:

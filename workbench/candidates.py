@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -127,6 +127,10 @@ class Candidates:
             yield coco.decode({"size": size, "counts": counts}).view(bool)
 
 
+# called while a tile is computed, often: the share that is done, and how to get what there is
+Watch = Callable[[float, Callable[[], "Candidates"]], None]
+
+
 class Segmenter(Protocol):
     """Anything that proposes masks for a tile."""
 
@@ -137,8 +141,11 @@ class Segmenter(Protocol):
     def load(self) -> None:
         """Get ready to propose: all that can be wrong with weights or device raises here."""
 
-    def propose(self, image: NDArray[np.uint8]) -> Candidates:
-        """Return the pruned candidates of one RGB tile `(h, w, 3)`, at tile row and column 0."""
+    def propose(self, image: NDArray[np.uint8], watch: Watch | None = None) -> Candidates:
+        """Return the pruned candidates of one RGB tile `(h, w, 3)`, at tile row and column 0.
+
+        A Segmenter that takes long tells `watch` how far it is.
+        """
 
 
 def encode_masks(masks: NDArray[np.bool_]) -> list[bytes]:

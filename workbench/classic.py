@@ -27,7 +27,7 @@ from pycocotools import mask as coco
 from scipy import sparse
 from skimage.segmentation import watershed
 
-from workbench.candidates import Candidates, Rules, prune
+from workbench.candidates import Candidates, Rules, Watch, prune
 
 VERSION = 1  # part of the key: candidates of another method or other constants are others
 
@@ -53,10 +53,11 @@ class ClassicSegmenter:
     def load(self) -> None:
         """Nothing to load."""
 
-    def propose(self, image: NDArray[np.uint8]) -> Candidates:
+    def propose(self, image: NDArray[np.uint8], watch: Watch | None = None) -> Candidates:
         """Return the pruned candidates of one RGB tile `(h, w, 3)`, at tile row and column 0.
 
-        A tile of one colour has none. The point is the pixel deepest inside the region.
+        It is too quick for `watch` to be told anything. A tile of one colour has none. The point
+        is the pixel deepest inside the region.
         """
         height, width = image.shape[:2]
         rules = Rules(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -198,6 +198,13 @@ def prepare(job: Job, loaded: Segmenter | None = None) -> Plan:
     return plan
 
 
+def loaded_segmenter(job: Job) -> Segmenter:
+    """The job's Segmenter, ready to propose, for a `prepare` that comes later."""
+    segmenter = _segmenter(job, {})
+    segmenter.load()
+    return segmenter
+
+
 def folder_of(job: Job, scenes: Sequence[Scene]) -> Path:
     """The run folder of a job, absolute."""
     return Path(job.out_dir if job.out_dir is not None else f"runs/{scenes[0].name}").absolute()
@@ -276,17 +283,22 @@ def _segmenter(job: Job, before: Mapping[str, Any]) -> Segmenter:
 # ------------------------------------------------------------------------------- 2. segment
 
 
+# called while a tile is computed, often: the share that is done, and how to get the tile so far
+TileWatch = Callable[[float, Callable[[], SegmentedTile]], None]
+
+
 def segment(
-    plan: Plan, flush_seconds: float = FLUSH_SECONDS
+    plan: Plan, flush_seconds: float = FLUSH_SECONDS, watch: TileWatch | None = None
 ) -> Generator[SegmentedTile, None, None]:
     """Compute, store and yield the wanted tiles that are not stored yet, or failed.
 
     Finished tiles are stored every `flush_seconds`, and when the iterator is closed or interrupted.
+    A model that takes long tells `watch` how far it is.
     """
     waiting = pending(plan)
     for part in plan.scenes:
         tiles = [tile for owner, tile in waiting if owner is part]
-        yield from _segment_scene(part, tiles, plan, flush_seconds)
+        yield from _segment_scene(part, tiles, plan, flush_seconds, watch)
 
 
 def pending(plan: Plan) -> list[tuple[ScenePlan, Tile]]:
@@ -299,13 +311,17 @@ def pending(plan: Plan) -> list[tuple[ScenePlan, Tile]]:
 
 
 def _segment_scene(
-    part: ScenePlan, tiles: list[Tile], plan: Plan, flush_seconds: float
+    part: ScenePlan,
+    tiles: list[Tile],
+    plan: Plan,
+    flush_seconds: float,
+    watch: TileWatch | None,
 ) -> Iterator[SegmentedTile]:
     done: list[SegmentedTile] = []
     flushed = time.monotonic()
     try:
         for tile in tiles:
-            done.append(_segment_tile(part, tile, plan.segmenter))
+            done.append(_segment_tile(part, tile, plan.segmenter, watch))
             yield done[-1]
             if time.monotonic() - flushed > flush_seconds or len(done) >= FLUSH_TILES:
                 _store(done, plan)
@@ -335,24 +351,36 @@ def tile_rules(job: Job) -> Rules:
     )
 
 
-def _segment_tile(part: ScenePlan, tile: Tile, segmenter: Segmenter) -> SegmentedTile:
+def _segment_tile(
+    part: ScenePlan, tile: Tile, segmenter: Segmenter, watch: TileWatch | None
+) -> SegmentedTile:
     """One tile's candidates and its line in the ledger; an error becomes a line, too."""
     start = time.perf_counter()
-    candidates, valid_rle, error = None, None, ""
-    status: Status = "nodata"
+
+    def made(status: Status, found: Candidates | None = None, **more: Any) -> SegmentedTile:
+        candidates = None if found is None else found.at_tile(tile.row, tile.col)
+        n = 0 if candidates is None else len(candidates)
+        seconds = round(time.perf_counter() - start, 3)
+        record = TileRecord(*part.index(tile), status, n_candidates=n, seconds=seconds, **more)
+        return SegmentedTile(part, tile, candidates, record)
+
     try:
         image, valid = part.scene.read(tile.window)
-        if valid.any():
-            valid_rle = None if valid.all() else encode_masks(valid[None])[0].decode()
-            candidates = segmenter.propose(image).at_tile(tile.row, tile.col)
-            status = "ok" if len(candidates) else "empty"
+        if not valid.any():
+            return made("nodata")
+        rle = None if valid.all() else encode_masks(valid[None])[0].decode()
+        if watch is None:
+            found = segmenter.propose(image)
+        else:
+
+            def tell(share: float, so_far: Callable[[], Candidates]) -> None:
+                watch(share, lambda: made("ok", so_far(), valid_rle=rle))
+
+            found = segmenter.propose(image, tell)
+        return made("ok" if len(found) else "empty", found, valid_rle=rle)
     except Exception as problem:
         # one bad tile must not cost the others; it is in the ledger, and the run fails at its end
-        status, error = "failed", f"{type(problem).__name__}: {problem}"
-    n = 0 if candidates is None else len(candidates)
-    seconds = round(time.perf_counter() - start, 3)
-    record = TileRecord(*part.index(tile), status, error, n, seconds, valid_rle)
-    return SegmentedTile(part, tile, candidates, record)
+        return made("failed", error=f"{type(problem).__name__}: {problem}")
 
 
 # -------------------------------------------------------------------------------- 3. finish

@@ -53,12 +53,13 @@ class Fate(IntEnum):
 
 @dataclass(frozen=True)
 class Sample:
-    """A tile and its candidates, as the store holds them."""
+    """A tile and its candidates, as the store holds them; fewer if it is not `whole` yet."""
 
     part: ScenePlan
     tile: Tile
     candidates: Candidates
     record: TileRecord
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ class _Traced:
         self.sample, self.first = sample, first
         self.selector = Selector(sample.candidates)
         self.candidates = self.selector.candidates
+        self.by_score = np.argsort(-self.candidates.column("pred_iou"), kind="stable")
         self.known = np.zeros(len(self.candidates), bool)  # traced
         nothing = np.empty(0, np.int64)
         self.polygons = _polygons(sample, self.candidates.take(nothing), nothing)
@@ -271,11 +273,13 @@ class Preview:
         left = 0
         with self._lock:
             for part in self._parts:
+                if not part.sample.whole:
+                    continue  # soon there is another in its place
                 todo = ~part.known
                 if part.cleaning == cleaning and not cleaning.planar:
                     todo = ~part.tried
-                rows = np.flatnonzero(todo)
-                now = np.sort(rows[np.argsort(-part.candidates.column("pred_iou")[rows])][:limit])
+                rows = part.by_score[todo[part.by_score]]
+                now = np.sort(rows[:limit])
                 if part.cleaning == cleaning and not cleaning.planar:
                     part.find_out(now, cleaning, self.aoi)
                 else:

@@ -29,7 +29,7 @@ from segment_anything.utils.amg import (
 )
 from torch.nn.functional import interpolate
 
-from workbench.candidates import Candidates, Rules, concat, encode_masks, prune
+from workbench.candidates import Candidates, Rules, Watch, concat, encode_masks, prune
 from workbench.errors import JobError, WorkbenchError
 from workbench.sam.device import DTYPES, device_kind, resolve_device, resolve_precision
 from workbench.sam.models import MODELS, fetch_checkpoint, load_model, refuse_missing
@@ -100,9 +100,10 @@ class SamSegmenter:
         }
 
     @torch.inference_mode()
-    def propose(self, image: NDArray[np.uint8]) -> Candidates:
+    def propose(self, image: NDArray[np.uint8], watch: Watch | None = None) -> Candidates:
         """Return the pruned candidates of one RGB tile `(h, w, 3)`, at tile row and column 0.
 
+        `watch` is told of each proposal; what it gets so far is pruned as if it were all.
         Raises `WorkbenchError` if the network overflows its precision.
         """
         height, width = image.shape[:2]
@@ -118,20 +119,19 @@ class SamSegmenter:
         grid = build_point_grid(self.points_per_side)  # the same in every crop layer
         masks_per_point = self.model.mask_decoder.num_multimask_outputs
         boxes, _ = generate_crop_boxes((height, width), self.crop_n_layers, CROP_OVERLAP_RATIO)
+        n_masks = len(boxes) * len(grid) * masks_per_point
         # pruning looks at one crop at a time, so each is pruned and encoded before the next
-        return concat(
-            [
-                self._propose_crop(image, _Crop(tuple(box), i, grid, masks_per_point, rules))
-                for i, box in enumerate(boxes)
-            ]
-        )
-
-    def _propose_crop(self, image: NDArray[np.uint8], crop: _Crop) -> Candidates:
-        proposals = list(self._proposals(image, crop))
-        table = _tabulate(proposals, [b""] * len(proposals), crop)
-        alive = set(prune(table).column("ordinal").tolist())
-        proposals = [proposal for proposal in proposals if proposal.ordinal in alive]
-        return _tabulate(proposals, [_encode(proposal, crop) for proposal in proposals], crop)
+        done: list[Candidates] = []
+        for i, box in enumerate(boxes):
+            crop = _Crop(tuple(box), i, grid, masks_per_point, rules)
+            proposals: list[_Proposal] = []
+            for proposal in self._proposals(image, crop):
+                proposals.append(proposal)
+                if watch is not None:
+                    so_far = partial(_survivors, done, proposals, crop)
+                    watch(proposal.ordinal / n_masks, so_far)
+            done = [_survivors(done, proposals, crop)]
+        return done[0]
 
     def _proposals(self, image: NDArray[np.uint8], crop: _Crop) -> Iterator[_Proposal]:
         """Yield the masks of a crop that pass the floors and are clear of inner crop edges."""
@@ -281,6 +281,17 @@ class _Proposal:
     box: tuple[int, int, int, int]  # XYXY, crop pixels, last pixel inclusive
     area_px: int
     bits: NDArray[np.uint8]
+
+
+def _survivors(
+    before: Sequence[Candidates], proposals: Sequence[_Proposal], crop: _Crop
+) -> Candidates:
+    """Prune the proposals of a crop and put them below what crops before it have left."""
+    table = _tabulate(proposals, [b""] * len(proposals), crop)
+    alive = set(prune(table).column("ordinal").tolist())
+    proposals = [proposal for proposal in proposals if proposal.ordinal in alive]
+    rles = [_encode(proposal, crop) for proposal in proposals]
+    return concat([*before, _tabulate(proposals, rles, crop)])
 
 
 def _stability_on_cpu(logits: torch.Tensor, threshold: float, offset: float) -> torch.Tensor:

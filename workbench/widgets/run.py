@@ -15,7 +15,7 @@ import ipywidgets as widgets
 import traitlets
 
 from workbench.atomic import atomic_path
-from workbench.background import Event, Finished, Planned, Stopped, TileDone
+from workbench.background import Event, Finished, Planned, Stopped, TileDone, TileUnderway
 from workbench.errors import WorkbenchError
 from workbench.job import Job
 from workbench.layer import read_layer
@@ -181,6 +181,9 @@ class RunPanel:
                 self._tiles = (event.n_tiles, event.n_stored, event.n_stored)
                 self._began = time.monotonic()
                 self._show_progress()
+            case TileUnderway(share):
+                n, done, _ = self._tiles
+                self.progress.value = (done + share) / max(n, 1)
             case TileDone():
                 n, done, stored = self._tiles
                 self._tiles = (n, done + 1, stored)

@@ -17,7 +17,7 @@ from IPython import get_ipython
 from traitlets import Bool, Dict, HasTraits, Instance, Tuple, Unicode, observe
 
 from workbench.aoi import load_aoi
-from workbench.background import Background, Event, Index, TileDone, Work
+from workbench.background import Background, Event, Index, TileDone, TileUnderway, Work
 from workbench.candidates import Candidates
 from workbench.errors import WorkbenchError
 from workbench.job import Job
@@ -86,9 +86,10 @@ class Session(HasTraits):
         size, overlap = self.job.tile_size, self.job.overlap
         return tuple(TileGrid(s.width, s.height, size, overlap) for s in self.scenes)
 
-    def sample_of(self, event: TileDone) -> Sample:
+    def sample_of(self, event: TileDone | TileUnderway) -> Sample:
         """Put what the process has computed where it belongs."""
         record = event.record
+        assert record is not None
         place = [scene.name for scene in self.scenes].index(record.source)
         grid = self.grids[place]
         tile = grid.tile(record.tile_row, record.tile_col)
@@ -96,7 +97,7 @@ class Session(HasTraits):
         candidates = event.candidates
         if candidates is None:
             candidates = Candidates.empty(tile_rules(self.job))
-        return Sample(part, tile, candidates, record)
+        return Sample(part, tile, candidates, record, whole=isinstance(event, TileDone))
 
     # ---- the process that computes
 
@@ -110,9 +111,18 @@ class Session(HasTraits):
             self._listener, self.busy = listener, True  # before the first event can come
         self._background.start(Work(self.job, tiles))
 
+    def get_ready(self) -> None:
+        """Start the process and load the model, for whatever is asked for later."""
+        self._background.get_ready(self.job)
+
     def cancel(self) -> None:
         """Stop what is being computed, within a second."""
         self._background.cancel()
+
+    def take_process(self, other: Session) -> None:
+        """Go on with the process of a session that is done, and its loaded model."""
+        mine, self._background = self._background, other._background
+        self._background.notify, other._background = self._hear, mine
 
     def close(self) -> None:
         """End the process, which gives the model's memory back."""
@@ -171,7 +181,7 @@ def session_of_cell(job: Job) -> Session:
     if earlier is None:
         session = Session(job)
     else:
-        earlier.close()
+        earlier.cancel()
         by_hand = {
             name: value
             for name, value in earlier.job
@@ -181,8 +191,12 @@ def session_of_cell(job: Job) -> Session:
         if session.scenes == earlier.scenes and all(
             getattr(session.job, name) == getattr(earlier.job, name) for name in SAMPLES_DEPEND_ON
         ):
-            session.samples, session.judged = earlier.samples, earlier.judged
+            session.samples = tuple(sample for sample in earlier.samples if sample.whole)
+            session.judged = earlier.judged
+            session.take_process(earlier)
             session.forecast = earlier.forecast
+    if earlier is not None:
+        earlier.close()
     if cell:
         _of_cells[cell] = job, session
     return session

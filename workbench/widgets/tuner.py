@@ -18,12 +18,12 @@ import pandas as pd
 import shapely
 
 from workbench.atomic import atomic_path
-from workbench.background import Event, Finished, Index, Planned, Stopped, TileDone
+from workbench.background import Event, Finished, Index, Planned, Stopped, TileDone, TileUnderway
 from workbench.crs import from_lonlat
 from workbench.errors import WorkbenchError
 from workbench.job import Job
 from workbench.polygons import Cleaning
-from workbench.preview import Fate, Preview, Verdict, View, propose_tiles, stack
+from workbench.preview import Fate, Preview, Sample, Verdict, View, propose_tiles, stack
 from workbench.report import duration
 from workbench.widgets.aoi import AOIPicker
 from workbench.widgets.controls import TUNED, Controls, button, row, sentence
@@ -103,6 +103,7 @@ class ThresholdTuner:
         self._other: Job | None = None
         self._queue: set[Index] = set()
         self._timed: tuple[int, int, float] | None = None  # tiles wanted, done, time of the last
+        self._share = 0.0  # of the next tile, as far as the model tells
         # the polygons that the browser has: their frames, rows, and where each candidate is
         self._drawn: tuple[gpd.GeoDataFrame, ...] = ()
         self._rows = self._place = np.empty(0, np.int64)
@@ -257,6 +258,9 @@ class ThresholdTuner:
 
     def _when_quiet(self) -> None:
         """While no slider moves: the figures, and what other thresholds will need."""
+        time.sleep(QUIET_SECONDS)  # the maps are to be shown first
+        if not self._closed:
+            self.session.get_ready()
         done = 0.0
         while True:
             self._wake.wait(timeout=0.3 if self._timed else None)
@@ -362,7 +366,8 @@ class ThresholdTuner:
             return
         wanted, self._queue = frozenset(self._queue), set()
         self.message.value = ""
-        self._timed = (len(wanted), 0, time.monotonic())
+        self._timed, self._share = (len(wanted), 0, time.monotonic()), 0.0
+        self.progress.value = 0
         self._show_progress()
         try:
             self.session.compute(wanted, self._hear)
@@ -375,22 +380,34 @@ class ThresholdTuner:
         match event:
             case Planned(n_tiles):
                 self._timed = (n_tiles, 0, time.monotonic())
+            case TileUnderway(share, record):
+                self._share = share
+                if record is not None:
+                    self._take(self.session.sample_of(event))
             case TileDone(record):
+                self._share = 0.0
                 if self._timed is not None:
                     self._timed = (self._timed[0], self._timed[1] + 1, time.monotonic())
                 if record.status == "failed":
                     name = f"r{record.tile_row}c{record.tile_col}"
                     self.message.value = sentence(f"Tile {name} failed: {record.error}")
                 else:
-                    self.session.samples = (*self.session.samples, self.session.sample_of(event))
+                    self._take(self.session.sample_of(event))
             case Finished() | Stopped():
-                self._timed = None
+                self._timed, self._share = None, 0.0
+                self._take(None)
                 if isinstance(event, Stopped):
                     self._queue.clear()
                     self.message.value = sentence(event.reason) if event.reason else "Cancelled."
                 self.compute(())
         self._show_progress()
         self._wake.set()
+
+    def _take(self, sample: Sample | None) -> None:
+        """Add a sample in place of what there was of its tile before it was whole."""
+        whole = tuple(old for old in self.session.samples if old.whole)
+        if sample is not None or len(whole) < len(self.session.samples):
+            self.session.samples = whole if sample is None else (*whole, sample)
 
     def _cancel(self) -> None:
         self._queue.clear()
@@ -402,9 +419,13 @@ class ThresholdTuner:
             self.progress_row.layout.display = "none"
             return
         n, done, since = timed
+        passed = time.monotonic() - since
         usual = self.session.forecast.seconds_per_tile or USUAL_SECONDS
-        share = min(0.95, (time.monotonic() - since) / usual)
-        self.progress.value = (done + share) / max(n, 1)
+        if self._share > 0.05:  # it tells itself how far it is
+            usual = passed / self._share
+        share = self._share or min(0.95, passed / usual)
+        # a first guess may have been too hopeful: never backwards
+        self.progress.value = max((done + share) / max(n, 1), done and self.progress.value)
         left = max(1.0, (n - done - share) * usual)
         self.progress_text.value = f"tile {min(done + 1, n)} of {n} · {duration(left)} left"
         self.progress_row.layout.display = "flex"
