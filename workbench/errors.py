@@ -27,3 +27,7 @@ class RunFolderError(WorkbenchError):
 
 class RunFailedError(WorkbenchError):
     """A run has finished, but some of its tiles failed; the ledger says which and why."""
+
+
+class ReviewError(WorkbenchError):
+    """What came back from review cannot be read, or is not the review of this run."""

@@ -34,6 +34,7 @@ from workbench.candidates import (
 from workbench.classic import ClassicSegmenter
 from workbench.crs import to_lonlat
 from workbench.errors import RunFailedError, SceneError
+from workbench.finished import Run
 from workbench.job import Job
 from workbench.opening import open_scene
 from workbench.polygons import clean, to_polygons
@@ -57,7 +58,6 @@ from workbench.tiles import Tile, TileGrid, tile_windows, tiles_over
 
 FLUSH_SECONDS = 20.0  # a kill costs at most this much finished work
 FLUSH_TILES = 64
-PICTURE_PX = 2048
 
 
 @dataclass(frozen=True)
@@ -115,41 +115,6 @@ class SegmentedTile:
     tile: Tile
     candidates: Candidates | None
     record: TileRecord
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its folder, the layer and the ledger as a layer."""
-
-    job: Job
-    folder: Path
-    scenes: tuple[Scene, ...]
-    layer: gpd.GeoDataFrame
-    tiles: gpd.GeoDataFrame
-    aoi: shapely.Geometry | None = None  # in the CRS of the layer
-
-    @property
-    def summary(self) -> pd.DataFrame:
-        """What a person wants to know of the run, a row for each quantity."""
-        return report.summary_table(self.layer, self.tiles)
-
-    def picture(self) -> bytes:
-        """Draw the layer over its imagery (of many scenes: the first), as PNG."""
-        scene = self.scenes[0]
-        rgb, valid, transform = scene.overview(PICTURE_PX)
-        here = self.layer[self.layer["source"] == scene.name]
-        n = len(self.scenes)
-        aoi = None if self.aoi is None else gpd.GeoDataFrame(geometry=[self.aoi], crs=scene.crs)
-        figure = report.draw_map(
-            rgb,
-            valid,
-            transform,
-            here,
-            tiles=self.tiles,
-            aoi=aoi,
-            title=f"{scene.name} (1 of {n} rasters)" if n > 1 else scene.name,
-        )
-        return report.figure_png(figure)
 
 
 def run(job: Job) -> Run:

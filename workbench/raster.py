@@ -9,11 +9,11 @@ import os
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 from xml.etree import ElementTree
 
 import numpy as np
@@ -219,6 +219,21 @@ class Scene:
             "warped": self.warped,
             "fingerprint": self.fingerprint,
         }
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> Self:
+        """Return the scene that `describe` has described, to the bit, without opening its file."""
+        values = {name: value for name, value in description.items() if name != "pixel_m"}
+        stretch = values["stretch"]
+        return cls(
+            **values
+            | {
+                "crs": pyproj.CRS.from_user_input(values["crs"]),
+                "transform": Affine(*values["transform"]),
+                "bands": tuple(values["bands"]),
+                "stretch": stretch and Stretch(tuple(stretch["low"]), tuple(stretch["high"])),
+            }
+        )
 
     def close(self) -> None:
         """Close the datasets that this thread has opened for the scene; reading reopens them."""

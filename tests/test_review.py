@@ -1,0 +1,246 @@
+"""What comes back from review: read as it is, refused with a sentence, compared with the run."""
+
+import shutil
+import sqlite3
+from contextlib import closing
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import shapely
+from known_objects import objects, write_labels
+from known_runs import equal_layers, job_for, use_known_objects
+from reviews import drawn, leave_unclosed, save_reviewed, with_rows
+from shapely.affinity import translate
+
+from workbench import run
+from workbench.errors import ReviewError, RunFolderError
+from workbench.finished import read_run
+from workbench.review import changes, iou_of_pairs, read_reviewed
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of known objects, as `run` has returned it."""
+    folder = tmp_path_factory.mktemp("review")
+    raster = write_labels(folder / "scene.tif", objects((230, 330), 1))
+    with pytest.MonkeyPatch.context() as patch:
+        use_known_objects(patch)
+        return run(job_for(raster, folder / "run"))
+
+
+@pytest.fixture
+def reviewed(finished, tmp_path):
+    """A copy of the run's GeoPackage, to review."""
+    return shutil.copy(finished.folder / "prelabels.gpkg", tmp_path / "reviewed.gpkg")
+
+
+def files(path):
+    return {p.name: p.read_bytes() for p in path.parent.iterdir()}
+
+
+# ------------------------------------------------------------------------------- the run folder
+
+
+def test_a_run_is_read_back_as_it_was(finished):
+    again = read_run(finished.folder)
+    assert equal_layers(again.layer, finished.layer)
+    assert again.tiles.equals(finished.tiles)
+    assert again.scenes == finished.scenes
+    assert again.job.parameters() == finished.job.parameters()
+    assert again.aoi is None
+
+
+def test_the_raster_is_not_needed(finished, tmp_path):
+    folder = shutil.copytree(finished.folder, tmp_path / "run")
+    (folder / "job.yaml").write_text(
+        (folder / "job.yaml").read_text().replace("scene.tif", "gone.tif")
+    )
+    assert equal_layers(read_run(folder).layer, finished.layer)
+
+
+def test_an_aoi_is_part_of_the_run(finished, tmp_path, known_objects_only):
+    corner = gpd.GeoSeries([shapely.box(*finished.layer.total_bounds)], crs=finished.layer.crs)
+    corner.scale(0.5, 0.5).to_file(tmp_path / "aoi.gpkg")
+    job = finished.job.changed(aoi=str(tmp_path / "aoi.gpkg"), out_dir=str(tmp_path / "run"))
+    assert read_run(run(job).folder).aoi.equals(corner.scale(0.5, 0.5)[0])
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "job.yaml", "prelabels.parquet", "tiles.parquet"])
+def test_a_folder_without_a_finished_run_is_refused(name, finished, tmp_path):
+    folder = shutil.copytree(finished.folder, tmp_path / "run")
+    (folder / name).unlink()
+    with pytest.raises(RunFolderError, match=f"no finished run: {name} missing"):
+        read_run(folder)
+
+
+# ------------------------------------------------------------------------------------- reading
+
+
+def test_what_nobody_has_touched_comes_back_as_it_went(finished, reviewed):
+    before = files(reviewed)
+    labels = read_reviewed(reviewed, finished)
+    assert files(reviewed) == before
+    assert equal_layers(labels.drop(columns=["fid", "unclosed"]), finished.layer)
+    assert labels["fid"].tolist() == list(range(1, len(labels) + 1))
+    assert not labels["unclosed"].any()
+    assert set(changes(labels, finished.layer)["change"]) == {"unreviewed"}
+
+
+def test_rings_that_are_not_closed_in_the_file_are_told(finished, reviewed):
+    square = finished.layer.geometry[0].envelope
+    save_reviewed(finished.layer.set_geometry([square] * len(finished.layer)), reviewed)
+    leave_unclosed(reviewed, 2)
+    labels = read_reviewed(reviewed, finished)
+    assert labels["fid"][labels["unclosed"]].tolist() == [2]
+    assert labels.geometry[1].equals(square)
+
+
+def test_a_file_with_edits_in_its_log_is_refused(finished, reviewed):
+    # a real log: an edit that another connection has not yet put into the file
+    with closing(sqlite3.connect(reviewed)) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("CREATE TABLE note (text)")
+        db.commit()
+        with pytest.raises(ReviewError, match="gpkg-wal beside it holds edits"):
+            read_reviewed(reviewed, finished)
+    with closing(sqlite3.connect(reviewed)) as db:
+        db.execute("PRAGMA journal_mode = DELETE")
+    reviewed.with_name("reviewed.gpkg-wal").write_bytes(b"")  # what an idle QGIS leaves
+    assert len(read_reviewed(reviewed, finished)) == len(finished.layer)
+
+
+def other_layer(path, finished):
+    finished.layer.to_file(path, layer="export")
+
+
+def other_crs(path, finished):
+    save_reviewed(finished.layer.to_crs(3857), path)
+
+
+def fewer_columns(path, finished):
+    save_reviewed(finished.layer.drop(columns=["status", "n_tiles"]), path)
+
+
+def other_run(path, finished):
+    save_reviewed(finished.layer.assign(id="x" + finished.layer["id"]), path)
+
+
+def other_status(path, finished):
+    save_reviewed(finished.layer.assign(status="done"), path)
+
+
+def no_geopackage(path, finished):
+    path.write_text("{}")
+
+
+def cut_off(path, finished):
+    path.write_bytes(path.read_bytes()[:60_000])
+
+
+def nothing_there(path, finished):
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (other_layer, "no layer `prelabels` .it has export"),
+        (other_crs, "is in EPSG:3857, the run in EPSG:32633"),
+        (fewer_columns, "lack the columns status, n_tiles"),
+        (other_run, "review of another run"),
+        (other_status, "'done' is no status"),
+        (no_geopackage, "is no GeoPackage"),
+        (cut_off, "is damaged"),
+        (nothing_there, "no such file"),
+    ],
+)
+def test_what_is_no_review_of_this_run_is_refused(spoil, message, finished, reviewed):
+    if spoil is not nothing_there and spoil is not cut_off:
+        reviewed.unlink()
+    spoil(reviewed, finished)
+    with pytest.raises(ReviewError, match=message):
+        read_reviewed(reviewed, finished)
+
+
+# ------------------------------------------------------------------------------------- changes
+
+
+def test_every_kind_of_work_is_told(finished, reviewed):
+    layer = finished.layer
+    assert len(layer) >= 8
+    edited = layer.assign(class_id=pd.array([1] * len(layer), dtype="Int64"))
+    edited.loc[0, "status"] = "accepted"
+    edited.loc[1, "status"] = "rejected"
+    edited.loc[2, ["status", "class_id"]] = ["accepted", 2]  # from null: no change of class
+    moved = translate(layer.geometry[3], layer.geometry[3].bounds[2] - layer.geometry[3].bounds[0])
+    edited.loc[3, "geometry"] = moved  # away from where it was, and not marked by hand
+    edited.loc[4, "status"] = "edited"
+    edited = edited.drop(index=5)
+    x, y = layer.total_bounds[:2]
+    new = drawn(shapely.box(x, y, x + 9, y + 9), layer, status=None)
+    gone_again = drawn(shapely.box(x, y, x + 5, y + 5), layer, id="drawn/2", status="rejected")
+    save_reviewed(with_rows(edited, new, gone_again), reviewed)
+
+    labels = read_reviewed(reviewed, finished)
+    told = changes(labels, layer).set_index("id")
+
+    ids = layer["id"]
+    assert told["change"].to_dict() == {
+        ids[0]: "accepted", ids[1]: "rejected", ids[2]: "accepted", ids[3]: "edited",
+        ids[4]: "edited", ids[5]: "deleted", "drawn/1": "added",
+        **dict.fromkeys(ids[6:], "unreviewed"),
+    }  # fmt: skip
+    assert told["reshaped"][told["reshaped"]].index.tolist() == [ids[3]]
+    assert told["iou"][ids[3]] == 0
+    assert told["iou"][ids[4]] == 1
+    assert told["iou"][["drawn/1", ids[5]]].isna().all()
+    assert (
+        told["confidence"]
+        .drop("drawn/1")
+        .equals(layer.set_index("id")["confidence"][told.index.drop("drawn/1")])
+    )
+    assert told["class_id"][ids[2]] == 2
+    assert not told["reclassified"].any()
+    assert (labels["id"].iloc[told["row"].drop(ids[5])] == told.index.drop(ids[5])).all()
+
+
+def test_another_class_is_an_edit(finished):
+    before = finished.layer.assign(class_id=pd.array([1] * len(finished.layer), dtype="Int64"))
+    after = before.assign(status="accepted")
+    after.loc[0, "class_id"] = 2
+    after.loc[1, ["class_id", "status"]] = [2, "rejected"]
+    told = changes(after, before)
+    assert told["change"].tolist()[:3] == ["edited", "rejected", "accepted"]
+    assert told["reclassified"].tolist()[:3] == [True, True, False]
+
+
+def test_of_a_label_that_was_split_the_rest_is_added(finished):
+    before = finished.layer
+    left, bottom, right, top = before.geometry[0].bounds
+    cut = shapely.box(left, bottom, left + (right - left) / 4, top)
+    pieces = [shapely.intersection(before.geometry[0], cut), before.geometry[0].difference(cut)]
+    two = before.loc[[0, 0]].assign(status="edited").set_geometry(pieces, crs=before.crs)
+    after = pd.concat([two, before[1:]], ignore_index=True)
+    told = changes(after, before)
+    assert told["change"].tolist()[:3] == ["added", "edited", "unreviewed"]
+    assert told["iou"][1] == pytest.approx(pieces[1].area / before.geometry[0].area)
+
+
+def test_a_vertex_more_on_an_edge_is_no_new_shape(finished):
+    after = finished.layer.set_geometry(finished.layer.geometry.segmentize(2).reverse())
+    assert not changes(after, finished.layer)["reshaped"].any()
+
+
+def test_a_review_of_nothing(finished):
+    nothing = finished.layer[:0]
+    assert len(changes(nothing, nothing)) == 0
+    assert changes(nothing, finished.layer)["change"].unique().tolist() == ["deleted"]
+
+
+def test_iou_of_pairs_mends_and_takes_nothing_for_nothing():
+    square, bow_tie = shapely.box(0, 0, 2, 2), shapely.Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])
+    one = np.array([square, square, shapely.Polygon()], object)
+    other = np.array([shapely.box(1, 0, 2, 2), bow_tie, shapely.Polygon()], object)
+    assert iou_of_pairs(one, other).tolist() == [0.5, 0.5, 0]
