@@ -11,8 +11,9 @@ import workbench
 LAYERS = [
     "errors", "atomic", "crs", "sources", "raster", "opening", "tiles", "candidates", "polygons",
     "seams", "sam.mend", "sam.device", "sam.tiny", "sam.models", "sam.segmenter", "sam", "classic",
-    "countryside", "sample", "layer", "aoi", "qgis", "quality", "report", "job", "runfolder",
-    "finished", "review", "pipeline", "webmap", "preview", "background", "widgets.session",
+    "countryside", "sample", "layer", "aoi", "qgis", "quality", "report", "charts", "job",
+    "runfolder", "finished", "review", "pipeline", "webmap", "preview", "background",
+    "widgets.session",
     "widgets.controls", "widgets.scenemap", "widgets.aoi", "widgets.overlay", "widgets.plane",
     "widgets.tuner", "widgets.run", "widgets",
 ]  # fmt: skip

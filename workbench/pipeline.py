@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import pyproj
 import shapely
 from tqdm import tqdm
 
+from workbench import charts, qgis, report
 from workbench import layer as layers
-from workbench import qgis, report
 from workbench.aoi import load_aoi, parts_in
 from workbench.atomic import atomic_path
 from workbench.candidates import (
@@ -353,13 +354,19 @@ def _segment_tile(
 
 def finish(plan: Plan) -> Run:
     """Make the layer from the stored candidates, and write everything that the folder holds."""
+    started = [time.perf_counter()]
     polygons, windows = gather(plan)
+    started.append(time.perf_counter())
     merged = merge_seams(polygons, windows)
+    started.append(time.perf_counter())
     layer = _as_layer(_in_aoi(clean(merged, plan.job.cleaning), plan), plan)
+    started.append(time.perf_counter())
     tiles = _ledger_layer(plan, layer)
     scenes = tuple(part.scene for part in plan.scenes)
     result = Run(plan.job, plan.folder, scenes, layer, tiles, plan.aoi)
-    _write(result)
+    stages = ("selecting and tracing polygons", "merging at seams", "cleaning")
+    seconds = {name: b - a for name, (a, b) in zip(stages, pairwise(started), strict=True)}
+    _write(result, seconds)
     failed = tiles[tiles["status"] == "failed"]
     if len(failed):
         first = failed.iloc[0]
@@ -428,7 +435,8 @@ def _ledger_layer(plan: Plan, layer: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     return layers.as_tiles(ledger)
 
 
-def _write(result: Run) -> None:
+def _write(result: Run, seconds: Mapping[str, float]) -> None:
+    start = time.perf_counter()
     folder, classes, scene = result.folder, result.job.classes, result.scenes[0]
     refuse_to_lose_review(folder)  # again: it may have begun during a long run
     # without it the GeoPackage stands for itself, should this be the last that we get to write
@@ -453,4 +461,23 @@ def _write(result: Run) -> None:
         summary=result.summary,
         parameters=result.job.parameters(),
         tiles=result.tiles,
+        charts={
+            "Tiles": charts.tile_maps(result.tiles),
+            "Scores and areas": charts.distributions(
+                result.layer, result.job.pred_iou_thresh, result.job.stability_score_thresh
+            ),
+        },
+        tables={
+            "Seams": charts.seams(result.layer),
+            "Topology": charts.topology(result.layer),
+            "Time": {
+                name: report.duration(value)
+                for name, value in {
+                    "segmenting, sum over tiles": float(result.tiles["seconds"].sum()),
+                    **seconds,
+                    "writing the files": time.perf_counter() - start,
+                }.items()
+            },
+            "Versions": read_record(folder)["versions"],
+        },
     )

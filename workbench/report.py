@@ -133,19 +133,23 @@ def write_report(
     summary: pd.DataFrame,
     parameters: Mapping[str, Any],
     tiles: gpd.GeoDataFrame | None = None,
+    charts: Mapping[str, Mapping[str, Figure]] | None = None,
+    tables: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write one HTML page that needs no other file: picture, summary, parameters.
+    """Write one HTML page that needs no other file: picture, summary, charts, parameters.
 
-    Links lead to the files of `FILES` that lie beside it; failed `tiles` are listed with errors.
+    `charts` and `tables` are by heading. Links lead to the files of `FILES` that lie beside it;
+    failed `tiles` are listed with errors.
     """
-    picture = base64.b64encode(picture_png).decode()
     sections = [
         f"<h1>{html.escape(title)}</h1>",
         _failures(tiles) if tiles is not None else "",
-        f'<img alt="Map of the polygons over the imagery" src="data:image/png;base64,{picture}">',
+        _image("Map of the polygons over the imagery", picture_png),
         "<h2>Summary</h2>",
         _table({str(name): row["value"] for name, row in summary.iterrows()}),
         _files(path.parent),
+        *(_chart_row(heading, figures) for heading, figures in (charts or {}).items()),
+        *(f"<h2>{html.escape(name)}</h2>" + _table(rows) for name, rows in (tables or {}).items()),
         "<h2>Parameters</h2>",
         _table({name: "–" if value is None else value for name, value in parameters.items()}),
     ]
@@ -340,6 +344,16 @@ def duration(seconds: float) -> str:
 # ------------------------------------------------------------------------------------- page
 
 
+def _image(alt: str, png: bytes) -> str:
+    picture = base64.b64encode(png).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{picture}">'
+
+
+def _chart_row(heading: str, figures: Mapping[str, Figure]) -> str:
+    images = "\n".join(_image(name, figure_png(figure)) for name, figure in figures.items())
+    return f'<h2>{html.escape(heading)}</h2>\n<div class="charts">\n{images}\n</div>'
+
+
 def _table(rows: Mapping[str, Any]) -> str:
     cells = (
         f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
@@ -386,6 +400,8 @@ body {{ font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff;
 h1 {{ font-size: 1.5rem; overflow-wrap: anywhere; }}
 h2 {{ font-size: 1.15rem; margin: 1.5rem 0 .5rem; }}
 img {{ display: block; width: 100%; height: auto; }}
+.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr));
+  gap: .5rem; align-items: start; }}
 table {{ border-collapse: collapse; width: 100%; }}
 th, td {{ text-align: left; vertical-align: top; padding: .3rem .5rem .3rem 0;
   border-bottom: 1px solid #ddd; overflow-wrap: anywhere; }}
