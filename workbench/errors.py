@@ -31,3 +31,7 @@ class RunFailedError(WorkbenchError):
 
 class ReviewError(WorkbenchError):
     """What came back from review cannot be read, or is not the review of this run."""
+
+
+class DatasetError(WorkbenchError):
+    """Training data cannot be made from a layer as it is asked for."""

@@ -109,9 +109,9 @@ def write_layer(
         qml=folder / "prelabels.qml",
     )
     refuse_open(files.gpkg)
-    with atomic_path(files.gpkg) as path, _frozen_time():
-        _write_gpkg_layer(layer, path, LABELS, "MultiPolygon")
-        _write_gpkg_layer(tiles, path, TILES, "Polygon")
+    with atomic_path(files.gpkg) as path, frozen_time():
+        write_gpkg_layer(layer, path, LABELS, "MultiPolygon")
+        write_gpkg_layer(tiles, path, TILES, "Polygon")
         _add_styles(path, styles)
     with atomic_path(files.geojson) as path:
         _write_geojson(layer, path)
@@ -213,12 +213,13 @@ def _multi(geometry: np.ndarray) -> np.ndarray:
     return geometry
 
 
-def _write_gpkg_layer(
+def write_gpkg_layer(
     frame: gpd.GeoDataFrame,
     path: Path,
     name: str,
     geometry_type: Literal["Polygon", "MultiPolygon"],
 ) -> None:
+    """Add a layer to a GeoPackage that QGIS 3.22 reads without a warning."""
     pyogrio.write_dataframe(
         frame,
         path,
@@ -257,7 +258,8 @@ def _add_styles(path: Path, styles: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _frozen_time() -> Iterator[None]:
+def frozen_time() -> Iterator[None]:
+    """Let GDAL write `TIMESTAMP` for the present time."""
     option = "OGR_CURRENT_DATE"  # what GDAL writes as a GeoPackage's last_change
     before = pyogrio.get_gdal_config_option(option)
     pyogrio.set_gdal_config_options({option: TIMESTAMP})

@@ -1,0 +1,370 @@
+"""The data set, as pycocotools and supervision read it, against the labels' own pixels."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyogrio
+import pyproj
+import pytest
+import rasterio
+import shapely
+import supervision
+import yaml
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis.extra.numpy import array_shapes, arrays
+from pycocotools.coco import COCO
+from rasterio.features import rasterize
+
+from workbench.dataset import (
+    EMPTY,
+    ONLY_PIECES,
+    UNREVIEWED,
+    Chips,
+    Dataset,
+    write_dataset,
+    yolo_rings,
+)
+from workbench.errors import DatasetError
+from workbench.layer import as_layer
+from workbench.opening import open_scene
+from workbench.raster import Scene
+
+UTM = pyproj.CRS.from_epsg(32636)
+LEFT, TOP, SIDE = 452_000.0, 35_000.0, 320
+CLASSES = {3: "roof", 7: 'tree "oak" & <élan>'}
+ALL_TRAIN = Chips(chip_size=64, val=0, test=0)
+TRANSFORM = Affine(0.5, 0, LEFT, 0, -0.5, TOP)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return make_scene(tmp_path / "ortho.tif")
+
+
+def make_scene(path: Path, **profile: Any) -> Scene:
+    values = np.random.default_rng(1).integers(100, 3000, (3, SIDE, SIDE)).astype("uint16")
+    values[:, :, :20] = 0
+    options = {"crs": UTM, "transform": TRANSFORM, "nodata": 0, "dtype": "uint16"} | profile
+    with rasterio.open(
+        path, "w", driver="GTiff", width=SIDE, height=SIDE, count=3, **options
+    ) as file:
+        file.write(values)
+    return open_scene(path)
+
+
+def shape(x: float, y: float, w: float, h: float) -> shapely.Polygon:
+    """A rectangle in pixels of the scene."""
+    return shapely.box(LEFT + x / 2, TOP - (y + h) / 2, LEFT + (x + w) / 2, TOP - y / 2)
+
+
+def shapes() -> list[shapely.Geometry]:
+    rng = np.random.default_rng(4)
+    blobs = [
+        shapely.Point(LEFT + x, TOP - y).buffer(r, 5)
+        for x, y, r in rng.uniform((5, 5, 2), (155, 155, 9), (40, 3))
+    ]
+    ring = shape(30, 30, 50, 45).difference(shape(45, 40, 12, 9)).difference(shape(60, 45, 9, 20))
+    parts = shapely.MultiPolygon([shape(130, 130, 20, 7), shape(155, 135, 10, 30)])
+    return [ring, parts, shape(0, 200, 40, 30), *blobs]
+
+
+def label_layer(
+    geometry: list[shapely.Geometry] | None = None, status: Any = "accepted", class_id: Any = 3
+) -> gpd.GeoDataFrame:
+    geometry = shapes() if geometry is None else geometry
+    n = len(geometry)
+    ids = class_id if isinstance(class_id, list) else [class_id] * n
+    return as_layer(
+        gpd.GeoDataFrame(
+            {
+                "id": [f"ortho/r0c0/{i}" for i in range(n)],
+                "class_id": pd.array(ids, "Int64"),
+                "status": status, "confidence": 0.9, "stability": 0.9, "area_m2": 1.0,
+                "area_px": 1, "source_tile": "ortho/r0c0", "source": "ortho", "n_tiles": 1,
+                "at_edge": False,
+            },
+            geometry=geometry,
+            crs=UTM,
+        )
+    )  # fmt: skip
+
+
+def ledger(status: str = "ok") -> gpd.GeoDataFrame:
+    halves = [shape(0, 0, SIDE, SIDE / 2), shape(0, SIDE / 2, SIDE, SIDE / 2)]
+    return gpd.GeoDataFrame(
+        {"tile": ["ortho/r0c0", "ortho/r1c0"], "status": ["ok", status]}, geometry=halves, crs=UTM
+    )
+
+
+def export(scene: Scene, folder: Path, layer: gpd.GeoDataFrame, chips: Chips = ALL_TRAIN,
+           tiles: gpd.GeoDataFrame | None = None, **options: Any) -> Dataset:  # fmt: skip
+    tiles = ledger() if tiles is None else tiles
+    options = {"classes": CLASSES} | options
+    return write_dataset(layer, tiles, [scene], folder, chips=chips, **options)
+
+
+def expected(scene: Scene, layer: gpd.GeoDataFrame, chip: Any, size: int) -> dict[str, np.ndarray]:
+    """The pixels of each label in a chip, from the layer itself."""
+    window = rasterio.windows.Window(chip.col_off, chip.row_off, size, size)
+    _, valid = scene.read(window)
+    masks = {}
+    for id, geometry in zip(layer["id"], layer.geometry, strict=True):
+        mask = rasterize([geometry], (size, size), transform=scene.window_transform(window))
+        if (mask.astype(bool) & valid).any():
+            masks[id] = mask.astype(bool) & valid
+    return masks
+
+
+def coco_of(folder: Path, split: str = "train") -> COCO:
+    return COCO(str(folder / "annotations" / f"instances_{split}.json"))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.*"))}
+
+
+def test_coco_gives_back_every_pixel(scene: Scene, tmp_path: Path) -> None:
+    layer = label_layer()
+    made = export(scene, tmp_path / "set", layer)
+    coco = coco_of(made.folder)
+    assert {c["id"]: c["name"] for c in coco.loadCats(coco.getCatIds())} == CLASSES
+    by_name = {image["file_name"]: image for image in coco.loadImgs(coco.getImgIds())}
+    used = made.chips[made.chips["split"] == "train"]
+    assert len(used) == len(by_name) > 20
+    kinds = set()
+    for chip in used.itertuples():
+        image = by_name[Path(chip.image).name]
+        wanted = expected(scene, layer, chip, 64)
+        annotations = coco.loadAnns(coco.getAnnIds(imgIds=image["id"]))
+        assert sorted(a["label_id"] for a in annotations) == sorted(wanted)
+        for annotation in annotations:
+            mask = coco.annToMask(annotation).astype(bool)
+            np.testing.assert_array_equal(mask, wanted[annotation["label_id"]])
+            ys, xs = np.nonzero(mask)
+            x0, y0 = int(xs.min()), int(ys.min())
+            box = [x0, y0, int(xs.max()) + 1 - x0, int(ys.max()) + 1 - y0]
+            assert (annotation["bbox"], annotation["area"]) == (box, mask.sum())
+            kinds.add((type(annotation["segmentation"]).__name__, annotation["iscrowd"]))
+    # polygons; RLE for holes; pieces that no object is made of
+    assert kinds == {("list", 0), ("dict", 0), ("dict", 1)}
+
+
+def test_yolo_gives_back_every_pixel(scene: Scene, tmp_path: Path) -> None:
+    layer = label_layer(class_id=[7, 3] * 21 + [7])
+    made = export(scene, tmp_path / "set", layer)
+    read = supervision.DetectionDataset.from_yolo(
+        str(made.folder / "images/train"), str(made.folder / "labels/train"),
+        str(made.folder / "data.yaml"), force_masks=True,
+    )  # fmt: skip
+    assert read.classes == [CLASSES[3], CLASSES[7]]
+    crowds = {
+        (a["image_id"], a["label_id"])
+        for a in coco_of(made.folder).dataset["annotations"]
+        if a["iscrowd"]
+    }
+    ids = {i["file_name"]: i["id"] for i in coco_of(made.folder).dataset["images"]}
+    classes = dict(zip(layer["id"], layer["class_id"], strict=True))
+    found = 0
+    for path, _, detections in read:
+        chip = made.chips.set_index("chip").loc[Path(path).stem]
+        wanted = expected(scene, layer, chip, 64)
+        wanted = {k: m for k, m in wanted.items() if (ids[Path(path).name], k) not in crowds}
+        masks = detections.mask if len(detections) else np.zeros((0, 64, 64), bool)
+        for number, class_id in enumerate((3, 7)):
+            union = np.zeros((64, 64), bool)
+            for id, mask in wanted.items():
+                if classes[id] == class_id:
+                    union |= mask
+            chosen = masks[detections.class_id == number] if len(detections) else masks
+            np.testing.assert_array_equal(chosen.any(axis=0), union)
+        # every label is there, by all of its parts
+        assert len(masks) >= len(wanted)
+        found += len(masks)
+    assert found > 50
+
+
+@settings(deadline=None, max_examples=60)
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=14)))
+def test_yolo_rings_fill_to_the_mask(mask: np.ndarray) -> None:
+    filled = np.zeros(mask.shape, np.uint8)
+    for ring in yolo_rings(mask):
+        assert len(ring) >= 3
+        cv2.fillPoly(filled, [ring.astype(np.int32)], 1)
+    np.testing.assert_array_equal(filled.astype(bool), mask)
+
+
+def test_yolo_joins_holes_by_a_cut_and_splits_parts() -> None:
+    mask = np.zeros((9, 20), bool)
+    mask[1:8, 1:8] = True
+    mask[3:5, 3:5] = False
+    assert len(yolo_rings(mask)) == 1
+    mask[2:6, 12:18] = True
+    assert len(yolo_rings(mask)) == 2
+
+
+def test_chips_are_the_stretched_pixels_and_lie_on_the_map(scene: Scene, tmp_path: Path) -> None:
+    made = export(scene, tmp_path / "set", label_layer())
+    index = pyogrio.read_dataframe(made.folder / "chips.gpkg")
+    assert index.crs == scene.crs
+    image = coco_of(made.folder).dataset["images"][5]
+    row = index[index["image"] == f"images/train/{image['file_name']}"].iloc[0]
+    pixels = np.asarray(cv2.imread(str(made.folder / row["image"]))[:, :, ::-1])
+    rgb, valid = scene.read(rasterio.windows.Window(row["col_off"], row["row_off"], 64, 64))
+    np.testing.assert_array_equal(pixels, np.where(valid[..., None], rgb, 0))
+    transform = Affine(*image["transform"])
+    corner = transform @ (64, 64)
+    assert row.geometry.bounds == (transform.c, corner[1], corner[0], transform.f)
+
+
+def test_cut_off_pieces_are_no_objects(scene: Scene, tmp_path: Path) -> None:
+    # 60 × 10 px, of which the last 10 columns (1/6) are in the next chip
+    layer = label_layer([shape(78, 10, 60, 10)])
+    made = export(scene, tmp_path / "set", layer, replace(ALL_TRAIN, min_kept=0.2))
+    by_chip = made.chips.set_index("chip")
+    assert by_chip.loc["ortho_r0c1", "n_labels"] == 1
+    assert by_chip.loc["ortho_r0c2", "left_out"] == ONLY_PIECES
+    made = export(scene, tmp_path / "set", layer, replace(ALL_TRAIN, min_kept=0.1))
+    assert made.chips.set_index("chip").loc["ortho_r0c2", "n_labels"] == 1
+
+
+def test_unreviewed_labels_are_no_background(scene: Scene, tmp_path: Path) -> None:
+    layer = label_layer([shape(70, 70, 20, 20), shape(140, 70, 20, 20), shape(70, 140, 9, 9)],
+                        status=["accepted", "unreviewed", "rejected"])  # fmt: skip
+    made = export(scene, tmp_path / "set", layer)
+    left_out = made.chips.set_index("chip")["left_out"]
+    assert left_out["ortho_r1c1"] == ""
+    assert left_out["ortho_r1c2"] == UNREVIEWED
+    # what is empty counts only where the tile's review is finished
+    assert left_out["ortho_r0c2"] == UNREVIEWED
+    assert left_out["ortho_r4c2"] == ""
+    assert made.summary.loc[f"left out: {UNREVIEWED}", "chips"] > 1
+    both = replace(ALL_TRAIN, statuses=("accepted", "unreviewed"))
+    assert export(scene, tmp_path / "set", layer, both).chips["n_labels"].sum() == 2
+
+
+def test_empty_chips_stay_or_go(scene: Scene, tmp_path: Path) -> None:
+    layer = label_layer([shape(70, 70, 20, 20)])
+    kept = export(scene, tmp_path / "set", layer)
+    assert (kept.folder / "labels/train/ortho_r3c3.txt").read_text() == ""
+    dropped = export(scene, tmp_path / "set", layer, replace(ALL_TRAIN, keep_empty=False))
+    assert list(dropped.chips.loc[dropped.chips["split"] != "", "chip"]) == ["ortho_r1c1"]
+    assert (dropped.chips["left_out"] == EMPTY).sum() > 10
+    assert len(list(dropped.folder.rglob("*.png"))) == 1
+
+
+def test_what_was_not_segmented_is_not_exported(scene: Scene, tmp_path: Path) -> None:
+    layer = label_layer()
+    made = export(scene, tmp_path / "a", layer, tiles=ledger("failed"))
+    assert (made.chips.loc[made.chips["split"] != "", "row_off"] < SIDE / 2).all()
+    aoi = shape(100, 0, 60, SIDE)
+    made = export(scene, tmp_path / "b", layer, replace(ALL_TRAIN, min_valid=0.3), aoi=aoi)
+    used = made.chips[made.chips["split"] != ""]
+    assert set(used["col_off"]) == {64, 128}
+    pixels = cv2.imread(str(made.folder / used.iloc[0]["image"]))
+    assert not pixels[:, : 100 - 64].any()
+
+
+def test_splits_do_not_touch(scene: Scene, tmp_path: Path) -> None:
+    chips = Chips(chip_size=32, val=0.2, test=0.1, seed=1)
+    made = export(scene, tmp_path / "set", label_layer(), chips)
+    used = made.chips[made.chips["split"] != ""]
+    assert set(used["split"]) == {"train", "val", "test"}
+    i, j = used.sindex.query(used.geometry, predicate="intersects")
+    assert (used["split"].to_numpy()[i] == used["split"].to_numpy()[j]).all()
+    ids = [{a["label_id"] for a in coco_of(made.folder, s).dataset["annotations"]}
+           for s in ("train", "val", "test")]  # fmt: skip
+    assert len(set.union(*ids)) == sum(map(len, ids))
+    content = yaml.safe_load((made.folder / "data.yaml").read_text(encoding="utf-8"))
+    assert content["val"] == "images/val"
+    assert content["names"] == {0: CLASSES[3], 1: CLASSES[7]}
+    assert content["class_ids"] == {0: 3, 1: 7}
+
+
+def test_equal_input_gives_equal_files(scene: Scene, tmp_path: Path) -> None:
+    layer = label_layer()
+    first = files_of(export(scene, tmp_path / "a", layer, Chips(chip_size=64)).folder)
+    assert files_of(export(scene, tmp_path / "b", layer, Chips(chip_size=64)).folder) == first
+
+
+def test_two_scenes_of_one_name_keep_their_chips_apart(tmp_path: Path) -> None:
+    scenes = []
+    for n in range(2):
+        (tmp_path / str(n)).mkdir()
+        moved = TRANSFORM @ Affine.translation(n * SIDE, 0)
+        scenes.append(make_scene(tmp_path / str(n) / "a b.tif", transform=moved))
+    tiles = pd.concat([ledger(), ledger().set_geometry(ledger().translate(SIDE / 2))])
+    across = label_layer([shape(SIDE - 30, 100, 80, 20)])  # seen by both
+    made = write_dataset(across, tiles, scenes, tmp_path / "set", classes={3: "x"}, chips=ALL_TRAIN)
+    assert made.chips["chip"].is_unique
+    assert made.chips["n_labels"].sum() == 2  # chip of one, and the valid pixels of the other
+
+
+@pytest.mark.parametrize("class_id", [pd.NA, 4])
+def test_labels_without_a_class_are_named(scene: Scene, tmp_path: Path, class_id: Any) -> None:
+    layer = label_layer(class_id=class_id)
+    with pytest.raises(DatasetError, match=r"43 of 43 labels .*ortho/r0c0/0"):
+        export(scene, tmp_path / "set", layer)
+    assert not list(tmp_path.glob("*set*"))
+
+
+def test_labels_without_a_class_take_the_only_or_the_given_one(
+    scene: Scene, tmp_path: Path
+) -> None:
+    layer = label_layer(class_id=pd.NA)
+    made = export(scene, tmp_path / "set", layer, classes={5: "roof"})
+    assert {a["category_id"] for a in coco_of(made.folder).dataset["annotations"]} == {5}
+    made = export(scene, tmp_path / "set", layer, replace(ALL_TRAIN, default_class=7))
+    assert {a["category_id"] for a in coco_of(made.folder).dataset["annotations"]} == {7}
+
+
+def test_only_an_earlier_export_is_replaced(scene: Scene, tmp_path: Path) -> None:
+    layer, folder = label_layer(), tmp_path / "set"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(DatasetError, match=r"thesis\.txt"):
+        export(scene, folder, layer)
+    (folder / "thesis.txt").unlink()
+    export(scene, folder, layer)
+    (folder / "labels/train.cache").write_text("of a training")
+    export(scene, folder, layer, replace(ALL_TRAIN, chip_size=128))
+    (folder / "images/best.pt").write_text("weights")
+    before = files_of(folder)
+    with pytest.raises(DatasetError, match=r"images/best\.pt"):
+        export(scene, folder, layer)
+    assert files_of(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("chips", "message"),
+    [
+        (Chips(chip_size=3), "chip_size"),
+        (Chips(min_kept=2), "min_kept"),
+        (Chips(val=0.6, test=0.4), "nothing for train"),
+        (Chips(statuses=()), "statuses"),
+    ],
+)
+def test_impossible_values_are_named(
+    scene: Scene, tmp_path: Path, chips: Chips, message: str
+) -> None:
+    with pytest.raises(DatasetError, match=message):
+        export(scene, tmp_path / "set", label_layer(), chips)
+
+
+def test_nothing_to_export_says_why_and_leaves_nothing(scene: Scene, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"with unreviewed labels"):
+        export(scene, tmp_path / "set", label_layer(status="unreviewed"), tiles=ledger("failed"))
+    assert not [p for p in tmp_path.iterdir() if "set" in p.name]
+
+
+def test_json_is_utf8(scene: Scene, tmp_path: Path) -> None:
+    made = export(scene, tmp_path / "set", label_layer())
+    text = (made.folder / "annotations/instances_train.json").read_text(encoding="utf-8")
+    assert "élan" in text
+    assert json.loads(text)["images"][0]["crs"] == "EPSG:32636"
