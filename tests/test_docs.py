@@ -1,10 +1,12 @@
 """What the README says is generated from the code, or checked against it."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from workbench import Job
@@ -52,10 +54,37 @@ def test_the_readme_names_every_column_and_every_file():
     assert [name for name in files if f"`{name}`" not in text] == []
 
 
-def test_papermill_commands_name_real_parameters():
-    names = re.findall(r"-p (\w+)", README.read_text(encoding="utf-8"))
-    assert names
-    assert set(names) <= set(Job.model_fields)
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+
+
+def test_papermill_commands_hold_a_valid_job():
+    commands = [
+        shlex.split(line)
+        for page in PAGES
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if line.startswith("    papermill ")
+    ]
+    assert len(commands) > 5
+    for words in commands:
+        assert (ROOT / words[1]).exists(), words
+        options = words[3:]
+        given = {options[i + 1]: options[i + 2] for i, word in enumerate(options) if word == "-p"}
+        for i, word in enumerate(options):
+            if word == "-y":
+                given |= yaml.safe_load(options[i + 1])
+        Job.create(**given)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_that_are_there(page):
+    targets = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def test_the_badge_opens_a_notebook_that_is_there():
+    (path,) = re.findall(r"urlpath=lab/tree/([^)]+)", README.read_text(encoding="utf-8"))
+    assert (ROOT / path).exists()
 
 
 if __name__ == "__main__":
