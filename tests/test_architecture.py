@@ -13,8 +13,9 @@ LAYERS = [
     "seams", "sam.mend", "sam.device", "sam.tiny", "sam.models", "sam.segmenter", "sam", "classic",
     "countryside", "sample", "layer", "aoi", "qgis", "quality", "report", "charts", "job",
     "runfolder", "finished", "review", "advice", "split", "dataset", "pipeline", "webmap",
-    "preview", "background", "widgets.session", "widgets.controls", "widgets.scenemap",
-    "widgets.aoi", "widgets.overlay", "widgets.plane", "widgets.tuner", "widgets.run", "widgets",
+    "preview", "background", "widgets.session", "widgets.cells", "widgets.controls",
+    "widgets.settings", "widgets.scenemap", "widgets.aoi", "widgets.overlay", "widgets.plane",
+    "widgets.tuner", "widgets.run", "widgets",
 ]  # fmt: skip
 PACKAGE = Path(workbench.__file__).parent
 

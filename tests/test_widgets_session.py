@@ -1,5 +1,6 @@
 """What the widgets share: one job, its area, and memory for cells that run again."""
 
+import ipywidgets as widgets
 import pytest
 from shapely.geometry import box, mapping
 
@@ -8,8 +9,9 @@ from workbench.background import TileDone
 from workbench.candidates import TileRecord
 from workbench.crs import to_lonlat
 from workbench.errors import JobError
-from workbench.widgets import session as sessions
-from workbench.widgets.session import Session, replace_in_cell, session_of_cell
+from workbench.widgets import cells
+from workbench.widgets.cells import CellWidget, session_of_cell
+from workbench.widgets.session import Session
 
 
 @pytest.fixture
@@ -66,8 +68,8 @@ def test_a_timed_tile_makes_a_forecast(job):
 
 
 def test_a_cell_that_runs_again_keeps_what_was_done_by_hand(job, monkeypatch):
-    monkeypatch.setattr(sessions, "_cell", lambda: "cell-1")
-    monkeypatch.setattr(sessions, "_of_cells", {})
+    monkeypatch.setattr(cells, "_cell", lambda: "cell-1")
+    monkeypatch.setattr(cells, "_of_cells", {})
     first = session_of_cell(job)
     first.change(pred_iou_thresh=0.95, min_area_px=20, planar=True)
     first.judged = {("scene", 0, 0, 1): True}
@@ -78,12 +80,12 @@ def test_a_cell_that_runs_again_keeps_what_was_done_by_hand(job, monkeypatch):
     assert again.judged == first.judged
     # other tiles: what was known of the candidates is of no use
     assert session_of_cell(job.changed(tile_size=96)).judged == {}
-    monkeypatch.setattr(sessions, "_cell", lambda: "cell-2")
+    monkeypatch.setattr(cells, "_cell", lambda: "cell-2")
     assert session_of_cell(job).job == job
 
 
 def test_a_widget_replaces_only_its_own_kind_in_its_own_cell(monkeypatch):
-    class Shown:
+    class Shown(CellWidget):
         detached = 0
 
         def detach(self):
@@ -92,9 +94,9 @@ def test_a_widget_replaces_only_its_own_kind_in_its_own_cell(monkeypatch):
     class Other(Shown):
         pass
 
-    monkeypatch.setattr(sessions, "_cell", lambda: "cell-1")
-    monkeypatch.setattr(sessions, "_shown_in_cells", {})
+    monkeypatch.setattr(cells, "_cell", lambda: "cell-1")
+    monkeypatch.setattr(cells, "_shown_in_cells", {})
     first, other, second = Shown(), Other(), Shown()
     for shown in (first, other, second):
-        replace_in_cell(shown)
+        shown.show(widgets.HTML())
     assert (first.detached, other.detached, second.detached) == (1, 0, 0)

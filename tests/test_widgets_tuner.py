@@ -140,17 +140,17 @@ def test_undo_flip_and_defaults(tuner):
     start = tuner.job
     tuner.controls.of["min_area_px"].value = 100
     tuner.controls.of["planar"].value = True
-    tuner._keep()
+    tuner.settings._keep()
     tuner.controls.of["planar"].value = False
-    tuner._flip()
+    tuner.settings._flip()
     assert tuner.job.planar
-    tuner._flip()
+    tuner.settings._flip()
     assert not tuner.job.planar
     for _ in range(5):
-        tuner._undo()
+        tuner.settings._undo()
     assert tuner.job == start
-    assert tuner.undo.disabled
-    tuner._reset()
+    assert tuner.settings.undo.disabled
+    tuner.settings._reset()
     usual = Job()
     assert all(getattr(tuner.job, name) == getattr(usual, name) for name in TUNED)
     assert tuner.job.source == start.source
@@ -160,25 +160,25 @@ def test_one_drag_is_one_step_back(tuner):
     sampled(tuner)
     for value in (0.86, 0.87, 0.88, 0.89):
         tuner.controls.of["pred_iou_thresh"].value = value
-    tuner._undo()
+    tuner.settings._undo()
     assert tuner.job.pred_iou_thresh == 0.85
 
 
 def test_presets_are_job_files(tuner, tmp_path):
     tuner.controls.of["min_area_px"].value = 250
-    tuner.preset.value = "small roofs"
-    tuner._save_preset()
+    tuner.settings.preset.value = "small roofs"
+    tuner.settings._save_preset()
     path = tmp_path / "presets" / "small roofs.yaml"
     assert Job.from_yaml(path).min_area_px == 250
-    assert "small roofs" in tuner.preset.options
-    tuner._reset()
-    tuner._load_preset()
+    assert "small roofs" in tuner.settings.preset.options
+    tuner.settings._reset()
+    tuner.settings._load_preset()
     assert tuner.job.min_area_px == 250
-    tuner.preset.value = "../elsewhere"
-    tuner._save_preset()
+    tuner.settings.preset.value = "../elsewhere"
+    tuner.settings._save_preset()
     assert "alert" in tuner.message.value
-    tuner.preset.value = "none such"
-    tuner._load_preset()
+    tuner.settings.preset.value = "none such"
+    tuner.settings._load_preset()
     assert "cannot be read" in tuner.message.value
 
 

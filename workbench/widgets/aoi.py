@@ -25,18 +25,19 @@ from workbench.errors import AOIError, WorkbenchError
 from workbench.job import Job
 from workbench.report import draw_map, figure_png
 from workbench.webmap import degrees_from_web
-from workbench.widgets.controls import button, sentence
+from workbench.widgets.cells import CellWidget, session_of_cell
+from workbench.widgets.controls import button, paragraph, sentence
 from workbench.widgets.scenemap import SceneMap, feature
-from workbench.widgets.session import Area, Session, replace_in_cell, session_of_cell
+from workbench.widgets.session import Area, Session
 
 _CLOSE = 1e-6  # degrees: the browser rounds to six decimals
 _DRAWN = {"color": "#d500f9", "weight": 2, "fillColor": "#d500f9", "fillOpacity": 0.02}
-_INSIDE = {"stroke": False, "fillColor": "#d500f9", "fillOpacity": 0.15, "interactive": False}
+_INSIDE = {"stroke": False, "fillColor": "#d500f9", "fillOpacity": 0.08, "interactive": False}
 _PICTURE_PX = 2048
 _EQUAL_AREA = 6933  # EPSG; for shares
 
 
-class AOIPicker:
+class AOIPicker(CellWidget):
     """The area of interest of a job: a map to draw it on, or a picture where nobody is at work.
 
     What is drawn becomes the `aoi` of the session's job at once. Raises `AOIError` where nobody
@@ -48,14 +49,9 @@ class AOIPicker:
         self.panel: AOIPanel | None = None
         if job.is_interactive:
             self.panel = AOIPanel(self.session)
-            replace_in_cell(self)
+            self.show(self.panel.widget)
         elif self.session.area is None:
             raise AOIError(self.session.problem)
-
-    @property
-    def job(self) -> Job:
-        """The job as it stands."""
-        return self.session.job
 
     @property
     def scene_map(self) -> SceneMap | None:
@@ -63,8 +59,8 @@ class AOIPicker:
         return None if self.panel is None else self.panel.scene_map
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
-        if self.panel is not None:
-            return self.panel.widget._repr_mimebundle_(**options)
+        if self.widget is not None:
+            return super()._repr_mimebundle_(**options)
         picture = base64.b64encode(area_picture(self.session)).decode()
         return {"image/png": picture, "text/plain": _caption(self.session)}
 
@@ -75,9 +71,7 @@ class AOIPicker:
 
     def close(self) -> None:
         """Take the picker away, and close what it has opened."""
-        self.detach()
-        if self.panel is not None:
-            self.panel.widget.close()
+        super().close()
         for scene in self.session.scenes:
             scene.close()
 
@@ -101,7 +95,7 @@ class AOIPanel:
         self._show_area()
         self._show_figures()
         self._show_problem()
-        self._fit()
+        self.scene_map.fit_area(self.session.area)
 
     def detach(self) -> None:
         """Stop following the session, and end the map's thread."""
@@ -129,7 +123,7 @@ class AOIPanel:
             tooltip="a vector file",
         )  # fmt: skip
         hint = widgets.HTML(
-            _paragraph(
+            paragraph(
                 "Draw with the tools on the map: rectangles or polygons, several if you like. "
                 "Without any, the whole raster is the area."
             )
@@ -199,7 +193,7 @@ class AOIPanel:
             self.figures.value = ""
             return
         what = "Whole raster" if session.area.aoi is None else "Area"
-        self.figures.value = _paragraph(
+        self.figures.value = paragraph(
             f"<b>{what}: {_area_text(_area_m2(session))}</b><br>"
             f"{html.escape(session.forecast.text(session.area.n_tiles))}"
         )
@@ -211,13 +205,7 @@ class AOIPanel:
         )
 
     def _say(self, text: str) -> None:
-        self.notice.value = _paragraph(html.escape(text))
-
-    def _fit(self) -> None:
-        area = self.session.area
-        if area is not None and area.aoi is not None:
-            left, bottom, right, top = shapely.bounds(area.aoi).tolist()
-            self.scene_map.fit((left, bottom, right, top))
+        self.notice.value = paragraph(html.escape(text))
 
     # ------------------------------------------------------------------------------ what it does
 
@@ -258,7 +246,7 @@ class AOIPanel:
         except WorkbenchError as error:
             self.notice.value = sentence(str(error))
             return
-        self._fit()
+        self.scene_map.fit_area(self.session.area)
         self._say(f"Loaded {path.name}.")
 
     def _save(self) -> None:
@@ -451,14 +439,10 @@ def _outside_text(session: Session) -> str:
         return ""
     much = f"{share:.0%}".replace("%", " %") if share >= 0.01 else "Less than 1 %"
     where = "raster" if len(session.scenes) == 1 else "rasters"
-    return _paragraph(
+    return paragraph(
         f"{much} of the area lies outside the {where} and is left out.",
         "border-left: 4px solid var(--jp-warn-color1, #f57c00); padding-left: 8px",
     )
-
-
-def _paragraph(content: str, style: str = "") -> str:
-    return f'<div role="status" style="line-height: 1.35; {style}">{content}</div>'
 
 
 def _step(shapes: gpd.GeoSeries) -> float:

@@ -111,6 +111,11 @@ def button(
     return made
 
 
+def paragraph(content: str, style: str = "") -> str:
+    """Return HTML as a paragraph with lines as close as those of a text."""
+    return f'<div role="status" style="line-height: 1.35; {style}">{content}</div>'
+
+
 def sentence(text: str) -> str:
     """Return a message as HTML, readable in light and dark themes."""
     return (

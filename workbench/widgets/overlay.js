@@ -211,7 +211,7 @@ export function paint(ctx, frame, affine, width, height, look) {
     ctx.fillStyle = colour;
     ctx.fill(dots);
     if (!look.fill) continue;
-    ctx.globalAlpha = 0.35;
+    ctx.globalAlpha = 0.25;
     ctx.fill(whole);
     ctx.fill(seam);
     ctx.globalAlpha = 1;

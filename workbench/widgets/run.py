@@ -21,10 +21,11 @@ from workbench.job import Job
 from workbench.layer import read_layer
 from workbench.preview import Preview, stack
 from workbench.report import duration, summary_table
+from workbench.widgets.aoi import tile_cores
+from workbench.widgets.cells import CellWidget
 from workbench.widgets.controls import button, row, sentence
 from workbench.widgets.overlay import PolygonOverlay
 from workbench.widgets.scenemap import SceneMap
-from workbench.widgets.session import replace_in_cell
 from workbench.widgets.tuner import ThresholdTuner
 
 DRAWN_AT_MOST = 20_000  # polygons; a run may make many more than a map can show
@@ -40,34 +41,24 @@ class CopyButton(anywidget.AnyWidget):
     text = traitlets.Unicode().tag(sync=True)
 
 
-class RunPanel:
+class RunPanel(CellWidget):
     """Save the job, copy its command, or run it here with the state of a `ThresholdTuner`."""
+
+    text = "Shown where a person is at the notebook."
 
     def __init__(self, tuner: ThresholdTuner) -> None:
         self.tuner, self.session = tuner, tuner.session
-        self.widget: widgets.Widget | None = None
         if tuner.job.is_interactive:
             self._build()
-            replace_in_cell(self)
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        if self.widget is None:
-            return {"text/plain": "Shown where a person is at the notebook."}
-        return self.widget._repr_mimebundle_(**options)
 
     def detach(self) -> None:
         """Let another panel take over: stop following the session."""
+        if self.widget is None:
+            return
         self.session.unobserve(self._show_command, "job")
         self.session.unobserve(self._show_forecast, ["area", "forecast", "problem"])
         if self.scene_map is not None:
             self.scene_map.close()
-
-    def close(self) -> None:
-        """Take the panel away and stop what it runs."""
-        self.detach()
-        self.session.close()
-        if self.widget is not None:
-            self.widget.close()
 
     # ------------------------------------------------------------------------------ what is shown
 
@@ -94,7 +85,7 @@ class RunPanel:
             "Tune on these tiles", self._tune, "all tiles of the run at the sliders", disabled=True
         )
         self.map_box = widgets.VBox([])
-        self.widget = widgets.VBox(
+        panel = widgets.VBox(
             [
                 self.command,
                 row(self.copy, self.path, button("Save", self.save, "the parameters, as YAML")),
@@ -102,7 +93,8 @@ class RunPanel:
                 self.message, self.failures, self.map_box, self.result,
             ]
         )  # fmt: skip
-        self.widget.add_class("sam-workbench-run")
+        panel.add_class("sam-workbench-run")
+        self.show(panel)
         self.session.observe(self._show_command, "job")
         self.session.observe(self._show_forecast, ["area", "forecast", "problem"])
         self._show_command(None)
@@ -167,6 +159,9 @@ class RunPanel:
             self.scene_map = SceneMap(self.session)
             self.overlay = PolygonOverlay(map_id=self.scene_map.map.model_id)
             self.map_box.children = (self.scene_map.widget, self.overlay)
+        area = self.session.area
+        self.scene_map.fit_area(area)
+        self.scene_map.show_tiles(None if area is None else tile_cores(area))
         self.overlay.draw(stack(()))
 
     def _hear(self, event: Event) -> None:

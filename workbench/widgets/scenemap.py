@@ -30,7 +30,7 @@ from workbench.webmap import (
     web_from_degrees,
 )
 from workbench.widgets.controls import sentence
-from workbench.widgets.session import Session
+from workbench.widgets.session import Area, Session
 
 MAX_ZOOM = 24  # 7 mm a pixel at the equator: a pixel of 5 cm is seen as a square
 ZOOM_STEP = 0.25  # with whole steps a scene may fill only half of the map
@@ -165,7 +165,8 @@ class SceneMap:
     ticks "Basemap": then OpenStreetMap's tiles are.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, height_px: int = 560) -> None:
+        self._height_px = height_px
         self.scenes: Sequence[Scene] = session.scenes
         self.crs: pyproj.CRS = session.scenes[0].crs
         self._from_degrees = pyproj.Transformer.from_crs(4326, self.crs, always_xy=True)
@@ -201,6 +202,12 @@ class SceneMap:
         dx, dy = pixel * width / 2, pixel * height / 2
         self._look_at((x - dx, y - dy, x + dx, y + dy))
 
+    def fit_area(self, area: Area | None) -> None:
+        """Show an area as large as it fits; one without an AOI leaves the map as it is."""
+        if area is not None and area.aoi is not None:
+            left, bottom, right, top = shapely.bounds(area.aoi).tolist()
+            self.fit((left, bottom, right, top))
+
     def show_tiles(self, frame: gpd.GeoDataFrame | None) -> None:
         """Draw the outlines of tiles, in place of those shown before; of too many, none."""
         self._tiles = self._tiles[:0] if frame is None else frame.geometry.to_crs(4326)
@@ -235,7 +242,7 @@ class SceneMap:
             scroll_wheel_zoom=True,
             max_zoom=MAX_ZOOM,
             zoom_snap=ZOOM_STEP,
-            layout=widgets.Layout(height="560px"),
+            layout=widgets.Layout(height=f"{self._height_px}px"),
         )
         self.map.add(ipyleaflet.ScaleControl(position="bottomleft", imperial=False))
         self.map.observe(self._moved, "bounds")

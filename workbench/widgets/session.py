@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import shapely
-from IPython import get_ipython
 from traitlets import Bool, Dict, HasTraits, Instance, Tuple, Unicode, observe
 
 from workbench.aoi import load_aoi
@@ -163,58 +162,3 @@ class Session(HasTraits):
 
 def _ignore(_: Event) -> None:
     pass
-
-
-# -------------------------------------------------------------------- when a cell runs again
-
-_of_cells: dict[str, tuple[Job, Session]] = {}
-_shown_in_cells: dict[tuple[str, str], Any] = {}
-
-
-def session_of_cell(job: Job) -> Session:
-    """Make a session for a job; in a cell that runs again, keep what a person has changed there.
-
-    A parameter that the cell's job has changed since then counts more than what was done by hand.
-    """
-    cell = _cell()
-    given, earlier = _of_cells.get(cell, (job, None))
-    if earlier is None:
-        session = Session(job)
-    else:
-        earlier.cancel()
-        by_hand = {
-            name: value
-            for name, value in earlier.job
-            if value != getattr(given, name) and getattr(given, name) == getattr(job, name)
-        }
-        session = Session(job.changed(**by_hand))
-        if session.scenes == earlier.scenes and all(
-            getattr(session.job, name) == getattr(earlier.job, name) for name in SAMPLES_DEPEND_ON
-        ):
-            session.samples = tuple(sample for sample in earlier.samples if sample.whole)
-            session.judged = earlier.judged
-            session.take_process(earlier)
-            session.forecast = earlier.forecast
-    if earlier is not None:
-        earlier.close()
-    if cell:
-        _of_cells[cell] = job, session
-    return session
-
-
-def replace_in_cell(shown: Any) -> None:
-    """Let a widget take the place of the one of its kind that its cell showed before."""
-    cell = _cell()
-    if cell:
-        before = _shown_in_cells.get((cell, type(shown).__name__))
-        if before is not None:
-            before.detach()
-        _shown_in_cells[cell, type(shown).__name__] = shown
-
-
-def _cell() -> str:
-    """The id of the running notebook cell; empty outside of a notebook."""
-    kernel = getattr(get_ipython(), "kernel", None)
-    if kernel is None:
-        return ""
-    return str(kernel.get_parent("shell").get("metadata", {}).get("cellId", ""))

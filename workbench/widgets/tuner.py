@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import html
-import re
 import threading
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
@@ -15,22 +13,20 @@ import ipyleaflet
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
-import shapely
 
-from workbench.atomic import atomic_path
 from workbench.background import Event, Finished, Index, Planned, Stopped, TileDone, TileUnderway
 from workbench.crs import from_lonlat
 from workbench.errors import WorkbenchError
-from workbench.job import Job
 from workbench.polygons import Cleaning
 from workbench.preview import Fate, Preview, Sample, Verdict, View, propose_tiles, stack
 from workbench.report import duration
-from workbench.widgets.aoi import AOIPicker
-from workbench.widgets.controls import TUNED, Controls, button, row, sentence
+from workbench.widgets.aoi import AOIPicker, tile_cores
+from workbench.widgets.cells import CellWidget
+from workbench.widgets.controls import TUNED, Controls, button, paragraph, row, sentence
 from workbench.widgets.overlay import Flag, PolygonOverlay
 from workbench.widgets.plane import ScorePlane
 from workbench.widgets.scenemap import SceneMap, feature
-from workbench.widgets.session import replace_in_cell
+from workbench.widgets.settings import Settings
 
 AHEAD_AT_MOST = 30_000  # candidates that are traced before a slider asks for them
 AHEAD_AT_ONCE = 20  # a slider waits for no more than these
@@ -48,46 +44,32 @@ FATES = {
 }
 
 
-class ThresholdTuner:
+class ThresholdTuner(CellWidget):
     """Tune on sample tiles of the area that an `AOIPicker` shows.
 
     What is drawn is what `select`, `to_polygons` and `clean` give, as in a run. Where nobody is
     at the notebook, it makes no widgets and shows nothing.
     """
 
+    text = "Thresholds and cleaning as in the parameters."
+
     def __init__(self, picker: AOIPicker) -> None:
         self.session = picker.session
-        self.widget: widgets.Widget | None = None
         if picker.job.is_interactive:
             self._build()
-            replace_in_cell(self)
-
-    @property
-    def job(self) -> Job:
-        """The job as it is tuned now."""
-        return self.session.job
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        if self.widget is None:
-            return {"text/plain": "Thresholds and cleaning as in the parameters."}
-        return self.widget._repr_mimebundle_(**options)
 
     def detach(self) -> None:
         """Let another tuner take over: stop following the session."""
+        if self.widget is None:
+            return
         self._closed = True
         self._wake.set()
         self.session.unobserve(self._job_changed, "job")
         self.session.unobserve(self._samples_changed, ["samples", "area"])
         self.session.unobserve(self._fit, "area")
         self.controls.close()
+        self.settings.close()
         self.scene_map.close()
-
-    def close(self) -> None:
-        """Take the tuner away and give the model's memory back."""
-        self.detach()
-        self.session.close()
-        if self.widget is not None:
-            self.widget.close()
 
     # ------------------------------------------------------------------------------ what is shown
 
@@ -97,10 +79,6 @@ class ThresholdTuner:
         self._closed = False
         self._wake = threading.Event()
         self._touched = 0.0
-        self._past: list[Job] = []
-        self._pushed = ("", 0.0)
-        self._undoing = False
-        self._other: Job | None = None
         self._queue: set[Index] = set()
         self._timed: tuple[int, int, float] | None = None  # tiles wanted, done, time of the last
         self._share = 0.0  # of the next tile, as far as the model tells
@@ -111,7 +89,7 @@ class ThresholdTuner:
         self._selected = -1  # row
 
         self.controls = Controls(session)
-        self.scene_map = SceneMap(session)
+        self.scene_map = SceneMap(session, height_px=460)  # what a click tells is to be in sight
         self.overlay = PolygonOverlay(map_id=self.scene_map.map.model_id)
         self.overlay.on_click(self._clicked)
         self.plane = ScorePlane(floors=[session.job.pred_iou_floor, session.job.stability_floor])
@@ -129,7 +107,8 @@ class ThresholdTuner:
         for layer in (self.area, self.frames, self.alternatives):
             self.scene_map.map.add(layer)
         self.figures, self.message, self.verdicts = (widgets.HTML() for _ in range(3))
-        self.widget = self._layout()
+        self.settings = Settings(session, self.message)
+        self.show(self._layout())
         self.preview = Preview(())
         self.view = self.preview.look(session.job.thresholds, session.job.cleaning)
         session.observe(self._job_changed, "job")
@@ -140,11 +119,7 @@ class ThresholdTuner:
         self._fit(None)
 
     def _fit(self, _: Any) -> None:
-        """Show the area as large as it fits."""
-        area = self.session.area
-        if area is not None and area.aoi is not None:
-            left, bottom, right, top = shapely.bounds(area.aoi).tolist()
-            self.scene_map.fit((left, bottom, right, top))
+        self.scene_map.fit_area(self.session.area)
 
     def _layout(self) -> widgets.Widget:
         self.progress = widgets.FloatProgress(max=1.0, layout={"width": "160px"})
@@ -161,10 +136,10 @@ class ThresholdTuner:
             options=[("Explain", "explain"), ("Good", "good"), ("Bad", "bad")],
             tooltips=["click: why a polygon is there or not", "click: call a polygon good",
                       "click: call a polygon bad"],
-            style={"button_width": "76px"},
+            style={"button_width": "62px"},
         )  # fmt: skip
         colour = widgets.Dropdown(
-            options=["confidence", "stability", "none"], description="colour", layout=_wide(150),
+            options=["confidence", "stability", "none"], description="colour", layout=_wide(175),
             style={"description_width": "45px"},
         )  # fmt: skip
         fill = widgets.Checkbox(True, description="fill", indent=False, layout=_wide(50))
@@ -175,27 +150,15 @@ class ThresholdTuner:
         for control, name in ((colour, "colour_by"), (fill, "fill"), (opacity, "opacity")):
             setattr(self.overlay, name, control.value)
             control.observe(lambda c, name=name: setattr(self.overlay, name, c["new"]), "value")
-        self.flip = button("A ⇄ B", self._flip, "go to the kept setting and back", disabled=True)
-        self.undo = button("Undo", self._undo, "take the last change back", disabled=True)
-        actions = row(
-            button("Keep as B", self._keep, "remember this setting to compare with"), self.flip,
-            self.undo, button("Defaults", self._reset, "all sliders as they come"),
-        )  # fmt: skip
-        self.preset = widgets.Combobox(placeholder="preset", layout=_wide(120))
-        self.preset.options = self._preset_names()
-        presets = row(
-            self.preset, button("Save preset", self._save_preset, "as a job file"),
-            button("Load", self._load_preset, "thresholds and cleaning of a job file"),
-        )  # fmt: skip
         left = widgets.VBox(
             [
-                row(propose, self.n_tiles, clear, self.mode, colour, fill, opacity),
-                self.scene_map.widget, self.overlay, self.figures, self.progress_row, self.message,
-                self.verdicts,
+                row(propose, self.n_tiles, clear, self.mode), row(colour, fill, opacity),
+                self.scene_map.widget, self.overlay, self.progress_row, self.message,
+                self.figures, self.verdicts,
             ], layout=widgets.Layout(flex="1 1 500px", min_width="0"),
         )  # fmt: skip
         right = widgets.VBox(
-            [self.controls.thresholds, self.plane, self.controls.cleaning, actions, presets],
+            [self.controls.thresholds, self.plane, self.controls.cleaning, self.settings.widget],
             layout=widgets.Layout(width="350px", flex="0 0 350px"),
         )
         box = widgets.HBox([left, right], layout=widgets.Layout(width="100%"))
@@ -206,10 +169,8 @@ class ThresholdTuner:
 
     def _job_changed(self, change: Any) -> None:
         before, job = change["old"], change["new"]
-        changed = [name for name in TUNED if getattr(before, name) != getattr(job, name)]
+        changed = any(getattr(before, name) != getattr(job, name) for name in TUNED)
         if changed:
-            if not self._undoing:
-                self._remember(before, ",".join(changed))
             self._refresh()
 
     def _refresh(self) -> None:
@@ -303,7 +264,7 @@ class ThresholdTuner:
         with self._lock:
             preview, view = self.preview, self.view
         if not preview.samples:
-            self.figures.value = "Click a tile, or let tiles be proposed, to see polygons."
+            self.figures.value = paragraph("Click a tile, or propose some, to see polygons.")
             return
         figures = preview.figures(view)
         text = [f"<b>{figures.n:,}</b> polygons on {len(preview.samples)} tiles"]
@@ -319,7 +280,7 @@ class ThresholdTuner:
             text.append(f"<b>{share:.0%}</b> of {len(verdicts)} judged are good")
         if session.area is not None:
             text.append(f"whole area: {session.forecast.text(session.area.n_tiles)}")
-        self.figures.value = " · ".join(text)
+        self.figures.value = paragraph(" · ".join(text))
 
     # ------------------------------------------------------------------------------ sample tiles
 
@@ -337,10 +298,8 @@ class ThresholdTuner:
             with self.plane.hold_sync():
                 self.plane.points = scores.astype("<f4").tobytes()
                 self.plane.state = np.zeros(len(scores), np.uint8).tobytes()
-        parts = [] if session.area is None else session.area.parts
-        cores = [part.scene.window_polygon(tile.core) for part in parts for tile in part.tiles]
         crs = session.scenes[0].crs
-        self.scene_map.show_tiles(gpd.GeoDataFrame(geometry=cores, crs=crs))
+        self.scene_map.show_tiles(None if session.area is None else tile_cores(session.area))
         windows = [s.part.scene.window_polygon(s.tile.window) for s in session.samples]
         self.frames.data = feature(gpd.GeoSeries(windows, crs=crs), _WINDOW)
         self.area.data = feature(gpd.GeoSeries([] if aoi is None else [aoi], crs=crs), _AREA)
@@ -480,7 +439,9 @@ class ThresholdTuner:
         head = "<tr><th></th><th>predicted IoU</th><th>stability</th><th></th></tr>"
         more = f"<p>and {len(verdicts) - 10} more</p>" if len(verdicts) > 10 else ""
         self.verdicts.value = (
-            f"<table>{head}{''.join(lines)}</table>{more}" if lines else "No candidate here."
+            f'<table style="line-height: 1.3">{head}{"".join(lines)}</table>{more}'
+            if lines
+            else "No candidate here."
         )
         hidden = [self.preview.outline(v.row) for v in verdicts[:10] if v.fate != Fate.KEPT]
         crs = self.session.scenes[0].crs
@@ -490,72 +451,6 @@ class ThresholdTuner:
             self._selected = next((v.row for v in verdicts if v.fate == Fate.KEPT), -1)
             self._point_out()
         self.plane.selected = verdicts[0].row if verdicts else -1
-
-    # ------------------------------------------------------------------- undo, A and B, presets
-
-    def _remember(self, before: Job, what: str) -> None:
-        """Keep a job to come back to; one drag of a slider is one step."""
-        now = time.monotonic()
-        if self._pushed[0] != what or now - self._pushed[1] > 1.0:
-            self._past.append(before)
-            self.undo.disabled = False
-        self._pushed = (what, now)
-
-    def _go_to(self, job: Job) -> None:
-        try:
-            self.session.change(**{name: getattr(job, name) for name in TUNED})
-        except WorkbenchError as error:
-            self.message.value = sentence(str(error))
-
-    def _undo(self) -> None:
-        if self._past:
-            self._undoing = True  # which is no step of its own
-            self._go_to(self._past.pop())
-            self._undoing, self._pushed = False, ("", 0.0)
-        self.undo.disabled = not self._past
-
-    def _keep(self) -> None:
-        self._other = self.session.job
-        self.flip.disabled = False
-        self.message.value = "Kept as B. Move the sliders, then flip between the two."
-
-    def _flip(self) -> None:
-        if self._other is not None:
-            self._other, there = self.session.job, self._other
-            self._go_to(there)
-
-    def _reset(self) -> None:
-        self._go_to(Job.create())
-
-    @property
-    def _presets(self) -> Path:
-        return self.session.folder.parent / "presets"
-
-    def _preset_names(self) -> list[str]:
-        return sorted(path.stem for path in self._presets.glob("*.yaml"))
-
-    def _save_preset(self) -> None:
-        name = self.preset.value.strip()
-        if not re.fullmatch(r"[\w .-]+", name):
-            self.message.value = sentence("Give the preset a name of letters and digits.")
-            return
-        path = self._presets / f"{name}.yaml"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(path) as temporary:
-                temporary.write_text(self.session.job.to_yaml(), encoding="utf-8")
-        except OSError as error:
-            self.message.value = sentence(f"{path} cannot be written: {error.strerror}.")
-            return
-        self.preset.options = self._preset_names()
-        self.message.value = f"Saved {html.escape(str(path))}"
-
-    def _load_preset(self) -> None:
-        try:
-            self.message.value = ""
-            self._go_to(Job.from_yaml(self._presets / f"{self.preset.value.strip()}.yaml"))
-        except WorkbenchError as error:
-            self.message.value = sentence(str(error))
 
 
 def _wide(px: int) -> widgets.Layout:

@@ -1,0 +1,123 @@
+"""Going between settings of the tuner: undo, A and B, defaults, presets."""
+
+from __future__ import annotations
+
+import html
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+
+from workbench.atomic import atomic_path
+from workbench.errors import WorkbenchError
+from workbench.job import Job
+from workbench.widgets.controls import TUNED, button, row, sentence
+from workbench.widgets.session import Session
+
+
+class Settings:
+    """Buttons that go from one set of thresholds and cleaning to another.
+
+    What there is to say goes to `message`. Presets are job files beside the run folder.
+    """
+
+    def __init__(self, session: Session, message: widgets.HTML) -> None:
+        self.session, self.message = session, message
+        self._past: list[Job] = []
+        self._pushed = ("", 0.0)
+        self._undoing = False
+        self._other: Job | None = None
+        self.flip = button("A ⇄ B", self._flip, "go to the kept setting and back", disabled=True)
+        self.undo = button("Undo", self._undo, "take the last change back", disabled=True)
+        self.preset = widgets.Combobox(
+            placeholder="name of a preset", layout=widgets.Layout(width="150px")
+        )
+        self.preset.options = self._preset_names()
+        self.widget = widgets.VBox(
+            [
+                row(
+                    button("Keep as B", self._keep, "remember this setting to compare with"),
+                    self.flip, self.undo,
+                    button("Defaults", self._reset, "all sliders as they come"),
+                ),
+                row(
+                    self.preset, button("Save preset", self._save_preset, "as a job file"),
+                    button("Load", self._load_preset, "thresholds and cleaning of a job file"),
+                ),
+            ]
+        )  # fmt: skip
+        session.observe(self.changed, "job")
+
+    def close(self) -> None:
+        """Stop following the session."""
+        self.session.unobserve(self.changed, "job")
+
+    def changed(self, change: Any) -> None:
+        """Keep the job to come back to; one drag of a slider is one step."""
+        before, job = change["old"], change["new"]
+        what = ",".join(name for name in TUNED if getattr(before, name) != getattr(job, name))
+        if not what or self._undoing:
+            return
+        now = time.monotonic()
+        if self._pushed[0] != what or now - self._pushed[1] > 1.0:
+            self._past.append(before)
+            self.undo.disabled = False
+        self._pushed = (what, now)
+
+    def _go_to(self, job: Job) -> None:
+        try:
+            self.session.change(**{name: getattr(job, name) for name in TUNED})
+        except WorkbenchError as error:
+            self.message.value = sentence(str(error))
+
+    def _undo(self) -> None:
+        if self._past:
+            self._undoing = True  # which is no step of its own
+            self._go_to(self._past.pop())
+            self._undoing, self._pushed = False, ("", 0.0)
+        self.undo.disabled = not self._past
+
+    def _keep(self) -> None:
+        self._other = self.session.job
+        self.flip.disabled = False
+        self.message.value = "Kept as B. Move the sliders, then flip between the two."
+
+    def _flip(self) -> None:
+        if self._other is not None:
+            self._other, there = self.session.job, self._other
+            self._go_to(there)
+
+    def _reset(self) -> None:
+        self._go_to(Job.create())
+
+    @property
+    def _presets(self) -> Path:
+        return self.session.folder.parent / "presets"
+
+    def _preset_names(self) -> list[str]:
+        return sorted(path.stem for path in self._presets.glob("*.yaml"))
+
+    def _save_preset(self) -> None:
+        name = self.preset.value.strip()
+        if not re.fullmatch(r"[\w .-]+", name):
+            self.message.value = sentence("Give the preset a name of letters and digits.")
+            return
+        path = self._presets / f"{name}.yaml"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary:
+                temporary.write_text(self.session.job.to_yaml(), encoding="utf-8")
+        except OSError as error:
+            self.message.value = sentence(f"{path} cannot be written: {error.strerror}.")
+            return
+        self.preset.options = self._preset_names()
+        self.message.value = f"Saved {html.escape(str(path))}"
+
+    def _load_preset(self) -> None:
+        try:
+            self.message.value = ""
+            self._go_to(Job.from_yaml(self._presets / f"{self.preset.value.strip()}.yaml"))
+        except WorkbenchError as error:
+            self.message.value = sentence(str(error))
