@@ -91,6 +91,72 @@ def test_01_the_raster_is_on_the_map(opened):
     assert loaded > 500
 
 
+def centre_of(view):
+    box = view.bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def aoi_bounds(opened):
+    """West, south, east, north of what Python has as the area, in degrees."""
+    return np.array(
+        json.loads(
+            opened.ask(
+                "import shapely; a = picker.session.job.aoi\n"
+                "print(list(shapely.geometry.shape(a).bounds) if a else [])"
+            )
+        )
+    )
+
+
+def until_area(opened, meant):
+    """Wait until the bounds of the area are as meant."""
+    for _ in range(100):
+        if meant(aoi_bounds(opened)):
+            return aoi_bounds(opened)
+        opened.page.wait_for_timeout(200)
+    raise AssertionError(f"the area is {aoi_bounds(opened)}")
+
+
+def drag(page, start, end):
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move(*end, steps=8)
+    page.mouse.up()
+
+
+def test_02_a_polygon_is_drawn_edited_moved_and_deleted(opened):
+    view, page = map_of(opened, 0), opened.page
+    x, y = centre_of(view)
+    view.locator(".leaflet-pm-icon-polygon").click()
+    corners = [(x - 100, y + 80), (x + 110, y + 60), (x + 10, y - 120)]
+    for corner in [*corners, corners[0]]:  # the first once more ends it
+        page.mouse.move(*corner, steps=3)
+        page.mouse.click(*corner)
+        page.wait_for_timeout(150)
+    drawn = until_area(opened, lambda bounds: len(bounds) == 4)
+    assert opened.ask("print(len(picker.session.job.aoi['coordinates'][0]))") == "4"
+    opened.picture(f"{opened.name}-01b-polygon")
+
+    view.locator(".leaflet-pm-icon-edit").click()
+    drag(page, corners[1], (x + 170, y + 60))
+    wider = until_area(opened, lambda bounds: bounds[2] > drawn[2] + 1e-6)
+    assert wider[[0, 1, 3]] == pytest.approx(drawn[[0, 1, 3]], abs=2e-6)
+    opened.picture(f"{opened.name}-01c-editing")
+    view.locator(".leaflet-pm-icon-edit").click()
+
+    view.locator(".leaflet-pm-icon-drag").click()
+    drag(page, (x, y + 20), (x - 60, y + 20))
+    moved = until_area(opened, lambda bounds: bounds[0] < wider[0] - 1e-6)
+    assert moved - wider == pytest.approx(np.array([1, 0, 1, 0]) * (moved - wider)[0], abs=3e-6)
+    view.locator(".leaflet-pm-icon-drag").click()
+
+    view.locator(".leaflet-pm-icon-delete").click()
+    page.mouse.click(x - 60, y + 20)
+    until_area(opened, lambda bounds: len(bounds) == 0)
+    view.locator(".leaflet-pm-icon-delete").click()
+    assert "Whole raster" in opened.page.locator(".sam-workbench-aoi").inner_text()
+
+
 def test_02_a_rectangle_becomes_the_area(opened):
     before = int(opened.ask("print(picker.session.area.n_tiles)"))
     view = map_of(opened, 0)
@@ -157,11 +223,13 @@ def test_05_each_slider_reaches_the_job_and_the_map(opened, label, name):
         opened.page.keyboard.press("ArrowRight")
     opened.until(f"str(tuner.job.{name}) != {before!r}")
     until_shown(opened, "len(tuner.view.kept)")
-    for _ in range(4):  # on a slow machine, one step for each key
-        if opened.ask(f"print(tuner.job.{name})") != before:
+    for _ in range(8):  # on a slow machine, one step for each key
+        if opened.ask(f"print(tuner.job.{name})") == before:
+            break
+        if button(opened, "Undo").is_enabled():
             button(opened, "Undo").click()
-            opened.page.wait_for_timeout(300)
-    opened.until(f"str(tuner.job.{name}) == {before!r}")
+        opened.page.wait_for_timeout(400)
+    opened.until(f"str(tuner.job.{name}) == {before!r}", seconds=10)
 
 
 def test_06_planar_is_a_box(opened):
@@ -205,6 +273,9 @@ def test_07_hovering_tells_the_scores_and_a_click_why(opened):
     opened.picture(f"{opened.name}-06-hover")
     opened.page.mouse.click(x, y)
     opened.until("'kept' in tuner.verdicts.value")
+    why = opened.page.locator(".sam-workbench-tuner table")
+    assert "predicted IoU" in why.inner_text()
+    assert why.bounding_box()["y"] < 900  # in sight, with the map
     opened.picture(f"{opened.name}-07-why")
 
 
@@ -224,11 +295,34 @@ def test_09_two_settings_can_be_flipped(opened):
     for _ in range(6):
         opened.page.keyboard.press("ArrowRight")
     opened.until(f"tuner.job.pred_iou_thresh > {first} + 0.02")
+    of_a, pixels = until_shown(opened, "len(tuner.view.kept)"), coloured(opened)
+    opened.picture(f"{opened.name}-08-a")
     button(opened, "A ⇄ B").click()
     opened.until(f"abs(tuner.job.pred_iou_thresh - {first}) < 1e-6")
-    until_shown(opened, "len(tuner.view.kept)")
+    assert until_shown(opened, "len(tuner.view.kept)") > of_a
+    assert coloured(opened) != pixels
+    opened.picture(f"{opened.name}-08-b")
     button(opened, "A ⇄ B").click()
     opened.until(f"tuner.job.pred_iou_thresh > {first} + 0.02")
+    assert until_shown(opened, "len(tuner.view.kept)") == of_a
+
+
+def test_09_the_keyboard_reaches_all_controls(opened):
+    button(opened, "Propose tiles").focus()
+    reached = set()
+    for _ in range(60):
+        opened.page.keyboard.press("Tab")
+        reached.add(
+            opened.page.evaluate(
+                "(e => e.getAttribute('aria-label') || e.textContent.trim() || e.type)"
+                "(document.activeElement)"
+            )
+        )
+    expected = {
+        "Clear tiles", "Explain", "Good", "Bad", "Keep as B", "Undo", "Defaults", "Save preset",
+        "Load", "predicted IoU threshold", "stability threshold",
+    }  # fmt: skip
+    assert expected <= reached
 
 
 def test_10_the_line_in_the_plane_is_the_slider(opened):

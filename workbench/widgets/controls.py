@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,6 +56,7 @@ class Controls:
         self.problem = widgets.HTML()
         self.of = {name: _control(name, session.job) for name in TUNED}
         self._following = False
+        self._lock = threading.RLock()  # JupyterLab may call from two threads while a cell runs
         for name, control in self.of.items():
             control.observe(lambda change, name=name: self._changed(name, change["new"]), "value")
         session.observe(self._follow, "job")
@@ -75,24 +77,26 @@ class Controls:
         self.session.unobserve(self._follow, "job")
 
     def _changed(self, name: str, value: Any) -> None:
-        if self._following:
-            return
         off = name in STEPS and not value
-        try:
-            self.session.change(**{name: None if off else value})
-            self.problem.value = ""
-        except JobError as error:
-            self.problem.value = sentence(str(error))
-            self._follow()
+        with self._lock:
+            if self._following:
+                return
+            try:
+                self.session.change(**{name: None if off else value})
+                self.problem.value = ""
+            except JobError as error:
+                self.problem.value = sentence(str(error))
+                self._follow()
 
     def _follow(self, _: Any = None) -> None:
         """Show what the job says, which another widget may have changed."""
-        self._following = True
-        try:
-            for name, control in self.of.items():
-                _show(name, control, getattr(self.session.job, name))
-        finally:
-            self._following = False
+        with self._lock:
+            self._following = True
+            try:
+                for name, control in self.of.items():
+                    _show(name, control, getattr(self.session.job, name))
+            finally:
+                self._following = False
 
 
 def row(*children: widgets.Widget) -> widgets.HBox:

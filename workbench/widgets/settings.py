@@ -27,7 +27,7 @@ class Settings:
         self.session, self.message = session, message
         self._past: list[Job] = []
         self._pushed = ("", 0.0)
-        self._undoing = False
+        self._undone: dict[str, Any] = {}
         self._other: Job | None = None
         self.flip = button("A ⇄ B", self._flip, "go to the kept setting and back", disabled=True)
         self.undo = button("Undo", self._undo, "take the last change back", disabled=True)
@@ -58,8 +58,8 @@ class Settings:
         """Keep the job to come back to; one drag of a slider is one step."""
         before, job = change["old"], change["new"]
         what = ",".join(name for name in TUNED if getattr(before, name) != getattr(job, name))
-        if not what or self._undoing:
-            return
+        if not what or _tuned(job) == self._undone:
+            return  # an undo is no step of its own
         now = time.monotonic()
         if self._pushed[0] != what or now - self._pushed[1] > 1.0:
             self._past.append(before)
@@ -68,15 +68,16 @@ class Settings:
 
     def _go_to(self, job: Job) -> None:
         try:
-            self.session.change(**{name: getattr(job, name) for name in TUNED})
+            self.session.change(**_tuned(job))
         except WorkbenchError as error:
             self.message.value = sentence(str(error))
 
     def _undo(self) -> None:
         if self._past:
-            self._undoing = True  # which is no step of its own
-            self._go_to(self._past.pop())
-            self._undoing, self._pushed = False, ("", 0.0)
+            job = self._past.pop()
+            self._undone = _tuned(job)
+            self._go_to(job)
+            self._undone, self._pushed = {}, ("", 0.0)
         self.undo.disabled = not self._past
 
     def _keep(self) -> None:
@@ -121,3 +122,7 @@ class Settings:
             self._go_to(Job.from_yaml(self._presets / f"{self.preset.value.strip()}.yaml"))
         except WorkbenchError as error:
             self.message.value = sentence(str(error))
+
+
+def _tuned(job: Job) -> dict[str, Any]:
+    return {name: getattr(job, name) for name in TUNED}
