@@ -11,7 +11,9 @@ import workbench
 LAYERS = [
     "errors", "atomic", "crs", "sources", "raster", "opening", "tiles", "candidates", "polygons",
     "seams", "sam.mend", "sam.device", "sam.tiny", "sam.models", "sam.segmenter", "sam", "classic",
-    "countryside", "sample", "layer", "aoi", "qgis", "quality", "report", "charts", "job",
+    "countryside", "sample", "layer", "aoi",
+    "qgis.xml", "qgis.style", "qgis.project", "qgis",
+    "quality", "report", "charts", "job",
     "runfolder", "finished", "review", "advice", "split", "dataset", "pipeline", "webmap",
     "preview", "background", "widgets.session", "widgets.cells", "widgets.controls",
     "widgets.settings", "widgets.scenemap", "widgets.aoi", "widgets.overlay", "widgets.plane",

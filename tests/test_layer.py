@@ -22,7 +22,10 @@ from workbench.errors import RunFolderError
 from workbench.layer import COLUMNS, TILE_COLUMNS, as_layer, as_tiles, read_layer, write_layer
 
 UTM = pyproj.CRS.from_epsg(32636)
-STYLES = {"prelabels": "<qgis>labels</qgis>", "tiles": "<qgis>tiles</qgis>"}
+STYLES = {
+    "prelabels": {"Confidence": "<qgis>labels</qgis>", "Class": "<qgis>classes</qgis>"},
+    "tiles": {"Tiles": "<qgis>tiles</qgis>"},
+}
 X, Y = 452_000.0, 35_000.0
 RING = shapely.Polygon(
     [(X, Y), (X + 30, Y), (X + 30, Y + 30), (X, Y + 30)],
@@ -162,10 +165,15 @@ def test_geopackage_is_as_qgis_wants_it(tmp_path: Path) -> None:
         assert db.execute("PRAGMA user_version").fetchone() == (10200,)
         assert db.execute("SELECT count(*) FROM rtree_prelabels_geom").fetchone() == (len(layer),)
         stored = db.execute(
-            "SELECT f_table_schema, f_table_name, f_geometry_column, styleQML FROM layer_styles"
+            "SELECT f_table_schema, f_table_name, f_geometry_column, styleName, styleQML, "
+            "useAsDefault FROM layer_styles"
         ).fetchall()
         db.close()
-        assert stored == [("", name, "geom", qml) for name, qml in STYLES.items()]
+        assert stored == [
+            ("", "prelabels", "geom", "Confidence", "<qgis>labels</qgis>", 1),
+            ("", "prelabels", "geom", "Class", "<qgis>classes</qgis>", 0),
+            ("", "tiles", "geom", "Tiles", "<qgis>tiles</qgis>", 1),
+        ]
     assert list(pyogrio.read_dataframe(gpkg, layer="tiles")["tile"]) == list(tiles()["tile"])
 
 

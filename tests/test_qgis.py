@@ -18,7 +18,7 @@ import rasterio
 import shapely
 from affine import Affine
 
-from workbench.layer import LABELS, LayerFiles, as_layer, write_layer
+from workbench.layer import LABELS, LayerFiles, as_layer, read_layer, write_layer
 from workbench.opening import open_scene
 from workbench.qgis import (
     CONFIDENCE_CLASSES,
@@ -47,9 +47,14 @@ def has_qgis() -> bool:
 
 def seen_by_qgis(path: Path, *options: str) -> dict[str, Any]:
     """Open a file in real, headless QGIS and return what it saw."""
+    return run_in_qgis("qgis_verify.py", path, *options)
+
+
+def run_in_qgis(script: str, path: Path, *options: str) -> dict[str, Any]:
+    """Run a script beside this file with QGIS's Python and return the JSON that it prints."""
     if not has_qgis():
         pytest.skip("no QGIS: apt-get install --no-install-recommends python3-qgis qgis-providers")
-    verifier = Path(__file__).with_name("qgis_verify.py")
+    verifier = Path(__file__).with_name(script)
     # the variables of a virtual environment's Python would mislead the system's
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PROJ"))}
     environment |= {"QT_QPA_PLATFORM": "offscreen", "GDAL_PAM_ENABLED": "NO"}
@@ -133,13 +138,17 @@ def raster_of(path: Path | str) -> ProjectRaster:
 
 
 def hand_off(
-    folder: Path, *rasters: ProjectRaster, layer: gpd.GeoDataFrame | None = None
+    folder: Path,
+    *rasters: ProjectRaster,
+    layer: gpd.GeoDataFrame | None = None,
+    planar: bool = False,
 ) -> tuple[LayerFiles, Path]:
     layer = label_layer() if layer is None else layer
-    files = write_layer(layer, tile_layer(), folder, styles=styles(CLASSES))
+    files = write_layer(layer, tile_layer(), folder, styles=styles(CLASSES, planar))
     project = folder / "review.qgz"
     write_project(project, gpkg=files.gpkg, rasters=rasters, crs=UTM, bounds=BOUNDS,
-                  classes=CLASSES, title="A & B <run>")  # fmt: skip
+                  classes=CLASSES, title="A & B <run>", tiles=tile_layer(),
+                  planar=planar)  # fmt: skip
     return files, project
 
 
@@ -217,8 +226,9 @@ def test_qgis_form_offers_the_classes_and_keeps_the_scores(tmp_path: Path) -> No
     assert [n for n, field in fields.items() if field["editable"]] == ["class_id", "status"]
     edited = report["editing"][LABELS]
     assert edited["saved"]
-    # reshaping a polygon changes its area, and nothing else
-    assert list(edited["changed_by_reshape"]) == ["area_m2"]
+    # reshaping a polygon changes its area and says so, and nothing else
+    assert list(edited["changed_by_reshape"]) == ["status", "area_m2"]
+    assert edited["changed_by_reshape"]["status"] == ["unreviewed", "edited"]
     assert edited["changed_by_reshape"]["area_m2"][1] == pytest.approx(
         edited["planar_area_after_reshape"], rel=2e-3
     )
@@ -227,6 +237,9 @@ def test_qgis_form_offers_the_classes_and_keeps_the_scores(tmp_path: Path) -> No
     assert len(drawn["id"]) > 30
     assert drawn["status"] == "edited"
     assert drawn["confidence"] is None
+    assert (drawn["source_tile"], drawn["source"]) == ("scene/r0c0", "scene")
+    assert fields["class_id"]["reuse_last"]
+    assert not fields["status"]["reuse_last"]
 
 
 def test_qgis_finds_the_style_in_the_geopackage_and_beside_the_geojson(tmp_path: Path) -> None:
@@ -286,6 +299,82 @@ def test_qgis_shows_a_scene_as_the_model_saw_it(
     report = seen_by_qgis(hand_off(tmp_path, raster)[1])
     assert report["problems"] == []
     assert named(report, scene.name)["renderer"]["type"] == expected
+
+
+def test_qgis_offers_all_that_a_reviewer_needs(tmp_path: Path) -> None:
+    _, project = hand_off(tmp_path, raster_of(write_raster(tmp_path / "ortho.tif")))
+    report = seen_by_qgis(project, "--no-picture")
+    assert report["problems"] == []
+    labels = named(report, LABELS)
+    assert labels["current_style"] == "Confidence"
+    assert sorted(labels["styles"]) == ["Class", "Confidence", "Status"]
+    assert sorted(labels["stored_styles"]) == ["Class", "Confidence", "Status"]
+    assert [action["name"] for action in labels["actions"]] == ["Accept", "Reject", "Reopen"]
+    assert all(action["runnable"] for action in labels["actions"])
+    assert labels["actions"][0]["default_on_canvas"]
+    assert labels["actions"][0]["scopes"] == ["Canvas", "Feature"]
+    review = labels["form"]["tree"][0]
+    assert (labels["form"]["open_on_new"], review["name"]) == (True, "Review")
+    assert review["children"][:2] == ["field:class_id", "field:status"]
+    assert "action:Accept" in review["children"]
+    assert labels["table_sort"] == '"confidence"'
+    assert len(labels["row_styles"]) == 2
+    assert "To review" in labels["saved_filters"]
+    assert labels["map_tip"]
+    assert labels["edit_checks"] == ["QgsIsValidCheck"]
+    assert report["project"]["bookmarks"] == ["scene/r0c0", "scene/r0c1"]
+    assert len(report["project"]["topology_rules"]) == 2
+    assert report["project"]["avoid_overlap"]["layers"] == []
+
+
+def test_qgis_keeps_a_planar_layer_planar(tmp_path: Path) -> None:
+    raster = raster_of(write_raster(tmp_path / "ortho.tif"))
+    _, project = hand_off(tmp_path, raster, planar=True)
+    report = seen_by_qgis(project, "--no-picture")
+    assert report["problems"] == []
+    assert report["project"]["avoid_overlap"] == {"mode": 2, "layers": ["prelabels"]}
+    assert named(report, LABELS)["edit_checks"] == ["QgsIsValidCheck", "QgsGeometryOverlapCheck"]
+    assert len(report["project"]["topology_rules"]) == 4
+
+
+def test_a_review_in_qgis_loses_nothing(tmp_path: Path) -> None:
+    files, project = hand_off(tmp_path, raster_of(write_raster(tmp_path / "ortho.tif")))
+    before = read_layer(files.gpkg).set_index("id")
+    seen = run_in_qgis("qgis_review.py", project)
+    assert seen["saved"], seen["errors"]
+    # by confidence: 0.85, then 0.97 of those that nobody has seen
+    assert seen["went_to"] == ["scene/r0c0/0", "scene/r0c0/0", None]
+    assert seen["drawn_in_each_style"] == {"Class": True, "Confidence": True, "Status": True}
+    assert seen["map_tip"].startswith('<b>2 – tin "roof" &amp; &lt;annex></b>')
+    after = read_layer(files.gpkg)
+    drawn = after[~after["id"].isin(before.index)]
+    after = after.set_index("id")
+    kept = [f"scene/r0c0/{n}" for n in (0, 1, 2, 3)]
+    assert sorted(after.index) == sorted([*kept, *drawn["id"]])  # 4 is deleted
+    status = after["status"].to_dict()
+    # 3 is accepted, 0 rejected and reopened, then reshaped; 1 stays; 2 gets another class
+    assert [status[id] for id in kept] == ["edited", "accepted", "rejected", "accepted"]
+    assert after.loc[kept[2], "class_id"] == 1
+    for id in kept[1:]:
+        assert after.geometry[id].equals_exact(before.geometry[id], 0)
+    unchanged = [
+        "confidence",
+        "stability",
+        "area_px",
+        "source_tile",
+        "source",
+        "n_tiles",
+        "at_edge",
+    ]
+    assert after.loc[kept, unchanged].equals(before.loc[kept, unchanged])
+    reshaped = after.loc[kept[0]]
+    assert after.geometry[kept[0]].area == pytest.approx(before.geometry[kept[0]].area - 100)
+    assert reshaped["area_m2"] == pytest.approx(after.geometry[kept[0]].area, rel=2e-3)
+    assert len(drawn) == 1
+    new = drawn.iloc[0]
+    assert (new["status"], new["class_id"], new["source_tile"]) == ("edited", 3, "scene/r0c1")
+    assert new.geometry.area == pytest.approx(225)
+    assert not list(tmp_path.glob("*-wal"))
 
 
 # ---------------------------------------------------------------------------- the XML itself

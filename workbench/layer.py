@@ -91,13 +91,13 @@ def write_layer(
     tiles: gpd.GeoDataFrame,
     folder: Path,
     *,
-    styles: Mapping[str, str],
+    styles: Mapping[str, Mapping[str, str]],
 ) -> LayerFiles:
     """Write `prelabels.gpkg`, `.geojson`, `.parquet` and `.qml`, each whole or not at all.
 
-    `layer` and `tiles` share one CRS. `styles` holds QML for the layers named `prelabels` and
-    `tiles`. The GeoJSON is RFC 7946 (EPSG:4326, 7 decimals), with the CRS of the layer in the
-    property `crs`. Raises `RunFolderError` if QGIS has the old GeoPackage open.
+    `layer` and `tiles` share one CRS. `styles` holds QML by its name for the layers `prelabels`
+    and `tiles`, the default first. The GeoJSON is RFC 7946 (EPSG:4326, 7 decimals), with the CRS
+    of the layer in the property `crs`. Raises `RunFolderError` if QGIS has the old GeoPackage open.
     """
     if layer.crs is None or layer.crs != tiles.crs:
         raise ValueError(f"layer and tiles need one CRS, not {layer.crs} and {tiles.crs}")
@@ -118,7 +118,7 @@ def write_layer(
     with atomic_path(files.parquet) as path:
         layer.to_parquet(path, index=False)
     with atomic_path(files.qml) as path:
-        path.write_text(styles[LABELS], encoding="utf-8")
+        path.write_text(next(iter(styles[LABELS].values())), encoding="utf-8")
     return files
 
 
@@ -232,7 +232,7 @@ def write_gpkg_layer(
     )
 
 
-def _add_styles(path: Path, styles: Mapping[str, str]) -> None:
+def _add_styles(path: Path, styles: Mapping[str, Mapping[str, str]]) -> None:
     """Store QML in the GeoPackage, where QGIS finds it when it opens the layer."""
     with closing(sqlite3.connect(path)) as db, db:
         db.execute(
@@ -252,8 +252,12 @@ def _add_styles(path: Path, styles: Mapping[str, str]) -> None:
         db.executemany(
             "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, "
             "f_geometry_column, styleName, styleQML, styleSLD, useAsDefault, description, owner, "
-            "update_time) VALUES ('', '', ?, ?, ?, ?, '', 1, '', '', ?)",
-            [(name, GEOMETRY_COLUMN, name, styles[name], TIMESTAMP) for name in (LABELS, TILES)],
+            "update_time) VALUES ('', '', ?, ?, ?, ?, '', ?, '', '', ?)",
+            [
+                (layer, GEOMETRY_COLUMN, name, qml, number == 0, TIMESTAMP)
+                for layer in (LABELS, TILES)
+                for number, (name, qml) in enumerate(styles[layer].items())
+            ],
         )
 
 

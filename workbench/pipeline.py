@@ -441,7 +441,8 @@ def _write(result: Run, seconds: Mapping[str, float]) -> None:
     refuse_to_lose_review(folder)  # again: it may have begun during a long run
     # without it the GeoPackage stands for itself, should this be the last that we get to write
     (folder / "prelabels.parquet").unlink(missing_ok=True)
-    files = layers.write_layer(result.layer, result.tiles, folder, styles=qgis.styles(classes))
+    styles = qgis.styles(classes, result.job.planar)
+    files = layers.write_layer(result.layer, result.tiles, folder, styles=styles)
     write_job(result.job, folder)
     with atomic_path(folder / "tiles.parquet") as path:
         result.tiles.to_parquet(path, index=False)
@@ -453,6 +454,8 @@ def _write(result: Run, seconds: Mapping[str, float]) -> None:
         bounds=tuple(result.tiles.total_bounds),
         classes=classes,
         title=folder.name,
+        tiles=result.tiles,
+        planar=result.job.planar,
     )
     report.write_report(
         folder / "report.html",

@@ -1,0 +1,107 @@
+#!/usr/bin/python3
+"""Review the project of tests/test_qgis.py in headless QGIS, as a person would; JSON on stdout.
+
+Accept and reject by the code of the layer's own actions, reshape, change a class, draw, delete.
+"""
+
+import json
+import os
+import sys
+import tempfile
+
+os.environ["QGIS_CUSTOM_CONFIG_PATH"] = tempfile.mkdtemp(prefix="qgis_review_")
+os.environ.setdefault("XDG_RUNTIME_DIR", os.environ["QGIS_CUSTOM_CONFIG_PATH"])
+
+from qgis.core import (
+    QgsApplication,
+    QgsExpression,
+    QgsExpressionContext,
+    QgsExpressionContextUtils,
+    QgsGeometry,
+    QgsProject,
+    QgsRectangle,
+    QgsRenderContext,
+    QgsVectorLayerUtils,
+)
+
+
+def context_of(layer, feature=None):
+    context = QgsExpressionContext(QgsExpressionContextUtils.globalProjectLayerScopes(layer))
+    context.setFields(layer.fields())
+    if feature is not None:
+        context.setFeature(feature)
+    return context
+
+
+def label(layer, number):
+    return next(f for f in layer.getFeatures() if f["id"] == f"scene/r0c0/{number}")
+
+
+def press(layer, name, feature):
+    """Run the Python of an action, and return the id of the label that it goes to."""
+    (action,) = [a for a in layer.actions().actions() if a.name() == name]
+    code = QgsExpression.replaceExpressionText(action.command(), context_of(layer, feature))
+    exec(code, {})
+    chosen = list(layer.getSelectedFeatures())
+    return chosen[0]["id"] if chosen else None
+
+
+def drawn_in_each_style(layer, feature):
+    found = {}
+    for name in layer.styleManager().styles():
+        layer.styleManager().setCurrentStyle(name)
+        context = QgsRenderContext()
+        context.setExpressionContext(context_of(layer, feature))
+        renderer = layer.renderer().clone()
+        renderer.startRender(context, layer.fields())
+        found[name] = renderer.symbolForFeature(feature, context) is not None
+        renderer.stopRender(context)
+    layer.styleManager().setCurrentStyle("Confidence")
+    return found
+
+
+def main(path):
+    project = QgsProject.instance()
+    project.read(path)
+    (layer,) = project.mapLayersByName("prelabels")
+    fields = layer.fields()
+    tip = QgsExpression.replaceExpressionText(
+        layer.mapTipTemplate(), context_of(layer, label(layer, 2))
+    )
+    layer.startEditing()
+    went_to = [press(layer, "Accept", label(layer, 3))]
+    layer.selectByIds([])
+    layer.changeAttributeValue(label(layer, 2).id(), fields.indexOf("class_id"), 1)
+    reject = press(layer, "Reject", label(layer, 0))  # nothing is left to go to
+    went_to += [press(layer, "Reopen", label(layer, 0)), reject]
+
+    first = label(layer, 0)
+    box = first.geometry().boundingBox()
+    corner = QgsRectangle(box.xMinimum(), box.yMaximum() - 10, box.xMinimum() + 10, box.yMaximum())
+    smaller = first.geometry().difference(QgsGeometry.fromRect(corner))
+    smaller.convertToMultiType()
+    layer.changeGeometry(first.id(), smaller)
+
+    layer.deleteFeature(label(layer, 4).id())
+
+    left, top = box.xMinimum() + 165, box.yMaximum()
+    square = QgsGeometry.fromRect(QgsRectangle(left, top - 15, left + 15, top))
+    square.convertToMultiType()
+    class_id = fields.indexOf("class_id")
+    new = QgsVectorLayerUtils.createFeature(layer, square, {class_id: 3}, context_of(layer))
+    layer.addFeature(new)
+    seen = drawn_in_each_style(layer, new)
+    saved = layer.commitChanges()
+    seen = {
+        "went_to": went_to, "map_tip": tip, "drawn_in_each_style": seen, "saved": saved,
+        "errors": layer.commitErrors(),
+    }  # fmt: skip
+    print(json.dumps(seen))
+    project.clear()
+
+
+if __name__ == "__main__":
+    application = QgsApplication([], False)
+    application.initQgis()
+    main(sys.argv[1])
+    application.exitQgis()
