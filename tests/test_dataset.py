@@ -278,8 +278,8 @@ def test_splits_do_not_touch(scene: Scene, tmp_path: Path) -> None:
     assert set(used["split"]) == {"train", "val", "test"}
     i, j = used.sindex.query(used.geometry, predicate="intersects")
     assert (used["split"].to_numpy()[i] == used["split"].to_numpy()[j]).all()
-    ids = [{a["label_id"] for a in coco_of(made.folder, s).dataset["annotations"]}
-           for s in ("train", "val", "test")]  # fmt: skip
+    parts = [coco_of(made.folder, split).dataset["annotations"] for split in set(used["split"])]
+    ids = [{a["label_id"] for a in part if not a["iscrowd"]} for part in parts]
     assert len(set.union(*ids)) == sum(map(len, ids))
     content = yaml.safe_load((made.folder / "data.yaml").read_text(encoding="utf-8"))
     assert content["val"] == "images/val"
@@ -361,6 +361,18 @@ def test_nothing_to_export_says_why_and_leaves_nothing(scene: Scene, tmp_path: P
     with pytest.raises(DatasetError, match=r"with unreviewed labels"):
         export(scene, tmp_path / "set", label_layer(status="unreviewed"), tiles=ledger("failed"))
     assert not [p for p in tmp_path.iterdir() if "set" in p.name]
+
+
+def test_an_object_across_everything_does_not_tie_the_splits(scene: Scene, tmp_path: Path) -> None:
+    layer = label_layer([*shapes(), shape(20, 150, 300, 12)])
+    made = export(scene, tmp_path / "set", layer, Chips(chip_size=32, seed=1))
+    assert {"train", "val", "test"} <= set(made.chips["split"])
+
+
+def test_too_few_chips_for_a_split_say_so(scene: Scene, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"3 chips leave none for train.*val or test to 0"):
+        export(scene, tmp_path / "set", label_layer(), Chips(chip_size=200))
+    assert not (tmp_path / "set").exists()
 
 
 def test_json_is_utf8(scene: Scene, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import rasterio
 import shapely
 from affine import Affine
 
+from workbench import Job, run
 from workbench.layer import LABELS, LayerFiles, as_layer, read_layer, write_layer
 from workbench.opening import open_scene
 from workbench.qgis import (
@@ -33,6 +34,7 @@ UTM = pyproj.CRS.from_epsg(32636)
 LEFT, TOP, SIDE = 452_000.0, 35_000.0, 200.0
 BOUNDS = (LEFT, TOP - SIDE, LEFT + SIDE, TOP)
 CLASSES = {1: "roof", 2: 'tin "roof" & <annex>', 3: "l'école \x07"}
+NO_QGIS = "no QGIS: apt-get install --no-install-recommends python3-qgis qgis-providers"
 SYSTEM_PYTHON = "/usr/bin/python3"  # QGIS's bindings live beside Debian's Python
 
 
@@ -53,7 +55,7 @@ def seen_by_qgis(path: Path, *options: str) -> dict[str, Any]:
 def run_in_qgis(script: str, path: Path, *options: str) -> dict[str, Any]:
     """Run a script beside this file with QGIS's Python and return the JSON that it prints."""
     if not has_qgis():
-        pytest.skip("no QGIS: apt-get install --no-install-recommends python3-qgis qgis-providers")
+        pytest.skip(NO_QGIS)
     verifier = Path(__file__).with_name(script)
     # the variables of a virtual environment's Python would mislead the system's
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PROJ"))}
@@ -375,6 +377,20 @@ def test_a_review_in_qgis_loses_nothing(tmp_path: Path) -> None:
     assert (new["status"], new["class_id"], new["source_tile"]) == ("edited", 3, "scene/r0c1")
     assert new.geometry.area == pytest.approx(225)
     assert not list(tmp_path.glob("*-wal"))
+
+
+@pytest.mark.parametrize("name", ["kampala/kampala_z19_a.tif", "trees_neon/SJER_477.tif"])
+def test_project_of_a_real_scene_is_ready_for_review(
+    data_dir: Path, tmp_path: Path, name: str
+) -> None:
+    if not has_qgis():
+        pytest.skip(NO_QGIS)
+    made = run(Job.create(source=str(data_dir / name), out_dir=str(tmp_path / "run"), planar=True))
+    assert len(made.layer) > 5
+    report = seen_by_qgis(tmp_path / "run" / "review.qgz", "--topology", "--edit")
+    assert report["problems"] == []
+    assert report["picture"]["drawn"][Path(name).stem] > 0.5
+    assert report["project"]["avoid_overlap"]["layers"] == ["prelabels"]
 
 
 # ---------------------------------------------------------------------------- the XML itself

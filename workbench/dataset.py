@@ -365,10 +365,18 @@ def _pixels(shape: shapely.Geometry, chip: _Chip, part: Window) -> NDArray[np.bo
 def _split(all_chips: list[_Chip], chips: Chips) -> list[_Chip]:
     kept = [i for i, chip in enumerate(all_chips) if not chip.left_out]
     outlines = [all_chips[i].scene.window_polygon(all_chips[i].window) for i in kept]
-    objects = [[o.row for o in all_chips[i].objects] for i in kept]
+    # pieces of an object that fills a landscape would tie all chips together
+    objects = [[o.row for o in all_chips[i].whole] for i in kept]
     splits = spatial_split(
         np.array(outlines, object), objects, val=chips.val, test=chips.test, seed=chips.seed
     )
+    wanted = {"train", *(("val",) if chips.val else ()), *(("test",) if chips.test else ())}
+    missing = sorted(wanted - set(splits))
+    if kept and missing:
+        raise DatasetError(
+            f"{len(kept)} chips leave none for {' and '.join(missing)} if no chip may lie beside "
+            "one of another split. Take smaller chips, review more, or set val or test to 0."
+        )
     for i, split in zip(kept, splits, strict=True):
         reason = "" if split else GAP
         all_chips[i] = replace(all_chips[i], split=split, left_out=reason)
