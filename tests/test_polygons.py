@@ -11,39 +11,73 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from known_objects import UTM, KnownObjects, paint, scene_of
 
-from workbench.candidates import Rules
+from workbench.candidates import Rules, encode_masks
 from workbench.crs import ground_area_m2
-from workbench.polygons import Cleaning, clean, to_polygons, trace
+from workbench.outlines import decode_runs, trace
+from workbench.polygons import Cleaning, clean, to_polygons
 from workbench.tiles import TileGrid
 
-MASKS = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(lambda s: arrays(bool, s))
+MASKS = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 5)).flatmap(
+    lambda s: arrays(bool, (s[2], s[0], s[1]))
+)
 NOTHING = Cleaning(min_area_px=0, simplify_m=None)
 
 
-def polygon(parts):
-    return shapely.MultiPolygon([shapely.Polygon(part[0], part[1:]) for part in parts])
+def traced(masks):
+    """The outlines of `(n, h, w)` masks as MultiPolygons, one for each that is not empty."""
+    found = trace(decode_runs(encode_masks(masks), *masks.shape[1:]))
+    sizes = (found.ring_sizes, found.rings_per_part, found.parts_per_mask)
+    offsets = tuple(np.concatenate(([0], np.cumsum(n))) for n in sizes)
+    kind = shapely.GeometryType.MULTIPOLYGON
+    return shapely.from_ragged_array(kind, found.corners.astype(float), offsets)
 
 
 @given(MASKS)
 @settings(max_examples=500)
-def test_tracing_is_exact_and_valid(mask):
-    traced = polygon(trace(mask))
-    assert traced.is_valid, shapely.is_valid_reason(traced)
-    assert traced.area == mask.sum()
-    ys, xs = np.mgrid[: mask.shape[0], : mask.shape[1]]
-    if not traced.is_empty:
-        assert (shapely.contains_xy(traced, xs + 0.5, ys + 0.5) == mask).all()
-    parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[0] - 1
-    assert len(traced.geoms) == parts
+def test_tracing_is_exact_and_valid(masks):
+    outlines = traced(masks)
+    assert len(outlines) == len(masks)
+    for mask, outline in zip(masks, outlines, strict=True):
+        assert outline.is_valid, shapely.is_valid_reason(outline)
+        assert outline.area == mask.sum()
+        ys, xs = np.mgrid[: mask.shape[0], : mask.shape[1]]
+        if not outline.is_empty:
+            assert (shapely.contains_xy(outline, xs + 0.5, ys + 0.5) == mask).all()
+        parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[0] - 1
+        assert len(outline.geoms) == parts
+
+
+@given(MASKS)
+@settings(max_examples=200)
+def test_runs_are_those_of_the_masks(masks):
+    runs = decode_runs(encode_masks(masks), *masks.shape[1:])
+    again = np.zeros_like(masks)
+    for mask, x, y0, y1 in zip(runs.mask, runs.x, runs.y0, runs.y1, strict=True):
+        again[mask, y0:y1, x] = True
+    assert (again == masks).all()
+    assert runs.areas().tolist() == masks.sum(axis=(1, 2)).tolist()
+    for mask, (x0, y0, x1, y1) in zip(masks, runs.bounds(), strict=True):
+        ys, xs = np.nonzero(mask)
+        if len(ys):
+            assert (x0, y0, x1, y1) == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+
+
+def test_large_masks_of_many_parts_and_holes_are_exact():
+    rng = np.random.default_rng(1)
+    masks = cv2.GaussianBlur(rng.normal(size=(700, 900, 3)), (0, 0), 6).transpose(2, 0, 1) > 0.005
+    for mask, outline in zip(masks, traced(masks), strict=True):
+        assert outline.is_valid
+        assert outline.area == mask.sum()
 
 
 def test_rings_have_corners_only():
     mask = np.zeros((70, 80), bool)
     mask[5:55, 10:70] = True
     mask[20:30, 20:30] = False
-    ((outer, hole),) = trace(mask)
-    assert len(outer) == len(hole) == 5
-    assert polygon(trace(mask)).area == 2900
+    (outline,) = traced(mask[None])
+    (polygon,) = outline.geoms
+    assert len(polygon.exterior.coords) == len(polygon.interiors[0].coords) == 5
+    assert outline.area == 2900
 
 
 def candidates_of(labels, **options):

@@ -8,14 +8,19 @@ from dataclasses import dataclass
 import cv2
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pyproj
 import shapely
 from numpy.typing import NDArray
+from pycocotools import mask as coco
 
-from workbench.candidates import Candidates
+from workbench.candidates import Candidates, encode_masks
 from workbench.crs import ground_area_m2, ground_scale
+from workbench.outlines import decode_runs, trace
 from workbench.raster import Scene
 from workbench.tiles import Tile, TileGrid
+
+BATCH = 1000  # masks that are traced at once: memory goes with their runs
 
 
 @dataclass(frozen=True)
@@ -36,107 +41,6 @@ class Cleaning:
     planar: bool = False
 
 
-def trace(mask: NDArray[np.bool_]) -> list[list[NDArray[np.int64]]]:
-    """Trace a `(h, w)` mask along its pixel edges.
-
-    Returns one list of closed rings per 4-connected part, the outer ring first, then its holes;
-    a ring is `(n, 2)` corners, x and y in pixels, where pixel (row, col) covers x from col to
-    col + 1. The polygons are valid as they are, their area is the number of pixels, and empty
-    masks give an empty list.
-
-    Instead of following the outline pixel by pixel, all corners are found at once: along each
-    grid line they pair up to edges, and following the edges, horizontal and vertical in turn,
-    closes the rings.
-    """
-    padded = np.pad(mask, 1).view(np.uint8)
-    across = padded[:-1] ^ padded[1:]  # horizontal edges
-    down = padded[:, :-1] ^ padded[:, 1:]  # vertical edges
-    corner = across[:, :-1] ^ across[:, 1:]
-    crossing = across[:, :-1] & across[:, 1:] & down[:-1] & down[1:]
-    touches = bool(crossing.any())  # pixels that meet at a corner only
-    ys, xs = np.nonzero(corner | crossing)
-    if not len(ys):
-        return []
-    twice = crossing[ys, xs].view(bool) if touches else np.zeros(len(ys), bool)
-    repeats = 1 + twice.astype(np.int64)
-    ys, xs, twice = np.repeat(ys, repeats), np.repeat(xs, repeats), np.repeat(twice, repeats)
-
-    # in row order, corners 2k and 2k + 1 are the ends of a horizontal edge; the same holds for
-    # vertical edges in column order
-    order = np.lexsort((ys, xs))
-    labels: NDArray[np.int32] | None = None
-    if touches:
-        labels = _label(padded)
-        _join_at_crossings(order, ys, xs, twice, padded, labels)
-    below = np.empty(len(order), np.int64)
-    below[order[::2]], below[order[1::2]] = order[1::2], order[::2]
-
-    rings = _follow(below.tolist())
-    starts = np.array([ring[0] for ring in rings])
-    outer = padded[ys[starts] + 1, xs[starts] + 1] == 1  # a ring starts along its topmost edge
-    corners = np.column_stack((xs, ys))
-    closed = [corners[[*ring, ring[0]]] for ring in rings]
-    if outer.sum() == 1:
-        first = int(np.flatnonzero(outer)[0])
-        return [[closed[first], *(closed[i] for i in np.flatnonzero(~outer))]]
-    if labels is None:
-        labels = _label(padded)
-    # the foreground lies below the first edge of an outer ring, above that of a hole
-    owner = labels[ys[starts] + outer, xs[starts] + 1]
-    parts = {int(owner[i]): [closed[i]] for i in np.flatnonzero(outer)}
-    for i in np.flatnonzero(~outer):
-        parts[int(owner[i])].append(closed[i])
-    return list(parts.values())
-
-
-def _label(padded: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Number the 4-connected parts of a mask, from 1."""
-    return np.asarray(cv2.connectedComponents(padded, connectivity=4)[1], np.int32)
-
-
-def _join_at_crossings(
-    order: NDArray[np.int64],
-    ys: NDArray[np.int64],
-    xs: NDArray[np.int64],
-    twice: NDArray[np.bool_],
-    padded: NDArray[np.uint8],
-    labels: NDArray[np.int32],
-) -> None:
-    """Decide how two rings pass a corner at which two diagonal pixels meet, in place.
-
-    As listed, the left edge turns up and the right edge down. Pixels of one part must be joined
-    there, so that the ring leaves a hole instead of touching itself; pixels of two parts must be
-    kept apart. Swapping the two entries of the corner takes the other turn.
-    """
-    position = np.empty_like(order)
-    position[order] = np.arange(len(order))
-    first = np.flatnonzero(twice)[::2]
-    y, x = ys[first], xs[first]
-    falling = padded[y, x] == 1  # the pixels lie upper left and lower right
-    one = np.where(falling, labels[y, x], labels[y, x + 1])
-    other = np.where(falling, labels[y + 1, x + 1], labels[y + 1, x])
-    swap = first[(one == other) == falling]
-    order[position[swap]], order[position[swap + 1]] = swap + 1, swap
-
-
-def _follow(below: list[int]) -> list[list[int]]:
-    """Follow edges from corner to corner, horizontal (2k to 2k + 1) and vertical in turn."""
-    rings = []
-    seen = bytearray(len(below))
-    for start in range(0, len(below), 2):
-        if seen[start]:
-            continue
-        ring: list[int] = []
-        i = start
-        while not seen[i]:
-            j = i ^ 1
-            seen[i] = seen[j] = 1
-            ring += (i, j)
-            i = below[j]
-        rings.append(ring)
-    return rings
-
-
 def to_polygons(
     candidates: Candidates,
     scene: Scene,
@@ -150,49 +54,43 @@ def to_polygons(
     that reach into another tile's window, so that merging may change them; `at_edge` those that
     touch the scene's edge or invalid pixels.
     """
-    coords: list[NDArray[np.int64]] = []
-    ring_sizes: list[int] = []
-    rings_per_part: list[int] = []
-    parts_per_mask: list[int] = []
-    rows, area_px, at_edge, seam = [], [], [], []
-    boxes = candidates.boxes
-    tile_index = np.column_stack([candidates.column("tile_row"), candidates.column("tile_col")])
-    tile: Tile | None = None
-    for i, mask in enumerate(candidates.masks()):
-        row, col = map(int, tile_index[i])
-        if tile is None or (tile.row, tile.col) != (row, col):
-            tile = grid.tile(row, col)
-            left, top = tile.window.col_off, tile.window.row_off
-            tile_valid = _valid_in_scene(valid.get((row, col)), tile, grid)
-            near_invalid = None
-            if tile_valid is not None:
-                cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-                near_invalid = cv2.dilate((~tile_valid).view(np.uint8), cross).view(bool)
-            clear = _clear_of_neighbours(tile, grid)
-        x0, y0, x1, y1 = map(int, boxes[i])
-        inside = (slice(y0, y1 + 1), slice(x0, x1 + 1))
-        crop = mask[inside]
-        if tile_valid is not None:
-            crop = crop & tile_valid[inside]
-        parts = trace(crop)
-        if not parts:
-            continue
-        offset = np.array([left + x0, top + y0])
-        corners = [ring + offset for part in parts for ring in part]
-        coords += corners
-        ring_sizes += [len(ring) for ring in corners]
-        rings_per_part += [len(part) for part in parts]
-        parts_per_mask.append(len(parts))
-        rows.append(i)
-        area_px.append(int(np.count_nonzero(crop)))
-        xmin, ymin = np.min([ring.min(axis=0) for ring in corners], axis=0)
-        xmax, ymax = np.max([ring.max(axis=0) for ring in corners], axis=0)
-        touches_invalid = near_invalid is not None and bool((crop & near_invalid[inside]).any())
-        on_frame = xmin <= 0 or ymin <= 0 or xmax >= grid.width or ymax >= grid.height
-        at_edge.append(bool(on_frame or touches_invalid))
-        seam.append(bool(xmin < clear[0] or ymin < clear[1] or xmax > clear[2] or ymax > clear[3]))
+    traced = [
+        _trace(candidates.take(np.arange(i, min(i + BATCH, len(candidates)))), scene, grid, valid)
+        for i in range(0, max(1, len(candidates)), BATCH)
+    ]
+    return traced[0] if len(traced) == 1 else pd.concat(traced, ignore_index=True)
 
-    pixels = np.concatenate(coords) if coords else np.empty((0, 2), np.int64)
+
+def _trace(
+    candidates: Candidates,
+    scene: Scene,
+    grid: TileGrid,
+    valid: Mapping[tuple[int, int], NDArray[np.bool_]],
+) -> gpd.GeoDataFrame:
+    """Trace a few masks at once."""
+    counts: list[bytes] = candidates.table.column("rle").to_pylist()
+    touches_invalid = np.zeros(len(counts), bool)
+    index = np.column_stack([candidates.column("tile_row"), candidates.column("tile_col")])
+    found, tile_of = np.unique(index, axis=0, return_inverse=True)
+    tiles = [grid.tile(row, col) for row, col in found.tolist()]
+    for number, tile in enumerate(tiles):
+        tile_valid = _valid_in_scene(valid.get((tile.row, tile.col)), tile, grid)
+        if tile_valid is not None:
+            here = np.flatnonzero(tile_of == number)
+            inside, touches_invalid[here] = _without_invalid([counts[i] for i in here], tile_valid)
+            for i, rle in zip(here.tolist(), inside, strict=True):
+                counts[i] = rle
+    runs = decode_runs(counts, candidates.rules.height, candidates.rules.width)
+    outlines = trace(runs)
+    rows = np.flatnonzero(outlines.parts_per_mask)
+    tile_of = tile_of[rows]
+    corner = np.array([(t.window.col_off, t.window.row_off) for t in tiles]).reshape(-1, 2)
+    clear = np.array([_clear_of_neighbours(tile, grid) for tile in tiles]).reshape(-1, 4)
+    parts = outlines.parts_per_mask[rows]
+    sizes = (outlines.ring_sizes, outlines.rings_per_part, parts)
+    ring_ends, part_ends, ends = (np.concatenate(([0], np.cumsum(n))) for n in sizes)
+    corners_per_mask = np.diff(ring_ends[part_ends[ends]])
+    pixels = outlines.corners + np.repeat(corner[tile_of], corners_per_mask, axis=0)
     # multiplied once from whole pixel numbers, so that tiles agree on shared corners to the bit
     corners_map = np.column_stack(
         (
@@ -200,12 +98,13 @@ def to_polygons(
             scene.transform.f + scene.transform.e * pixels[:, 1],
         )
     )
-    offsets = tuple(
-        np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
-        for sizes in (ring_sizes, rings_per_part, parts_per_mask)
+    geometry = shapely.from_ragged_array(
+        shapely.GeometryType.MULTIPOLYGON, corners_map, (ring_ends, part_ends, ends)
     )
-    geometry = shapely.from_ragged_array(shapely.GeometryType.MULTIPOLYGON, corners_map, offsets)
-    taken = candidates.take(np.array(rows, np.int64))
+    xmin, ymin, xmax, ymax = (runs.bounds()[rows] + np.tile(corner[tile_of], 2)).T
+    left, top, right, bottom = clear[tile_of].T
+    on_frame = (xmin <= 0) | (ymin <= 0) | (xmax >= grid.width) | (ymax >= grid.height)
+    taken = candidates.take(rows)
     return gpd.GeoDataFrame(
         {
             "source": np.full(len(rows), scene.name, dtype=object),
@@ -214,13 +113,28 @@ def to_polygons(
             "ordinal": taken.column("ordinal"),
             "confidence": taken.column("pred_iou").astype(np.float64),
             "stability": taken.column("stability_score").astype(np.float64),
-            "area_px": np.array(area_px, np.int64),
-            "at_edge": np.array(at_edge, bool),
-            "seam": np.array(seam, bool),
+            "area_px": runs.areas()[rows],
+            "at_edge": on_frame | touches_invalid[rows],
+            "seam": (xmin < left) | (ymin < top) | (xmax > right) | (ymax > bottom),
         },
         geometry=geometry,
         crs=scene.crs,
     )
+
+
+def _without_invalid(
+    counts: list[bytes], valid: NDArray[np.bool_]
+) -> tuple[list[bytes], NDArray[np.bool_]]:
+    """Take a tile's invalid pixels out of its masks; also whether what is left touches any."""
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    near_invalid = cv2.dilate((~valid).view(np.uint8), cross).view(bool)
+    size = list(valid.shape)
+    valid_rle, near_rle = (
+        {"size": size, "counts": rle} for rle in encode_masks(np.stack((valid, near_invalid)))
+    )
+    inside = [coco.merge([{"size": size, "counts": rle}, valid_rle], True) for rle in counts]
+    near = [coco.area(coco.merge([rle, near_rle], True)) > 0 for rle in inside]
+    return [rle["counts"] for rle in inside], np.array(near, bool)
 
 
 def _valid_in_scene(
