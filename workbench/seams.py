@@ -78,11 +78,10 @@ def merge_seams(polygons: gpd.GeoDataFrame, windows: gpd.GeoDataFrame) -> gpd.Ge
     matches: list[_Match] = []
     foreign: list[tuple[int, int]] = []
     cut: list[tuple[int, int]] = []
-    for a, b, one, other in _neighbours(geometry, tile, windows):
-        matches += _agreeing(one, other)
-        for here, there, window in ((one, other, b), (other, one, a)):
-            foreign += [(row, window) for row in _others_to_decide(here, there)]
-            cut += [(row, window) for row in here.rows[here.cut].tolist()]
+    for verdicts in _compare_neighbours(geometry, tile, windows):
+        matches += verdicts.matches
+        foreign += verdicts.foreign
+        cut += verdicts.cut
 
     groups = _group(sorted(matches, key=lambda match: match.order), geometry, tile)
     group_of = {int(row): number for number, group in enumerate(groups) for row in group}
@@ -167,61 +166,84 @@ class _Side:
     seen: NDArray[np.bool_]
 
 
-def _neighbours(
+@dataclass(frozen=True)
+class _Verdicts:
+    """What two windows say of their polygons (row, other window)."""
+
+    matches: list[_Match]
+    foreign: list[tuple[int, int]]  # the other window's to decide
+    cut: list[tuple[int, int]]
+
+
+def _compare_neighbours(
     geometry: NDArray[np.object_], tile: NDArray[np.int64], windows: gpd.GeoDataFrame
-) -> Iterator[tuple[int, int, _Side, _Side]]:
-    """Yield all pairs of overlapping windows of which either has polygons in the overlap."""
+) -> Iterator[_Verdicts]:
+    """Compare all pairs of overlapping windows; what is held in memory is that of a few pairs."""
     boxes, touch = windows.geometry.to_numpy(), TOUCH_PX * windows["pixel"].to_numpy()
     a, b = shapely.STRtree(boxes).query(boxes)
     bounds = shapely.bounds(geometry).reshape(-1, 4)
     starts = np.searchsorted(tile, np.arange(len(boxes) + 1))
-    for i, j in sorted(zip(a[a < b].tolist(), b[a < b].tolist(), strict=True)):
+
+    def side(here: int, there: int, overlap: shapely.Polygon) -> _Side:
+        x0, y0, x1, y1 = overlap.bounds
+        rows = np.arange(starts[here], starts[here + 1])
+        inside = (bounds[rows, 0] < x1) & (bounds[rows, 2] > x0)
+        inside &= (bounds[rows, 1] < y1) & (bounds[rows, 3] > y0)
+        rows = rows[inside]
+        whole, shared = geometry[rows], geometry[rows]
+        reach = bounds[rows] @ np.diag([-1, -1, 1, 1]) > [-x0, -y0, x1, y1]
+        beyond = reach.any(axis=1)
+        shared[beyond] = shapely.intersection(whole[beyond], overlap)
+        # a polygon lies in its own window: what the other window sees of it is in the overlap
+        seen = shapely.area(shared) >= SEEN * shapely.area(whole)
+        edge = _cut_strip(boxes[there], boxes[here], touch[there])
+        seen[seen] = ~shapely.intersects(whole[seen], edge)
+        cut = shapely.intersects(whole, _cut_strip(boxes[here], boxes[there], touch[here]))
+        return _Side(boxes[here], rows, whole, shared, cut, seen)
+
+    def compare(pair: tuple[int, int]) -> _Verdicts:
+        i, j = pair
         overlap = shapely.intersection(boxes[i], boxes[j])
         if overlap.area == 0:
-            continue
-        x0, y0, x1, y1 = overlap.bounds
-        strips = _cut_strip(boxes[i], boxes[j], touch[i]), _cut_strip(boxes[j], boxes[i], touch[j])
-        sides = []
-        for t, other, strip, other_strip in ((i, j, *strips), (j, i, *strips[::-1])):
-            rows = np.arange(starts[t], starts[t + 1])
-            inside = (bounds[rows, 0] < x1) & (bounds[rows, 2] > x0)
-            inside &= (bounds[rows, 1] < y1) & (bounds[rows, 3] > y0)
-            rows = rows[inside]
-            whole = geometry[rows]
-            in_window = shapely.area(shapely.intersection(whole, boxes[other]))
-            seen = in_window >= SEEN * shapely.area(whole)
-            seen &= ~shapely.intersects(whole, other_strip)
-            cut = shapely.intersects(whole, strip)
-            shared = shapely.intersection(whole, overlap)
-            sides.append(_Side(boxes[t], rows, whole, shared, cut, seen))
-        if len(sides[0].rows) or len(sides[1].rows):
-            yield i, j, sides[0], sides[1]
+            return _Verdicts([], [], [])
+        one, other = side(i, j, overlap), side(j, i, overlap)
+        foreign = [(row, j) for row in _others_to_decide(one, other)]
+        foreign += [(row, i) for row in _others_to_decide(other, one)]
+        cut = [(row, j) for row in one.rows[one.cut].tolist()]
+        cut += [(row, i) for row in other.rows[other.cut].tolist()]
+        return _Verdicts(_agreeing(one, other), foreign, cut)
+
+    pairs = sorted(zip(a[a < b].tolist(), b[a < b].tolist(), strict=True))
+    # shapely does not hold Python's lock while it works
+    return _THREADS.map(compare, pairs)
 
 
 def _agreeing(one: _Side, other: _Side) -> list[_Match]:
     """All pairs that look alike in the overlap."""
     m, n = shapely.STRtree(other.shared).query(one.shared)
-    area, other_area = shapely.area(one.shared)[m], shapely.area(other.shared)[n]
-    parted = (
-        shapely.get_num_geometries(one.shared) > 1,
-        shapely.get_num_geometries(other.shared) > 1,
-    )
-    in_parts = one.cut[m] & other.cut[n] & (parted[0][m] | parted[1][n])
+    area, other_area = shapely.area(one.shared), shapely.area(other.shared)
+    # a U whose two legs reach into the overlap may be two polygons on one side: of two that are
+    # cut, only the parts that meet the other one count
+    both_cut = one.cut[m] & other.cut[n]
+    parted = shapely.get_num_geometries(one.shared) > 1
+    other_parted = shapely.get_num_geometries(other.shared) > 1
+    in_parts = both_cut & (parted[m] | other_parted[n])
     # sizes and frames alone rule most pairs out, at a fraction of an intersection's cost
-    most = np.minimum(_common_frame(one.shared[m], other.shared[n]), np.minimum(area, other_area))
-    possible = most >= AGREE * (area + other_area - most) * (1 - 1e-9)
-    m, n = m[possible | in_parts], n[possible | in_parts]
-    common = _common_area(one.shared[m], other.shared[n])
-    alike = []
-    for i, j, both in zip(m.tolist(), n.tolist(), common.tolist(), strict=True):
-        piece, other_piece = one.shared[i], other.shared[j]
-        if one.cut[i] and other.cut[j]:
-            # a U whose two legs reach into the overlap may be two polygons on one side
-            piece = _parts_near(one.shared[i], other.shared[j])
-            other_piece = _parts_near(other.shared[j], one.shared[i])
-        union = shapely.area(piece) + shapely.area(other_piece) - both
-        if both > 0 and both >= AGREE * union:
-            alike.append((i, j, both, both / union))
+    most = np.minimum(
+        _common_frame(one.shared[m], other.shared[n]), np.minimum(area[m], other_area[n])
+    )
+    union = area[m] + other_area[n] - most
+    possible = (most > 0) & (in_parts | (most >= AGREE * union * (1 - 1e-9)))
+    m, n, both_cut = m[possible], n[possible], both_cut[possible]
+    common, piece, other_piece = _common_area(one.shared[m], other.shared[n])
+    piece = np.where(both_cut, piece, area[m])
+    other_piece = np.where(both_cut, other_piece, other_area[n])
+    union = piece + other_piece - common
+    same = (common > 0) & (common >= AGREE * union)
+    alike = [
+        (int(i), int(j), float(both), float(both / of))
+        for i, j, both, of in zip(m[same], n[same], common[same], union[same], strict=True)
+    ]
     partners = Counter(i for i, *_ in alike)
     other_partners = Counter(j for _, j, *_ in alike)
     return [
@@ -255,15 +277,34 @@ def _common_frame(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArr
     return np.maximum(wide, 0) * np.maximum(tall, 0)
 
 
-def _common_area(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.float64]:
-    """The area that each pair shares; shapely does not hold Python's lock while it works."""
-    parts = list(_THREADS.map(shapely.intersection, *_in_chunks(one, other)))
-    return shapely.area(np.concatenate([np.empty(0, object), *parts]))
+def _common_area(
+    one: NDArray[np.object_], other: NDArray[np.object_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The area that each pair shares, and the area of those parts of either that share any."""
+    parts, pair = shapely.get_parts(one, return_index=True)
+    other_parts, other_pair = shapely.get_parts(other, return_index=True)
+    # parts of one pair meet: most of them lie far apart, and each is small
+    per_pair = np.bincount(other_pair, minlength=len(one))
+    first = np.cumsum(per_pair) - per_pair
+    i = np.repeat(np.arange(len(parts)), per_pair[pair])
+    step = np.arange(len(i)) - np.repeat(np.cumsum(per_pair[pair]) - per_pair[pair], per_pair[pair])
+    j = first[pair[i]] + step
+    near = _common_frame(parts[i], other_parts[j]) > 0
+    i, j = i[near], j[near]
+    common = shapely.area(shapely.intersection(parts[i], other_parts[j]))
+    i, j, common = i[common > 0], j[common > 0], common[common > 0]
+    met, other_met = np.unique(i), np.unique(j)
+    n = len(one)
+    return (
+        _sums(pair[i], common, n),
+        _sums(pair[met], shapely.area(parts[met]), n),
+        _sums(other_pair[other_met], shapely.area(other_parts[other_met]), n),
+    )
 
 
-def _in_chunks(*columns: NDArray[np.object_]) -> list[list[NDArray[np.object_]]]:
-    cuts = np.arange(64, len(columns[0]), 64)
-    return [np.split(column, cuts) for column in columns]
+def _sums(row: NDArray[np.int64], values: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    """The sum of the values of each of `n` rows."""
+    return np.bincount(row, values, n).astype(np.float64)
 
 
 def _others_to_decide(one: _Side, other: _Side) -> list[int]:
@@ -301,13 +342,13 @@ def _cut_strip(box: shapely.Polygon, neighbour: shapely.Polygon, width: float) -
     return shapely.union_all(strips)
 
 
-def _parts_near(geometry: shapely.Geometry, other: shapely.Geometry) -> shapely.Geometry:
-    """The parts of a geometry that share area with another one."""
-    parts = shapely.get_parts(geometry)
-    if len(parts) < 2:
-        return geometry
-    near = shapely.area(shapely.intersection(parts, other)) > 0
-    return shapely.multipolygons(parts[near & (shapely.get_dimensions(parts) == 2)])
+def _shared_area(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.float64]:
+    return np.asarray(shapely.area(shapely.intersection(one, other)))
+
+
+def _in_chunks(*columns: NDArray[np.object_]) -> list[list[NDArray[np.object_]]]:
+    cuts = np.arange(64, len(columns[0]), 64)
+    return [np.split(column, cuts) for column in columns]
 
 
 def _overlap(geometry: shapely.Geometry, others: NDArray[np.object_]) -> bool:
@@ -387,7 +428,9 @@ def _duplicates(
         not seen_by[m] & seen_by[n] for m, n in zip(i[possible], j[possible], strict=True)
     ]
     i, j = i[possible], j[possible]
-    common = _common_area(shapes[i], shapes[j])
+    common = np.concatenate(
+        [np.empty(0), *_THREADS.map(_shared_area, *_in_chunks(shapes[i], shapes[j]))]
+    )
     same = common > DUPLICATE * (area[i] + area[j] - common)
     pairs = [
         sorted((m, n), key=lambda k: rank[rows[k]])
