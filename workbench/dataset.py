@@ -41,7 +41,7 @@ from workbench.atomic import atomic_folder
 from workbench.candidates import encode_masks
 from workbench.errors import DatasetError, SceneError
 from workbench.layer import Status, crs_name, frozen_time, write_gpkg_layer
-from workbench.polygons import trace
+from workbench.outlines import decode_runs, trace
 from workbench.raster import Scene
 from workbench.split import SPLITS, spatial_split
 
@@ -451,7 +451,7 @@ def _write_split(
 
 
 def _coco_shape(mask: NDArray[np.bool_], found: _Object) -> dict[str, Any]:
-    parts = trace(mask)
+    parts = trace(decode_runs([found.rle], *mask.shape)).parts()
     corners = np.concatenate([part[0] for part in parts])
     (x0, y0), (x1, y1) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
     rle = {"size": list(mask.shape), "counts": found.rle.decode()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +64,12 @@ class Outlines:
     ring_sizes: Numbers
     rings_per_part: Numbers
     parts_per_mask: Numbers
+
+    def parts(self) -> list[list[Numbers]]:
+        """The rings of each part of all masks."""
+        rings = np.split(self.corners, np.cumsum(self.ring_sizes)[:-1])
+        ends = np.cumsum(self.rings_per_part).tolist()
+        return [rings[a:b] for a, b in pairwise([0, *ends])]
 
 
 def decode_runs(counts: Sequence[bytes], height: int, width: int) -> Runs:
