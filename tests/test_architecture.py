@@ -12,13 +12,12 @@ LAYERS = [
     "errors", "atomic", "crs", "sources", "raster", "opening", "tiles", "candidates",
     "outlines", "polygons",
     "seams", "sam.mend", "sam.device", "sam.tiny", "sam.models", "sam.segmenter", "sam", "classic",
-    "countryside", "sample", "layer", "aoi",
-    "qgis.xml", "qgis.style", "qgis.project", "qgis",
-    "quality", "report", "charts", "job",
-    "runfolder", "finished", "review", "advice", "split", "dataset", "pipeline", "webmap",
-    "preview", "background", "widgets.session", "widgets.cells", "widgets.controls",
-    "widgets.settings", "widgets.scenemap", "widgets.aoi", "widgets.overlay", "widgets.plane",
-    "widgets.tuner", "widgets.run", "widgets",
+    "countryside", "sample", "layer", "aoi", "qgis.xml", "qgis.style", "qgis.project", "qgis",
+    "quality", "report", "charts", "job", "runfolder", "finished", "review", "advice",
+    "review_charts", "topology", "split", "dataset", "reviewing", "pipeline", "webmap", "preview",
+    "background", "widgets.session", "widgets.cells", "widgets.controls", "widgets.settings",
+    "widgets.scenemap", "widgets.aoi", "widgets.overlay", "widgets.plane", "widgets.tuner",
+    "widgets.run", "widgets",
 ]  # fmt: skip
 PACKAGE = Path(workbench.__file__).parent
 

@@ -11,6 +11,7 @@ import yaml
 
 from workbench import Job
 from workbench.layer import COLUMNS
+from workbench.reviewing import ReviewJob
 from workbench.runfolder import OUTPUTS
 
 ROOT = Path(__file__).parent.parent
@@ -72,7 +73,8 @@ def test_papermill_commands_hold_a_valid_job():
         for i, word in enumerate(options):
             if word == "-y":
                 given |= yaml.safe_load(options[i + 1])
-        Job.create(**given)
+        model = ReviewJob if Path(words[1]).name == "review.ipynb" else Job
+        model.create(**given)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -9,9 +9,15 @@ import nbformat
 import numpy as np
 import pytest
 import yaml
-from known_objects import write_labels
+from known_objects import objects, write_labels
+from known_runs import job_for
+from reviews import save_reviewed
 
+from workbench import Job, run
+from workbench.errors import ReviewError
 from workbench.layer import read_layer
+from workbench.review import read_reviewed
+from workbench.reviewing import ReviewJob, advise_run, write_advised_job
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -31,9 +37,9 @@ def test_notebooks_are_stripped_and_hold_no_functions(path):
     assert "widgets" not in nbformat.read(path, as_version=4).metadata
 
 
-def papermill(tmp_path, *arguments, cwd=None):
+def papermill(tmp_path, *arguments, cwd=None, notebook="prelabel"):
     out = tmp_path / "out.ipynb"
-    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "prelabel.ipynb")]
+    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / f"{notebook}.ipynb")]
     done = subprocess.run(
         [*command, str(out), "--no-progress-bar", *map(str, arguments)],
         capture_output=True,
@@ -86,3 +92,75 @@ def test_bad_parameters_end_at_once_with_their_name(arguments, message, tmp_path
     assert message in done.stderr
     assert out.exists()
     assert not (tmp_path / "run").exists()
+
+
+# ----------------------------------------------------------------------------------- review
+
+
+def test_the_parameters_cells_are_the_models_fields():
+    for notebook, model, given in (
+        ("prelabel", Job, {}),
+        ("review", ReviewJob, {"run_dir": "runs/scene"}),
+    ):
+        (cell,) = [
+            c
+            for c in cells(ROOT / "notebooks" / f"{notebook}.ipynb")
+            if "parameters" in c.metadata.get("tags", [])
+        ]
+        values = {}
+        exec(cell.source, {}, values)
+        assert list(values) == list(model.model_fields)
+        assert model.create(**values | given) == model.create(**given)
+
+
+@pytest.fixture
+def finished(tmp_path, known_objects_only):
+    """A run of many tiles."""
+    raster = write_labels(tmp_path / "scene.tif", objects((230, 330), 1))
+    return run(job_for(raster, tmp_path / "run"))
+
+
+def test_papermill_takes_a_review_back(tmp_path, finished):
+    labels = finished.layer.assign(status="accepted")
+    labels.loc[::3, "status"] = "rejected"
+    reviewed = save_reviewed(labels[1:], tmp_path / "reviewed.gpkg")
+    done, out = papermill(
+        tmp_path, "-p", "run_dir", finished.folder, "-p", "reviewed", reviewed,
+        "-p", "chip_size", 64, "-p", "next_source", "next.tif", notebook="review",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    review = finished.folder / "review"
+    there = {path.name for path in review.iterdir()}
+    assert there == {"issues.gpkg", "changes.png", "advice.png", "job.yaml", "dataset"}
+    advised = Job.from_yaml(review / "job.yaml")
+    assert advised.source == str(tmp_path / "next.tif")
+    assert advised.aoi is advised.out_dir is None
+    assert advised.cleaning == finished.job.cleaning
+    shown = [o for c in cells(out) for o in c.outputs if "image/png" in o.get("data", {})]
+    assert len(shown) == 2
+
+
+def test_a_reference_advises_before_any_review(tmp_path, finished):
+    finished.layer[finished.layer["confidence"] > 0.907].to_file(tmp_path / "truth.gpkg")
+    job = ReviewJob.create(run_dir=str(finished.folder), reference=str(tmp_path / "truth.gpkg"))
+    labels = read_reviewed(job.gpkg, finished)
+    advice = advise_run(job, finished, labels)
+    assert advice.n_reference == (finished.layer["confidence"] > 0.907).sum()
+    with pytest.raises(ReviewError, match="at least two tiles"):
+        advise_run(ReviewJob.create(run_dir=str(finished.folder)), finished, labels)
+    again = Job.from_yaml(write_advised_job(job, finished, advice))
+    assert again.out_dir == f"{finished.folder}-advised"
+    assert again.thresholds == advice.advised
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "run_dri", "x"], "Unknown parameter `run_dri`. Did you mean `run_dir`"),
+        (["-p", "run_dir", "nowhere"], "holds no finished run"),
+    ],
+)
+def test_bad_parameters_of_a_review_are_named(arguments, message, tmp_path):
+    done, _ = papermill(tmp_path, "-p", "run_dir", "x", *arguments, notebook="review")
+    assert done.returncode == 1
+    assert message in done.stderr

@@ -36,7 +36,10 @@ Positive = Annotated[float, Field(gt=0)]
 
 # where None is written `auto`
 AUTO = ("bands", "stretch", "crs", "interactive")
-PATHS = ("source", "aoi", "out_dir", "checkpoint")
+PATHS = (
+    "source", "aoi", "out_dir", "checkpoint",
+    "run_dir", "reviewed", "reference", "labelled_area", "next_source",
+)  # fmt: skip
 
 
 def _field(
@@ -45,8 +48,15 @@ def _field(
     return Field(default, description=description, ge=ge, le=le)
 
 
-class Job(BaseModel):
-    """Every parameter of a run; the notebook's parameters cell has exactly these fields."""
+def as_meant(value: Any, field: ValidationInfo) -> Any:
+    """Take text as a command line means it, and paths from home."""
+    if isinstance(value, str):
+        value = _parse(value, str(field.field_name))
+    return _from_home(value) if field.field_name in PATHS else value
+
+
+class Parameters(BaseModel):
+    """The parameters of a notebook: its parameters cell has exactly these fields."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -54,6 +64,50 @@ class Job(BaseModel):
         allow_inf_nan=False,
         coerce_numbers_to_str=True,  # `-p source 2019` is a name
     )
+
+    @classmethod
+    def create(cls, **parameters: Any) -> Self:
+        """Validate parameters; a bad one raises `JobError` that names it."""
+        try:
+            return cls(**parameters)
+        except ValidationError as error:
+            raise JobError(_explain(error, cls)) from None
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
+        """Take the parameters from a notebook's `globals()`; unknown ones raise `JobError`.
+
+        Anything that looks like a parameter (a plain value with a public name) must be one. Where
+        a person is at work, who may have variables of their own, only near misses are refused.
+        """
+        values = {k: v for k, v in namespace.items() if k in cls.model_fields}
+        job = cls.create(**values)
+        others = {
+            k: v
+            for k, v in namespace.items()
+            if k not in cls.model_fields and not k.startswith("_") and k not in {"In", "Out"}
+        }
+        plain = [
+            k for k, v in others.items() if isinstance(v, str | int | float | list | dict | None)
+        ]
+        for name in plain:
+            close = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.8)
+            if close or not job.is_interactive:
+                raise JobError(_unknown(name, cls))
+        return job
+
+    @property
+    def is_interactive(self) -> bool:
+        """Whether a person is at the notebook, who can use widgets."""
+        asked = getattr(self, "interactive", None)
+        if asked is not None:
+            return bool(asked)
+        started_by_ui = {"JPY_SESSION_NAME", "__vsc_ipynb_file__"} & set(os.environ)
+        return bool(started_by_ui) and _kernel_allows_input()
+
+
+class Job(Parameters):
+    """Every parameter of a run; the notebook's parameters cell has exactly these fields."""
 
     source: Text | list[Text] | None = _field(
         None,
@@ -147,13 +201,7 @@ class Job(BaseModel):
         return classes
 
     # last, for what is defined last sees a value first
-    @field_validator("*", mode="before")
-    @classmethod
-    def _as_meant(cls, value: Any, field: ValidationInfo) -> Any:
-        """Take text as a command line means it, and paths from home."""
-        if isinstance(value, str):
-            value = _parse(value, str(field.field_name))
-        return _from_home(value) if field.field_name in PATHS else value
+    _as_meant = field_validator("*", mode="before")(as_meant)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -181,40 +229,9 @@ class Job(BaseModel):
             raise ValueError("scheduler: running on a Dask cluster is not built yet; leave it null")
         return self
 
-    @classmethod
-    def create(cls, **parameters: Any) -> Job:
-        """Validate parameters; a bad one raises `JobError` that names it."""
-        try:
-            return cls(**parameters)
-        except ValidationError as error:
-            raise JobError(_explain(error)) from None
-
     def changed(self, **parameters: Any) -> Job:
         """Return this job with other values; a bad one raises `JobError` that names it."""
         return Job.create(**dict(self) | parameters)
-
-    @classmethod
-    def from_notebook(cls, namespace: Mapping[str, Any]) -> Job:
-        """Take the parameters from a notebook's `globals()`; unknown ones raise `JobError`.
-
-        Anything that looks like a parameter (a plain value with a public name) must be one. Where
-        a person is at work, who may have variables of their own, only near misses are refused.
-        """
-        values = {k: v for k, v in namespace.items() if k in cls.model_fields}
-        job = cls.create(**values)
-        others = {
-            k: v
-            for k, v in namespace.items()
-            if k not in cls.model_fields and not k.startswith("_") and k not in {"In", "Out"}
-        }
-        plain = [
-            k for k, v in others.items() if isinstance(v, str | int | float | list | dict | None)
-        ]
-        for name in plain:
-            close = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.8)
-            if close or not job.is_interactive:
-                raise JobError(_unknown(name))
-        return job
 
     @classmethod
     def from_yaml(cls, path: Path) -> Job:
@@ -238,7 +255,7 @@ class Job(BaseModel):
             values[name] = "auto" if values[name] is None else values[name]
         values["classes"] = dict(self.classes)
         for name in PATHS:
-            value = values[name]
+            value = values.get(name)
             if isinstance(value, list):
                 values[name] = [absolute(item) for item in value]
             elif isinstance(value, str):
@@ -259,14 +276,6 @@ class Job(BaseModel):
         return shlex.join(part.strip() for part in parts)
 
     @property
-    def is_interactive(self) -> bool:
-        """Whether a person is at the notebook, who can use widgets."""
-        if self.interactive is not None:
-            return self.interactive
-        started_by_ui = {"JPY_SESSION_NAME", "__vsc_ipynb_file__"} & set(os.environ)
-        return bool(started_by_ui) and _kernel_allows_input()
-
-    @property
     def thresholds(self) -> Thresholds:
         """The two sliders."""
         return Thresholds(self.pred_iou_thresh, self.stability_score_thresh)
@@ -278,13 +287,13 @@ class Job(BaseModel):
         return Cleaning(**values | {"min_area_px": self.min_area_px or 0})
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, model: type[Parameters]) -> str:
     lines = []
     for problem in error.errors():
         name = str(problem["loc"][0]) if problem["loc"] else ""
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            lines.append(_unknown(name))
+            lines.append(_unknown(name, model))
         elif name:
             lines.append(f"Parameter `{name}`: {message} (given: {problem['input']!r})")
         else:
@@ -292,9 +301,9 @@ def _explain(error: ValidationError) -> str:
     return "\n".join(dict.fromkeys(lines))
 
 
-def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(name, Job.model_fields, n=1)
-    hint = f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(Job.model_fields)}."
+def _unknown(name: str, model: type[Parameters]) -> str:
+    close = difflib.get_close_matches(name, model.model_fields, n=1)
+    hint = f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(model.model_fields)}."
     return f"Unknown parameter `{name}`. {hint}"
 
 

@@ -1,0 +1,93 @@
+"""What is wrong with reviewed shapes is listed, and mended where that is safe."""
+
+import geopandas as gpd
+import pyogrio
+import pytest
+from shapely import MultiPolygon, Polygon, box
+
+from workbench.topology import find_issues, write_issues
+
+UTM = "EPSG:32633"
+X, Y = 500_000, 5_300_000
+
+
+def square(x, y=0, width=10, height=10):
+    return box(X + x, Y + y, X + x + width, Y + y + height)
+
+
+def reviewed(*shapes, status="accepted", unclosed=False):
+    return gpd.GeoDataFrame(
+        {"id": [f"n{i}" for i in range(len(shapes))], "status": status, "unclosed": unclosed},
+        geometry=list(shapes),
+        crs=UTM,
+    )
+
+
+def kinds(labels, **options):
+    issues = find_issues(labels, 0.5, **{"planar": False, **options})
+    return list(zip(issues["kind"], issues["labels"], strict=True))
+
+
+def test_sound_labels_have_no_issues():
+    assert kinds(reviewed(square(0), square(10), square(30))) == []
+    assert kinds(reviewed()) == []
+
+
+def test_an_invalid_shape_is_mended():
+    bow_tie = Polygon([(X, Y), (X + 10, Y + 10), (X + 10, Y), (X, Y + 10)])
+    issues = find_issues(reviewed(bow_tie), 0.5, planar=False)
+    assert issues[["kind", "labels", "fix"]].values.tolist() == [["invalid", "n0", "make valid"]]
+    assert issues["what"][0].startswith("Self-intersection")
+    assert issues["mended"][0].is_valid
+    assert issues["mended"][0].area == pytest.approx(50)
+
+
+def test_what_is_unclosed_or_empty():
+    labels = reviewed(square(0), MultiPolygon(), unclosed=[True, False])
+    assert kinds(labels) == [("empty", "n1"), ("unclosed", "n0")]
+
+
+def test_duplicates_and_overlaps_of_what_somebody_has_reviewed():
+    twice, over = (square(0), square(0.2)), (square(0), square(6))
+    assert kinds(reviewed(*twice)) == [("duplicate", "n0, n1")]
+    assert kinds(reviewed(*over)) == [("overlap", "n0, n1")]
+    issues = find_issues(reviewed(*over), 0.5, planar=False)
+    assert issues["area_m2"][0] == pytest.approx(40, rel=0.01)
+    assert issues["fix"].isna().all()  # a person must decide
+    assert kinds(reviewed(*over, status="unreviewed")) == []
+    assert kinds(reviewed(*over, status=["accepted", "rejected"])) == []
+
+
+def test_a_part_on_its_whole_is_in_order_unless_the_layer_is_planar():
+    labels = reviewed(square(0), square(2, 2, 3, 3))
+    assert kinds(labels) == []
+    assert kinds(labels, planar=True) == [("overlap", "n0, n1")]
+
+
+def test_a_narrow_overlap_is_cut_off():
+    issues = find_issues(reviewed(square(0), square(9.8, width=4)), 0.5, planar=False)
+    assert issues["fix"].tolist() == ["cut it off n0"]
+    assert issues["mended"][0].area == pytest.approx(98)
+
+
+def test_slivers_and_gaps():
+    with_sliver = MultiPolygon([square(0), square(20, width=0.3)])
+    issues = find_issues(reviewed(with_sliver), 0.5, planar=False)
+    assert issues["kind"].tolist() == ["sliver"]
+    assert issues["mended"][0].area == pytest.approx(100)
+    apart = (square(0), square(10.3))
+    assert kinds(reviewed(*apart)) == []  # as the model saw them
+    assert kinds(reviewed(*apart, status=["edited", "accepted"])) == [("gap", "n0, n1")]
+    assert kinds(reviewed(*apart), planar=True) == [("gap", "n0, n1")]
+
+
+def test_the_layer_of_issues_is_written(tmp_path):
+    write_issues(
+        find_issues(reviewed(square(0), square(9.8)), 0.5, planar=False), tmp_path / "i.gpkg"
+    )
+    assert pyogrio.read_dataframe(tmp_path / "i.gpkg", layer="issues")["kind"].tolist() == [
+        "overlap"
+    ]
+    assert pyogrio.read_dataframe(tmp_path / "i.gpkg", layer="mended").area[0] < 100
+    write_issues(find_issues(reviewed(square(0)), 0.5, planar=False), tmp_path / "none.gpkg")
+    assert len(pyogrio.read_dataframe(tmp_path / "none.gpkg", layer="issues")) == 0

@@ -1,0 +1,110 @@
+"""The parameters of a review, and what they ask of the run and of the labels that came back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import geopandas as gpd
+import pyogrio
+import shapely
+from pydantic import Field, field_validator
+
+from workbench.advice import Advice, advise, tile_planes
+from workbench.atomic import atomic_path
+from workbench.dataset import Chips
+from workbench.errors import ReviewError
+from workbench.finished import Run
+from workbench.job import Parameters, Share, Text, as_meant
+
+
+class ReviewJob(Parameters):
+    """Every parameter of a review; the notebook's parameters cell has exactly these fields."""
+
+    run_dir: Text
+    reviewed: Text | None = None
+    reference: Text | None = None
+    labelled_area: Text | None = None
+    out_dir: Text | None = None
+    next_source: Text | None = None
+    chip_size: Annotated[int, Field(ge=32, le=8192)] = 512
+    val: Share = 0.15
+    test: Share = 0.15
+    seed: int = 0
+
+    _as_meant = field_validator("*", mode="before")(as_meant)
+
+    @property
+    def gpkg(self) -> Path:
+        """The GeoPackage that was reviewed."""
+        return Path(self.reviewed or Path(self.run_dir) / "prelabels.gpkg").absolute()
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is written."""
+        return Path(self.out_dir or Path(self.run_dir) / "review").absolute()
+
+    @property
+    def chips(self) -> Chips:
+        """How the data set is cut."""
+        return Chips(chip_size=self.chip_size, val=self.val, test=self.test, seed=self.seed)
+
+
+def read_vector(path: str) -> gpd.GeoDataFrame:
+    """Read polygons with a CRS; raises `ReviewError` if there are none."""
+    try:
+        frame = pyogrio.read_dataframe(path)
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
+        raise ReviewError(f"{path} cannot be read as a vector file: {error}") from error
+    if not isinstance(frame, gpd.GeoDataFrame) or frame.crs is None or not frame.area.any():
+        raise ReviewError(f"{path} has no polygons with a CRS. Give a vector file with both.")
+    return frame
+
+
+def advise_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Advice:
+    """Advise thresholds by a reference, where one is given, else by the reviewed labels.
+
+    What is complete is the labelled area if one is given; else the tiles that a reference reaches,
+    or those in which nothing is unreviewed and something is reviewed. Raises `ReviewError` if that
+    is less than two tiles.
+    """
+    within = None if job.labelled_area is None else read_vector(job.labelled_area)
+    if job.reference is not None:
+        truth = known = read_vector(job.reference).to_crs(run.layer.crs)
+        waiting = truth[:0]
+    else:
+        known = labels[labels["status"] != "unreviewed"]
+        waiting = labels[labels["status"] == "unreviewed"]
+        truth = labels[labels["status"].isin(["accepted", "edited"])]
+    if within is not None:
+        area = within.geometry.to_crs(run.layer.crs).union_all()
+        tiles = set(run.tiles["tile"][run.tiles.intersects(area)])
+    else:
+        tiles = _touched(run, known) - _touched(run, waiting)
+    planes = tile_planes(run, truth, tiles, within=within)
+    return advise(list(planes.values()), run.job.thresholds, seed=job.seed)
+
+
+def _touched(run: Run, layer: gpd.GeoDataFrame) -> set[str]:
+    """Name the tiles in whose core the middle of something lies."""
+    points = layer.to_crs(run.layer.crs).geometry.representative_point().to_numpy()
+    cores = shapely.STRtree(run.tiles.geometry.to_numpy())
+    return set(run.tiles["tile"].iloc[cores.query(points, predicate="intersects")[1]])
+
+
+def write_advised_job(job: ReviewJob, run: Run, advice: Advice) -> Path:
+    """Write the job of the next scene with the advised thresholds, as `papermill -f` takes it.
+
+    Without a next scene it is this one again, in a run folder of its own.
+    """
+    thresholds = {
+        "pred_iou_thresh": advice.advised.pred_iou_thresh,
+        "stability_score_thresh": advice.advised.stability_score_thresh,
+    }
+    if job.next_source is None:
+        place: dict[str, str | None] = {"out_dir": f"{run.folder}-advised"}
+    else:
+        place = {"source": job.next_source, "aoi": None, "out_dir": None}
+    with atomic_path(job.folder / "job.yaml") as path:
+        path.write_text(run.job.changed(**thresholds, **place).to_yaml(), encoding="utf-8")
+    return job.folder / "job.yaml"
