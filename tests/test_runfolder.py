@@ -13,6 +13,7 @@ from known_runs import counted_calls, equal_layers, files_in, job_for
 
 from workbench import Job, run
 from workbench import pipeline as running
+from workbench.atomic import atomic_path
 from workbench.errors import CheckpointError, RunFolderError
 from workbench.runfolder import OUTPUTS
 
@@ -239,9 +240,17 @@ def test_what_killed_runs_have_left_is_removed(raster, tmp_path):
     run(job_for(raster, folder))
     gone = subprocess.Popen(["true"])
     gone.wait()
-    for name in (f".tmp-{gone.pid}-prelabels.gpkg", f"candidates/.tmp-{gone.pid}-a.parquet"):
+    with atomic_path(folder / "report.html") as path:
+        path.touch()
+        host = path.name.split("-")[1]
+    there = f"{int(host, 16) ^ 1:08x}"  # another machine, where 1 may be anybody
+    for name in (
+        f".tmp-{host}-{gone.pid}-prelabels.gpkg",
+        f"candidates/.tmp-{host}-{gone.pid}-a.parquet",
+        f"candidates/.tmp-{there}-1-a.parquet",
+    ):
         (folder / name).touch()
-    living = folder / ".tmp-1-report.html"
+    living = folder / f".tmp-{host}-1-report.html"
     living.touch()
     (folder / ".tmp-notes").touch()
     run(job_for(raster, folder))

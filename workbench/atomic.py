@@ -1,11 +1,16 @@
 """Files that appear whole or not at all."""
 
 import os
+import platform
 import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# on a disk that machines share, a process number alone does not say whose file it is
+_HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 
 
 @contextmanager
@@ -17,7 +22,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".tmp-{_HOST}-{os.getpid()}-{path.name}")
     temporary.unlink(missing_ok=True)
     try:
         yield temporary
@@ -33,8 +38,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `folder`, which takes its place if the block succeeds."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
-    old = folder.with_name(f".tmp-{os.getpid()}-old-{folder.name}")
+    temporary = folder.with_name(f".tmp-{_HOST}-{os.getpid()}-{folder.name}")
+    old = folder.with_name(f".tmp-{_HOST}-{os.getpid()}-old-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -53,21 +58,28 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove the temporary files in `folder` that killed processes have left; call before writing.
+    """Remove the temporary files and folders in `folder` that killed processes have left.
 
-    Ours, too: in a container every run may have the same process number.
+    Call before writing, and only while the folder is locked: another machine's process that still
+    writes there cannot be told from one that is gone. Our own go, too: in a container every run may
+    have the same process number.
     """
     for path in folder.glob(".tmp-*"):
-        owner = re.match(r"\.tmp-(\d+)-", path.name)
-        if owner and path.is_file() and (int(owner[1]) == os.getpid() or not _runs(int(owner[1]))):
+        owner = re.match(r"\.tmp-([0-9a-f]{8})-(\d+)-", path.name)
+        if not owner or (owner[1] == _HOST and _is_another(int(owner[2]))):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
 
 
-def _runs(pid: int) -> bool:
+def _is_another(pid: int) -> bool:
+    """Whether it is the number of another process that runs."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # it runs, and is another user's
         return True
-    return True
+    return pid != os.getpid()

@@ -230,9 +230,9 @@ def _serve(connection: Connection) -> None:
             continue
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            plan = prepare(work.job, segmenter)
-            segmenter = plan.segmenter
-            result: Event = _do(plan, work, send)
+            with closing(prepare(work.job, segmenter)) as plan:
+                segmenter = plan.segmenter
+                result: Event = _do(plan, work, send)
         except KeyboardInterrupt:
             result = Stopped()
         except WorkbenchError as error:

@@ -41,13 +41,13 @@ from workbench.opening import open_scene
 from workbench.polygons import clean, to_polygons
 from workbench.raster import Scene
 from workbench.runfolder import (
+    FolderLock,
     claim,
     continue_run,
     name_scenes,
     read_record,
     refuse_foreign,
     refuse_to_lose_review,
-    refuse_unwritable,
     resolve,
     store_in,
     write_job,
@@ -82,7 +82,12 @@ class Plan:
     folder: Path
     scenes: tuple[ScenePlan, ...]
     segmenter: Segmenter
+    lock: FolderLock
     aoi: shapely.Geometry | None = None  # as far as it lies in the scenes, in the working CRS
+
+    def close(self) -> None:
+        """Let other processes have the run folder."""
+        self.lock.release()
 
     @property
     def store(self) -> CandidateStore:
@@ -124,15 +129,15 @@ def run(job: Job) -> Run:
     Raises a `WorkbenchError` before any long work if the job cannot be done, and `RunFailedError`
     after all files are written if some tiles failed.
     """
-    plan = prepare(job)
-    done = plan.n_tiles - len(pending(plan))  # by an earlier run
-    with (
-        closing(segment(plan)) as tiles,
-        tqdm(total=plan.n_tiles, initial=done, desc="tiles", unit="tile") as bar,
-    ):
-        for _ in tiles:
-            bar.update()
-    return finish(plan)
+    with closing(prepare(job)) as plan:
+        done = plan.n_tiles - len(pending(plan))  # by an earlier run
+        with (
+            closing(segment(plan)) as tiles,
+            tqdm(total=plan.n_tiles, initial=done, desc="tiles", unit="tile") as bar,
+        ):
+            for _ in tiles:
+                bar.update()
+        return finish(plan)
 
 
 # --------------------------------------------------------------------------------- 1. check
@@ -141,12 +146,27 @@ def run(job: Job) -> Run:
 def prepare(job: Job, loaded: Segmenter | None = None) -> Plan:
     """Open and check everything that a job names; leaves no trace if it cannot be done.
 
-    A Segmenter of an earlier plan that is `loaded` is used again if it has the same key.
+    The plan has the run folder to itself until it is closed. A Segmenter of an earlier plan that is
+    `loaded` is used again if it has the same key.
     """
     scenes = open_scenes(job)
     aoi = load_aoi(job.aoi) if job.aoi is not None else None
-    folder = folder_of(job, scenes)
-    refuse_unwritable(folder)
+    lock = FolderLock(folder_of(job, scenes))
+    try:
+        return _prepare(job, scenes, aoi, lock, loaded)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _prepare(
+    job: Job,
+    scenes: list[Scene],
+    aoi: gpd.GeoSeries | None,
+    lock: FolderLock,
+    loaded: Segmenter | None,
+) -> Plan:
+    folder = lock.folder
     recorded = read_record(folder)  # without resume, too: what no run has written is refused
     before = recorded if job.resume else {}
     scenes = name_scenes(scenes, before)
@@ -157,7 +177,7 @@ def prepare(job: Job, loaded: Segmenter | None = None) -> Plan:
     record = continue_run(folder, before, resolve(job, scenes, segmenter))
     refuse_foreign(folder)
     refuse_to_lose_review(folder)
-    plan = Plan(job, folder, planned, segmenter, area)
+    plan = Plan(job, folder, planned, segmenter, lock, area)
     if not before or pending(plan):
         segmenter.load()
     claim(folder, job, record, before)

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from importlib.metadata import version
 from itertools import chain, count
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import pandas as pd
 import yaml
+from filelock import FileLock, Timeout
 
 from workbench import layer as layers
 from workbench.atomic import atomic_path, remove_stale
@@ -40,6 +42,7 @@ OUTPUTS = (
 # what the stored candidates depend on, besides their scene
 IDENTITY = ("crs", "tiling", "segmenter")
 REMEDY = "Choose another out_dir, or set resume=false to replace that run."
+LOCK = ".lock"  # says who writes the folder; is there while somebody does
 # what can differ in a scene while its candidates still fit
 INCIDENTAL = ("source", "pixel_m")
 
@@ -47,6 +50,63 @@ INCIDENTAL = ("source", "pixel_m")
 def store_in(folder: Path) -> CandidateStore:
     """The candidates of a run folder."""
     return CandidateStore(folder / "candidates")
+
+
+# ------------------------------------------------------------------------------ whose it is
+
+
+class FolderLock:
+    """A run folder that one process at a time may write, made if it is not there.
+
+    Raises `RunFolderError` if another process has it, on this machine or on another one that shares
+    the disk, or if it cannot be written. The lock is the operating system's: it ends with its
+    process, however that ends. Within that process it may be taken again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._path = folder, folder / LOCK
+        self._made: list[Path] = []
+        self._held = False
+        try:
+            self._made += [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            # any thread of the process may release it, and a second lock is the first one
+            self._lock = FileLock(self._path, timeout=1, is_singleton=True, thread_local=False)
+            self._lock.acquire()
+            self._held = True
+            if self._lock.lock_counter == 1:
+                self._path.write_text(_this_process(), encoding="utf-8")
+            self.owner = self._path.read_text(encoding="utf-8")
+        except Timeout:
+            raise RunFolderError(
+                f"{folder} is being written by another run: {self._read() or 'a process'}. Wait "
+                "for it, stop it, or choose another out_dir."
+            ) from None
+        except (OSError, ValueError) as error:
+            self.release()
+            raise _unwritable(folder, error) from error
+
+    def release(self) -> None:
+        """Let others have the folder; goes again if it was made for this and nothing is in it."""
+        if self._held:
+            self._held = False
+            if self._lock.lock_counter == 1:
+                with suppress(OSError):
+                    self._path.unlink(missing_ok=True)
+            self._lock.release()
+        for path in self._made:
+            with suppress(OSError, ValueError):
+                path.rmdir()
+
+    def _read(self) -> str:
+        with suppress(OSError, ValueError):
+            return self._path.read_text(encoding="utf-8")
+        return ""
+
+
+def _this_process() -> str:
+    now = datetime.now().astimezone().isoformat(sep=" ", timespec="milliseconds")
+    return f"process {os.getpid()} on {platform.node()}, since {now}"
 
 
 # ------------------------------------------------------------------------------- its record
@@ -166,22 +226,6 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # -------------------------------------------------------------------- what must not be lost
-
-
-def refuse_unwritable(folder: Path) -> None:
-    """Try to write in the folder, and leave nothing behind."""
-    made: list[Path] = []
-    try:
-        made += [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-    except (OSError, ValueError) as error:
-        raise _unwritable(folder, error) from error
-    finally:
-        for path in made:
-            with suppress(OSError, ValueError):
-                path.rmdir()
 
 
 def refuse_foreign(folder: Path) -> None:

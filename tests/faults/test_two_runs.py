@@ -1,0 +1,55 @@
+"""Two runs never write one folder."""
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from known_runs import equal_layers, job_for
+from run_job import until
+
+from workbench import run
+from workbench.errors import RunFolderError
+from workbench.layer import read_layer
+from workbench.runfolder import FolderLock
+
+
+def test_the_second_run_is_refused_until_the_first_has_ended_somehow(raster, tmp_path, start):
+    job = job_for(raster, tmp_path / "run", model="classic", tile_size=128, overlap=0.5)
+    undisturbed = run(job_for(raster, tmp_path / "undisturbed", **{
+        name: getattr(job, name) for name in ("model", "tile_size", "overlap")
+    }))  # fmt: skip
+    first = start(job)
+    until((tmp_path / "run" / "run.yaml").exists)
+    first.send_signal(signal.SIGSTOP)
+    for again in (job, job.changed(resume=False), job.changed(overlap=0.25)):
+        with pytest.raises(RunFolderError, match=rf"another run: process {first.pid} on .*since"):
+            run(again)
+    first.kill()
+    first.wait()
+    assert equal_layers(run(job).layer, undisturbed.layer)
+    assert not list(tmp_path.joinpath("run").glob(".*"))
+
+
+def test_of_runs_that_start_at_once_one_goes_on(raster, tmp_path, start):
+    job = job_for(raster, tmp_path / "run", model="classic", tile_size=128)
+    first, second = start(job), start(job)
+    with ThreadPoolExecutor(2) as pool:
+        (_, one), (_, other) = pool.map(lambda process: process.communicate(), (first, second))
+    # where one was done before the other began, both may have gone well
+    assert 0 in (first.returncode, second.returncode), one + other
+    for process, words in ((first, one), (second, other)):
+        assert process.returncode == 0 or "is being written by another run" in words
+    assert len(read_layer(tmp_path / "run" / "prelabels.gpkg"))
+
+
+def test_a_lock_ends_with_what_holds_it_and_leaves_nothing(tmp_path):
+    folder = tmp_path / "deep" / "run"
+    lock, again = FolderLock(folder), FolderLock(folder)  # a process has it as often as it likes
+    assert lock.owner == again.owner == (folder / ".lock").read_text()
+    assert str(os.getpid()) in lock.owner
+    again.release()
+    again.release()
+    assert (folder / ".lock").exists()
+    lock.release()
+    assert not (tmp_path / "deep").exists()
