@@ -1,5 +1,8 @@
 """Small runs with known objects, and what tests ask about them."""
 
+import time
+from collections.abc import Callable
+
 from known_objects import KnownObjects
 
 from workbench import Job, pipeline
@@ -41,3 +44,11 @@ def counted_calls(monkeypatch):
     calls, propose = [], KnownObjects.propose
     monkeypatch.setattr(KnownObjects, "propose", lambda *args: calls.append(1) or propose(*args))
     return calls
+
+
+def until(happened: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until something has happened."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it has not happened"
+        time.sleep(0.005)

@@ -95,7 +95,6 @@ def test_values_are_taken_as_meant(given, name, meant):
         ({"stretch": [98, 2]}, "stretch"),
         ({"crs": "EPSG:99999"}, "`crs`: no CRS"),
         ({"default_class": 7}, "default_class 7"),
-        ({"scheduler": "tcp://host:8786"}, "scheduler"),
         ({"interactive": "perhaps"}, "`interactive`"),
         ({"source": ""}, "`source`: is empty"),
         ({"source": ["a.tif", ""]}, "`source`"),

@@ -35,3 +35,7 @@ class ReviewError(WorkbenchError):
 
 class DatasetError(WorkbenchError):
     """Training data cannot be made from a layer as it is asked for."""
+
+
+class ClusterError(WorkbenchError):
+    """A Dask cluster cannot be reached, or its workers cannot take part in a run."""

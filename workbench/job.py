@@ -225,8 +225,6 @@ class Job(Parameters):
                 f"checkpoint {self.checkpoint}: `classic` has no weights. Set model to the SAM "
                 "that they are for (tiny, vit_b, vit_l, vit_h), or leave checkpoint null"
             )
-        if self.scheduler is not None:
-            raise ValueError("scheduler: running on a Dask cluster is not built yet; leave it null")
         return self
 
     def changed(self, **parameters: Any) -> Job:

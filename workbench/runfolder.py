@@ -104,6 +104,14 @@ class FolderLock:
         return ""
 
 
+def is_owned_by(folder: Path, owner: str) -> bool:
+    """Whether a lock of this `owner` is what one finds in the folder, from wherever one looks."""
+    try:
+        return (folder / LOCK).read_text(encoding="utf-8") == owner
+    except (OSError, ValueError):
+        return False
+
+
 def _this_process() -> str:
     now = datetime.now().astimezone().isoformat(sep=" ", timespec="milliseconds")
     return f"process {os.getpid()} on {platform.node()}, since {now}"

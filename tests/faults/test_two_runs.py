@@ -5,8 +5,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from known_runs import equal_layers, job_for
-from run_job import until
+from known_runs import equal_layers, job_for, until
 
 from workbench import run
 from workbench.errors import RunFolderError
