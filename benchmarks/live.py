@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "ui"))
 from lab import CHROMIUM, FLAGS, Notebook, jupyterlab, open_notebook
 
 REPEATS = 30
+SETTLED_MS = 500
 CANVAS = "document.querySelector('canvas.sam-workbench-polygons')"
 PLAIN = "document.querySelectorAll('.leaflet-container')[2].querySelector('.leaflet-overlay-pane')"
 SIDE = 1024
@@ -242,7 +243,9 @@ def _press(page: Page, label: str, watched: str, repeats: int = REPEATS) -> list
         seen = page.evaluate("frames.length")
         page.keyboard.press(key)
         try:
-            page.wait_for_function(f"frames.length > {seen}", timeout=20_000)
+            # a layer may change more than once for one key: the last frame counts
+            settled = f"frames.length > {seen} && performance.now() - frames.at(-1) > {SETTLED_MS}"
+            page.wait_for_function(settled, timeout=20_000)
         except Exception:
             continue  # a step that changes nothing draws nothing
         times.append(page.evaluate("frames.at(-1) - keys.at(-1)"))

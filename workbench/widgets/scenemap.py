@@ -294,7 +294,9 @@ class SceneMap:
         elif math.isfinite(x) and math.isfinite(y):
             digits = max(0, -math.floor(math.log10(self.scenes[0].transform.a)))
             place = f"E {x:.{digits}f} &ensp; N {y:.{digits}f}"
-            self.cursor.value = _small(f"{place} &ensp; {_name_of(self.crs)}")
+            epsg = self.crs.to_epsg()
+            crs = f"EPSG:{epsg}" if epsg else self.crs.name
+            self.cursor.value = _small(f"{place} &ensp; {crs}")
 
     def _say(self, about: str, text: str) -> None:
         """Say something of imagery or tiles under the map; no text takes it back."""
@@ -421,4 +423,4 @@ def _name_of(crs: pyproj.CRS) -> str:
 
 
 def _small(text: str) -> str:
-    return f'<span style="font-variant-numeric: tabular-nums">{text}</span>'
+    return f'<span style="font-variant-numeric: tabular-nums; white-space: nowrap">{text}</span>'
