@@ -1,0 +1,194 @@
+"""What size costs: runs of 100, 1,000 and 10,000 tiles, and a small AOI in an immense raster.
+
+    python benchmarks/scale.py [--raster RASTER] [--plot FILE.png]
+
+Each run is a process of its own. The first table is of rasters whose objects are known, in tiles of
+256 px, and says whether the layer holds exactly those; the second of an AOI in a virtual mosaic of
+100,000 × 100,000 px that repeats a raster (default: a made one), with the default job.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import shapely
+from matplotlib.figure import Figure
+from mosaic import write_mosaic
+
+from workbench import Job, pipeline
+from workbench.candidates import Rules
+from workbench.outlines import decode_runs, trace
+from workbench.sample import make_sample, write_sample
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from known_objects import TRANSFORM, KnownObjects, encode_masks, objects, write_labels
+
+CELL_PX, N_OBJECTS, TILE_PX = 1024, 60, 256
+CELLS = (2, 6, 19)  # a side: 11, 32 and 101 tiles
+MOSAIC_PX, AOI_PX = 100_000, 3000
+
+
+def known(cells: int, folder: Path) -> dict[str, object]:
+    """Run on a raster of cells × cells times the same objects."""
+    labels = objects((CELL_PX, CELL_PX), 1, n=N_OBJECTS, largest=0.4)
+    side = cells * CELL_PX
+    raster = write_mosaic(write_labels(folder / "cell.tif", labels), folder / "all.vrt", side, side)
+    # no suppression by boxes: pieces of objects that tiles cut may share most of theirs
+    rules = Rules(TILE_PX, TILE_PX, box_nms_thresh=1.0)
+    pipeline._segmenter = lambda job, before: KnownObjects(rules)
+    job = Job.create(
+        source=str(raster), out_dir=str(folder / "run"), tile_size=TILE_PX, overlap=0.25,
+        min_area_px=0, simplify_m=None,
+    )  # fmt: skip
+    figures, layer = measured(job)
+    return figures | {"exact": same(layer, truth(labels, cells))}
+
+
+def truth(labels, cells):
+    """The outline of every object of every cell, on the map."""
+    numbers = np.unique(labels[labels > 0])
+    found = trace(decode_runs(encode_masks(labels == numbers[:, None, None]), CELL_PX, CELL_PX))
+    sizes = (found.ring_sizes, found.rings_per_part, found.parts_per_mask)
+    ends = tuple(np.concatenate(([0], np.cumsum(n))) for n in sizes)
+    kind = shapely.GeometryType.MULTIPOLYGON
+    one = shapely.from_ragged_array(kind, found.corners.astype(float), ends)
+    scale, origin = [TRANSFORM.a, TRANSFORM.e], [TRANSFORM.c, TRANSFORM.f]
+    return np.concatenate(
+        [
+            shapely.transform(
+                one, lambda xy, x=x, y=y: (xy + [x * CELL_PX, y * CELL_PX]) * scale + origin
+            )
+            for y in range(cells)
+            for x in range(cells)
+        ]
+    )
+
+
+def same(layer, objects):
+    """Whether the layer holds every object once, with its exact outline, and nothing else."""
+    if len(layer) != len(objects):
+        return False
+
+    def in_order(shapes):
+        area = np.round(shapely.area(shapes), 3)
+        return shapes[np.lexsort((area, *np.round(shapely.bounds(shapes), 3).T))]
+
+    return bool(shapely.equals(in_order(layer.geometry.to_numpy()), in_order(objects)).all())
+
+
+def aoi(raster: Path, folder: Path) -> dict[str, object]:
+    """Run on a corner of the mosaic."""
+    mosaic = write_mosaic(raster, folder / "mosaic.vrt", MOSAIC_PX, MOSAIC_PX)
+    scene = pipeline.open_scenes(Job.create(source=str(mosaic)))[0]
+    middle = MOSAIC_PX // 2
+    (x0, y1), (x1, y0) = (scene.transform @ (p, p) for p in (middle, middle + AOI_PX))
+    area = gpd.GeoSeries([shapely.box(x0, y0, x1, y1)], crs=scene.crs)
+    area.to_file(folder / "aoi.gpkg")
+    job = Job.create(source=str(mosaic), out_dir=str(folder / "run"), aoi=str(folder / "aoi.gpkg"))
+    return measured(job)[0]
+
+
+def measured(job: Job):
+    """Run a job; seconds of its three steps and peak memory."""
+    before_mb = peak_mb()
+    marks = [time.perf_counter()]
+    plan = pipeline.prepare(job)
+    marks.append(time.perf_counter())
+    for _ in pipeline.segment(plan):
+        pass
+    marks.append(time.perf_counter())
+    segment_mb = peak_mb()
+    result = pipeline.finish(plan)
+    marks.append(time.perf_counter())
+    steps = dict(
+        zip(("prepare", "segment", "finish"), np.diff(marks).round(2).tolist(), strict=True)
+    )
+    return {
+        "tiles": len(result.tiles),
+        "polygons": len(result.layer),
+        **steps,
+        "import_mb": before_mb,
+        "segment_mb": segment_mb,
+        "peak_mb": peak_mb(),
+    }, result.layer
+
+
+def peak_mb() -> int:
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
+
+
+def apart(*arguments: str) -> dict[str, object]:
+    """What this script prints for some arguments, in a process of its own."""
+    command = [sys.executable, __file__, *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def plot(rows, path: Path) -> None:
+    """Draw milliseconds per tile and peak memory against the number of tiles."""
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    time_axes, memory_axes = figure.subplots(1, 2)
+    tiles = [row["tiles"] for row in rows]
+    for step in ("segment", "finish"):
+        time_axes.plot(tiles, [1000 * row[step] / row["tiles"] for row in rows], "o-", label=step)
+    time_axes.set(ylabel="ms per tile")
+    memory_axes.plot(tiles, [row["peak_mb"] for row in rows], "o-", label="peak")
+    memory_axes.plot(tiles, [row["segment_mb"] for row in rows], "o-", label="before the merge")
+    memory_axes.set(ylabel="MB of memory")
+    for axes in (time_axes, memory_axes):
+        axes.set(xscale="log", xlabel="tiles")
+        axes.set_ylim(bottom=0)
+        axes.legend()
+    figure.savefig(path, dpi=90)
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--raster", type=Path, help="what the mosaic of 100,000 px repeats")
+    parser.add_argument("--plot", type=Path, help="where to draw the first table")
+    parser.add_argument("--cells", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--aoi", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if given.cells:
+            print(json.dumps(known(given.cells, folder)))
+            return
+        if given.aoi:
+            raster = given.raster or write_sample(make_sample(CELL_PX, 7), folder)
+            print(json.dumps(aoi(raster, folder)))
+            return
+    print("| tiles | polygons | exact | segment, ms per tile | finish, ms per tile | peak MB |")
+    print("|---|---|---|---|---|---|", flush=True)
+    rows = []
+    for cells in CELLS:
+        row = apart("--cells", str(cells))
+        rows.append(row)
+        each = [f"{1000 * row[step] / row['tiles']:.1f}" for step in ("segment", "finish")]
+        print(
+            f"| {row['tiles']:,} | {row['polygons']:,} | {'yes' if row['exact'] else 'NO'} "
+            f"| {each[0]} | {each[1]} | {row['peak_mb']} |",
+            flush=True,
+        )
+    if given.plot:
+        plot(rows, given.plot)
+    row = apart("--aoi", *(["--raster", str(given.raster)] if given.raster else []))
+    print("\n| raster | tiles of the AOI | polygons | plan, s | segment, s | finish, s | peak MB |")
+    print("|---|---|---|---|---|---|---|")
+    print(
+        f"| {MOSAIC_PX:,} px a side | {row['tiles']} | {row['polygons']} | {row['prepare']} "
+        f"| {row['segment']} | {row['finish']} | {row['peak_mb']} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
