@@ -63,7 +63,7 @@ class KnownObjects:
     def load(self) -> None:
         """Nothing to load."""
 
-    def propose(self, image: NDArray[np.uint8]) -> Candidates:
+    def propose(self, image: NDArray[np.uint8], watch: object = None) -> Candidates:
         """See `workbench.candidates.Segmenter`."""
         labels = image[..., 0].astype(int) + 256 * image[..., 1].astype(int)
         masks, scores = [], []

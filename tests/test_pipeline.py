@@ -111,7 +111,7 @@ def test_c3_the_order_of_tiles_does_not_matter(raster, tmp_path, monkeypatch):
 
 
 KILLED = """
-    import os, signal, sys
+    import os, signal, sys, time
     sys.path.insert(0, {tests!r})
     from workbench import pipeline as running
     from workbench import Job
@@ -121,15 +121,19 @@ KILLED = """
     class Mortal(KnownObjects):
         calls = 0
 
-        def propose(self, image):
+        def propose(self, image, watch=None):
             Mortal.calls += 1
             if Mortal.calls == {survives}:
+                while len(store.ledger()) < {stored}:  # it is computed while others are stored
+                    time.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().propose(image)
 
     running.FLUSH_TILES = 2
     running._segmenter = lambda job, before: Mortal(Rules(96, 96))
-    running.run(Job.from_yaml({job!r}))
+    job = Job.from_yaml({job!r})
+    store = running.store_in(running.Path(job.out_dir))
+    running.run(job)
 """
 
 
@@ -139,10 +143,10 @@ def test_c3_a_killed_run_goes_on_where_it_was(raster, tmp_path):
     job = job_for(raster, folder)
     path = tmp_path / "job.yaml"
     path.write_text(job.to_yaml(), encoding="utf-8")
-    script = textwrap.dedent(KILLED).format(
-        tests=str(Path(__file__).parent), survives=6, job=str(path)
-    )
-    for _ in range(2):
+    for stored in (4, 8):
+        script = textwrap.dedent(KILLED).format(
+            tests=str(Path(__file__).parent), survives=6, stored=stored, job=str(path)
+        )
         killed = subprocess.run([sys.executable, "-c", script], capture_output=True)
         assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
         assert not (folder / "prelabels.gpkg").exists()
@@ -158,7 +162,7 @@ def test_c6_a_failing_tile_is_in_the_ledger_and_the_run_fails_loudly(raster, tmp
     propose = KnownObjects.propose
     calls = []
 
-    def fifth_fails(segmenter, image):
+    def fifth_fails(segmenter, image, watch):
         calls.append(image)
         if len(calls) == 5:
             raise OSError("no such luck")
@@ -247,7 +251,7 @@ def test_damaged_candidates_are_computed_again(raster, tmp_path, monkeypatch):
 def test_an_interrupt_keeps_the_finished_tiles(raster, tmp_path, monkeypatch):
     propose, calls = KnownObjects.propose, []
 
-    def interrupted(segmenter, image):
+    def interrupted(segmenter, image, watch):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
@@ -304,7 +308,7 @@ def test_rasters_too_far_apart_for_one_crs_are_refused(tmp_path):
 
 
 def test_c6_a_run_of_which_every_tile_fails_still_writes_every_file(raster, tmp_path, monkeypatch):
-    def fails(segmenter, image):
+    def fails(segmenter, image, watch):
         raise OSError("no such luck")
 
     monkeypatch.setattr(KnownObjects, "propose", fails)

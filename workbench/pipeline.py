@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -28,10 +28,7 @@ from workbench.candidates import (
     CandidateStore,
     Rules,
     Segmenter,
-    Status,
-    TileRecord,
     concat,
-    encode_masks,
     select,
     valid_masks,
 )
@@ -65,24 +62,12 @@ from workbench.runfolder import (
 )
 from workbench.sample import sample_scene
 from workbench.seams import merge_seams
+from workbench.segmenting import ScenePlan, SegmentedTile, TileWatch, segment_tiles
 from workbench.sources import find_sources
 from workbench.tiles import Tile, TileGrid, tile_windows, tiles_over
 
 FLUSH_SECONDS = 20.0  # a kill costs at most this much finished work
 FLUSH_TILES = 64
-
-
-@dataclass(frozen=True)
-class ScenePlan:
-    """One scene of a run: its grid, and the tiles that are wanted."""
-
-    scene: Scene
-    grid: TileGrid
-    tiles: tuple[Tile, ...]
-
-    def index(self, tile: Tile) -> tuple[str, int, int]:
-        """What the ledger calls a tile of this scene."""
-        return self.scene.name, tile.row, tile.col
 
 
 @dataclass(frozen=True)
@@ -122,16 +107,6 @@ class Plan:
             for part in self.scenes
         ]
         return replace(self, scenes=tuple(scenes))
-
-
-@dataclass(frozen=True)
-class SegmentedTile:
-    """A tile that has just been computed, with its line of the ledger."""
-
-    part: ScenePlan
-    tile: Tile
-    candidates: Candidates | None
-    record: TileRecord
 
 
 def run(job: Job) -> Run:
@@ -283,10 +258,6 @@ def _segmenter(job: Job, before: Mapping[str, Any]) -> Segmenter:
 # ------------------------------------------------------------------------------- 2. segment
 
 
-# called while a tile is computed, often: the share that is done, and how to get the tile so far
-TileWatch = Callable[[float, Callable[[], SegmentedTile]], None]
-
-
 def segment(
     plan: Plan, flush_seconds: float = FLUSH_SECONDS, watch: TileWatch | None = None
 ) -> Generator[SegmentedTile, None, None]:
@@ -323,15 +294,15 @@ def _segment_scene(
     done: list[SegmentedTile] = []
     flushed = time.monotonic()
     try:
-        for tile in tiles:
-            done.append(_segment_tile(part, tile, plan.segmenter, watch))
-            yield done[-1]
-            if time.monotonic() - flushed > flush_seconds or len(done) >= FLUSH_TILES:
-                _store(done, plan.store, plan.job)
-                done, flushed = [], time.monotonic()
+        with closing(segment_tiles(part, tiles, plan.segmenter, watch)) as segmented:
+            for tile in segmented:
+                done.append(tile)
+                yield tile
+                if time.monotonic() - flushed > flush_seconds or len(done) >= FLUSH_TILES:
+                    _store(done, plan.store, plan.job)
+                    done, flushed = [], time.monotonic()
     finally:
         _store(done, plan.store, plan.job)
-        part.scene.close()
 
 
 def _store(done: list[SegmentedTile], store: CandidateStore, job: Job) -> None:
@@ -459,8 +430,7 @@ def _segment_chunk(chunk: Chunk) -> list[TileRecord]:
                 f"{dict(segmenter.key)} here, {dict(chunk.segmenter_key)} there. Workers must be "
                 "alike in devices and versions."
             )
-        done = [_segment_tile(chunk.part, tile, segmenter, None) for tile in chunk.part.tiles]
-        chunk.part.scene.close()
+        done = list(segment_tiles(chunk.part, chunk.part.tiles, segmenter))
         if not is_owned_by(chunk.folder, chunk.owner):
             raise RunFolderError(f"The run in {chunk.folder} has ended, or another one has begun.")
         _store(done, store_in(chunk.folder), chunk.job)
@@ -478,38 +448,6 @@ def tile_rules(job: Job) -> Rules:
         job.crop_nms_thresh,
         job.crop_n_layers,
     )
-
-
-def _segment_tile(
-    part: ScenePlan, tile: Tile, segmenter: Segmenter, watch: TileWatch | None
-) -> SegmentedTile:
-    """One tile's candidates and its line in the ledger; an error becomes a line, too."""
-    start = time.perf_counter()
-
-    def made(status: Status, found: Candidates | None = None, **more: Any) -> SegmentedTile:
-        candidates = None if found is None else found.at_tile(tile.row, tile.col)
-        n = 0 if candidates is None else len(candidates)
-        seconds = round(time.perf_counter() - start, 3)
-        record = TileRecord(*part.index(tile), status, n_candidates=n, seconds=seconds, **more)
-        return SegmentedTile(part, tile, candidates, record)
-
-    try:
-        image, valid = part.scene.read(tile.window)
-        if not valid.any():
-            return made("nodata")
-        rle = None if valid.all() else encode_masks(valid[None])[0].decode()
-        if watch is None:
-            found = segmenter.propose(image)
-        else:
-
-            def tell(share: float, so_far: Callable[[], Candidates]) -> None:
-                watch(share, lambda: made("ok", so_far(), valid_rle=rle))
-
-            found = segmenter.propose(image, tell)
-        return made("ok" if len(found) else "empty", found, valid_rle=rle)
-    except Exception as problem:
-        # one bad tile must not cost the others; it is in the ledger, and the run fails at its end
-        return made("failed", error=f"{type(problem).__name__}: {problem}")
 
 
 # -------------------------------------------------------------------------------- 3. finish

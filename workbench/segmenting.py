@@ -1,0 +1,156 @@
+"""Tiles through a Segmenter, in order: while one is computed, the next ones are read."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from threading import Event
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.candidates import Candidates, Segmenter, Status, TileRecord, encode_masks
+from workbench.raster import Scene
+from workbench.tiles import Tile, TileGrid
+
+TILES_IN_WORK = 3  # one is computed, the next is read and one waits: what bounds the memory
+
+
+@dataclass(frozen=True)
+class ScenePlan:
+    """One scene of a run: its grid, and the tiles that are wanted."""
+
+    scene: Scene
+    grid: TileGrid
+    tiles: tuple[Tile, ...]
+
+    def index(self, tile: Tile) -> tuple[str, int, int]:
+        """What the ledger calls a tile of this scene."""
+        return self.scene.name, tile.row, tile.col
+
+
+@dataclass(frozen=True)
+class SegmentedTile:
+    """A tile that has just been computed, with its line of the ledger."""
+
+    part: ScenePlan
+    tile: Tile
+    candidates: Candidates | None
+    record: TileRecord
+
+
+# called while a tile is computed, often: the share that is done, and how to get the tile so far
+TileWatch = Callable[[float, Callable[[], SegmentedTile]], None]
+
+
+def segment_tiles(
+    part: ScenePlan,
+    tiles: Iterable[Tile],
+    segmenter: Segmenter,
+    watch: TileWatch | None = None,
+) -> Generator[SegmentedTile, None, None]:
+    """Compute tiles of a scene and yield them in their order, each as soon as it is finished.
+
+    Reading and computing run in a thread each, a few tiles ahead; `watch` is called in the
+    caller's. What fails in a tile is in its record. Closing the iterator, or an interrupt, does not
+    wait for the threads: they end after the step that they are at.
+    """
+    reader, network = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(1, "compute")
+    stop = Event()
+    waiting: deque[_Work] = deque()
+    try:
+        for tile in tiles:
+            waiting.append(_Work(part, tile, segmenter, stop, watch).begin(reader, network))
+            if len(waiting) == TILES_IN_WORK:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        stop.set()
+        for executor in (reader, network):
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+class _Stopped(BaseException):
+    """Nobody waits for the tile any more."""
+
+
+class _Work:
+    """A tile on its way through the threads."""
+
+    def __init__(
+        self,
+        part: ScenePlan,
+        tile: Tile,
+        segmenter: Segmenter,
+        stop: Event,
+        watch: TileWatch | None,
+    ) -> None:
+        self.part, self.tile, self.segmenter = part, tile, segmenter
+        self.stop, self.watch = stop, watch
+        # what the caller's thread is woken for: something to be told to `watch`, or None: the end
+        self.told: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self.seconds = 0.0
+
+    def begin(self, reader: ThreadPoolExecutor, network: ThreadPoolExecutor) -> _Work:
+        read = reader.submit(self._read)
+        self.computed: Future[SegmentedTile] = network.submit(self._compute, read)
+        self.computed.add_done_callback(lambda _: self.told.put(None))
+        return self
+
+    def result(self) -> SegmentedTile:
+        while (tell := self.told.get()) is not None:
+            tell()
+        return self.computed.result()
+
+    def _read(self) -> tuple[NDArray[np.uint8] | None, str | None]:
+        """The image, None if no pixel of it is valid, and the RLE of those that are if not all."""
+        start = time.perf_counter()
+        image, valid = self.part.scene.read(self.tile.window)
+        rle = None if valid.all() else encode_masks(valid[None])[0].decode()
+        self.seconds = time.perf_counter() - start
+        return (image if valid.any() else None), rle
+
+    def _compute(self, read: Future[tuple[NDArray[np.uint8] | None, str | None]]) -> SegmentedTile:
+        try:
+            if self.stop.is_set():
+                raise _Stopped
+            image, rle = read.result()
+            start = time.perf_counter() - self.seconds
+            if image is None:
+                return self._made("nodata", start)
+
+            def tell(share: float, so_far: Callable[[], Candidates]) -> None:
+                if self.stop.is_set():
+                    raise _Stopped
+                watch = self.watch
+                if watch is not None and self.told.empty():  # a slow caller hears of less
+                    tile = partial(self._made, "ok", start, valid_rle=rle)
+                    self.told.put(lambda: watch(share, lambda: tile(found=so_far())))
+
+            found = self.segmenter.propose(image, tell)
+            return self._made("ok" if len(found) else "empty", start, found, valid_rle=rle)
+        except Exception as problem:
+            # one bad tile must not cost the others; it is in the ledger, and the run fails at its
+            # end
+            start = time.perf_counter() - self.seconds
+            return self._made("failed", start, error=f"{type(problem).__name__}: {problem}")
+        except BaseException:  # an interrupt, which ends the tiles behind this one, too
+            self.stop.set()
+            raise
+
+    def _made(
+        self, status: Status, start: float, found: Candidates | None = None, **more: Any
+    ) -> SegmentedTile:
+        candidates = None if found is None else found.at_tile(self.tile.row, self.tile.col)
+        n = 0 if candidates is None else len(candidates)
+        seconds = round(time.perf_counter() - start, 3)
+        index = self.part.index(self.tile)
+        record = TileRecord(*index, status, n_candidates=n, seconds=seconds, **more)
+        return SegmentedTile(self.part, self.tile, candidates, record)
