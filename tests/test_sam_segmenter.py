@@ -308,7 +308,7 @@ def test_few_masks_are_at_full_resolution_at_once(
         return logits
 
     monkeypatch.setattr(SamSegmenter, "_upsample", counted)
-    segmenter.propose(picture(128, 128))
+    segmenter.propose(picture(96, 128))
     assert 1 <= max(upsampled) <= 4
     assert sum(upsampled) < 64 * 3  # those below the floor are not upsampled at all
 

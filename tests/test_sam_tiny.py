@@ -85,7 +85,8 @@ def test_the_official_generator_takes_it() -> None:
 
 
 @pytest.mark.parametrize("box_nms_thresh", [0.7, 1.0])  # at 1 nothing is suppressed
-def test_C1_the_generator_keeps_the_same_rows(box_nms_thresh: float) -> None:
+def test_C1_the_generator_keeps_the_same_masks(box_nms_thresh: float) -> None:
+    """Our decoder adds in another order, so what it gives may differ in the last bits."""
     candidates = propose(box_nms_thresh)
     generator = SamAutomaticMaskGenerator(
         tiny(),
@@ -99,10 +100,18 @@ def test_C1_the_generator_keeps_the_same_rows(box_nms_thresh: float) -> None:
         min(float(np.nanmedian(candidates.column(name))), 1.0)
         for name in ("pred_iou", "stability_score")
     )
-    for thresholds in (EVERYTHING, Thresholds(iou * 0.99, stability)):
+    for thresholds in (EVERYTHING, Thresholds(iou * 0.99, stability * 0.99)):
         kept = rows_of(select(candidates, thresholds))
-        assert len(kept) >= (5 if box_nms_thresh == 1 else 1)
-        assert kept == generated(generator, image(), thresholds)
+        official = generated(generator, image(), thresholds)
+        assert len(kept) == len(official) >= (5 if box_nms_thresh == 1 else 1)
+        ours, theirs = (
+            [{"size": [256, 256], "counts": row[0]} for row in rows] for rows in (kept, official)
+        )
+        overlaps = mask.iou(ours, theirs, [0] * len(theirs))
+        assert (overlaps.max(axis=0) >= 0.99).all()
+        assert (overlaps.max(axis=1) >= 0.99).all()
+        scores = [sorted(row[3] for row in rows) for rows in (kept, official)]
+        np.testing.assert_allclose(*scores, atol=1e-5)
 
 
 def test_the_weights_tell_objects_apart() -> None:

@@ -1,7 +1,8 @@
 """SAM as a `Segmenter`: masks from a grid of point prompts.
 
-Prompts, crops, arithmetic and filters are those of `segment_anything.SamAutomaticMaskGenerator`,
-bit for bit in fp32; what differs is when something is computed and how long it is held.
+Prompts, crops and filters are those of `segment_anything.SamAutomaticMaskGenerator`, and so is the
+arithmetic, bit for bit in fp32 but for the decoder's; what differs is when something is computed
+and how long it is held.
 """
 
 from __future__ import annotations
@@ -21,9 +22,7 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import (
     batch_iterator,
-    batched_mask_to_box,
     build_point_grid,
-    calculate_stability_score,
     generate_crop_boxes,
     is_box_near_crop_edge,
 )
@@ -31,20 +30,20 @@ from torch.nn.functional import interpolate
 
 from workbench.candidates import Candidates, Rules, Watch, concat, encode_masks, prune
 from workbench.errors import JobError, WorkbenchError
+from workbench.sam.decoder import decoder_of
 from workbench.sam.device import DTYPES, device_kind, resolve_device, resolve_precision
+from workbench.sam.measure import Measured, measure_enlarged, measure_whole
 from workbench.sam.models import MODELS, fetch_checkpoint, load_model, refuse_missing
 
-# On one CPU core the decoder takes 0.10 s a prompt in batches of 2 to 4 and 0.15 s in batches of
-# 8 to 64: its tensors then pass 32 MB, beyond which glibc maps, and the kernel clears, fresh pages
-# for every one. Memory grows with the batch, too: 0.3 GB for 4, 2 GB for 64. `tiny` takes 15.4 s a
-# tile in batches of 3, 15.9 s in those of 2 and 18 s in those of 4 and 6.
-POINTS_PER_BATCH = {"cpu": 3}
+# `tiny` takes 2.2 s of one CPU core for 144 prompts in batches of 2, 1.9 s in those of 4 and of 6.
+# Larger tensors pass 32 MB, beyond which glibc maps, and the kernel clears, fresh pages for every
+# one.
+POINTS_PER_BATCH = {"cpu": 4}
 # More upsampled masks of 1024 x 1024 than a few leave the CPU's caches: 4 ms a mask by threes,
 # 8 ms by twelves and more. On other devices a whole batch goes at once.
 MASKS_AT_ONCE = {"cpu": 3}
 
 CROP_OVERLAP_RATIO = 512 / 1500  # as SamAutomaticMaskGenerator
-STABILITY_SCORE_OFFSET = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +102,8 @@ class SamSegmenter:
     def propose(self, image: NDArray[np.uint8], watch: Watch | None = None) -> Candidates:
         """Return the pruned candidates of one RGB tile `(h, w, 3)`, at tile row and column 0.
 
-        `watch` is told of each proposal; what it gets so far is pruned as if it were all.
-        Raises `WorkbenchError` if the network overflows its precision.
+        `watch` is told after each batch of prompts; what it gets so far is pruned as if it were
+        all. Raises `WorkbenchError` if the network overflows its precision.
         """
         height, width = image.shape[:2]
         rules = Rules(
@@ -119,66 +118,84 @@ class SamSegmenter:
         grid = build_point_grid(self.points_per_side)  # the same in every crop layer
         masks_per_point = self.model.mask_decoder.num_multimask_outputs
         boxes, _ = generate_crop_boxes((height, width), self.crop_n_layers, CROP_OVERLAP_RATIO)
-        n_masks = len(boxes) * len(grid) * masks_per_point
         # pruning looks at one crop at a time, so each is pruned and encoded before the next
         done: list[Candidates] = []
         for i, box in enumerate(boxes):
             crop = _Crop(tuple(box), i, grid, masks_per_point, rules)
             proposals: list[_Proposal] = []
-            for proposal in self._proposals(image, crop):
-                proposals.append(proposal)
+            for share, some in self._proposals(image, crop):
+                proposals += some
                 if watch is not None:
-                    so_far = partial(_survivors, done, proposals, crop)
-                    watch(proposal.ordinal / n_masks, so_far)
+                    # copies, since it may be called in another thread
+                    so_far = partial(_survivors, [*done], [*proposals], crop)
+                    watch((i + share) / len(boxes), so_far)
             done = [_survivors(done, proposals, crop)]
         return done[0]
 
-    def _proposals(self, image: NDArray[np.uint8], crop: _Crop) -> Iterator[_Proposal]:
-        """Yield the masks of a crop that pass the floors and are clear of inner crop edges."""
+    def _proposals(
+        self, image: NDArray[np.uint8], crop: _Crop
+    ) -> Iterator[tuple[float, list[_Proposal]]]:
+        """Yield, batch by batch, the share of a crop that is done and those of its masks that pass.
+
+        They are above the floors and clear of inner crop edges.
+        """
         x0, y0, x1, y1 = crop.box
         predictor = SamPredictor(self.model)
+        encoder = self.model.prompt_encoder
         with self._autocast():
             predictor.set_image(image[y0:y1, x0:x1])
-        # half a million sines that all prompts share; in bf16 they would be far from right
-        image_pe = self.model.prompt_encoder.get_dense_pe()
-        ordinal = crop.first_ordinal
+            no_mask = encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+            # half a million sines that all prompts share; in bf16 they would be far from right
+            decode = decoder_of(
+                self.model.mask_decoder, predictor.features, encoder.get_dense_pe(), no_mask
+            )
+        done = 0
         for (points,) in batch_iterator(self._batch_size, crop.points):
-            low_res, pred_iou = self._decode(predictor, image_pe, points)
-            # upsampling works mask by mask, so what the floor drops need not be upsampled
-            rows = torch.arange(len(pred_iou), device=pred_iou.device)
-            if self.pred_iou_floor > 0:
-                rows = rows[pred_iou > self.pred_iou_floor]
-            at_once = MASKS_AT_ONCE.get(self._device_type, len(pred_iou))
-            for some in rows.split(at_once) if len(rows) else ():
-                logits = self._upsample(predictor, low_res[some], crop.masks_per_point)
-                yield from self._measure(logits, pred_iou[some], some + ordinal, crop)
-            ordinal += len(pred_iou)
+            with self._autocast():
+                # masks below the floor are not even upscaled by the decoder
+                pred_iou, logits_of = decode(self._prompts(predictor, points))
+                wanted = (pred_iou.float() > self.pred_iou_floor) | (self.pred_iou_floor <= 0)
+                low_res = logits_of(wanted).float()
+            self._refuse_overflow(pred_iou, low_res)
+            rows = wanted.flatten().nonzero()[:, 0]
+            ious, ordinals = pred_iou.flatten()[rows], rows + crop.first_ordinal
+            ordinals += done * crop.masks_per_point
+            measured = self._measure(predictor, low_res, crop.masks_per_point)
+            done += len(points)
+            yield done / len(crop.grid), self._passing(ordinals, ious.float(), measured, crop)
 
-    def _decode(
-        self, predictor: SamPredictor, image_pe: torch.Tensor, points: NDArray[np.float64]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the network for `(n, 2)` crop pixels: `(3n, h, w)` logits and `(3n,)` IoUs."""
+    def _prompts(self, predictor: SamPredictor, points: NDArray[np.float64]) -> torch.Tensor:
+        """Embed `(n, 2)` crop pixels as `(n, 2, c)`: each is one point and one that pads."""
         coords = torch.as_tensor(predictor.transform.apply_coords(points, predictor.original_size))
         if self._device_type == "mps":
             coords = coords.float()  # it knows no float64
         coords = coords[:, None].to(self.model.device)
         labels = torch.ones(coords.shape[:2], dtype=torch.int, device=self.model.device)
-        # outside autocast: bf16 would move the prompts by pixels
-        sparse, dense = self.model.prompt_encoder(points=(coords, labels), boxes=None, masks=None)
-        with self._autocast():
-            low_res, pred_iou = self.model.mask_decoder(
-                image_embeddings=predictor.features,
-                image_pe=image_pe,
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense,
-                multimask_output=True,
-            )
-        if not (low_res.isfinite().all() and pred_iou.isfinite().all()):
+        with torch.autocast(self._device_type, enabled=False):  # bf16 would move them by pixels
+            sparse, _ = self.model.prompt_encoder(points=(coords, labels), boxes=None, masks=None)
+        embedded: torch.Tensor = sparse
+        return embedded
+
+    def _refuse_overflow(self, *values: torch.Tensor) -> None:
+        if not all(value.isfinite().all() for value in values):
             raise WorkbenchError(
                 f"{self.name} gave values that are not finite in precision {self.precision}. "
                 "Set precision to fp32; if it is, the weights are damaged."
             )
-        return low_res.flatten(0, 1).float(), pred_iou.flatten(0, 1).float()
+
+    def _measure(
+        self, predictor: SamPredictor, low_res: torch.Tensor, channels: int
+    ) -> Iterator[Measured]:
+        """Bring `(n, h, w)` logits to the size of the crop and measure their masks."""
+        size, threshold = self.model.image_encoder.img_size, self.model.mask_threshold
+        scale = size // low_res.shape[-1]
+        whole = predictor.input_size == predictor.original_size == (size, size)
+        if self._device_type == "cpu" and whole and scale * low_res.shape[-1] == size:
+            yield from measure_enlarged(low_res, scale, threshold)
+            return
+        for some in low_res.split(MASKS_AT_ONCE.get(self._device_type, max(1, len(low_res)))):
+            if len(some):
+                yield from measure_whole(self._upsample(predictor, some, channels), threshold)
 
     def _upsample(
         self, predictor: SamPredictor, low_res: torch.Tensor, channels: int
@@ -201,32 +218,30 @@ class SamSegmenter:
             )
         return logits.flatten(0, 1)[:n]
 
-    def _measure(
-        self, logits: torch.Tensor, pred_iou: torch.Tensor, ordinal: torch.Tensor, crop: _Crop
-    ) -> Iterator[_Proposal]:
-        """Yield those of the `(n, h, w)` masks that are stable and clear of inner crop edges."""
-        threshold = self.model.mask_threshold
-        on_cpu = self._device_type == "cpu"
-        stability = (_stability_on_cpu if on_cpu else calculate_stability_score)(
-            logits, threshold, STABILITY_SCORE_OFFSET
-        )
-        masks = logits > threshold
-        boxes = (_boxes_on_cpu if on_cpu else batched_mask_to_box)(masks)
+    def _passing(
+        self,
+        ordinals: torch.Tensor,
+        ious: torch.Tensor,
+        measured: Iterator[Measured],
+        crop: _Crop,
+    ) -> list[_Proposal]:
+        """Those that are stable and clear of inner crop edges."""
+        stable = [
+            _Proposal(
+                ordinal,
+                iou,
+                mask.stability_score,
+                mask.box,
+                int(np.count_nonzero(mask.pixels)),
+                np.packbits(mask.pixels),
+            )
+            for ordinal, iou, mask in zip(ordinals.tolist(), ious.tolist(), measured, strict=True)
+            if self.stability_floor <= 0 or mask.stability_score >= np.float32(self.stability_floor)
+        ]
+        boxes = torch.tensor([one.box for one in stable]).view(-1, 4)
         tile_box = [0, 0, crop.rules.width, crop.rules.height]
-        keep = ~is_box_near_crop_edge(boxes, list(crop.box), tile_box)
-        if self.stability_floor > 0:
-            keep &= stability >= self.stability_floor
-        for number, iou, stable, (x0, y0, x1, y1), mask in zip(
-            ordinal[keep].tolist(),
-            pred_iou[keep].tolist(),
-            stability[keep].tolist(),
-            boxes[keep].tolist(),
-            masks[keep].cpu().numpy(),
-            strict=True,
-        ):
-            pixels = mask[y0 : y1 + 1, x0 : x1 + 1]
-            area_px = int(np.count_nonzero(pixels))
-            yield _Proposal(number, iou, stable, (x0, y0, x1, y1), area_px, np.packbits(pixels))
+        at_edge = is_box_near_crop_edge(boxes, list(crop.box), tile_box).tolist()
+        return [one for one, near in zip(stable, at_edge, strict=True) if not near]
 
     def _autocast(self) -> AbstractContextManager[None]:
         if self.precision == "fp32":
@@ -292,26 +307,6 @@ def _survivors(
     proposals = [proposal for proposal in proposals if proposal.ordinal in alive]
     rles = [_encode(proposal, crop) for proposal in proposals]
     return concat([*before, _tabulate(proposals, rles, crop)])
-
-
-def _stability_on_cpu(logits: torch.Tensor, threshold: float, offset: float) -> torch.Tensor:
-    """As `calculate_stability_score`, in half the time: NumPy counts bits, torch adds bytes."""
-    high, low = (
-        torch.tensor([np.count_nonzero(mask > limit) for mask in logits.numpy()], dtype=torch.int32)
-        for limit in (threshold + offset, threshold - offset)
-    )
-    return high / low
-
-
-def _boxes_on_cpu(masks: torch.Tensor) -> torch.Tensor:
-    """As `batched_mask_to_box`, ten times faster: `any` ends at the first pixel."""
-    boxes = torch.zeros((len(masks), 4), dtype=torch.int64)
-    for box, mask in zip(boxes, masks.numpy(), strict=True):
-        columns, rows = mask.any(axis=0).nonzero()[0], mask.any(axis=1).nonzero()[0]
-        if len(rows):
-            ends = (columns[0], rows[0], columns[-1], rows[-1])
-            box[:] = torch.tensor([int(end) for end in ends])
-    return boxes
 
 
 def _tabulate(proposals: Sequence[_Proposal], rles: Sequence[bytes], crop: _Crop) -> Candidates:

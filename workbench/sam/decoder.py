@@ -1,0 +1,178 @@
+"""SAM's mask decoder for many prompts on one image, with less arithmetic for the same masks.
+
+The modules and weights are the official ones; what is computed with them, and when, differs:
+
+- The first layer's projections of the image are equal for all prompts, and made once.
+- Elsewhere the image is not projected at all. A prompt has 7 tokens and 4,096 image positions, so
+  the projections (of keys and queries into scores, of values and outputs behind them) are moved
+  over to the tokens' side of the product, which is a matrix product of 56 columns instead of 128.
+- Scores need the tokens alone, so only masks above a floor are upscaled.
+
+The first and third keep every sum as it was, but for the batch it is computed in; the second
+reorders sums, so logits differ in their last bits (1e-5 of their range).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from segment_anything.modeling import MaskDecoder, TwoWayTransformer
+from torch import Tensor
+from torch.nn.functional import gelu, layer_norm, linear
+
+# (b, tokens, c) prompts -> (b, masks) IoUs, and a way to the (n, h, w) logits of some of the masks
+Decode = Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
+
+
+def decoder_of(decoder: Any, features: Tensor, image_pe: Tensor, no_mask: Tensor) -> Decode:
+    """Get ready to decode prompts on one image.
+
+    All are `(1, c, h, w)`: the image's embedding, its positions, and what stands for a mask prompt.
+    A decoder of another class than the official ones runs as it is.
+    """
+    if type(decoder) is MaskDecoder and type(decoder.transformer) is TwoWayTransformer:
+        return _ImageDecoder(decoder, features, image_pe, no_mask)
+
+    def as_it_is(sparse: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        logits, iou = decoder(
+            image_embeddings=features,
+            image_pe=image_pe,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=no_mask.expand(len(sparse), -1, -1, -1),
+            multimask_output=True,
+        )
+        return iou, lambda wanted: logits[wanted]
+
+    return as_it_is
+
+
+class _ImageDecoder:
+    def __init__(self, decoder: Any, features: Tensor, image_pe: Tensor, no_mask: Tensor) -> None:
+        self.decoder = decoder
+        self.side = features.shape[-2:]
+        self.keys = (features + no_mask).flatten(2).mT.contiguous()  # (1, hw, c)
+        self.positions = image_pe.flatten(2).mT.contiguous()
+        at = self.keys + self.positions
+        first = decoder.transformer.layers[0]
+        inward, outward = first.cross_attn_token_to_image, first.cross_attn_image_to_token
+        self.shared_keys = _heads(inward, inward.k_proj(at))  # (1, heads, hw, d)
+        self.shared_values = _heads(inward, inward.v_proj(self.keys))
+        self.shared_queries = _heads(outward, outward.q_proj(at))
+
+    def __call__(self, sparse: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        decoder, transformer = self.decoder, self.decoder.transformer
+        output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        tokens = torch.cat([output.expand(len(sparse), -1, -1), sparse], dim=1)
+        queries, keys = tokens, self.keys
+        for i, layer in enumerate(transformer.layers):
+            if layer.skip_first_layer_pe:
+                queries = layer.self_attn(q=queries, k=queries, v=queries)
+            else:
+                q = queries + tokens
+                queries = queries + layer.self_attn(q=q, k=q, v=queries)
+            queries = layer.norm1(queries)
+            inward, outward = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
+            at = None if i == 0 else keys + self.positions
+            if at is None:
+                found = self._first_inward(inward, queries + tokens)
+            else:
+                found = _inward(inward, queries + tokens, at, keys)
+            queries = layer.norm2(queries + found)
+            queries = layer.norm3(queries + layer.mlp(queries))
+            if at is None:
+                scores = self._first_scores(outward, queries + tokens)
+            else:
+                scores = _outward_scores(outward, queries + tokens, at)
+            keys = layer.norm4(_outward(outward, scores, queries, keys))
+        final = transformer.final_attn_token_to_image
+        found = _inward(final, queries + tokens, keys + self.positions, keys)
+        queries = transformer.norm_final_attn(queries + found)
+        iou = decoder.iou_prediction_head(queries[:, 0])[:, 1:]
+        masks = queries[:, 2 : 1 + decoder.num_mask_tokens]
+        return iou, lambda wanted: self._upscale(keys, masks, wanted)
+
+    def _first_inward(self, attention: Any, queries: Tensor) -> Tensor:
+        q = _heads(attention, attention.q_proj(queries)) / math.sqrt(_width(attention))
+        weights = (q @ self.shared_keys.mT).softmax(-1)
+        return _output(attention, weights @ self.shared_values)
+
+    def _first_scores(self, attention: Any, tokens: Tensor) -> Tensor:
+        k = _heads(attention, attention.k_proj(tokens)) / math.sqrt(_width(attention))
+        return k @ self.shared_queries.mT
+
+    def _upscale(self, keys: Tensor, masks: Tensor, wanted: Tensor) -> Tensor:
+        """`(n, 4h, 4w)` logits of the masks that are `wanted`, `(b, masks)`."""
+        decoder = self.decoder
+        up1, norm, _, up2, _ = decoder.output_upscaling
+        (h, w), logits = self.side, []
+        mlps = decoder.output_hypernetworks_mlps[1:]
+        for row in wanted.any(1).nonzero()[:, 0].tolist():
+            numbers = wanted[row].nonzero()[:, 0].tolist()
+            # a stride as long as its kernel makes a transposed convolution a matrix product
+            x = _spread(up1, keys[row if len(keys) > 1 else 0])  # (hw, 4, c / 4)
+            x = gelu(layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
+            x = gelu(_spread(up2, x.flatten(0, 1)))  # (4hw, 4, c / 8)
+            hyper = torch.stack([mlps[i](masks[row, i]) for i in numbers])
+            flat = hyper @ x.flatten(0, 1).mT
+            grid = flat.view(-1, h, w, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
+            logits.append(grid.reshape(-1, 4 * h, 4 * w))
+        return torch.cat(logits) if logits else keys.new_empty((0, 4 * h, 4 * w))
+
+
+def _spread(up: Any, x: Tensor) -> Tensor:
+    """A transposed 2 × 2 convolution of stride 2: `(n, c)` to `(n, 4, c_out)`, row by row."""
+    weight = up.weight.permute(2, 3, 1, 0).flatten(0, 2)
+    return linear(x, weight, up.bias.repeat(4)).unflatten(-1, (4, -1))
+
+
+def _width(attention: Any) -> int:
+    return int(attention.internal_dim) // int(attention.num_heads)
+
+
+def _heads(attention: Any, x: Tensor) -> Tensor:
+    return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)  # (b, heads, n, d)
+
+
+def _output(attention: Any, x: Tensor) -> Tensor:
+    out: Tensor = attention.out_proj(x.transpose(1, 2).flatten(2))
+    return out
+
+
+def _by_head(weight: Tensor, attention: Any) -> Tensor:
+    return weight.unflatten(0, (attention.num_heads, -1))  # (heads, d, c)
+
+
+def _inward(attention: Any, queries: Tensor, at: Tensor, keys: Tensor) -> Tensor:
+    """What tokens `(b, t, c)` find in the image `(b, n, c)`, which is `at` with its positions."""
+    q = _heads(attention, attention.q_proj(queries)) / math.sqrt(_width(attention))
+    # the bias of k_proj adds the same to all scores of a token, which softmax does not see
+    looks = (q @ _by_head(attention.k_proj.weight, attention)).flatten(1, 2)  # (b, heads t, c)
+    weights = (looks @ at.mT).softmax(-1)
+    found = (weights @ keys).unflatten(1, (attention.num_heads, -1))
+    values = found @ _by_head(attention.v_proj.weight, attention).mT
+    bias = attention.v_proj.bias.view(attention.num_heads, 1, -1)
+    return _output(attention, values + bias)  # weights add up to one
+
+
+def _outward_scores(attention: Any, tokens: Tensor, at: Tensor) -> Tensor:
+    """How much each place `(b, n, c)` looks at each token `(b, t, c)`: `(b, heads, t, n)`."""
+    k = _heads(attention, attention.k_proj(tokens)) / math.sqrt(_width(attention))
+    looks = k @ _by_head(attention.q_proj.weight, attention)
+    bias = k @ attention.q_proj.bias.view(attention.num_heads, -1, 1)
+    scores = (looks.flatten(1, 2) @ at.mT).unflatten(1, (attention.num_heads, -1))
+    return scores.add_(bias)
+
+
+def _outward(attention: Any, scores: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+    """Add to the image `(b or 1, n, c)` what its places find in the tokens."""
+    weights = scores.softmax(2).flatten(1, 2)  # over the tokens
+    v = _heads(attention, attention.v_proj(queries))
+    out = attention.out_proj.weight.mT
+    values = (v @ _by_head(out, attention)).flatten(1, 2)  # (b, heads t, c)
+    values = values + attention.out_proj.bias / attention.num_heads  # each head adds up to one
+    if torch.is_autocast_enabled(values.device.type):
+        return keys + weights.mT @ values
+    return torch.baddbmm(keys.expand(len(values), -1, -1), weights.mT, values)

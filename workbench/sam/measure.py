@@ -1,0 +1,76 @@
+"""From a mask's logits to its scores, box and pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from segment_anything.utils.amg import batched_mask_to_box, calculate_stability_score
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+STABILITY_SCORE_OFFSET = 1.0  # as SamAutomaticMaskGenerator
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A mask at full size: its stability, box and the pixels of the box."""
+
+    stability_score: float  # NaN if no pixel is above the lower offset
+    box: tuple[int, int, int, int]  # XYXY, crop pixels, last pixel inclusive; zeros if empty
+    pixels: NDArray[np.bool_]
+
+
+def measure_enlarged(low_res: Tensor, scale: int, threshold: float) -> Iterator[Measured]:
+    """Measure `(n, h, w)` logits on the CPU, enlarged by a power of two, without enlarging all.
+
+    Interpolation exceeds no value that it starts from, so nothing can count outside of the rows and
+    columns that hold a logit above the lower offset: a twentieth of the tile for most masks. What
+    is inside has the bits of the whole: at a power of two no weight is rounded.
+    """
+    low, high = threshold - STABILITY_SCORE_OFFSET, threshold + STABILITY_SCORE_OFFSET
+    for logits in low_res:
+        hot: NDArray[np.bool_] = logits.numpy() > low
+        rows, columns = _span(hot.any(axis=1), margin=1), _span(hot.any(axis=0), margin=1)
+        part = logits[rows, columns]
+        if not part.numel():
+            yield Measured(np.nan, (0, 0, 0, 0), np.zeros((1, 1), bool))
+            continue
+        # as three masks, as the decoder gives them: of one alone torch rounds otherwise
+        enlarged = interpolate(
+            part.expand(1, 3, -1, -1), scale_factor=scale, mode="bilinear", align_corners=False
+        )[0, 0].numpy()
+        above, below = (np.count_nonzero(enlarged > limit) for limit in (high, low))
+        # in float32, as torch divides
+        stability = np.float32(above) / np.float32(below) if below else np.nan
+        mask: NDArray[np.bool_] = enlarged > threshold
+        yield _cut(mask, float(stability), rows.start * scale, columns.start * scale)
+
+
+def measure_whole(logits: Tensor, threshold: float) -> Iterator[Measured]:
+    """Measure `(n, h, w)` logits of full size, on any device."""
+    stability = calculate_stability_score(logits, threshold, STABILITY_SCORE_OFFSET)
+    masks = logits > threshold
+    boxes = batched_mask_to_box(masks)
+    for stable, (x0, y0, x1, y1), mask in zip(
+        stability.tolist(), boxes.tolist(), masks.cpu().numpy(), strict=True
+    ):
+        yield Measured(stable, (x0, y0, x1, y1), mask[y0 : y1 + 1, x0 : x1 + 1])
+
+
+def _span(wanted: Any, margin: int) -> slice:
+    places = np.flatnonzero(wanted)
+    if not len(places):
+        return slice(0, 0)
+    return slice(max(int(places[0]) - margin, 0), int(places[-1]) + 1 + margin)
+
+
+def _cut(mask: NDArray[np.bool_], stability: float, top: int, left: int) -> Measured:
+    rows, columns = _span(mask.any(axis=1), margin=0), _span(mask.any(axis=0), margin=0)
+    if rows.stop == 0:
+        return Measured(stability, (0, 0, 0, 0), np.zeros((1, 1), bool))
+    box = (left + columns.start, top + rows.start, left + columns.stop - 1, top + rows.stop - 1)
+    return Measured(stability, box, mask[rows, columns])
