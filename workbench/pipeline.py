@@ -28,6 +28,7 @@ from workbench.candidates import (
     CandidateStore,
     Rules,
     Segmenter,
+    TileRecord,
     concat,
     select,
     valid_masks,
