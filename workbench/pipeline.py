@@ -55,6 +55,7 @@ from workbench.runfolder import (
     is_owned_by,
     name_scenes,
     read_record,
+    record_change,
     refuse_foreign,
     refuse_to_lose_review,
     resolve,
@@ -308,6 +309,7 @@ def _segment_scene(
 
 def _store(done: list[SegmentedTile], store: CandidateStore, job: Job) -> None:
     if done:
+        record_change(plan.folder, plan.segmenter)
         tables = [tile.candidates for tile in done if tile.candidates is not None]
         table = concat(tables) if tables else Candidates.empty(tile_rules(job))
         store.write(table, [tile.record for tile in done])

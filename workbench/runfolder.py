@@ -160,16 +160,41 @@ def resolve(job: Job, scenes: Sequence[Scene], segmenter: Segmenter) -> dict[str
         "tiling": {"tile_size": job.tile_size, "overlap": job.overlap},
         "segmenter": dict(segmenter.key),
     }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     packages = ("sam-workbench", "torch", "rasterio", "shapely", "numpy", "opencv-python-headless")
     return _plain(
         {
-            "store_key": digest,
+            "store_key": _store_key(identity),
             **identity,
             "scenes": [scene.describe() for scene in scenes],
             "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         }
     )
+
+
+def _store_key(record: Mapping[str, Any]) -> str:
+    identity = {name: record[name] for name in IDENTITY}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def record_change(folder: Path, segmenter: Segmenter) -> None:
+    """Keep in `run.yaml` what a Segmenter had to change while it ran, for a resume and as a note.
+
+    Writes nothing if its key is still the recorded one.
+    """
+    record = read_record(folder)
+    before, now = record["segmenter"], _plain(segmenter.key)
+    if before == now:
+        return
+    names = [name for name in now if before.get(name) != now[name]]
+    changes = ", ".join(f"{name} {before.get(name)} became {now[name]}" for name in names)
+    note = f"{changes} for want of memory; tiles from before may differ in last bits"
+    changed = {**record, "segmenter": now, "notes": [*record.get("notes", []), note]}
+    _write_record(folder, {**changed, "store_key": _store_key(changed)})
+
+
+def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    with atomic_path(folder / "run.yaml") as path:
+        path.write_text(yaml.safe_dump(dict(record), sort_keys=False), encoding="utf-8")
 
 
 def continue_run(
@@ -269,8 +294,7 @@ def claim(folder: Path, job: Job, record: dict[str, Any], before: Mapping[str, A
         if not before:
             store.clear()
         if record != before:
-            with atomic_path(folder / "run.yaml") as path:
-                path.write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
+            _write_record(folder, record)
         if not (folder / "job.yaml").exists():  # else it describes the layer that is there
             write_job(job, folder)
     except OSError as error:

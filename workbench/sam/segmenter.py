@@ -94,7 +94,7 @@ class SamSegmenter:
             "device": self._device_type,
             "precision": self.precision,
             # another batch shape or number of threads gives other last bits
-            "points_per_batch": self._batch_size,
+            "points_per_batch": self._batch.size,
             "threads": self._threads,
         }
 
@@ -104,7 +104,21 @@ class SamSegmenter:
 
         `watch` is told after each batch of prompts; what it gets so far is pruned as if it were
         all. Raises `WorkbenchError` if the network overflows its precision.
+
+        Where the device's memory does not hold a batch of prompts, this tile is done again in
+        batches of half the size, and so are all after it; `key` then has the smaller batch.
         """
+        while True:
+            try:
+                return self._propose(image, watch)
+            except torch.cuda.OutOfMemoryError:
+                if self._batch.size == 1:
+                    raise
+            # not in the handler, where the traceback still holds the tensors
+            self._batch.size //= 2
+            torch.cuda.empty_cache()
+
+    def _propose(self, image: NDArray[np.uint8], watch: Watch | None) -> Candidates:
         height, width = image.shape[:2]
         rules = Rules(
             height=height,
@@ -150,7 +164,7 @@ class SamSegmenter:
                 self.model.mask_decoder, predictor.features, encoder.get_dense_pe(), no_mask
             )
         done = 0
-        for (points,) in batch_iterator(self._batch_size, crop.points):
+        for (points,) in batch_iterator(self._batch.size, crop.points):
             with self._autocast():
                 # masks below the floor are not even upscaled by the decoder
                 pred_iou, logits_of = decode(self._prompts(predictor, points))
@@ -256,9 +270,16 @@ class SamSegmenter:
     def _threads(self) -> int:
         return self.threads or torch.get_num_threads()
 
-    @property
-    def _batch_size(self) -> int:
-        return self.points_per_batch or POINTS_PER_BATCH.get(self._device_type, 64)
+    @cached_property
+    def _batch(self) -> _Batch:
+        return _Batch(self.points_per_batch or POINTS_PER_BATCH.get(self._device_type, 64))
+
+
+@dataclass
+class _Batch:
+    """How many prompts go through the decoder at once; only too little memory changes it."""
+
+    size: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,73 @@
+"""A device whose memory does not hold a batch: smaller batches, and a note in the run folder."""
+
+import pytest
+import torch
+import yaml
+from known_runs import job_for
+from small_sams import picture, small_sam
+
+from workbench import pipeline
+from workbench.sam import SamSegmenter
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def narrow_sam(largest: int, seen: list[int]):
+    """A model on a device that holds only so many prompts; `seen` grows with the batches."""
+    model = small_sam()
+
+    def hold(decoder, args, given) -> None:
+        seen.append(len(given["sparse_prompt_embeddings"]))
+        if seen[-1] > largest:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    model.mask_decoder.register_forward_pre_hook(hold, with_kwargs=True)
+    return model
+
+
+def segmenter_of(largest: int, batch: int, seen: list[int]) -> SamSegmenter:
+    return SamSegmenter(
+        lambda: narrow_sam(largest, seen), "small", "", points_per_side=4, points_per_batch=batch
+    )
+
+
+def test_batches_are_halved_until_memory_holds_them_and_stay_so():
+    seen: list[int] = []
+    segmenter = segmenter_of(4, 12, seen)
+    assert segmenter.key["points_per_batch"] == 12
+    image = picture(96, 128)
+    candidates = segmenter.propose(image)
+    assert seen == [12, 6, 3, 3, 3, 3, 3, 1]
+    assert segmenter.key["points_per_batch"] == 3
+    seen.clear()
+    assert segmenter.propose(image).table == candidates.table
+    assert max(seen) == 3
+    # no mask twice, and none from the larger batches
+    assert segmenter_of(4, 3, []).propose(image).table == candidates.table
+    assert len(candidates)
+
+
+def test_a_device_that_does_not_hold_one_prompt_is_an_error():
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        segmenter_of(0, 4, []).propose(picture(64, 64))
+
+
+def test_a_run_goes_on_in_smaller_batches_and_says_so(raster, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    batches = []
+
+    def segmenter(job, before):
+        batches.append(before.get("points_per_batch", 12))
+        return segmenter_of(4, batches[-1], [])
+
+    monkeypatch.setattr(pipeline, "_segmenter", segmenter)
+    job = job_for(raster, folder, tile_size=192)
+    first = pipeline.run(job)
+    assert set(first.tiles["status"]) <= {"ok", "empty"}
+    record = yaml.safe_load((folder / "run.yaml").read_text())
+    assert record["segmenter"]["points_per_batch"] == 3
+    (note,) = record["notes"]
+    assert "points_per_batch 12 became 3 for want of memory" in note
+    pipeline.run(job)  # a resume begins with what the device holds
+    assert batches == [12, 3]
+    assert yaml.safe_load((folder / "run.yaml").read_text()) == record
