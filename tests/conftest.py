@@ -1,12 +1,17 @@
 """Fixtures shared by all tests."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from known_objects import objects, write_labels
 from known_runs import use_known_objects
+
+if shutil.which("nvidia-smi") is None:
+    # no GPU: its kernels run in Triton's interpreter, which must be known before triton is imported
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

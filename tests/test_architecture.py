@@ -11,7 +11,7 @@ import workbench
 LAYERS = [
     "errors", "atomic", "cluster", "crs", "sources", "raster", "opening", "tiles", "candidates",
     "segmenting", "outlines", "polygons", "seams", "sam.mend", "sam.device", "sam.tiny",
-    "sam.models", "sam.decoder", "sam.measure", "sam.segmenter", "sam", "classic", "countryside",
+    "sam.models", "sam.decoder", "sam.fused", "sam.measure", "sam.segmenter", "sam", "classic", "countryside",
     "sample", "layer", "aoi", "qgis.xml", "qgis.style", "qgis.project", "qgis", "quality", "report",
     "charts", "job", "runfolder", "finished", "review", "advice", "review_charts", "topology",
     "split", "dataset", "reviewing", "pipeline", "webmap", "preview", "background",
