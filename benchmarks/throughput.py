@@ -1,86 +1,351 @@
-"""Time models on one tile, from pixels to candidates.
+"""Time SAM's automatic masks side by side: the official generator, and this project's engine.
 
-python benchmarks/throughput.py --models tiny vit_b
+    python benchmarks/throughput.py
+    python benchmarks/throughput.py --models tiny vit_b vit_h --device cuda --tiles 8
+
+Every row is a process of its own on the same tiles, prompts and thresholds. Weights that do not
+come with the package are random, which cost the same time; the threshold of each model lets a
+tenth of its proposals pass, as on usual imagery.
 """
 
 import argparse
+import cProfile
+import json
+import os
 import platform
+import pstats
 import resource
 import subprocess
 import sys
 import time
-from functools import partial
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pycocotools import mask as coco
+from torch.utils.flop_counter import FlopCounterMode
 
+from workbench.candidates import Thresholds, select
 from workbench.sam import MODELS, SamSegmenter, load_model, resolve_device, resolve_precision
+from workbench.sam.device import DTYPES
 from workbench.sam.models import Embedded, Sam
 from workbench.sample import DEMO_RESOLUTION_M, DEMO_SEED, make_sample
 
+# after workbench.sam, which makes torchvision importable
+from segment_anything import SamAutomaticMaskGenerator  # isort: skip
+
 TILE_PX = 1024
-SURVIVING = 0.1  # share of SAM's proposals that pass the predicted-IoU floor on usual imagery
+SURVIVING = 0.1
+MIDDLE = 0.5  # median of random weights' scores, once moved: the official filter wants > 0
+BEST_BATCH = {"cpu": 4, "cuda": 256}  # of the official generator, the quickest of a few
+PUBLISHED, BEST, ENGINE, ENGINE_FP32 = (
+    "official, as published",
+    "official, best setting",
+    "engine",
+    "engine, fp32",
+)
+# a stage takes the time of these functions; where they call each other, of the outermost
+OFFICIAL_STAGES = {
+    "encoder": {("predictor.py", "set_image")},
+    "decoder": {("prompt_encoder.py", "forward"), ("mask_decoder.py", "forward")},
+    "masks": {
+        ("sam.py", "postprocess_masks"),
+        ("amg.py", "calculate_stability_score"),
+        ("amg.py", "batched_mask_to_box"),
+    },
+    "RLE": {
+        ("amg.py", "mask_to_rle_pytorch"),
+        ("amg.py", "coco_encode_rle"),
+        ("amg.py", "rle_to_mask"),
+    },
+}
+ENGINE_STAGES = {
+    "encoder": OFFICIAL_STAGES["encoder"],
+    "decoder": {
+        ("segmenter.py", "_prompts"),
+        ("decoder.py", "decoder_of"),
+        ("decoder.py", "__call__"),
+        ("decoder.py", "_upscale"),
+    },
+    "masks": {("segmenter.py", "_passing")},
+    "RLE": {("segmenter.py", "_encode")},
+}
+Masks = list[dict[str, Any]]  # COCO's RLEs of one tile
 
 
-def build(model: str) -> Sam:
-    """Load the weights that are shipped; build others at random, which cost the same time."""
-    weights = MODELS[model].weights
-    if isinstance(weights, Embedded):
-        return load_model(model, weights.fetch())
-    torch.manual_seed(0)
-    return MODELS[model].build()
+@dataclass(frozen=True)
+class Setting:
+    """What all rows of a model share."""
+
+    model: str
+    device: str
+    points_per_side: int
+    tiles: int
+    threshold: float = -np.inf  # of the predicted IoU
+    shift: float = 0.0  # of random weights' predicted IoUs
+
+    @property
+    def device_type(self) -> str:
+        """The device without its number."""
+        return self.device.partition(":")[0]
+
+    def build(self) -> Sam:
+        """Load the weights that are shipped; build others at random."""
+        weights = MODELS[self.model].weights
+        if isinstance(weights, Embedded):
+            return load_model(self.model, weights.fetch())
+        torch.manual_seed(0)
+        sam = MODELS[self.model].build()
+        with torch.no_grad():
+            sam.mask_decoder.iou_prediction_head.layers[-1].bias += self.shift
+        return sam.eval()
+
+    def engine(self, precision: str = "auto") -> SamSegmenter:
+        """Set up this project's engine, with the threshold as its floor."""
+        return SamSegmenter(
+            self.build,
+            self.model,
+            "",
+            self.points_per_side,
+            pred_iou_floor=self.threshold,
+            stability_floor=0.0,
+            device=self.device,
+            precision=resolve_precision(precision, self.device),
+        )
+
+    def images(self) -> list[NDArray[np.uint8]]:
+        """Paint the tiles."""
+        seeds = range(DEMO_SEED, DEMO_SEED + self.tiles)
+        return [make_sample(TILE_PX, seed, resolution_m=DEMO_RESOLUTION_M).rgb for seed in seeds]
 
 
-def segmenter_for(model: str, image: NDArray[np.uint8], points_per_side: int) -> SamSegmenter:
-    """Set up a model; of random weights, with a floor that lets a realistic share pass."""
-    device = resolve_device("auto")
-    make = partial(
-        SamSegmenter,
-        partial(build, model),
-        model,
-        "",
-        device=device,
-        precision=resolve_precision("auto", device),
-        stability_floor=0.0,
-    )
-    if isinstance(MODELS[model].weights, Embedded):
-        return make(points_per_side=points_per_side, stability_floor=0.5)
-    # no suppression: every proposal of a small grid is wanted
-    few = make(points_per_side=4, pred_iou_floor=-np.inf, box_nms_thresh=1.0).propose(image)
-    floor = float(np.quantile(few.column("pred_iou"), 1 - SURVIVING))
-    return make(points_per_side=points_per_side, pred_iou_floor=floor)
+# --------------------------------------------------------------------- each in its own process
 
 
-def measure(model: str, points_per_side: int) -> str:
-    """Return a row of the table, for one model in this process."""
-    image = make_sample(TILE_PX, DEMO_SEED, resolution_m=DEMO_RESOLUTION_M).rgb
-    segmenter = segmenter_for(model, image, points_per_side)
+def calibrate(setting: Setting) -> dict[str, float]:
+    """Find the threshold, and how much arithmetic a tile is at which speed."""
+    image = setting.images()[0]
+    few = replace(setting, points_per_side=8)
+    every = replace(few.engine(), box_nms_thresh=1.0).propose(image).column("pred_iou")
+    shipped = isinstance(MODELS[setting.model].weights, Embedded)
+    shift = 0.0 if shipped else MIDDLE - float(np.median(every))
+    threshold = float(np.quantile(every, 1 - SURVIVING)) + shift
+    segmenter = replace(few, threshold=threshold, shift=shift).engine()
     segmenter.load()
+    side = segmenter.model.image_encoder.img_size
+    with FlopCounterMode(display=False) as whole:
+        segmenter.propose(image)
+    with FlopCounterMode(display=False) as encoder, torch.inference_mode():
+        segmenter.model.image_encoder(torch.zeros(1, 3, side, side, device=setting.device))
+    prompts = (setting.points_per_side / few.points_per_side) ** 2
+    decoder = (whole.get_total_flops() - encoder.get_total_flops()) * prompts
+    speed = matmul_speed(segmenter)
+    return {
+        "threshold": threshold,
+        "shift": shift,
+        "speed": speed,
+        "encoder": 1000 * encoder.get_total_flops() / speed,
+        "decoder": 1000 * decoder / speed,
+    }
+
+
+def matmul_speed(segmenter: SamSegmenter) -> float:
+    """Return the FLOP/s of a large matrix product in the precision of the run."""
+    side = 2048 if segmenter.device == "cpu" else 8192
+    dtype = DTYPES.get(segmenter.precision, torch.float32)
+    a = torch.ones((side, side), dtype=dtype, device=segmenter.device)
+    best = np.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def masker(name: str, setting: Setting) -> Callable[[NDArray[np.uint8]], Masks]:
+    """Return what makes the masks of a tile."""
+    if name in (ENGINE, ENGINE_FP32):
+        segmenter = setting.engine("auto" if name == ENGINE else "fp32")
+        segmenter.load()
+
+        def ours(image: NDArray[np.uint8]) -> Masks:
+            kept = select(segmenter.propose(image), Thresholds(setting.threshold, 0.0))
+            rles = kept.table.column("rle").to_pylist()
+            return [{"size": [TILE_PX, TILE_PX], "counts": rle.decode()} for rle in rles]
+
+        return ours
+    settings: dict[str, Any] = {}
+    precision: AbstractContextManager[object] = nullcontext()
+    if name == BEST:
+        settings = {
+            "points_per_batch": BEST_BATCH.get(setting.device_type, 64),
+            "output_mode": "coco_rle",
+        }
+        dtype = DTYPES.get(resolve_precision("auto", setting.device))
+        if dtype is not None:
+            precision = torch.autocast(setting.device_type, dtype)
+    generator = SamAutomaticMaskGenerator(
+        setting.build().to(setting.device),
+        points_per_side=setting.points_per_side,
+        pred_iou_thresh=setting.threshold,
+        stability_score_thresh=0.0,
+        **settings,
+    )
+
+    def theirs(image: NDArray[np.uint8]) -> Masks:
+        with precision:
+            found = [record["segmentation"] for record in generator.generate(image)]
+        return [coded(np.asfortranarray(m)) if isinstance(m, np.ndarray) else m for m in found]
+
+    return theirs
+
+
+def coded(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """Encode one mask as JSON can hold it."""
+    rle = coco.encode(mask.view(np.uint8))
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
+def measure(name: str, setting: Setting) -> dict[str, Any]:
+    """Time one way to the masks."""
+    masks_of = masker(name, setting)
+    images = setting.images()
+    on_cuda = setting.device_type == "cuda"
+    if on_cuda:  # kernels are compiled and memory is pooled at first
+        masks_of(images[0])
+        torch.cuda.reset_peak_memory_stats()
+    profile = cProfile.Profile()
     start = time.perf_counter()
-    candidates = segmenter.propose(image)
+    with profile:
+        masks = [masks_of(image) for image in images]
+        if on_cuda:
+            torch.cuda.synchronize()
     seconds = time.perf_counter() - start
-    memory_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return f"| {model} | {segmenter.device} | {seconds:.1f} | {len(candidates)} | {memory_gb:.2f} |"
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if on_cuda:
+        memory = torch.cuda.max_memory_allocated()
+    return {
+        "ms": 1000 * seconds / setting.tiles,
+        "stages": {stage: ms / setting.tiles for stage, ms in stages(profile, name).items()},
+        "gb": memory / 1e9,
+        "masks": masks,
+    }
+
+
+def stages(profile: cProfile.Profile, name: str) -> dict[str, float]:
+    """Return the milliseconds of each stage."""
+    places = ENGINE_STAGES if name in (ENGINE, ENGINE_FP32) else OFFICIAL_STAGES
+    found = dict.fromkeys(places, 0.0)
+    for place, (*_, callers) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
+        for stage, functions in places.items():
+            if named(place) in functions:
+                outer = [spent[3] for by, spent in callers.items() if named(by) not in functions]
+                found[stage] += 1000 * sum(outer)
+    return found
+
+
+def named(place: tuple[str, int, str]) -> tuple[str, str]:
+    """Say which function of which module this is."""
+    return Path(place[0]).name, place[2]
+
+
+# ------------------------------------------------------------------------------------- tables
+
+
+def elsewhere(step: str, setting: Setting, **environment: str) -> dict[str, Any]:
+    """Run a step in a new process, whose peak memory is its own."""
+    command = [sys.executable, __file__, "--step", step, "--setting", json.dumps(asdict(setting))]
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, env={**os.environ, **environment}
+    )
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def matches(masks: list[Masks], reference: list[Masks]) -> NDArray[np.float64]:
+    """Return for each mask of the reference its best IoU."""
+    best: list[NDArray[np.float64]] = []
+    for ours, theirs in zip(masks, reference, strict=True):
+        if theirs:
+            iou = coco.iou(theirs, ours, [0] * len(ours)) if ours else np.zeros((len(theirs), 1))
+            best.append(np.asarray(iou).max(axis=1))
+    return np.concatenate(best) if best else np.zeros(0)
+
+
+def table(setting: Setting) -> None:
+    """Print the rows of one model."""
+    floor = elsewhere("calibrate", setting)
+    setting = replace(setting, threshold=floor["threshold"], shift=floor["shift"])
+    rows: dict[str, dict[str, Any]] = {}
+    names = [PUBLISHED, BEST, ENGINE]
+    if setting.device_type == "cuda":
+        names.append(ENGINE_FP32)
+    for name in names:
+        row = rows[name] = elsewhere(name, setting)
+        if setting.device_type == "cuda":
+            # else a function's time would be that of launching its kernels
+            row["stages"] = elsewhere(name, setting, CUDA_LAUNCH_BLOCKING="1")["stages"]
+        first = rows[PUBLISHED]
+        other = row["ms"] - sum(row["stages"].values())
+        share = [
+            f"{row['stages'][stage]:.0f} ({100 * floor[stage] / row['stages'][stage]:.0f} %)"
+            for stage in ("encoder", "decoder")
+        ]
+        equal = matches(row["masks"], first["masks"])
+        print(
+            f"| {setting.model} | {setting.points_per_side}² | {name} | {row['ms']:.0f} "
+            f"| {first['ms'] / row['ms']:.1f} | {share[0]} | {share[1]} "
+            f"| {row['stages']['masks']:.0f} | {row['stages']['RLE']:.0f} | {max(other, 0):.0f} "
+            f"| {row['gb']:.2f} | {row['gb'] / first['gb']:.2f} "
+            f"| {100 * (equal >= 0.99).mean():.1f} % of {len(equal)} |",
+            flush=True,
+        )
+    if ENGINE_FP32 in rows:
+        best = matches(rows[ENGINE]["masks"], rows[ENGINE_FP32]["masks"])
+        print(
+            f"\n{setting.model}, precision auto against fp32: {100 * (best >= 0.9).mean():.1f} % "
+            f"of {len(best)} masks matched at IoU >= 0.9, their mean IoU "
+            f"{best[best >= 0.9].mean():.4f}\n"
+        )
 
 
 def main() -> None:
-    """Time each model in a process of its own, which shows how much memory it takes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print one table for all models."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["tiny", "vit_b"])
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--points-per-side", type=int, default=32)
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--tiles", type=int, default=1)
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    parser.add_argument("--setting", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.here:
-        print(measure(given.models[0], given.points_per_side))
+    if given.step:
+        setting = Setting(**json.loads(given.setting))
+        step = calibrate(setting) if given.step == "calibrate" else measure(given.step, setting)
+        print(json.dumps(step))
         return
-    machine = platform.processor() or platform.machine()
-    print(f"{torch.get_num_threads()} threads, {machine}, torch {torch.__version__}\n")
-    print("| model | device | s per tile | candidates | peak GB |")
-    print("|---|---|---|---|---|", flush=True)
+    device = resolve_device(given.device)
+    on_cuda = device.startswith("cuda")
+    machine = torch.cuda.get_device_name(device) if on_cuda else platform.machine()
+    threads = torch.get_num_threads()
+    print(f"{date.today()}, {machine}, {threads} threads, torch {torch.__version__}")
+    print(
+        "\n| model | prompts | way | ms per tile | times faster | encoder (floor) "
+        "| decoder (floor) | masks | RLE | other | peak GB | of official "
+        "| its masks matched at IoU ≥ 0.99 |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        flush=True,
+    )
     for model in given.models:
-        command = [sys.executable, __file__, "--here", "--models", model]
-        subprocess.run([*command, "--points-per-side", str(given.points_per_side)], check=True)
+        table(Setting(model, device, given.points_per_side, given.tiles))
 
 
 if __name__ == "__main__":
