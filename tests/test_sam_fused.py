@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="triton is not installed")
+pytest.importorskip("triton", reason="triton is not installed: pip install triton")
 
 import workbench.sam  # noqa: F401
 from workbench.sam.fused import PackedMasks, measure_masks
