@@ -1,12 +1,15 @@
 """The fused pass against SAM's own steps, in Triton's interpreter where there is no GPU."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from small_sams import picture, small_sam
 
 pytest.importorskip("triton", reason="triton is not installed: pip install triton")
 
-import workbench.sam  # noqa: F401
+from workbench.sam import SamSegmenter
 from workbench.sam.fused import PackedMasks, measure_masks
 
 # after workbench.sam, which makes torchvision importable
@@ -88,3 +91,17 @@ def test_C1_masks_agree_where_sums_are_rounded(frame):
 def test_no_masks_are_no_work():
     none = measure_masks(torch.empty((0, LOW, LOW)), SIDE, (128, 96), (128, 100), 0.0, 1.0)
     assert [tuple(part.shape) for part in none] == [(0,), (0,), (0, 4), (0, 128, 13)]
+
+
+def test_a_segmenter_proposes_the_same_with_the_fused_pass(monkeypatch):
+    plain = SamSegmenter(small_sam, "small", "", points_per_side=2)
+    image = picture(96, 120)
+    expected = plain.propose(image)
+    monkeypatch.setattr(SamSegmenter, "_fuses", True)
+    fused = replace(plain, device=DEVICE).propose(image)
+    assert len(expected) > 1
+    for name in ("ordinal", "pred_iou"):
+        np.testing.assert_array_equal(fused.column(name), expected.column(name))
+    for ours, theirs in zip(fused.masks(), expected.masks(), strict=True):
+        assert (ours & theirs).sum() / (ours | theirs).sum() > 0.99
+    assert fused.column("area_px").tolist() == [int(mask.sum()) for mask in fused.masks()]

@@ -50,6 +50,29 @@ def measure_enlarged(low_res: Tensor, scale: int, threshold: float) -> Iterator[
         yield _cut(mask, float(stability), rows.start * scale, columns.start * scale)
 
 
+def measure_fused(
+    low_res: Tensor,
+    side: int,
+    input_size: tuple[int, int],
+    original_size: tuple[int, int],
+    threshold: float,
+) -> Iterator[Measured]:
+    """Measure `(n, h, w)` logits on CUDA, whose masks come to the host as bits, in one copy.
+
+    Moves numbers: a logit may differ from torch's in its last bit.
+    """
+    from workbench.sam.fused import measure_masks  # Triton comes with torch for CUDA alone
+
+    masks = measure_masks(
+        low_res.contiguous(), side, input_size, original_size, threshold, STABILITY_SCORE_OFFSET
+    )
+    for stable, (x0, y0, x1, y1), bits in zip(
+        masks.stability.tolist(), masks.boxes.tolist(), masks.bits.cpu().numpy(), strict=True
+    ):
+        rows = np.unpackbits(bits[y0 : y1 + 1, x0 // 8 : x1 // 8 + 1], axis=1).view(bool)
+        yield Measured(stable, (x0, y0, x1, y1), rows[:, x0 % 8 :][:, : x1 + 1 - x0])
+
+
 def measure_whole(logits: Tensor, threshold: float) -> Iterator[Measured]:
     """Measure `(n, h, w)` logits of full size, on any device."""
     stability = calculate_stability_score(logits, threshold, STABILITY_SCORE_OFFSET)
