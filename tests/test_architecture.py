@@ -11,10 +11,10 @@ import workbench
 LAYERS = [
     "errors", "atomic", "cluster", "crs", "sources", "raster", "opening", "tiles", "candidates",
     "segmenting", "outlines", "polygons", "seams", "sam.mend", "sam.device", "sam.tiny",
-    "sam.models", "sam.decoder", "sam.fused", "sam.measure", "sam.segmenter", "sam", "classic", "countryside",
-    "sample", "layer", "aoi", "qgis.xml", "qgis.style", "qgis.project", "qgis", "quality", "report",
-    "charts", "job", "runfolder", "finished", "review", "advice", "review_charts", "topology",
-    "split", "dataset", "reviewing", "pipeline", "webmap", "preview", "background",
+    "sam.models", "sam.decoder", "sam.fused", "sam.measure", "sam.segmenter", "sam", "classic",
+    "countryside", "sample", "layer", "aoi", "qgis.xml", "qgis.style", "qgis.project", "qgis",
+    "quality", "report", "charts", "job", "runfolder", "finished", "review", "advice",
+    "review_charts", "topology", "split", "dataset", "reviewing", "pipeline", "webmap", "preview", "background",
     "widgets.session", "widgets.cells", "widgets.controls", "widgets.settings", "widgets.scenemap",
     "widgets.aoi", "widgets.overlay", "widgets.plane", "widgets.tuner", "widgets.run", "widgets",
 ]  # fmt: skip

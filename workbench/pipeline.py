@@ -301,15 +301,20 @@ def _segment_scene(
                 done.append(tile)
                 yield tile
                 if time.monotonic() - flushed > flush_seconds or len(done) >= FLUSH_TILES:
-                    _store(done, plan.store, plan.job)
+                    _keep(done, plan)
                     done, flushed = [], time.monotonic()
     finally:
+        _keep(done, plan)
+
+
+def _keep(done: list[SegmentedTile], plan: Plan) -> None:
+    if done:
+        record_change(plan.folder, plan.segmenter)
         _store(done, plan.store, plan.job)
 
 
 def _store(done: list[SegmentedTile], store: CandidateStore, job: Job) -> None:
     if done:
-        record_change(plan.folder, plan.segmenter)
         tables = [tile.candidates for tile in done if tile.candidates is not None]
         table = concat(tables) if tables else Candidates.empty(tile_rules(job))
         store.write(table, [tile.record for tile in done])
