@@ -44,6 +44,8 @@ POINTS_PER_BATCH = {"cpu": 4}
 # 8 ms by twelves and more. On other devices a whole batch goes at once.
 MASKS_AT_ONCE = {"cpu": 3}
 
+ARITHMETIC = 2  # goes up when a change moves the last bits of what the network gives
+
 CROP_OVERLAP_RATIO = 512 / 1500  # as SamAutomaticMaskGenerator
 
 
@@ -85,6 +87,7 @@ class SamSegmenter:
         """All that the candidates depend on, but for torch's version."""
         return {
             "model": self.name,
+            "arithmetic": ARITHMETIC,
             "weights_sha256": self.weights_sha256,
             "points_per_side": self.points_per_side,
             "crop_n_layers": self.crop_n_layers,
