@@ -16,7 +16,8 @@ LAYERS = [
     "quality", "report", "charts", "job", "runfolder", "finished", "review", "advice",
     "review_charts", "topology", "split", "dataset", "reviewing", "pipeline", "webmap", "preview",
     "background", "widgets.session", "widgets.cells", "widgets.controls", "widgets.settings",
-    "widgets.scenemap", "widgets.aoi", "widgets.overlay", "widgets.plane", "widgets.tuner", "widgets.run", "widgets",
+    "widgets.scenemap", "widgets.aoi", "widgets.overlay", "widgets.plane", "widgets.tuner",
+    "widgets.run", "widgets",
 ]  # fmt: skip
 PACKAGE = Path(workbench.__file__).parent
 
