@@ -136,7 +136,7 @@ class ThresholdTuner(CellWidget):
             options=[("Explain", "explain"), ("Good", "good"), ("Bad", "bad")],
             tooltips=["click: why a polygon is there or not", "click: call a polygon good",
                       "click: call a polygon bad"],
-            style={"button_width": "62px"},
+            style={"button_width": "76px"},
         )  # fmt: skip
         colour = widgets.Dropdown(
             options=["confidence", "stability", "none"], description="colour", layout=_wide(175),
