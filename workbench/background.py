@@ -113,6 +113,7 @@ class Background:
     def __init__(self, notify: Callable[[Event], None]) -> None:
         self.notify = notify
         self._lock = threading.RLock()
+        self._reaping = threading.Lock()
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection | None = None
         self._busy = self._cancelled = False
@@ -149,7 +150,7 @@ class Background:
             time.sleep(0.02)
         if self._busy:
             process.kill()  # deep in the network's own code; its end is noticed by the reader
-            process.join(0.2)
+            self._reap(process, 0.2)
 
     def close(self) -> None:
         """End the process, which gives its memory back; `start` would begin a new one."""
@@ -159,7 +160,12 @@ class Background:
             self._busy = False
         if process is not None and connection is not None:
             process.kill()
-            process.join(1)
+            self._reap(process, 1)
+
+    def _reap(self, process: multiprocessing.process.BaseProcess, seconds: float) -> None:
+        """Wait for the end of a process; of two threads that did so at once, one would miss it."""
+        with self._reaping:
+            process.join(seconds)
 
     def _send(self, message: Work | Ahead) -> None:
         if self._process is None or not self._process.is_alive():
@@ -188,7 +194,7 @@ class Background:
                     break  # closed, and perhaps another one is at work
                 self._busy &= not isinstance(event, Finished | Stopped)
             self.notify(event)
-        process.join(1)
+        self._reap(process, 1)
         connection.close()
         with self._lock:
             died = self._busy and self._process is process
