@@ -1,6 +1,9 @@
 """The data set, as pycocotools and supervision read it, against the labels' own pixels."""
 
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -339,6 +342,53 @@ def test_only_an_earlier_export_is_replaced(scene: Scene, tmp_path: Path) -> Non
     with pytest.raises(DatasetError, match=r"images/best\.pt"):
         export(scene, folder, layer)
     assert files_of(folder) == before
+
+
+def test_what_a_killed_export_has_left_is_removed(scene: Scene, tmp_path: Path) -> None:
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+import test_dataset as t
+from workbench import dataset
+dataset._write_yaml = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # all but the last files
+t.export(t.open_scene({str(tmp_path / "ortho.tif")!r}), Path({str(tmp_path / "set")!r}),
+         t.label_layer())
+"""
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    (left,) = tmp_path.glob(".tmp-*-set")
+    assert any(left.rglob("*.png"))
+    assert not (tmp_path / "set").exists()
+    of_another = left.with_name(left.name + "-of-another")
+    of_another.mkdir()
+    export(scene, tmp_path / "set", label_layer())
+    assert not left.exists()
+    assert of_another.exists()
+    assert (tmp_path / "set/data.yaml").exists()
+
+
+def test_invalid_labels_are_exported_as_mended(scene: Scene, tmp_path: Path) -> None:
+    square = shape(64, 64, 60, 40)
+    x0, y0, x1, y1 = square.bounds
+    bow_tie = shapely.Polygon([(x0, y0), (x1, y1), (x1, y0), (x0, y1)])
+    flat = shapely.Polygon([(x0, y0), (x1, y1), (x0, y0)])
+    layer = label_layer([bow_tie, flat, shapely.MultiPolygon()])
+    export(scene, tmp_path / "set", layer)
+    lobes = shapely.make_valid(bow_tie)
+    assert lobes.area == pytest.approx(square.area / 2)
+    mended = label_layer([lobes])
+    export(scene, tmp_path / "mended", mended)
+    assert files_of(tmp_path / "set") == files_of(tmp_path / "mended")
+    coco = coco_of(tmp_path / "set")
+    assert [a["label_id"] for a in coco.anns.values()] == ["ortho/r0c0/0"]
+    (chip,) = (
+        Dataset(tmp_path / "set", pyogrio.read_dataframe(tmp_path / "set/chips.gpkg"))
+        .chips[lambda chips: chips["n_labels"] > 0]
+        .itertuples()
+    )
+    pixels = expected(scene, mended, chip, 64)
+    assert (coco.annToMask(coco.anns[1]) == pixels["ortho/r0c0/0"]).all()
 
 
 @pytest.mark.parametrize(

@@ -57,15 +57,16 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_stale(folder: Path) -> None:
+def remove_stale(folder: Path, name: str | None = None) -> None:
     """Remove the temporary files and folders in `folder` that killed processes have left.
 
-    Call before writing, and only while the folder is locked: another machine's process that still
-    writes there cannot be told from one that is gone. Our own go, too: in a container every run may
-    have the same process number.
+    `name` limits it to what was to become that file or folder. Call before writing, and only while
+    nobody else may write there: another machine's process that still does cannot be told from one
+    that is gone. Our own go, too: in a container every run may have the same process number.
     """
+    rest = ".+" if name is None else f"(old-)?{re.escape(name)}"
     for path in folder.glob(".tmp-*"):
-        owner = re.match(r"\.tmp-([0-9a-f]{8})-(\d+)-", path.name)
+        owner = re.fullmatch(rf"\.tmp-([0-9a-f]{{8}})-(\d+)-{rest}", path.name)
         if not owner or (owner[1] == _HOST and _is_another(int(owner[2]))):
             continue
         if path.is_dir():

@@ -37,11 +37,12 @@ from rasterio.features import rasterize
 from rasterio.windows import Window
 from tqdm import tqdm
 
-from workbench.atomic import atomic_folder
+from workbench.atomic import atomic_folder, remove_stale
 from workbench.candidates import encode_masks
 from workbench.errors import DatasetError, SceneError
 from workbench.layer import Status, crs_name, frozen_time, write_gpkg_layer
 from workbench.outlines import decode_runs, trace
+from workbench.quality import with_area
 from workbench.raster import Scene
 from workbench.split import SPLITS, spatial_split
 
@@ -137,18 +138,20 @@ def write_dataset(
     """Cut a reviewed layer and its scenes into chips, and write them as COCO and YOLO-seg.
 
     `tiles` is the ledger of the run: what it has not segmented, or lies outside `aoi` (in the
-    CRS of the layer), is black and not labelled. Equal input gives equal files. `folder` appears
-    whole or not at all, and replaces only an earlier data set. Raises `DatasetError` for values
-    that cannot be, labels without a class, a folder with other files, and nothing to write.
+    CRS of the layer), is black and not labelled. Invalid labels are mended, as `find_issues` would;
+    what has no area has no pixels. Equal input gives equal files. `folder` appears whole or not at
+    all, and replaces only an earlier data set. Raises `DatasetError` for values that cannot be,
+    labels without a class, a folder with other files, and nothing to write.
     """
     chips = Chips() if chips is None else chips
     folder = Path(folder).absolute()
     _check(chips, scenes, classes)
     _refuse_foreign(folder)
     crs = scenes[0].crs
-    layer = layer.to_crs(crs).reset_index(drop=True)
+    layer = with_area(layer.to_crs(crs)).reset_index(drop=True)
     tiles = tiles.to_crs(crs)
     class_ids = _classes_of(layer, classes, chips)
+    remove_stale(folder.parent, folder.name)
     with atomic_folder(folder) as temporary:
         (temporary / "images").mkdir()
         cut = _Cutter(layer, tiles, chips, aoi, temporary / "images")
