@@ -13,6 +13,7 @@ os.environ["QGIS_CUSTOM_CONFIG_PATH"] = tempfile.mkdtemp(prefix="qgis_review_")
 os.environ.setdefault("XDG_RUNTIME_DIR", os.environ["QGIS_CUSTOM_CONFIG_PATH"])
 
 from qgis.core import (
+    NULL,
     QgsApplication,
     QgsExpression,
     QgsExpressionContext,
@@ -21,6 +22,7 @@ from qgis.core import (
     QgsProject,
     QgsRectangle,
     QgsRenderContext,
+    QgsVectorLayer,
     QgsVectorLayerUtils,
 )
 
@@ -44,6 +46,15 @@ def press(layer, name, feature):
     exec(code, {})
     chosen = list(layer.getSelectedFeatures())
     return chosen[0]["id"] if chosen else None
+
+
+def press_in_geojson(project, path):
+    """Accept a label of the GeoJSON beside the project, whose style has the same actions."""
+    source = os.path.join(os.path.dirname(path), "prelabels.geojson")
+    layer = project.addMapLayer(QgsVectorLayer(source, "geojson", "ogr"))
+    went_to = press(layer, "Accept", label(layer, 3))
+    layer.rollBack()
+    return went_to
 
 
 def drawn_in_each_style(layer, feature):
@@ -74,6 +85,12 @@ def main(path):
     layer.changeAttributeValue(label(layer, 2).id(), fields.indexOf("class_id"), 1)
     reject = press(layer, "Reject", label(layer, 0))  # nothing is left to go to
     went_to += [press(layer, "Reopen", label(layer, 0)), reject]
+    # a label without a score comes first; one that is deleted is not gone to
+    drawn = label(layer, 4).id()
+    layer.changeAttributeValue(drawn, fields.indexOf("status"), "unreviewed", NULL, True)
+    went_to.append(press(layer, "Reopen", label(layer, 0)))
+    layer.deleteFeature(drawn)
+    went_to.append(press(layer, "Reopen", label(layer, 0)))
 
     first = label(layer, 0)
     box = first.geometry().boundingBox()
@@ -81,8 +98,6 @@ def main(path):
     smaller = first.geometry().difference(QgsGeometry.fromRect(corner))
     smaller.convertToMultiType()
     layer.changeGeometry(first.id(), smaller)
-
-    layer.deleteFeature(label(layer, 4).id())
 
     left, top = box.xMinimum() + 165, box.yMaximum()
     square = QgsGeometry.fromRect(QgsRectangle(left, top - 15, left + 15, top))
@@ -92,6 +107,7 @@ def main(path):
     layer.addFeature(new)
     seen = drawn_in_each_style(layer, new)
     saved = layer.commitChanges()
+    went_to.append(press_in_geojson(project, path))
     seen = {
         "went_to": went_to, "map_tip": tip, "drawn_in_each_style": seen, "saved": saved,
         "errors": layer.commitErrors(),

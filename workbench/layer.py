@@ -113,6 +113,7 @@ def write_layer(
         write_gpkg_layer(layer, path, LABELS, "MultiPolygon")
         write_gpkg_layer(tiles, path, TILES, "Polygon")
         _add_styles(path, styles)
+        _add_index(path)
     with atomic_path(files.geojson) as path:
         _write_geojson(layer, path)
     with atomic_path(files.parquet) as path:
@@ -259,6 +260,12 @@ def _add_styles(path: Path, styles: Mapping[str, Mapping[str, str]]) -> None:
                 for number, (name, qml) in enumerate(styles[layer].items())
             ],
         )
+
+
+def _add_index(path: Path) -> None:
+    """Let QGIS find the least certain label that waits for review, among any number."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(f"CREATE INDEX {LABELS}_to_review ON {LABELS} (status, confidence)")
 
 
 @contextmanager

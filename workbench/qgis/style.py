@@ -373,17 +373,35 @@ _MAP_TIP = (
 def _mark(status: layers.Status) -> str:
     """Python of an action: set the status, then go to the least certain unreviewed label."""
     return f"""\
-from qgis.core import NULL, QgsFeatureRequest, QgsProject
+from qgis.core import NULL, QgsFeatureRequest, QgsProject, QgsProviderRegistry
 from qgis.utils import iface
 layer = QgsProject.instance().mapLayer('[% @layer_id %]')
 if layer is not None and (layer.isEditable() or layer.startEditing()):
     status = layer.fields().indexOf('status')
     # without the defaults, of which that of the status would say edited
     layer.changeAttributeValue([% $id %], status, '{status}', NULL, True)
-    waiting = QgsFeatureRequest().setFlags(QgsFeatureRequest.NoGeometry)
-    waiting.setFilterExpression('"status" = \\'unreviewed\\'')
-    waiting.setSubsetOfAttributes(['status', 'confidence'], layer.fields())
-    least = min(((f['confidence'] or 0, f.id()) for f in layer.getFeatures(waiting)), default=None)
+    edits = layer.editBuffer()
+    gone = set(edits.deletedFeatureIds())
+    now = {{fid: values[status] for fid, values in edits.changedAttributeValues().items()
+           if status in values and fid not in gone}}
+    seen = [layer.getFeature(fid) for fid, value in now.items() if value == 'unreviewed']
+    seen += [f for f in edits.addedFeatures().values() if f['status'] == 'unreviewed']
+    waiting = [(f['confidence'] or 0, f.id()) for f in seen]
+    if layer.storageType() == 'GPKG':
+        # by its index: to loop over all labels takes a second of 200,000. + 0: GDAL hides a fid
+        place = QgsProviderRegistry.instance().decodeUri('ogr', layer.source())
+        subset = layer.subsetString() and '(%s)' % layer.subsetString()
+        where = ' AND '.join(filter(None, ["status = 'unreviewed'", subset]))
+        query = 'SELECT confidence, fid + 0 FROM "%s" WHERE %s ORDER BY confidence, fid' % (
+            place['layerName'], where)
+        metadata = QgsProviderRegistry.instance().providerMetadata('ogr')
+        stored = metadata.createConnection(place['path'], {{}}).executeSql(
+            '%s LIMIT %d' % (query, len(now) + len(gone) + 1))
+    else:
+        request = QgsFeatureRequest().setFilterExpression('"status" = \\'unreviewed\\'')
+        stored = [(f['confidence'], f.id()) for f in layer.dataProvider().getFeatures(request)]
+    waiting += [(c or 0, fid) for c, fid in stored if fid not in now and fid not in gone]
+    least = min(waiting, default=None)
     layer.selectByIds([least[1]] if least else [])
     if least and iface is not None:
         iface.mapCanvas().panToSelected(layer)
