@@ -339,13 +339,25 @@ def test_qgis_keeps_a_planar_layer_planar(tmp_path: Path) -> None:
     assert len(report["project"]["topology_rules"]) == 4
 
 
+@pytest.mark.parametrize("planar", [True, False])
+def test_qgis_reports_overlaps_where_there_may_be_none(tmp_path: Path, planar: bool) -> None:
+    layer = label_layer()
+    layer.loc[3, "geometry"] = shapely.MultiPolygon([square(60, 140, 40)])  # reaches into 2
+    _, project = hand_off(tmp_path, layer=layer, planar=planar)
+    report = seen_by_qgis(project, "--topology", "--no-picture")
+    assert report["topology"][LABELS]["overlaps"] == 1
+    problems = [text for text in report["problems"] if "topology" in text]
+    assert [text[:19] for text in problems] == ["prelabels: topology"] * planar
+
+
 def test_a_review_in_qgis_loses_nothing(tmp_path: Path) -> None:
     files, project = hand_off(tmp_path, raster_of(write_raster(tmp_path / "ortho.tif")))
     before = read_layer(files.gpkg).set_index("id")
     seen = run_in_qgis("qgis_review.py", project)
     assert seen["saved"], seen["errors"]
     # by confidence: 0.85, then 0.97 of those that nobody has seen
-    assert seen["went_to"] == ["scene/r0c0/0", "scene/r0c0/0", None]
+    went_to = ["scene/r0c0/0", "scene/r0c0/0", None, "scene/r0c0/4", "scene/r0c0/0"]
+    assert seen["went_to"] == [*went_to, "scene/r0c0/0"]  # the last in the GeoJSON
     assert seen["drawn_in_each_style"] == {"Class": True, "Confidence": True, "Status": True}
     assert seen["map_tip"].startswith('<b>2 – tin "roof" &amp; &lt;annex></b>')
     after = read_layer(files.gpkg)
@@ -379,18 +391,23 @@ def test_a_review_in_qgis_loses_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*-wal"))
 
 
-@pytest.mark.parametrize("name", ["kampala/kampala_z19_a.tif", "trees_neon/SJER_477.tif"])
+@pytest.mark.parametrize(
+    ("name", "planar"), [("kampala/kampala_z19_a.tif", False), ("trees_neon/SJER_477.tif", True)]
+)
 def test_project_of_a_real_scene_is_ready_for_review(
-    data_dir: Path, tmp_path: Path, name: str
+    data_dir: Path, tmp_path: Path, name: str, planar: bool
 ) -> None:
     if not has_qgis():
         pytest.skip(NO_QGIS)
-    made = run(Job.create(source=str(data_dir / name), out_dir=str(tmp_path / "run"), planar=True))
+    made = run(
+        Job.create(source=str(data_dir / name), out_dir=str(tmp_path / "run"), planar=planar)
+    )
     assert len(made.layer) > 5
-    report = seen_by_qgis(tmp_path / "run" / "review.qgz", "--topology", "--edit")
+    options = ("--topology", "--edit", "--png", str(tmp_path / "map.png"))
+    report = seen_by_qgis(tmp_path / "run" / "review.qgz", *options)
     assert report["problems"] == []
     assert report["picture"]["drawn"][Path(name).stem] > 0.5
-    assert report["project"]["avoid_overlap"]["layers"] == ["prelabels"]
+    assert report["project"]["avoid_overlap"]["layers"] == (["prelabels"] if planar else [])
 
 
 # ---------------------------------------------------------------------------- the XML itself
