@@ -131,13 +131,15 @@ def test_papermill_takes_a_review_back(tmp_path, finished):
     assert done.returncode == 0, done.stderr
     review = finished.folder / "review"
     there = {path.name for path in review.iterdir()}
-    assert there == {"issues.gpkg", "changes.png", "advice.png", "job.yaml", "dataset"}
+    assert there == {
+        "issues.gpkg", "changes.png", "changes_map.png", "advice.png", "job.yaml", "dataset",
+    }  # fmt: skip
     advised = Job.from_yaml(review / "job.yaml")
     assert advised.source == str(tmp_path / "next.tif")
     assert advised.aoi is advised.out_dir is None
     assert advised.cleaning == finished.job.cleaning
     shown = [o for c in cells(out) for o in c.outputs if "image/png" in o.get("data", {})]
-    assert len(shown) == 2
+    assert len(shown) == 3
 
 
 def test_a_reference_advises_before_any_review(tmp_path, finished):

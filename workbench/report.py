@@ -19,8 +19,9 @@ from affine import Affine
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PathCollection
-from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba
+from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba, to_rgba_array
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
@@ -64,6 +65,62 @@ def draw_map(
     CRS of `layer`, which `aoi` is turned to. Tiles show as thin lines, failed ones hatched. What
     has no valid pixels is hatched grey. Belongs to no pyplot state: show `figure_png` of it.
     """
+    count = f"{len(layer):,} polygon{'' if len(layer) == 1 else 's'}"
+    figure, axes = _imagery(rgb, valid, transform, layer.crs, title, count)
+    if tiles is not None:
+        _draw_tiles(axes, tiles)
+    if aoi is not None and len(aoi):
+        _draw_outlines(axes, aoi.to_crs(layer.crs), "black", linewidth=2.5, alpha=0.6)
+        _draw_outlines(axes, aoi.to_crs(layer.crs), "white", linewidth=1.5, linestyle=(0, (5, 3)))
+    confidence = layer["confidence"].to_numpy(np.float64)
+    classes = np.where(np.isnan(confidence), -1, np.digitize(confidence, _LOWS[1:]))
+    _draw_polygons(axes, layer.geometry, np.array([*_COLORS, NO_SCORE_COLOR])[classes])
+    _legend(figure, axes, layer)
+    return figure
+
+
+def draw_map_by(
+    column: str,
+    colors: Mapping[str, str],
+    rgb: NDArray[np.uint8],
+    valid: NDArray[np.bool_],
+    transform: Affine,
+    layer: gpd.GeoDataFrame,
+    *,
+    before: gpd.GeoSeries | None = None,
+    title: str = "",
+) -> Figure:
+    """Draw imagery with the polygons of `layer` in the colours of the values of a column.
+
+    As `draw_map`. Values of `colors` that come later lie on top; the legend counts them. Shapes
+    `before` show as dotted white lines.
+    """
+    counts = layer[column].value_counts()
+    figure, axes = _imagery(rgb, valid, transform, layer.crs, title, "")
+    for value, color in colors.items():
+        here = layer.geometry[layer[column] == value]
+        _draw_polygons(axes, here, np.full(len(here), color), many=len(layer))
+    if before is not None and len(before):
+        _draw_outlines(axes, before.to_frame("geometry"), "white", linewidth=0.7, linestyle=":")
+    handles = [
+        Patch(facecolor=to_rgba(color, 0.4), edgecolor=color, label=f"{value} ({counts[value]:,})")
+        for value, color in colors.items()
+        if value in counts
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="outside right upper", fontsize=9, frameon=False)
+    return figure
+
+
+def _imagery(
+    rgb: NDArray[np.uint8],
+    valid: NDArray[np.bool_],
+    transform: Affine,
+    crs: pyproj.CRS,
+    title: str,
+    count: str,
+) -> tuple[Figure, Axes]:
+    """Begin a map: imagery, coordinates, scale bar and title."""
     height, width = valid.shape
     left, top = transform @ (0, 0)
     right, bottom = transform @ (width, height)
@@ -74,21 +131,13 @@ def draw_map(
         extent=(left, right, bottom, top),
         interpolation="antialiased",
     )
-    if tiles is not None:
-        _draw_tiles(axes, tiles)
-    if aoi is not None and len(aoi):
-        _draw_outlines(axes, aoi.to_crs(layer.crs), "black", linewidth=2.5, alpha=0.6)
-        _draw_outlines(axes, aoi.to_crs(layer.crs), "white", linewidth=1.5, linestyle=(0, (5, 3)))
-    _draw_polygons(axes, layer)
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
-    _label_axes(axes, layer.crs)
-    _scale_bar(axes, layer.crs)
-    _legend(figure, axes, layer)
-    count = f"{len(layer):,} polygon{'' if len(layer) == 1 else 's'}"
+    _label_axes(axes, crs)
+    _scale_bar(axes, crs)
     if len(title) > _MAX_TITLE:  # a longer one leaves no room for the map
         title = title[: _MAX_TITLE - 1] + "…"
-    axes.set_title(f"{title} · {count}" if title else count, loc="left", fontsize=11)
-    return figure
+    axes.set_title(" · ".join(filter(None, (title, count))), loc="left", fontsize=11)
+    return figure, axes
 
 
 def figure_png(figure: Figure, dpi: int = 150) -> bytes:
@@ -178,16 +227,17 @@ def _with_hatch(rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.
     return np.where(valid[..., None], rgb, hatch[..., None])
 
 
-def _draw_polygons(axes: Axes, layer: gpd.GeoDataFrame) -> None:
-    outlines = _outlines(layer.geometry)
+def _draw_polygons(
+    axes: Axes, geometry: gpd.GeoSeries, colors: NDArray[np.str_], many: int | None = None
+) -> None:
+    """Draw polygons, each in its color `(n,)`; `many` is how many the map has in all."""
+    outlines = _outlines(geometry)
     if not outlines:
         return
-    colors = np.array([to_rgba(color) for color in (*_COLORS, NO_SCORE_COLOR)])
-    confidence = layer["confidence"].to_numpy(np.float64)
-    edges = colors[np.where(np.isnan(confidence), -1, np.digitize(confidence, _LOWS[1:]))]
+    edges = to_rgba_array(colors)
     faces = edges * [1, 1, 1, 0.18]
     # thousands of polygons on one page: thinner lines, or the imagery is gone
-    width = float(np.clip(30 / np.sqrt(len(outlines)), 0.35, 1.2))
+    width = float(np.clip(30 / np.sqrt(many or len(outlines)), 0.35, 1.2))
     axes.add_collection(  # a dark rim tells the line from bright ground
         PathCollection(
             outlines, facecolors="none", edgecolors=(0, 0, 0, 0.5), linewidths=2 * width

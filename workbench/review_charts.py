@@ -1,10 +1,11 @@
-"""Charts of a review: what became of the pre-labels, and where better thresholds lie."""
+"""Pictures of a review: what became of the pre-labels, and where better thresholds lie."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from workbench.advice import AXES, Advice
+from workbench.finished import PICTURE_PX, Run
+from workbench.report import draw_map_by
 from workbench.review import CHANGES, Change
 
 # told apart by the colour blind, and by lightness
@@ -54,6 +57,45 @@ def draw_changes(told: pd.DataFrame, classes: Mapping[int, str]) -> Figure:
     return figure
 
 
+# the same hues, bright enough for imagery; what comes later lies on top
+_ON_IMAGERY: Mapping[str, str] = {
+    "unreviewed": "#e6e6e6",
+    "accepted": "#57e08a",
+    "rejected": "#ff8c1a",
+    "deleted": "#ff4b2e",
+    "edited": "#4cc9f0",
+    "added": "#d9a6ff",
+}
+
+
+def draw_change_map(told: pd.DataFrame, labels: gpd.GeoDataFrame, run: Run) -> Figure:
+    """Draw on the imagery what review made of each label, and dotted what had another shape.
+
+    `told` is what `changes` says of `labels`. Of many scenes it is the one with the most work in
+    it. Raises `SceneError` if its raster cannot be read.
+    """
+    there, gone = told[told["row"] >= 0], told[told["row"] < 0]
+    old = run.layer.set_index("id").geometry
+    shapes = [*labels.geometry.iloc[there["row"]], *old.reindex(gone["id"])]
+    drawn = gpd.GeoDataFrame(
+        {"change": [*there["change"], *gone["change"]]}, geometry=shapes, crs=run.layer.crs
+    )
+    drawn = drawn[~drawn.geometry.is_empty]
+    frames = gpd.GeoSeries([s.window_polygon(s.window) for s in run.scenes], crs=drawn.crs)
+    work = drawn[drawn["change"] != "unreviewed"]
+    place = int(np.argmax([work.intersects(frame).sum() for frame in frames]))
+    scene, n = run.scenes[place], len(run.scenes)
+    before = old.reindex(told["id"][told["reshaped"]])
+    return draw_map_by(
+        "change",
+        _ON_IMAGERY,
+        *scene.overview(PICTURE_PX),
+        drawn[drawn.intersects(frames[place])],
+        before=before[before.intersects(frames[place])],
+        title=f"{scene.name} (1 of {n} rasters)" if n > 1 else scene.name,
+    )
+
+
 def _bar_of_all(axes: Axes, told: pd.DataFrame) -> None:
     counts = told["change"].value_counts()
     left, total = 0, max(1, len(told))
@@ -73,7 +115,8 @@ def _bar_of_all(axes: Axes, told: pd.DataFrame) -> None:
     judged = int(counts.reindex(list(_JUDGED)).fillna(0).sum())
     share = f" · {kept / judged:.0%} of {judged:,} reviewed pre-labels kept" if judged else ""
     axes.set_title(f"{len(told):,} labels{share}", loc="left", fontsize=13)
-    axes.legend(loc="upper left", bbox_to_anchor=(0, 0.08), ncols=6, frameon=False, fontsize=9)
+    if len(told):
+        axes.legend(loc="upper left", bbox_to_anchor=(0, 0.08), ncols=6, frameon=False, fontsize=9)
 
 
 def _stacked(axes: Axes, table: pd.DataFrame, labels: list[str]) -> None:

@@ -1,0 +1,68 @@
+"""Pictures of a review, against what the review was."""
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import shapely
+from known_objects import objects, write_labels
+from known_runs import job_for, use_known_objects
+from matplotlib.colors import to_hex
+from reviews import drawn, with_rows
+
+from workbench import run
+from workbench.review import changes
+from workbench.review_charts import draw_change_map, draw_changes, summary_of
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of known objects."""
+    folder = tmp_path_factory.mktemp("charts")
+    raster = write_labels(folder / "scene.tif", objects((230, 330), 1))
+    with pytest.MonkeyPatch.context() as patch:
+        use_known_objects(patch)
+        return run(job_for(raster, folder / "run"))
+
+
+@pytest.fixture
+def reviewed(finished):
+    """Labels of which two are accepted, one rejected, reshaped, deleted and added each."""
+    labels = finished.layer.copy()
+    labels.loc[[0, 1], "status"] = "accepted"
+    labels.loc[2, "status"] = "rejected"
+    labels.loc[3, "geometry"] = shapely.MultiPolygon([labels.geometry[3].envelope])
+    x, y = labels.total_bounds[:2]
+    new = drawn(shapely.box(x, y, x + 9, y + 9), labels)
+    nothing = drawn(shapely.MultiPolygon(), labels, id="drawn/2")
+    return gpd.GeoDataFrame(with_rows(labels.drop(index=4), new, nothing), crs=labels.crs)
+
+
+def test_the_map_shows_each_change_where_it_is(finished, reviewed):
+    told = changes(reviewed, finished.layer)
+    figure = draw_change_map(told, reviewed, finished)
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    n = len(finished.layer)
+    assert texts == [
+        f"unreviewed ({n - 5})", "accepted (2)", "rejected (1)", "deleted (1)", "edited (1)",
+        "added (1)",
+    ]  # fmt: skip
+    colors = [to_hex(patch.get_edgecolor()) for patch in legend.get_patches()]
+    collections = figure.axes[0].collections
+    shown = {to_hex(c.get_edgecolor()[0]): c.get_paths() for c in collections if len(c.get_fc())}
+    assert list(shown) == colors
+    (gone,) = shown[colors[3]]
+    assert gone.get_extents().bounds == pytest.approx(
+        shapely.box(*finished.layer.geometry[4].bounds).bounds[:2]
+        + tuple(np.ptp(np.reshape(finished.layer.geometry[4].bounds, (2, 2)), axis=0))
+    )
+    (before,) = collections[-1].get_paths()  # dotted: the shape that was edited
+    assert len(before.vertices) == shapely.get_num_coordinates(finished.layer.geometry[3])
+
+
+def test_a_review_of_nothing_has_pictures_too(finished):
+    nothing = finished.layer[:0]
+    told = changes(nothing, nothing)
+    assert draw_change_map(told, nothing, finished).legends == []
+    assert draw_changes(told, {}).axes
+    assert summary_of(told).loc["kept of those reviewed", "value"] == "–"
