@@ -28,20 +28,19 @@ from workbench.outlines import decode_runs, trace
 from workbench.sample import make_sample, write_sample
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from known_objects import TRANSFORM, KnownObjects, encode_masks, objects, write_labels
+from known_objects import TRANSFORM, KnownObjects, encode_masks, objects_apart, write_labels
 
-CELL_PX, N_OBJECTS, TILE_PX = 1024, 60, 256
+CELL_PX, N_TRIED, TILE_PX = 1024, 150, 256
 CELLS = (2, 6, 19)  # a side: 11, 32 and 101 tiles
 MOSAIC_PX, AOI_PX = 100_000, 3000
 
 
 def known(cells: int, folder: Path) -> dict[str, object]:
     """Run on a raster of cells × cells times the same objects."""
-    labels = objects((CELL_PX, CELL_PX), 1, n=N_OBJECTS, largest=0.4)
+    labels = objects_apart((CELL_PX, CELL_PX), 1, n=N_TRIED, largest=0.5)
     side = cells * CELL_PX
     raster = write_mosaic(write_labels(folder / "cell.tif", labels), folder / "all.vrt", side, side)
-    # no suppression by boxes: pieces of objects that tiles cut may share most of theirs
-    rules = Rules(TILE_PX, TILE_PX, box_nms_thresh=1.0)
+    rules = Rules(TILE_PX, TILE_PX)
     pipeline._segmenter = lambda job, before: KnownObjects(rules)
     job = Job.create(
         source=str(raster), out_dir=str(folder / "run"), tile_size=TILE_PX, overlap=0.25,

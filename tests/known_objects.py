@@ -116,18 +116,37 @@ def objects(shape, seed, n=14, largest=0.9):
     rng = np.random.default_rng(seed)
     labels = np.zeros(shape, np.int32)
     for number in range(1, n + 1):
-        radius = int(rng.uniform(0.02, largest) ** 2 * min(shape) / 2) + 3
-        x, y = (int(rng.uniform(0, side)) for side in shape[::-1])
-        match rng.integers(4):
-            case 0:
-                cv2.rectangle(labels, (x - radius, y - radius // 2), (x + radius, y), number, -1)
-            case 1:
-                cv2.circle(labels, (x, y), radius, number, -1)
-            case 2:
-                cv2.circle(labels, (x, y), radius, number, max(2, radius // 4))
-            case 3:
-                cv2.line(labels, (x - radius, y - radius), (x + radius, y + radius // 2), number, 5)
+        _draw(labels, number, rng, largest)
     return largest_parts(labels)
+
+
+def objects_apart(shape, seed, n, largest=0.9):
+    """As many of `n` such objects as find a place where no two boxes meet: box NMS takes none."""
+    rng = np.random.default_rng(seed)
+    labels, taken = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    for number in range(1, n + 1):
+        one = np.zeros(shape, np.uint8)
+        _draw(one, 1, rng, largest)
+        x, y, w, h = cv2.boundingRect(one)
+        frame = np.s_[y : y + h, x : x + w]
+        if not taken[frame].any():
+            taken[frame] = True
+            labels[one > 0] = number
+    return labels
+
+
+def _draw(labels, number, rng, largest):
+    radius = int(rng.uniform(0.02, largest) ** 2 * min(labels.shape) / 2) + 3
+    x, y = (int(rng.uniform(0, side)) for side in labels.shape[::-1])
+    match rng.integers(4):
+        case 0:
+            cv2.rectangle(labels, (x - radius, y - radius // 2), (x + radius, y), number, -1)
+        case 1:
+            cv2.circle(labels, (x, y), radius, number, -1)
+        case 2:
+            cv2.circle(labels, (x, y), radius, number, max(2, radius // 4))
+        case 3:
+            cv2.line(labels, (x - radius, y - radius), (x + radius, y + radius // 2), number, 5)
 
 
 def largest_parts(labels):

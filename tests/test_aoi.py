@@ -12,7 +12,7 @@ from known_objects import objects, write_labels
 from known_runs import equal_layers, files_in, job_for
 
 from workbench import pipeline as running
-from workbench import run
+from workbench import report, run
 from workbench.errors import AOIError
 
 pytestmark = pytest.mark.usefixtures("known_objects_only")
@@ -103,3 +103,19 @@ def test_the_aoi_is_on_the_map(raster, tmp_path):
     result = run(job_for(raster, tmp_path / "run", aoi=str(tmp_path / "aoi.gpkg")))
     assert result.aoi.symmetric_difference(area).area < 1e-6
     assert result.picture() != replace(result, aoi=None).picture()
+
+
+def test_of_a_large_raster_the_picture_shows_the_aoi(raster, tmp_path, monkeypatch):
+    area = shapely.box(500_020, 5_299_900, 500_060, 5_299_980)
+    gpd.GeoSeries([area], crs=32633).to_file(tmp_path / "aoi.gpkg")
+    result = run(job_for(raster, tmp_path / "run", aoi=str(tmp_path / "aoi.gpkg")))
+    shown = []
+    draw = report.draw_map
+    monkeypatch.setattr(
+        report, "draw_map", lambda *args, **named: shown.append(draw(*args, **named)) or shown[0]
+    )
+    result.picture()
+    (axes, *_) = shown[0].axes
+    # a tenth of its longer side around it
+    assert axes.get_xlim() == (500_012, 500_068)
+    assert axes.get_ylim() == (5_299_892, 5_299_988)

@@ -1,29 +1,34 @@
 """A run on a Dask cluster gives the layer of one process, whatever happens to its workers."""
 
+import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from distributed import LocalCluster
-from known_objects import objects, write_labels
+from known_objects import KnownObjects, objects, write_labels
 from known_runs import equal_layers, until
 
-from workbench import Job, run
+from workbench import Job, cluster, pipeline, run
 from workbench.errors import ClusterError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def workers():
     with LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None,
         host="127.0.0.1", silence_logs=50,
-    ) as cluster:  # fmt: skip
-        yield cluster
+    ) as started:  # fmt: skip
+        yield started
 
 
 @pytest.fixture
@@ -35,22 +40,48 @@ def job(tmp_path):
     )  # fmt: skip
 
 
-def test_c3_a_cluster_makes_the_layer_of_one_process(cluster, job, tmp_path):
+@pytest.fixture
+def there(job, tmp_path, workers):
+    return job.changed(out_dir=str(tmp_path / "two"), scheduler=workers.scheduler_address)
+
+
+@dataclass(frozen=True)
+class Counted(KnownObjects):
+    """Known objects; a line in a file for each tile that any process begins."""
+
+    log: Path = Path()
+
+    def propose(self, image, watch=None):
+        with self.log.open("a") as file:
+            file.write("tile\n")
+        return super().propose(image)
+
+    def count(self):
+        return len(self.log.read_text().splitlines()) if self.log.exists() else 0
+
+
+@pytest.fixture
+def counted(job, tmp_path, monkeypatch):
+    segmenter = Counted(job.rules, log=tmp_path / "tiles.log")
+    monkeypatch.setattr(pipeline, "_segmenter", lambda job, before: segmenter)
+    return segmenter
+
+
+def test_c3_a_cluster_makes_the_layer_of_one_process(job, there, tmp_path):
     here = run(job)
-    there = run(job.changed(out_dir=str(tmp_path / "two"), scheduler=cluster.scheduler_address))
-    assert equal_layers(here.layer, there.layer)
+    assert equal_layers(here.layer, run(there).layer)
     assert len(here.layer) > 3
     assert not list((tmp_path / "two").rglob(".*"))
 
 
-def test_a_killed_worker_costs_only_its_chunk(cluster, job, tmp_path):
+def test_a_killed_worker_costs_only_its_chunk(workers, job, there, counted, tmp_path):
     here = run(job)
-    there = job.changed(out_dir=str(tmp_path / "two"), scheduler=cluster.scheduler_address)
-    pids = [worker.process.pid for worker in cluster.workers.values()]
-    stored = tmp_path / "two" / "candidates"
+    n_tiles, chunk = len(here.tiles), len(here.tiles) // (2 * cluster.CHUNKS_PER_WORKER)
+    assert counted.count() == n_tiles
+    pids = [worker.process.pid for worker in workers.workers.values()]
 
     def kill():
-        until(lambda: list(stored.glob("[!.]*.parquet")))
+        until(lambda: list((tmp_path / "two" / "candidates").glob("[!.]*.parquet")))
         os.kill(pids[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
@@ -58,13 +89,26 @@ def test_a_killed_worker_costs_only_its_chunk(cluster, job, tmp_path):
     result = run(there)
     killer.join()
     assert equal_layers(result.layer, here.layer)
+    assert counted.count() <= 2 * n_tiles + chunk
+
+
+def test_what_is_cancelled_goes_on_later_without_the_cluster(job, there, counted):
+    here = run(job)
+    begun = counted.count()
+    with closing(pipeline.prepare(there)) as plan, closing(pipeline.segment(plan)) as tiles:
+        next(tiles)
+    again = run(there.changed(scheduler=None))
+    assert equal_layers(again.layer, here.layer)
+    chunk = len(here.tiles) // (2 * cluster.CHUNKS_PER_WORKER)
+    at_hand = 2 * cluster.WAITING_PER_WORKER * chunk  # what workers had when it was cancelled
+    assert counted.count() <= begun + len(here.tiles) + at_hand
 
 
 def test_what_is_wrong_with_a_cluster_is_one_sentence_before_long_work(job, tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    monkeypatch.setattr("workbench.cluster.CONNECT_SECONDS", 1)
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
     for bad in (address, "nonsense://x"):
         with pytest.raises(ClusterError, match="No Dask scheduler answers"):
             run(job.changed(scheduler=bad))
@@ -72,3 +116,97 @@ def test_what_is_wrong_with_a_cluster_is_one_sentence_before_long_work(job, tmp_
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ClusterError, match="not installed"):
         run(job.changed(scheduler=address))
+
+
+# ---- `dask scheduler` and `dask worker`
+
+
+class CommandLine:
+    """A scheduler and workers, each started as a person would."""
+
+    def __init__(self, folder):
+        self.folder, self.running = folder, []
+        self.start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-jupyter")
+        until((folder / "scheduler.json").exists)
+        self.address = json.loads((folder / "scheduler.json").read_text())["address"]
+
+    def start(self, *arguments, cwd=None):
+        command = [Path(sys.executable).with_name("dask"), *arguments, "--no-dashboard"]
+        command += ["--scheduler-file", self.folder / "scheduler.json"]
+        with (self.folder / f"{len(self.running)}.log").open("w") as log:
+            self.running.append(
+                subprocess.Popen(command, cwd=cwd or self.folder, stdout=log, stderr=log)
+            )
+        return self.running[-1]
+
+    def start_worker(self, cwd=None):
+        options = ("--nthreads", "1", "--no-nanny", "--host", "127.0.0.1")
+        return self.start("worker", *options, cwd=cwd)
+
+    def stop(self, processes):
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    started = CommandLine(tmp_path_factory.mktemp("dask"))
+    yield started
+    started.stop(started.running[::-1])
+
+
+def test_dask_from_the_command_line(commands, job, tmp_path, monkeypatch, capsys):
+    there = job.changed(out_dir=str(tmp_path / "two"), scheduler=commands.address)
+    monkeypatch.setattr(cluster, "WORKER_SECONDS", 1)
+    with pytest.raises(ClusterError, match=r"has no workers\. Start one for each GPU"):
+        run(there)
+    assert "has no workers: waiting 1 s for one" in capsys.readouterr().out
+    assert not (tmp_path / "two").exists()
+
+    monkeypatch.setattr(cluster, "WORKER_SECONDS", 60)
+    for _ in range(2):
+        commands.start_worker()  # while the run waits for them
+    assert equal_layers(run(there).layer, run(job).layer)
+
+
+def test_a_worker_that_does_not_see_the_run_folder_is_named(commands, job, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    worker = commands.start_worker(cwd=tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    # what each process takes for another folder, as machines do that do not share a disk
+    there = job.changed(out_dir="/proc/self/cwd/two", scheduler=commands.address)
+    with pytest.raises(ClusterError, match=r"Worker tcp.* cannot take part: it does not see /proc"):
+        run(there)
+    commands.stop([worker])
+    assert not (tmp_path / "two").exists()
+
+
+def test_a_run_whose_workers_all_go_says_so_and_goes_on_later(
+    commands, job, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(cluster, "WORKER_SECONDS", 1)
+    monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.2)
+    there = job.changed(out_dir=str(tmp_path / "two"), scheduler=commands.address)
+    workers = [commands.start_worker()]
+    with closing(pipeline.prepare(there)) as plan:
+        tiles = pipeline.segment(plan)
+        next(tiles)
+        commands.stop(commands.running[1:])
+        with pytest.raises(ClusterError, match="has no workers"):
+            list(tiles)
+    assert workers
+    assert "waiting 1 s" in capsys.readouterr().out
+    assert equal_layers(run(there.changed(scheduler=None)).layer, run(job).layer)
+
+
+def test_a_scheduler_that_ends_ends_the_run(commands, job, tmp_path, monkeypatch):
+    commands.start_worker()
+    there = job.changed(out_dir=str(tmp_path / "two"), scheduler=commands.address)
+    with closing(pipeline.prepare(there)) as plan:
+        tiles = pipeline.segment(plan)
+        next(tiles)
+        commands.stop(commands.running[:1])
+        with pytest.raises(ClusterError, match="The scheduler has ended"):
+            list(tiles)

@@ -221,6 +221,11 @@ def test_many_scenes_become_one_layer(tmp_path):
     whole = run(job_for(tmp_path / "all.tif", tmp_path / "whole"))
     assert set(both.layer["source"]) == {"left", "right"}
     assert same_objects(both.layer, whole.layer)
+    by_folder = run(job_for(tmp_path / "tiles", tmp_path / "folder"))
+    names = [str(tmp_path / "tiles" / name) for name in ("right.tif", "left.tif")]
+    by_list = run(job_for(names, tmp_path / "list"))
+    assert equal_layers(by_folder.layer, both.layer)
+    assert equal_layers(by_list.layer, both.layer)
 
 
 def test_missing_rasters_and_empty_globs_are_refused(tmp_path):

@@ -11,22 +11,23 @@ from known_objects import (
     KnownObjects,
     candidates_of,
     objects,
+    objects_apart,
     paint,
     same_objects,
     scene_of,
 )
 
-from workbench.candidates import Rules
+from workbench.candidates import Rules, Thresholds, select
 from workbench.polygons import to_polygons
 from workbench.seams import merge_seams
 from workbench.tiles import TileGrid, tile_windows
 
 
-def segmented(labels, size, overlap=0.25, **options):
+def segmented(labels, size, overlap=0.25, box_nms_thresh=1.0, **options):
     """Polygons of every tile of a label image, and the windows."""
     height, width = labels.shape
     scene, grid = scene_of(width, height), TileGrid(width, height, size, overlap)
-    segmenter = KnownObjects(Rules(size, size), **options)
+    segmenter = KnownObjects(Rules(size, size, box_nms_thresh=box_nms_thresh), **options)
     polygons = []
     for tile in grid:
         window = np.zeros((size, size), int)
@@ -34,7 +35,8 @@ def segmented(labels, size, overlap=0.25, **options):
         seen = labels[y : y + size, x : x + size]
         window[: seen.shape[0], : seen.shape[1]] = seen
         candidates = segmenter.propose(paint(window)).at_tile(tile.row, tile.col)
-        polygons.append(to_polygons(candidates, scene, grid, {}))
+        chosen = select(candidates, Thresholds())
+        polygons.append(to_polygons(chosen, scene, grid, {}))
     return pd.concat(polygons, ignore_index=True), tile_windows(scene, grid, list(grid))
 
 
@@ -63,6 +65,25 @@ def test_c7_a_tiled_run_finds_what_one_large_tile_finds(seed, split):
     truth, _ = segmented(labels, 330)
     assert same_objects(merged, truth)
     assert merged["area_px"].sum() == truth["area_px"].sum()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_c7_holds_with_box_suppression_where_boxes_lie_apart(seed):
+    labels = objects_apart((230, 330), seed, n=60)
+    merged = merge_seams(*segmented(labels, 96, box_nms_thresh=0.7))
+    truth, _ = segmented(labels, 330, box_nms_thresh=0.7)
+    assert len(truth) > 12
+    assert same_objects(merged, truth)
+
+
+def test_a_piece_that_box_suppression_takes_leaves_an_edge():
+    labels = np.zeros((96, 168), int)
+    labels[10:20, 20:160] = labels[10:80, 152:160] = 1  # an angle around a block
+    labels[22:78, 60:150] = 2  # in the right tile, their boxes are nearly the same
+    merged = merge_seams(*segmented(labels, 96, box_nms_thresh=0.7))
+    assert merged["area_px"].tolist() == [10 * 76, 56 * 90]
+    assert merged["at_edge"].tolist() == [True, False]
+    assert len(segmented(labels, 168, box_nms_thresh=0.7)[0]) == 2
 
 
 def test_an_object_larger_than_nine_tiles_is_one_polygon():

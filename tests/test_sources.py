@@ -1,11 +1,13 @@
-import functools
-import http.server
 import re
-import threading
-from pathlib import Path
+from contextlib import closing
+from itertools import product
 
+import geopandas as gpd
 import numpy as np
 import pytest
+import rasterio.shutil
+import shapely
+from known_objects import TRANSFORM
 from made_rasters import (
     GEOGRAPHIC,
     GRIDS,
@@ -14,9 +16,13 @@ from made_rasters import (
     whole,
     write,
 )
+from range_server import serve
+from rasterio.vrt import WarpedVRT
 
+from workbench import Job, run
 from workbench.errors import SceneError
 from workbench.opening import open_scene
+from workbench.pipeline import prepare
 from workbench.sources import find_sources
 
 
@@ -69,64 +75,79 @@ def test_an_empty_list_of_sources_is_an_error():
         find_sources([])
 
 
-class RangeServer(http.server.SimpleHTTPRequestHandler):
-    """Static files with byte ranges, which GDAL needs; counts what is asked for."""
-
-    asked: list[str]
-
-    def __init__(self, *args, asked: list[str], **options):
-        self.asked = asked
-        super().__init__(*args, **options)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def answer(self, body: bool) -> None:
-        self.asked.append(self.path)
-        path = Path(self.translate_path(self.path))
-        if not path.is_file():
-            self.send_error(404)
-            return
-        content = path.read_bytes()
-        first, last = 0, len(content) - 1
-        wanted = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if wanted:
-            first, last = int(wanted[1]), min(last, int(wanted[2] or last))
-        self.send_response(206 if wanted else 200)
-        self.send_header("Accept-Ranges", "bytes")
-        if wanted:
-            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
-        self.send_header("Content-Length", str(last - first + 1))
-        self.end_headers()
-        if body:
-            self.wfile.write(content[first : last + 1])
-
-    def log_message(self, *_):
-        pass
-
-
-def test_a_raster_at_a_url(tmp_path, monkeypatch):
+@pytest.fixture
+def served(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    # rasterio keeps the GIL in some calls: a request from there would wait for our server for ever
-    monkeypatch.setenv("GDAL_HTTP_TIMEOUT", "5")
+    (tmp_path / "served").mkdir()
+    with serve(tmp_path / "served", tmp_path / "requests.log") as server:
+        yield server
+
+
+def test_a_raster_at_a_url(served, tmp_path):
     crs, transform = GRIDS["geographic"]
-    path = write(tmp_path / "remote.tif", three_rectangles(), crs, transform)
-    asked: list[str] = []
-    handler = functools.partial(RangeServer, directory=str(tmp_path), asked=asked)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            url = f"http://127.0.0.1:{server.server_port}/remote.tif"
-            scene = open_scene(url)
-            assert (scene.source, scene.name) == (url, "remote")
-            assert (whole(scene)[0] == whole(open_scene(path))[0]).all()
-            scene.close()
-            # no listing, no sidecars
-            assert set(asked) == {"/remote.tif"}
-            with pytest.raises(SceneError, match="404"):
-                open_scene(url.replace("remote", "missing"))
-        finally:
-            server.shutdown()
+    path = write(tmp_path / "served" / "remote.tif", three_rectangles(), crs, transform)
+    scene = open_scene(f"{served.url}/remote.tif")
+    assert (scene.source, scene.name) == (f"{served.url}/remote.tif", "remote")
+    assert (whole(scene)[0] == whole(open_scene(path))[0]).all()
+    scene.close()
+    # no listing, no sidecars
+    assert {path for path, _ in served.requests} == {"/remote.tif"}
+    with pytest.raises(SceneError, match="404"):
+        open_scene(f"{served.url}/missing.tif")
+
+
+def test_a_run_on_a_corner_of_a_remote_cog_fetches_its_blocks(served, tmp_path):
+    noise = np.random.default_rng(1).integers(0, 255, (3, 3072, 3072), np.uint8)
+    write(tmp_path / "noise.tif", noise, "EPSG:32633", TRANSFORM)
+    cog = tmp_path / "served" / "cog.tif"
+    rasterio.shutil.copy(tmp_path / "noise.tif", cog, driver="COG", blocksize=256)
+    x, y = TRANSFORM @ (1536, 1536)
+    aoi = tmp_path / "aoi.gpkg"
+    gpd.GeoSeries([shapely.box(x, y - 100, x + 100, y)], crs=32633).to_file(aoi)
+    job = Job.create(
+        source=f"{served.url}/cog.tif", aoi=str(aoi), out_dir=str(tmp_path / "run"),
+        model="classic", tile_size=256,
+    )  # fmt: skip
+    with closing(prepare(job)) as plan:
+        (part,) = plan.scenes
+        windows = [tile.window for tile in part.tiles]
+    run(job)
+    with rasterio.open(cog) as file:
+        blocks = {
+            block
+            for window in windows
+            for block in product(
+                range(window.row_off // 256, (window.row_off + window.height - 1) // 256 + 1),
+                range(window.col_off // 256, (window.col_off + window.width - 1) // 256 + 1),
+            )
+        }
+        needed = sum(file.block_size(1, *block) for block in blocks)
+    fetched = sum(n for _, n in served.requests)
+    assert cog.stat().st_size > 15 * needed
+    # the header and a sample for the fingerprint twice, and blocks again for the report's picture
+    assert needed <= fetched <= 2 * needed
+    assert {path for path, _ in served.requests} == {"/cog.tif"}
+
+
+def test_overlapping_scenes_in_different_crss_become_one_layer(tmp_path):
+    image = np.full((3, 200, 300), 60, np.uint8)
+    boxes = [(20, 20, 80, 60), (100, 60, 190, 140), (220, 150, 290, 180)]
+    for number, (x0, y0, x1, y1) in enumerate(boxes):
+        image[:, y0:y1, x0:x1] = 150 + 40 * number
+    left = write(tmp_path / "left.tif", image[:, :, :200], "EPSG:32633", TRANSFORM)
+    shifted = TRANSFORM @ TRANSFORM.translation(90, 0)
+    write(tmp_path / "utm.tif", image[:, :, 90:], "EPSG:32633", shifted)
+    with rasterio.open(tmp_path / "utm.tif") as utm, WarpedVRT(utm, crs="EPSG:3035") as warped:
+        rasterio.shutil.copy(warped, tmp_path / "right.tif", driver="GTiff")
+    job = Job.create(
+        source=[str(left), str(tmp_path / "right.tif")], out_dir=str(tmp_path / "run"),
+        model="classic", tile_size=128, min_area_px=200,
+    )  # fmt: skip
+    layer = run(job).layer
+    assert layer.crs == "EPSG:32633"
+    assert set(layer["source"]) == {"left", "right"}
+    for x0, y0, x1, y1 in boxes:
+        (west, north), (east, south) = TRANSFORM @ (x0, y0), TRANSFORM @ (x1, y1)
+        box = shapely.box(west, south, east, north)
+        iou = layer.intersection(box).area / layer.union(box).area
+        assert (iou > 0.8).sum() == 1

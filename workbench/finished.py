@@ -19,6 +19,7 @@ from workbench.raster import Scene
 from workbench.runfolder import read_record
 
 PICTURE_PX = 2048
+PICTURE_MARGIN = 0.1  # around an AOI, of its longer side
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,13 @@ class Run:
         return report.summary_table(self.layer, self.tiles)
 
     def picture(self) -> bytes:
-        """Draw the layer over its imagery (of many scenes: the first), as PNG."""
+        """Draw the layer over its imagery (of many scenes: the first; of it the AOI), as PNG."""
         scene = self.scenes[0]
-        rgb, valid, transform = scene.overview(PICTURE_PX)
+        window = None
+        if self.aoi is not None:
+            part = shapely.intersection(self.aoi, scene.window_polygon(scene.window))
+            window = scene.window_around(part.bounds, PICTURE_MARGIN)
+        rgb, valid, transform = scene.overview(PICTURE_PX, window)
         here = self.layer[self.layer["source"] == scene.name]
         n = len(self.scenes)
         aoi = None if self.aoi is None else gpd.GeoDataFrame(geometry=[self.aoi], crs=scene.crs)

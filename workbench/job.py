@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from workbench.candidates import Thresholds
+from workbench.candidates import Rules, Thresholds
 from workbench.errors import JobError
 from workbench.polygons import Cleaning
 from workbench.sources import absolute
@@ -277,6 +277,19 @@ class Job(Parameters):
     def thresholds(self) -> Thresholds:
         """The two sliders."""
         return Thresholds(self.pred_iou_thresh, self.stability_score_thresh)
+
+    @property
+    def rules(self) -> Rules:
+        """What the candidates of a tile are made under."""
+        return Rules(
+            self.tile_size,
+            self.tile_size,
+            self.pred_iou_floor,
+            self.stability_floor,
+            self.box_nms_thresh,
+            self.crop_nms_thresh,
+            self.crop_n_layers,
+        )
 
     @property
     def cleaning(self) -> Cleaning:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -12,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
-import numpy as np
 import pandas as pd
 import pyproj
 import shapely
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from workbench import charts, qgis, report
@@ -26,22 +23,16 @@ from workbench.atomic import atomic_path
 from workbench.candidates import (
     Candidates,
     CandidateStore,
-    Rules,
     Segmenter,
-    TileRecord,
-    concat,
     select,
     valid_masks,
 )
 from workbench.classic import ClassicSegmenter
-from workbench.cluster import ask_all, ask_one, connect, map_pieces, n_workers
+from workbench.cluster import Share, segment_there, segmenter_there
 from workbench.crs import to_lonlat
 from workbench.errors import (
-    ClusterError,
     RunFailedError,
-    RunFolderError,
     SceneError,
-    WorkbenchError,
 )
 from workbench.finished import Run
 from workbench.job import Job
@@ -52,7 +43,6 @@ from workbench.runfolder import (
     FolderLock,
     claim,
     continue_run,
-    is_owned_by,
     name_scenes,
     read_record,
     record_change,
@@ -64,7 +54,7 @@ from workbench.runfolder import (
 )
 from workbench.sample import sample_scene
 from workbench.seams import merge_seams
-from workbench.segmenting import ScenePlan, SegmentedTile, TileWatch, segment_tiles
+from workbench.segmenting import ScenePlan, SegmentedTile, TileWatch, segment_tiles, store_tiles
 from workbench.sources import find_sources
 from workbench.tiles import Tile, TileGrid, tile_windows, tiles_over
 
@@ -162,7 +152,8 @@ def _prepare(
     if job.scheduler is None:
         segmenter = _segmenter(job, before.get("segmenter", {}))
     else:
-        segmenter = _segmenter_there(job.scheduler, job, before.get("segmenter", {}), lock)
+        share = Share(job, folder, lock.owner, _segmenter)
+        segmenter = segmenter_there(job.scheduler, share, before.get("segmenter", {}))
     if loaded is not None and loaded.key == segmenter.key:
         segmenter = loaded
     record = continue_run(folder, before, resolve(job, scenes, segmenter))
@@ -268,13 +259,13 @@ def segment(
     Finished tiles are stored every `flush_seconds`, and when the iterator is closed or interrupted.
     A model that takes long tells `watch` how far it is.
     """
-    waiting = pending(plan)
-    if plan.job.scheduler is not None:
-        yield from _segment_there(plan.job.scheduler, plan, waiting)
+    job, parts = plan.job, plan.only({part.index(tile) for part, tile in pending(plan)}).scenes
+    if job.scheduler is not None:
+        share = Share(job, plan.folder, plan.lock.owner, _segmenter)
+        yield from segment_there(job.scheduler, share, plan.segmenter.key, parts)
         return
-    for part in plan.scenes:
-        tiles = [tile for owner, tile in waiting if owner is part]
-        yield from _segment_scene(part, tiles, plan, flush_seconds, watch)
+    for part in parts:
+        yield from _segment_scene(part, plan, flush_seconds, watch)
 
 
 def pending(plan: Plan) -> list[tuple[ScenePlan, Tile]]:
@@ -288,7 +279,6 @@ def pending(plan: Plan) -> list[tuple[ScenePlan, Tile]]:
 
 def _segment_scene(
     part: ScenePlan,
-    tiles: list[Tile],
     plan: Plan,
     flush_seconds: float,
     watch: TileWatch | None,
@@ -296,7 +286,7 @@ def _segment_scene(
     done: list[SegmentedTile] = []
     flushed = time.monotonic()
     try:
-        with closing(segment_tiles(part, tiles, plan.segmenter, watch)) as segmented:
+        with closing(segment_tiles(part, part.tiles, plan.segmenter, watch)) as segmented:
             for tile in segmented:
                 done.append(tile)
                 yield tile
@@ -310,152 +300,7 @@ def _segment_scene(
 def _keep(done: list[SegmentedTile], plan: Plan) -> None:
     if done:
         record_change(plan.folder, plan.segmenter)
-        _store(done, plan.store, plan.job)
-
-
-def _store(done: list[SegmentedTile], store: CandidateStore, job: Job) -> None:
-    if done:
-        tables = [tile.candidates for tile in done if tile.candidates is not None]
-        table = concat(tables) if tables else Candidates.empty(tile_rules(job))
-        store.write(table, [tile.record for tile in done])
-
-
-# ---- on a cluster
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Some tiles of one scene, with all that a worker needs to segment them and store the result.
-
-    `segmenter_key` is that of the run; `owner` is what the lock of the run folder says.
-    """
-
-    job: Job
-    folder: Path
-    owner: str
-    segmenter_key: Mapping[str, Any]
-    part: ScenePlan
-
-
-@dataclass(frozen=True)
-class _SegmenterThere:
-    """Stands for the Segmenter that the workers of a cluster have loaded."""
-
-    key: Mapping[str, Any]
-
-    def load(self) -> None:
-        """The workers have done so."""
-
-    def propose(self, image: NDArray[np.uint8], watch: Any = None) -> Candidates:
-        """Never: tiles are computed where the model is."""
-        raise NotImplementedError
-
-
-def _segmenter_there(
-    address: str, job: Job, before: Mapping[str, Any], lock: FolderLock
-) -> Segmenter:
-    """Check the workers, and let one of them load the model and say what it resolves to."""
-    with connect(address) as client:
-        ask_all(client, _why_unfit, lock.folder, lock.owner)
-        return _SegmenterThere(ask_one(client, _key_here, job, dict(before)))
-
-
-def _segment_there(
-    address: str, plan: Plan, waiting: list[tuple[ScenePlan, Tile]]
-) -> Generator[SegmentedTile, None, None]:
-    """Let workers compute and store the tiles; yields them without their candidates.
-
-    When the iterator is closed, the chunks that are being computed are lost, and no others.
-    """
-    if not waiting:
-        return
-    with connect(address) as client:
-        chunks = [
-            Chunk(plan.job, plan.folder, plan.lock.owner, dict(plan.segmenter.key), part)
-            for part in _in_chunks(plan, waiting, n_workers(client))
-        ]
-        with closing(map_pieces(client, _segment_chunk, chunks)) as results:
-            for chunk, result in results:
-                records = result if isinstance(result, list) else _failed(chunk, result, plan)
-                for tile, record in zip(chunk.part.tiles, records, strict=True):
-                    yield SegmentedTile(chunk.part, tile, None, record)
-
-
-def _in_chunks(
-    plan: Plan, waiting: list[tuple[ScenePlan, Tile]], workers: int
-) -> Iterator[ScenePlan]:
-    """Small enough that all workers end at about the same time and little is lost with one."""
-    size = min(FLUSH_TILES, max(1, len(waiting) // (4 * workers)))
-    for part in plan.scenes:
-        tiles = [tile for owner, tile in waiting if owner is part]
-        for start in range(0, len(tiles), size):
-            yield replace(part, tiles=tuple(tiles[start : start + size]))
-
-
-def _failed(chunk: Chunk, error: Exception, plan: Plan) -> list[TileRecord]:
-    """The ledger rows of a chunk that no worker could compute; they are stored, too."""
-    if isinstance(error, WorkbenchError):
-        raise error  # the whole run's, not the chunk's
-    text = f"{type(error).__name__}: {error}"
-    records = [TileRecord(*chunk.part.index(tile), "failed", text) for tile in chunk.part.tiles]
-    plan.store.write(Candidates.empty(tile_rules(plan.job)), records)
-    return records
-
-
-_at_work = threading.Lock()  # a worker may have several threads; the model is there once
-_loaded: list[Segmenter] = []
-
-
-def _segmenter_here(job: Job, before: Mapping[str, Any]) -> Segmenter:
-    """This worker's Segmenter, loaded when it is first asked for."""
-    segmenter = _segmenter(job, before)
-    if _loaded and _loaded[0].key == segmenter.key:
-        return _loaded[0]
-    _loaded.clear()  # two would not fit
-    segmenter.load()
-    _loaded.append(segmenter)
-    return segmenter
-
-
-def _key_here(job: Job, before: Mapping[str, Any]) -> dict[str, Any]:
-    with _at_work:
-        return dict(_segmenter_here(job, before).key)
-
-
-def _why_unfit(folder: Path, owner: str) -> str:
-    if is_owned_by(folder, owner):
-        return ""
-    return f"it does not see {folder}. The run folder must lie on a disk that all workers share."
-
-
-def _segment_chunk(chunk: Chunk) -> list[TileRecord]:
-    """Compute and store the tiles of a chunk in this process, a worker of the cluster."""
-    with _at_work:
-        segmenter = _segmenter_here(chunk.job, chunk.segmenter_key)
-        if dict(segmenter.key) != chunk.segmenter_key:
-            raise ClusterError(
-                "A worker has resolved the model otherwise than the one that was asked first: "
-                f"{dict(segmenter.key)} here, {dict(chunk.segmenter_key)} there. Workers must be "
-                "alike in devices and versions."
-            )
-        done = list(segment_tiles(chunk.part, chunk.part.tiles, segmenter))
-        if not is_owned_by(chunk.folder, chunk.owner):
-            raise RunFolderError(f"The run in {chunk.folder} has ended, or another one has begun.")
-        _store(done, store_in(chunk.folder), chunk.job)
-    return [tile.record for tile in done]
-
-
-def tile_rules(job: Job) -> Rules:
-    """What the candidates of a job's tiles are made under."""
-    return Rules(
-        job.tile_size,
-        job.tile_size,
-        job.pred_iou_floor,
-        job.stability_floor,
-        job.box_nms_thresh,
-        job.crop_nms_thresh,
-        job.crop_n_layers,
-    )
+        store_tiles(done, plan.store, plan.job.rules)
 
 
 # -------------------------------------------------------------------------------- 3. finish
@@ -502,7 +347,7 @@ def gather(plan: Plan) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
             polygons.append(to_polygons(chosen, part.scene, part.grid, valid))
     if not polygons:
         part = plan.scenes[0]
-        nothing = Candidates.empty(tile_rules(plan.job))
+        nothing = Candidates.empty(plan.job.rules)
         polygons.append(to_polygons(nothing, part.scene, part.grid, {}))
     return pd.concat(polygons, ignore_index=True), pd.concat(windows, ignore_index=True)
 

@@ -103,6 +103,18 @@ class Scene:
         """From pixels of the window to map units."""
         return self.transform @ Affine.translation(window.col_off, window.row_off)
 
+    def window_around(self, bounds: tuple[float, float, float, float], margin: float) -> Window:
+        """The window of whole pixels around map bounds (left, bottom, right, top), in the scene.
+
+        `margin` is a share of the longer side. Bounds must meet the scene's.
+        """
+        to_pixel = ~self.transform
+        (x0, y0), (x1, y1) = to_pixel @ (bounds[0], bounds[3]), to_pixel @ (bounds[2], bounds[1])
+        more = margin * max(x1 - x0, y1 - y0)
+        rows = (max(0, math.floor(y0 - more)), min(self.height, math.ceil(y1 + more)))
+        columns = (max(0, math.floor(x0 - more)), min(self.width, math.ceil(x1 + more)))
+        return Window.from_slices(rows, columns)
+
     def window_polygon(self, window: Window) -> shapely.Polygon:
         """The window's outline in map units."""
         transform = self.window_transform(window)
@@ -191,16 +203,20 @@ class Scene:
         )
         return rgb, valid
 
-    def overview(self, max_px: int = 2048) -> tuple[NDArray[np.uint8], NDArray[np.bool_], Affine]:
-        """The whole scene at no more than `max_px` a side: RGB, validity, pixel-to-map transform.
+    def overview(
+        self, max_px: int = 2048, window: Window | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], Affine]:
+        """A window (None: the whole scene) at no more than `max_px` a side.
 
-        Parts that cannot be decoded are black and invalid.
+        Returns RGB, validity and the transform from pixels to the map. Parts that cannot be decoded
+        are black and invalid.
         """
-        factor = max(1.0, max(self.width, self.height) / max_px)
-        shape = (max(1, round(self.height / factor)), max(1, round(self.width / factor)))
-        rgb, valid = self.view(self.window, shape)
-        scale = Affine.scale(self.width / shape[1], self.height / shape[0])
-        return rgb, valid, self.transform @ scale
+        window = window or self.window
+        factor = max(1.0, max(window.width, window.height) / max_px)
+        shape = (max(1, round(window.height / factor)), max(1, round(window.width / factor)))
+        rgb, valid = self.view(window, shape)
+        scale = Affine.scale(window.width / shape[1], window.height / shape[0])
+        return rgb, valid, self.window_transform(window) @ scale
 
     def describe(self) -> dict[str, Any]:
         """What was decided about the raster, in plain values for YAML and JSON."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.candidates import Candidates, Segmenter, Status, TileRecord, encode_masks
+from workbench.candidates import (
+    Candidates,
+    CandidateStore,
+    Rules,
+    Segmenter,
+    Status,
+    TileRecord,
+    concat,
+    encode_masks,
+)
 from workbench.raster import Scene
 from workbench.tiles import Tile, TileGrid
 
@@ -43,6 +52,14 @@ class SegmentedTile:
     tile: Tile
     candidates: Candidates | None
     record: TileRecord
+
+
+def store_tiles(tiles: Sequence[SegmentedTile], store: CandidateStore, rules: Rules) -> None:
+    """Store tiles of one scene, all made under the same rules, in one file."""
+    if tiles:
+        tables = [tile.candidates for tile in tiles if tile.candidates is not None]
+        table = concat(tables) if tables else Candidates.empty(rules)
+        store.write(table, [tile.record for tile in tiles])
 
 
 # called while a tile is computed, often: the share that is done, and how to get the tile so far

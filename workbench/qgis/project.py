@@ -13,7 +13,6 @@ from xml.etree import ElementTree as ET
 
 import geopandas as gpd
 import pyproj
-import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
 
 from workbench import layer as layers
@@ -21,8 +20,8 @@ from workbench.atomic import atomic_path
 from workbench.opening import crs_of
 from workbench.qgis.style import label_styles, tile_style
 from workbench.qgis.xml import VERSION, document, el, style_element, text_of
-from workbench.raster import Scene
-from workbench.sources import gdal_name
+from workbench.raster import Scene, open_dataset
+from workbench.sources import gdal_environment, gdal_name
 
 _IDS = uuid.UUID("0a4f6f0e-52a0-4a56-a8b5-6f7f1a6d1c55")  # layer ids are the same in every run
 _SNAP_TOLERANCE = 8.0  # map units, which are metres
@@ -52,7 +51,7 @@ class ProjectRaster:
 def scene_raster(scene: Scene) -> ProjectRaster:
     """Show the scene's source file with the bands and the stretch that the model has seen."""
     name = gdal_name(scene.source)
-    with rasterio.open(name) as dataset:
+    with gdal_environment(scene.source), open_dataset(name) as dataset:
         crs = crs_of(dataset, scene.source)
         palette = dataset.colorinterp[scene.bands[0] - 1] == ColorInterp.palette
         masked = dataset.mask_flag_enums[0] == [MaskFlags.per_dataset]

@@ -20,7 +20,7 @@ from workbench.background import Background, Event, Index, TileDone, TileUnderwa
 from workbench.candidates import Candidates
 from workbench.errors import WorkbenchError
 from workbench.job import Job
-from workbench.pipeline import ScenePlan, folder_of, open_scenes, plan_tiles, tile_rules
+from workbench.pipeline import ScenePlan, folder_of, open_scenes, plan_tiles
 from workbench.preview import Forecast, Key, Sample
 from workbench.raster import Scene
 from workbench.runfolder import name_scenes, read_record
@@ -95,7 +95,7 @@ class Session(HasTraits):
         part = ScenePlan(self.scenes[place], grid, (tile,))
         candidates = event.candidates
         if candidates is None:
-            candidates = Candidates.empty(tile_rules(self.job))
+            candidates = Candidates.empty(self.job.rules)
         return Sample(part, tile, candidates, record, whole=isinstance(event, TileDone))
 
     # ---- the process that computes
