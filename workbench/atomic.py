@@ -1,16 +1,34 @@
 """Files that appear whole or not at all."""
 
+import errno
 import os
 import platform
 import re
 import shutil
+import sqlite3
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import pyogrio
+import rasterio
+
+from workbench.errors import OutputError
 
 # on a disk that machines share, a process number alone does not say whose file it is
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
+
+# how those who write for us say that they cannot
+_FAILURES = (
+    OSError,
+    sqlite3.Error,
+    pyogrio.errors.DataSourceError,
+    pyogrio.errors.DataLayerError,
+    rasterio.errors.RasterioError,
+)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_BYTES = 2**20  # GDAL says "no such table" when the disk is full: look at the disk itself
 
 
 @contextmanager
@@ -18,40 +36,65 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed to it if the block succeeds.
 
     The temporary name keeps the suffix, by which GDAL chooses its driver, and starts with a dot
-    and `tmp`. If the block raises, the temporary file goes and `path` stays as it was.
+    and `tmp`. If the block raises, the temporary file goes and `path` stays as it was. Raises
+    `OutputError` if the file cannot be written, as on a full disk.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{_HOST}-{os.getpid()}-{path.name}")
-    temporary.unlink(missing_ok=True)
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
-        os.replace(temporary, path)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.unlink(missing_ok=True)
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for suffix in ("", "-journal"):  # SQLite's, of a GeoPackage that was not finished
+            with suppress(OSError):
+                temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say of `path` what is wrong when it cannot be written."""
+    try:
+        yield
+    except _FAILURES as error:
+        words = (getattr(error, "strerror", None) or str(error)).rstrip(".")
+        full = getattr(error, "errno", None) in _FULL or "disk is full" in words
+        with suppress(OSError):
+            full |= shutil.disk_usage(path.parent).free < _FULL_BYTES
+        reason = f"its disk is full ({words})" if full else words
+        remedy = "Free some space" if full else "Check room, quota and permissions there"
+        raise OutputError(
+            f"{path} cannot be written: {reason}. {remedy}, and try again: what is finished is "
+            "kept."
+        ) from error
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`, which takes its place if the block succeeds."""
+    """Yield a temporary folder beside `folder`, which takes its place if the block succeeds.
+
+    Raises `OutputError` if it cannot be written.
+    """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".tmp-{_HOST}-{os.getpid()}-{folder.name}")
     old = folder.with_name(f".tmp-{_HOST}-{os.getpid()}-old-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
-        yield temporary
-        if folder.exists():
-            os.replace(folder, old)
-        try:
-            os.replace(temporary, folder)
-        except OSError:
-            if old.exists():
-                os.replace(old, folder)
-            raise
+        with _writing(folder):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if folder.exists():
+                os.replace(folder, old)
+            try:
+                os.replace(temporary, folder)
+            except OSError:
+                if old.exists():
+                    os.replace(old, folder)
+                raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

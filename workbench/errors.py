@@ -25,6 +25,10 @@ class RunFolderError(WorkbenchError):
     """A run folder cannot be written, or holds another run."""
 
 
+class OutputError(WorkbenchError):
+    """A file cannot be written, mostly because the disk is full."""
+
+
 class RunFailedError(WorkbenchError):
     """A run has finished, but some of its tiles failed; the ledger says which and why."""
 

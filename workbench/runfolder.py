@@ -309,4 +309,6 @@ def write_job(job: Job, folder: Path) -> None:
 
 def _unwritable(folder: Path, error: Exception) -> RunFolderError:
     reason = getattr(error, "strerror", None) or error
-    return RunFolderError(f"out_dir {folder} cannot be written: {reason}. Choose another.")
+    return RunFolderError(
+        f"out_dir {folder} cannot be written: {reason}. Put that right, or choose another."
+    )

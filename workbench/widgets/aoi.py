@@ -275,8 +275,8 @@ class AOIPanel:
             with atomic_path(path) as temporary:
                 content = json.dumps({"type": "FeatureCollection", "features": features})
                 temporary.write_text(content, encoding="utf-8")
-        except (WorkbenchError, OSError) as error:
-            self.notice.value = sentence(f"{path} cannot be written: {error}")
+        except WorkbenchError as error:
+            self.notice.value = sentence(str(error))
             return
         self._replaced = path
         self._say(f"Saved {path}.")

@@ -16,7 +16,7 @@ import traitlets
 
 from workbench.atomic import atomic_path
 from workbench.background import Event, Finished, Planned, Stopped, TileDone, TileUnderway
-from workbench.errors import WorkbenchError
+from workbench.errors import OutputError, WorkbenchError
 from workbench.job import Job
 from workbench.layer import read_layer
 from workbench.preview import Preview, stack
@@ -126,11 +126,10 @@ class RunPanel(CellWidget):
         """Write the job file that is named."""
         path = Path(self.path.value).expanduser().absolute()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary:
                 temporary.write_text(self._job().to_yaml(), encoding="utf-8")
-        except OSError as error:
-            self.message.value = sentence(f"{path} cannot be written: {error.strerror}.")
+        except OutputError as error:
+            self.message.value = sentence(str(error))
             return
         run = shlex.join(["papermill", _notebook(), "out.ipynb", "-f", str(path)])
         self.message.value = f"Saved. As a batch job: <code>{html.escape(run)}</code>"

@@ -11,7 +11,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from workbench.atomic import atomic_path
-from workbench.errors import WorkbenchError
+from workbench.errors import OutputError, WorkbenchError
 from workbench.job import Job
 from workbench.widgets.controls import TUNED, button, row, sentence
 from workbench.widgets.session import Session
@@ -107,11 +107,10 @@ class Settings:
             return
         path = self._presets / f"{name}.yaml"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary:
                 temporary.write_text(self.session.job.to_yaml(), encoding="utf-8")
-        except OSError as error:
-            self.message.value = sentence(f"{path} cannot be written: {error.strerror}.")
+        except OutputError as error:
+            self.message.value = sentence(str(error))
             return
         self.preset.options = self._preset_names()
         self.message.value = f"Saved {html.escape(str(path))}"

@@ -1,0 +1,106 @@
+"""A disk that fills up in the middle of a run, at the file that one wants."""
+
+import os
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from known_runs import equal_layers, files_in
+
+from workbench import Job, run
+from workbench.errors import OutputError, WorkbenchError
+from workbench.finished import Run
+
+PAGE = 4096  # bytes that a tmpfs gives at a time
+DISK_PAGES = 2048
+
+
+class NotPermittedError(Exception):
+    """Only root may mount a disk."""
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """Mount a disk of 8 MiB in memory; raises `NotPermittedError` where one may not."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_PAGES * PAGE}", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        raise NotPermittedError("a disk of its own may not be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@dataclass(frozen=True)
+class Starved:
+    """A run that had too little room, and its resume when there was enough."""
+
+    step: str  # the first file that had no room
+    error: WorkbenchError
+    there: frozenset[str]  # the files that it has left, by their path in the run folder
+    resumed: Run
+
+
+def room_for(undisturbed: Run) -> dict[str, int]:
+    """For each file of a run, in the order of writing: the pages that hold all but its end."""
+    files = sorted(files_in(undisturbed.folder), key=lambda path: path.stat().st_mtime_ns)
+    names = [path.relative_to(undisturbed.folder).as_posix() for path in files]
+    pages = dict(zip(names, (-(-path.stat().st_size // PAGE) for path in files), strict=True))
+    taken, room = 1, {}  # the lock has a page
+    for name in ["run.yaml", "job.yaml", *(n for n in names if n not in ("run.yaml", "job.yaml"))]:
+        # a report, which tells the time, may be a page shorter or longer
+        room[name] = taken + pages[name] - 1 - pages[name] // 20
+        taken += pages[name]
+    return room
+
+
+def starve(job: Job, disk: Path, step: str, pages: int) -> Starved:
+    """Run a job on a disk with so many free pages, then again with room enough."""
+    folder, filler = Path(job.out_dir), disk / "filler"
+    shutil.rmtree(folder, ignore_errors=True)
+    filler.write_bytes(bytes(shutil.disk_usage(disk).free - pages * PAGE))
+    try:
+        run(job)
+    except WorkbenchError as failure:
+        error = failure
+    else:
+        raise AssertionError(f"there was room for {step}")
+    there = frozenset(path.relative_to(folder).as_posix() for path in files_in(folder))
+    filler.unlink()
+    return Starved(step, error, there, run(job))
+
+
+def is_well_told(starved: Starved) -> bool:
+    """Whether the error names the file, the cause and the remedy, and no half of it is there."""
+    words = str(starved.error)
+    return (
+        isinstance(starved.error, OutputError)
+        and f"{starved.step} cannot be written: its disk is full" in words
+        and "Free some space" in words
+        and not any(name == starved.step or Path(name).name[0] == "." for name in starved.there)
+    )
+
+
+def is_identical(starved: Starved, undisturbed: Run) -> bool:
+    """Whether the resumed run has the files and the layer of the undisturbed one."""
+    names = [
+        {path.relative_to(done.folder).as_posix() for path in files_in(done.folder)}
+        for done in (starved.resumed, undisturbed)
+    ]
+    return names[0] == names[1] and equal_layers(starved.resumed.layer, undisturbed.layer)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond so many bytes, which anyone may do."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
