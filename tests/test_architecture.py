@@ -14,8 +14,8 @@ LAYERS = [
     "sam.models", "sam.decoder", "sam.fused", "sam.measure", "sam.segmenter", "sam", "classic",
     "countryside", "sample", "layer", "aoi", "qgis.xml", "qgis.style", "qgis.project", "qgis",
     "quality", "report", "charts", "job", "runfolder", "finished", "review", "advice",
-    "review_charts", "topology", "split", "dataset", "reviewing", "cluster", "pipeline", "webmap",
-    "preview", "background", "widgets.session", "widgets.cells", "widgets.controls",
+    "judged", "review_charts", "topology", "split", "dataset", "reviewing", "cluster", "pipeline",
+    "webmap", "preview", "background", "widgets.session", "widgets.cells", "widgets.controls",
     "widgets.settings", "widgets.scenemap", "widgets.aoi", "widgets.overlay", "widgets.plane",
     "widgets.tuner", "widgets.run", "widgets",
 ]  # fmt: skip

@@ -207,6 +207,22 @@ def test_judged_polygons_make_a_running_precision(tuner):
     assert sorted(tuner.session.judged.values()) == [False, True]
 
 
+def test_advise_moves_the_sliders_by_the_verdicts(tuner):
+    sampled(tuner)
+    tuner._advise()
+    assert "0 polygons are called good" in tuner.message.value
+    kept = tuner.view.kept  # scores above 0.9 and below 0.92
+    keys = {tuner.preview.key(int(row)): n > 1 for n, row in enumerate(kept)}
+    gone = ("another scene", 0, 0, 1)  # of a tile that is no sample any more
+    tuner.session.judged = keys | {gone: False}
+    tuner.controls.of["pred_iou_thresh"].value = 0.95
+    assert not len(tuner.view.kept)
+    tuner._advise()
+    assert tuner.controls.of["pred_iou_thresh"].value == tuner.job.pred_iou_thresh == 0.9
+    assert f"of {len(keys) - 2} good polygons are shown (0 before)" in tuner.message.value
+    assert tuner.view.kept.tolist() == kept.tolist()
+
+
 def test_a_click_beside_the_samples_adds_the_tile(tuner):
     part = tuner.session.area.parts[0]
     left, bottom, right, top = part.scene.window_polygon(part.tiles[7].core).bounds

@@ -16,7 +16,8 @@ import pandas as pd
 
 from workbench.background import Event, Finished, Index, Planned, Stopped, TileDone, TileUnderway
 from workbench.crs import from_lonlat
-from workbench.errors import WorkbenchError
+from workbench.errors import ReviewError, WorkbenchError
+from workbench.judged import advise_judged
 from workbench.polygons import Cleaning
 from workbench.preview import Fate, Preview, Sample, Verdict, View, propose_tiles, stack
 from workbench.report import duration
@@ -150,9 +151,12 @@ class ThresholdTuner(CellWidget):
         for control, name in ((colour, "colour_by"), (fill, "fill"), (opacity, "opacity")):
             setattr(self.overlay, name, control.value)
             control.observe(lambda c, name=name: setattr(self.overlay, name, c["new"]), "value")
+        advise = button(
+            "Advise", self._advise, "move the sliders to where most of good and bad come out right"
+        )
         left = widgets.VBox(
             [
-                row(propose, self.n_tiles, clear, self.mode), row(colour, fill, opacity),
+                row(propose, self.n_tiles, clear, self.mode), row(colour, fill, opacity, advise),
                 self.scene_map.widget, self.overlay, self.progress_row, self.message,
                 self.figures, self.verdicts,
             ], layout=widgets.Layout(flex="1 1 500px", min_width="0"),
@@ -424,6 +428,24 @@ class ThresholdTuner(CellWidget):
         with self._lock:
             self.overlay.flags = self._flags(stack(self._drawn))
         self._show_figures()
+
+    def _advise(self) -> None:
+        """Move the sliders to where the verdicts want them; undo takes it back."""
+        session, by_tile = self.session, dict[Index, dict[int, bool]]()
+        for key, good in session.judged.items():
+            if self.preview.row(key) >= 0:
+                by_tile.setdefault(key[:3], {})[key[3]] = good
+        tiles = [(s.candidates, by_tile.get(s.record.index, {})) for s in self.preview.samples]
+        try:
+            advice = advise_judged(tiles, session.job.thresholds)
+        except ReviewError as error:
+            self.message.value = sentence(str(error))
+            return
+        session.change(
+            pred_iou_thresh=advice.advised.pred_iou_thresh,
+            stability_score_thresh=advice.advised.stability_score_thresh,
+        )
+        self.message.value = paragraph(str(advice))
 
     def _explain_row(self, row: int) -> None:
         if 0 <= row < self.preview.n_candidates:
