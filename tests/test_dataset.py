@@ -28,6 +28,7 @@ from rasterio.features import rasterize
 from workbench.dataset import (
     EMPTY,
     ONLY_PIECES,
+    UNFINISHED,
     UNREVIEWED,
     Chips,
     Dataset,
@@ -245,9 +246,14 @@ def test_unreviewed_labels_are_no_background(scene: Scene, tmp_path: Path) -> No
     assert left_out["ortho_r1c1"] == ""
     assert left_out["ortho_r1c2"] == UNREVIEWED
     # what is empty counts only where the tile's review is finished
-    assert left_out["ortho_r0c2"] == UNREVIEWED
+    assert left_out["ortho_r0c2"] == UNFINISHED
+    assert left_out["ortho_r4c2"] == UNFINISHED  # no label: nobody may have looked there
+    assert made.summary.loc[f"left out: {UNFINISHED}", "chips"] > 1
+    below = shape(100, 270, 9, 9)
+    layer = pd.concat([layer, label_layer([below], status="rejected")])
+    left_out = export(scene, tmp_path / "set", layer).chips.set_index("chip")["left_out"]
     assert left_out["ortho_r4c2"] == ""
-    assert made.summary.loc[f"left out: {UNREVIEWED}", "chips"] > 1
+    assert left_out["ortho_r2c2"] == UNFINISHED  # in part
     both = replace(ALL_TRAIN, statuses=("accepted", "unreviewed"))
     assert export(scene, tmp_path / "set", layer, both).chips["n_labels"].sum() == 2
 

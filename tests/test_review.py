@@ -111,6 +111,21 @@ def test_a_file_with_edits_in_its_log_is_refused(finished, reviewed):
     assert len(read_reviewed(reviewed, finished)) == len(finished.layer)
 
 
+@pytest.mark.parametrize(
+    "crs",
+    [
+        "+proj=utm +zone=33 +datum=WGS84 +units=m +no_defs",
+        "ESRI:102100",
+        "+proj=laea +lat_0=52 +lon_0=10 +x_0=4321000 +y_0=3210000 +ellps=GRS80 +units=m",
+    ],
+)
+def test_a_crs_by_another_name_comes_back(crs, finished, tmp_path, known_objects_only):
+    made = run(finished.job.changed(crs=crs, out_dir=str(tmp_path / "run"), resume=False))
+    labels = read_reviewed(made.folder / "prelabels.gpkg", read_run(made.folder))
+    assert len(labels) == len(made.layer) > 0
+    assert labels.crs == made.layer.crs
+
+
 def other_layer(path, finished):
     finished.layer.to_file(path, layer="export")
 

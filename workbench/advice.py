@@ -21,6 +21,7 @@ from workbench.errors import ReviewError
 from workbench.finished import Run
 from workbench.polygons import clean, to_polygons
 from workbench.quality import THRESHOLD_STEPS, match, pool_planes, threshold_plane, with_area
+from workbench.review import home_in
 from workbench.runfolder import store_in
 from workbench.tiles import TileGrid
 
@@ -126,11 +127,9 @@ def _home(
     layer: gpd.GeoDataFrame, ledger: gpd.GeoDataFrame, area: shapely.Geometry | None
 ) -> NDArray[np.int64]:
     """Row of the tile in whose core a representative point lies; -1: in none, or not in `area`."""
-    points = layer.geometry.representative_point().to_numpy()
-    home = np.full(len(points), -1)
-    point, tile = shapely.STRtree(ledger.geometry.to_numpy()).query(points, predicate="intersects")
-    home[point[::-1]] = tile[::-1]  # on an edge the first
-    if area is not None and len(points):
+    home = home_in(ledger, layer)
+    if area is not None and len(layer):
+        points = layer.geometry.representative_point().to_numpy()
         home[~shapely.intersects(area, points)] = -1
     return home
 

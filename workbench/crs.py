@@ -45,6 +45,34 @@ def is_metric(crs: pyproj.CRS) -> bool:
     )
 
 
+def as_registered(crs: pyproj.CRS) -> pyproj.CRS:
+    """Return the EPSG entry that says the same, with the name and code that GIS users know.
+
+    Programs and files tell a CRS in words of their own; without such an entry it stays as it is.
+    """
+    epsg = crs.to_epsg()
+    if epsg:
+        known = pyproj.CRS.from_epsg(epsg)
+        if known.equals(crs, ignore_axis_order=True):
+            return known
+    return crs
+
+
+def is_same_on(bounds: ArrayLike, one: pyproj.CRS, other: pyproj.CRS) -> bool:
+    """Whether coordinates mean the same place in both, to 1 cm at the corners of `bounds`.
+
+    `bounds` is left, bottom, right, top. A CRS that went through a file may come back by another
+    name and with another datum (`+ellps=GRS80` as ETRS89), so comparing the two says little.
+    """
+    left, bottom, right, top = np.asarray(bounds, np.float64)
+    corners = np.array([left, left, right, right]), np.array([bottom, top, bottom, top])
+    try:
+        moved = _transformer(one, other).transform(*corners)
+    except pyproj.exceptions.ProjError:  # of another planet
+        return False
+    return bool(np.allclose(moved, corners, rtol=0, atol=0.01))
+
+
 def is_earth(crs: pyproj.CRS) -> bool:
     """Whether `crs` is tied to a body of the Earth's size; false without any ellipsoid."""
     ellipsoid = crs.ellipsoid

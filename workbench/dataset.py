@@ -44,6 +44,7 @@ from workbench.layer import Status, crs_name, frozen_time, write_gpkg_layer
 from workbench.outlines import decode_runs, trace
 from workbench.quality import with_area
 from workbench.raster import Scene
+from workbench.review import reviewed_tiles
 from workbench.split import SPLITS, spatial_split
 
 INDEX = "chips.gpkg"
@@ -51,6 +52,7 @@ INDEX = "chips.gpkg"
 # why a chip is left out
 NO_IMAGERY = "too few valid or labelled pixels"
 UNREVIEWED = "unreviewed labels"
+UNFINISHED = "no labels, in tiles not reviewed to their end"
 EMPTY = "no labels"
 ONLY_PIECES = "only cut-off pieces"
 UNREADABLE = "unreadable pixels"
@@ -61,7 +63,8 @@ GAP = "gap between splits"
 class Chips:
     """How a layer is cut into chips.
 
-    `statuses` are exported; a chip with other labels that wait for review is left out. Of a label
+    `statuses` are exported; a chip with other labels that wait for review is left out, and so is
+    one without labels where tiles are not reviewed to their end (`reviewed_tiles`). Of a label
     that a chip's edge cuts, at least `min_kept` of its area must be in the chip; less is no
     object there (COCO: `iscrowd`, which evaluation ignores; YOLO: nothing). `min_valid` is the
     share of a chip's pixels that must be valid and inside the labelled area. `val` and `test`
@@ -290,9 +293,9 @@ class _Cutter:
         if aoi is not None:
             self.area = shapely.intersection(self.area, aoi)
         shapely.prepare(self.area)
-        # nobody has finished these tiles, so what seems empty there may not be
-        open_tiles = tiles["tile"].isin(layer.loc[self.waiting, "source_tile"])
-        self.unfinished = shapely.union_all(tiles.geometry[open_tiles].to_numpy())
+        # what seems empty elsewhere may not be
+        known = tiles["tile"].isin(reviewed_tiles(tiles, layer, self.waiting))
+        self.unfinished = shapely.union_all(tiles.geometry[~known].to_numpy())
         shapely.prepare(self.unfinished)
 
     def chip(self, chip: _Chip) -> _Chip:
@@ -320,8 +323,8 @@ class _Cutter:
                 return replace(chip, left_out=UNREVIEWED)
             objects.append(found)
         chip = replace(chip, objects=tuple(objects))
-        if not objects and shapely.intersects(self.unfinished, outline):
-            return replace(chip, left_out=UNREVIEWED)
+        if not objects and shapely.area(shapely.intersection(self.unfinished, outline)):
+            return replace(chip, left_out=UNFINISHED)
         if not objects and not chips.keep_empty:
             return replace(chip, left_out=EMPTY)
         if objects and not chip.whole:

@@ -17,7 +17,7 @@ from pyproj.exceptions import CRSError
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.windows import Window
 
-from workbench.crs import ground_scale, is_earth, is_metric, metric_crs, to_lonlat
+from workbench.crs import as_registered, ground_scale, is_earth, is_metric, metric_crs, to_lonlat
 from workbench.errors import SceneError
 from workbench.raster import (
     GDAL_ERRORS,
@@ -155,13 +155,7 @@ def crs_of(dataset: rasterio.DatasetReader, name: str) -> pyproj.CRS:
             f"{name} is not on Earth: the ellipsoid of its CRS ({crs.name}) has a radius of "
             f"{crs.ellipsoid.semi_major_metre / 1000:.0f} km. Only Earth imagery is supported."
         )
-    epsg = found.to_epsg()
-    if epsg:
-        # the database's entry, where it says the same, has the name and code that GIS users know
-        known = pyproj.CRS.from_epsg(epsg)
-        if known.equals(crs, ignore_axis_order=True):
-            return known
-    return crs
+    return as_registered(crs)
 
 
 def _working_crs(
@@ -180,7 +174,7 @@ def _working_crs(
         )
     if crs is not None:
         try:
-            wanted = pyproj.CRS.from_user_input(crs)
+            wanted = as_registered(pyproj.CRS.from_user_input(crs))
         except CRSError as error:
             raise SceneError(f"crs: {crs!r} is no CRS that PROJ knows ({cause(error)}).") from error
         if not is_metric(wanted):

@@ -15,6 +15,7 @@ import shapely
 from numpy.typing import NDArray
 
 from workbench import layer as layers
+from workbench.crs import is_same_on
 from workbench.errors import ReviewError
 from workbench.finished import Run
 from workbench.layer import LABELS, Status, crs_name
@@ -55,7 +56,7 @@ def read_reviewed(gpkg: Path, run: Run) -> gpd.GeoDataFrame:
     fid = labels.index.to_numpy()
     labels = layers.as_layer(
         labels.assign(status=_statuses(gpkg, labels, run)).set_geometry(
-            _polygons_only(labels.geometry.to_numpy()), crs=labels.crs
+            _polygons_only(labels.geometry.to_numpy()), crs=run.layer.crs
         )
     )
     return labels.assign(fid=fid, unclosed=unclosed)
@@ -102,7 +103,8 @@ def _refuse_another_layer(gpkg: Path, labels: gpd.GeoDataFrame, run: Run) -> Non
             f"{gpkg}: its labels lack the columns {', '.join(missing)}. Give the prelabels.gpkg "
             "that was reviewed itself, no export of it."
         )
-    if labels.crs != run.layer.crs:
+    known = labels.crs is not None
+    if not known or not is_same_on(run.tiles.total_bounds, labels.crs, run.layer.crs):
         here = "no CRS" if labels.crs is None else crs_name(labels.crs)
         raise ReviewError(
             f"{gpkg} is in {here}, the run in {crs_name(run.layer.crs)}. Give the file that was "
@@ -204,6 +206,38 @@ def changes(labels: gpd.GeoDataFrame, prelabels: gpd.GeoDataFrame) -> pd.DataFra
     )
     both = pd.concat([frame for frame in (now, deleted) if len(frame)] or [now])
     return both.reset_index(drop=True)
+
+
+def reviewed_tiles(
+    tiles: gpd.GeoDataFrame, labels: gpd.GeoDataFrame, waiting: NDArray[np.bool_]
+) -> set[str]:
+    """Name the tiles that are reviewed to their end: what seems empty there is empty.
+
+    `waiting` `(n,)` marks the labels that nobody has judged yet. A tile counts if the middle of a
+    label lies in its core and none of them waits. Without any label it may be one that nobody has
+    come to, so it counts only where no label waits in any tile.
+    """
+    if len(labels) and not waiting.any():
+        return set(tiles["tile"])
+    return tiles_of(labels[~waiting], tiles) - tiles_of(labels[waiting], tiles)
+
+
+def tiles_of(layer: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> set[str]:
+    """Name the tiles in whose core the middle of something lies."""
+    home = home_in(tiles, layer)
+    return set(tiles["tile"].iloc[home[home >= 0]])
+
+
+def home_in(tiles: gpd.GeoDataFrame, layer: gpd.GeoDataFrame) -> NDArray[np.int64]:
+    """Row `(n,)` of the tile in whose core the middle of each shape lies, -1 for none.
+
+    The middle is a point that lies in the shape. Both layers are in one CRS.
+    """
+    points = layer.geometry.representative_point().to_numpy()
+    home = np.full(len(points), -1)
+    point, tile = shapely.STRtree(tiles.geometry.to_numpy()).query(points, predicate="intersects")
+    home[point[::-1]] = tile[::-1]  # on an edge the first
+    return home
 
 
 def _same(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.bool_]:

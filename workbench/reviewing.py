@@ -7,7 +7,6 @@ from typing import Annotated
 
 import geopandas as gpd
 import pyogrio
-import shapely
 from pydantic import Field, field_validator
 
 from workbench.advice import Advice, advise, tile_planes
@@ -16,6 +15,7 @@ from workbench.dataset import Chips
 from workbench.errors import ReviewError
 from workbench.finished import Run
 from workbench.job import Parameters, Share, Text, as_meant
+from workbench.review import reviewed_tiles, tiles_of
 
 
 class ReviewJob(Parameters):
@@ -65,31 +65,23 @@ def advise_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Advice:
     """Advise thresholds by a reference, where one is given, else by the reviewed labels.
 
     What is complete is the labelled area if one is given; else the tiles that a reference reaches,
-    or those in which nothing is unreviewed and something is reviewed. Raises `ReviewError` if that
+    or `reviewed_tiles`. Raises `ReviewError` if that
     is less than two tiles.
     """
     within = None if job.labelled_area is None else read_vector(job.labelled_area)
     if job.reference is not None:
-        truth = known = read_vector(job.reference).to_crs(run.layer.crs)
-        waiting = truth[:0]
+        truth = read_vector(job.reference).to_crs(run.layer.crs)
     else:
-        known = labels[labels["status"] != "unreviewed"]
-        waiting = labels[labels["status"] == "unreviewed"]
         truth = labels[labels["status"].isin(["accepted", "edited"])]
     if within is not None:
         area = within.geometry.to_crs(run.layer.crs).union_all()
         tiles = set(run.tiles["tile"][run.tiles.intersects(area)])
+    elif job.reference is not None:
+        tiles = tiles_of(truth, run.tiles)
     else:
-        tiles = _touched(run, known) - _touched(run, waiting)
+        tiles = reviewed_tiles(run.tiles, labels, labels["status"].eq("unreviewed").to_numpy())
     planes = tile_planes(run, truth, tiles, within=within)
     return advise(list(planes.values()), run.job.thresholds, seed=job.seed)
-
-
-def _touched(run: Run, layer: gpd.GeoDataFrame) -> set[str]:
-    """Name the tiles in whose core the middle of something lies."""
-    points = layer.to_crs(run.layer.crs).geometry.representative_point().to_numpy()
-    cores = shapely.STRtree(run.tiles.geometry.to_numpy())
-    return set(run.tiles["tile"].iloc[cores.query(points, predicate="intersects")[1]])
 
 
 def write_advised_job(job: ReviewJob, run: Run, advice: Advice) -> Path:
