@@ -11,13 +11,13 @@ import workbench
 LAYERS = [
     "errors", "atomic", "crs", "sources", "raster", "opening", "tiles", "candidates",
     "segmenting", "outlines", "polygons", "seams", "sam.mend", "sam.device", "sam.tiny",
-    "sam.models", "sam.decoder", "sam.fused", "sam.measure", "sam.segmenter", "sam", "classic",
-    "countryside", "sample", "layer", "aoi", "qgis.xml", "qgis.style", "qgis.project", "qgis",
-    "quality", "report", "charts", "job", "runfolder", "finished", "review", "advice",
-    "judged", "review_charts", "topology", "split", "dataset", "reviewing", "cluster", "pipeline",
-    "webmap", "preview", "background", "widgets.session", "widgets.cells", "widgets.controls",
-    "widgets.settings", "widgets.scenemap", "widgets.aoi", "widgets.overlay", "widgets.plane",
-    "widgets.tuner", "widgets.run", "widgets",
+    "sam.models", "sam.encoder", "sam.decoder", "sam.fused", "sam.measure", "sam.segmenter",
+    "sam", "classic", "countryside", "sample", "layer", "aoi", "qgis.xml", "qgis.style",
+    "qgis.project", "qgis", "quality", "report", "charts", "job", "runfolder", "finished",
+    "review", "advice", "judged", "review_charts", "topology", "split", "dataset", "reviewing",
+    "cluster", "pipeline", "webmap", "preview", "background", "widgets.session",
+    "widgets.cells", "widgets.controls", "widgets.settings", "widgets.scenemap", "widgets.aoi",
+    "widgets.overlay", "widgets.plane", "widgets.tuner", "widgets.run", "widgets",
 ]  # fmt: skip
 PACKAGE = Path(workbench.__file__).parent
 

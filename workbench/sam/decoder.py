@@ -26,6 +26,9 @@ from torch.nn.functional import gelu, layer_norm, linear
 # (b, tokens, c) prompts -> (b, masks) IoUs, and a way to the (n, h, w) logits of some of the masks
 Decode = Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
 
+# More upscaled images than one leave the CPU's caches; on other devices a batch goes at once.
+UPSCALED_AT_ONCE = {"cpu": 1}
+
 
 def decoder_of(decoder: Any, features: Tensor, image_pe: Tensor, no_mask: Tensor) -> Decode:
     """Get ready to decode prompts on one image.
@@ -105,21 +108,21 @@ class _ImageDecoder:
 
     def _upscale(self, keys: Tensor, masks: Tensor, wanted: Tensor) -> Tensor:
         """`(n, 4h, 4w)` logits of the masks that are `wanted`, `(b, masks)`."""
-        decoder = self.decoder
+        decoder, (h, w) = self.decoder, self.side
         up1, norm, _, up2, _ = decoder.output_upscaling
-        (h, w), logits = self.side, []
         mlps = decoder.output_hypernetworks_mlps[1:]
-        for row in wanted.any(1).nonzero()[:, 0].tolist():
-            numbers = wanted[row].nonzero()[:, 0].tolist()
+        logits: list[Tensor] = []
+        prompts = wanted.any(1).nonzero()[:, 0]
+        for some in prompts.split(UPSCALED_AT_ONCE.get(keys.device.type, len(wanted))):
             # a stride as long as its kernel makes a transposed convolution a matrix product
-            x = _spread(up1, keys[row if len(keys) > 1 else 0])  # (hw, 4, c / 4)
+            x = _spread(up1, keys[some].flatten(0, 1))  # (n hw, 4, c / 4)
             x = gelu(layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
-            x = gelu(_spread(up2, x.flatten(0, 1)))  # (4hw, 4, c / 8)
-            hyper = torch.stack([mlps[i](masks[row, i]) for i in numbers])
-            flat = hyper @ x.flatten(0, 1).mT
+            x = gelu(_spread(up2, x.flatten(0, 1))).view(len(some), 16 * h * w, up2.out_channels)
+            hyper = torch.stack([mlp(masks[some, i]) for i, mlp in enumerate(mlps)], 1)
+            flat = (hyper @ x.mT)[wanted[some]]
             grid = flat.view(-1, h, w, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
             logits.append(grid.reshape(-1, 4 * h, 4 * w))
-        return torch.cat(logits) if logits else keys.new_empty((0, 4 * h, 4 * w))
+        return torch.cat(logits)
 
 
 def _spread(up: Any, x: Tensor) -> Tensor:

@@ -15,13 +15,24 @@ from torch.nn.functional import interpolate
 STABILITY_SCORE_OFFSET = 1.0  # as SamAutomaticMaskGenerator
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measured:
-    """A mask at full size: its stability, box and the pixels of the box."""
+    """A mask at full size: its stability, its box, and the pixels of the box as bits.
+
+    Most masks are pruned: packing takes 0.05 ms for a tile of 1024 x 1024, and leaves an eighth.
+    """
 
     stability_score: float  # NaN if no pixel is above the lower offset
     box: tuple[int, int, int, int]  # XYXY, crop pixels, last pixel inclusive; zeros if empty
-    pixels: NDArray[np.bool_]
+    area_px: int
+    bits: NDArray[np.uint8]  # the rows of the box, as np.packbits(..., axis=1)
+    before: int = 0  # bits of each row that are left of the box
+
+    @property
+    def pixels(self) -> NDArray[np.bool_]:
+        """The mask within its box, `(h, w)`."""
+        columns = slice(self.before, self.before + self.box[2] + 1 - self.box[0])
+        return np.unpackbits(self.bits, axis=1)[:, columns].view(bool)
 
 
 def measure_enlarged(low_res: Tensor, scale: int, threshold: float) -> Iterator[Measured]:
@@ -37,7 +48,7 @@ def measure_enlarged(low_res: Tensor, scale: int, threshold: float) -> Iterator[
         rows, columns = _span(hot.any(axis=1), margin=1), _span(hot.any(axis=0), margin=1)
         part = logits[rows, columns]
         if not part.numel():
-            yield Measured(np.nan, (0, 0, 0, 0), np.zeros((1, 1), bool))
+            yield _packed(np.nan, (0, 0, 0, 0), np.zeros((1, 1), bool))
             continue
         # as three masks, as the decoder gives them: of one alone torch rounds otherwise
         enlarged = interpolate(
@@ -66,11 +77,16 @@ def measure_fused(
     masks = measure_masks(
         low_res.contiguous(), side, input_size, original_size, threshold, STABILITY_SCORE_OFFSET
     )
-    for stable, (x0, y0, x1, y1), bits in zip(
-        masks.stability.tolist(), masks.boxes.tolist(), masks.bits.cpu().numpy(), strict=True
+    for stable, area, (x0, y0, x1, y1), bits in zip(
+        masks.stability.tolist(),
+        masks.areas.tolist(),
+        masks.boxes.tolist(),
+        masks.bits.cpu().numpy(),
+        strict=True,
     ):
-        rows = np.unpackbits(bits[y0 : y1 + 1, x0 // 8 : x1 // 8 + 1], axis=1).view(bool)
-        yield Measured(stable, (x0, y0, x1, y1), rows[:, x0 % 8 :][:, : x1 + 1 - x0])
+        # a copy, so that the bits outside of the box go
+        rows = bits[y0 : y1 + 1, x0 // 8 : x1 // 8 + 1].copy()
+        yield Measured(stable, (x0, y0, x1, y1), area, rows, x0 % 8)
 
 
 def measure_whole(logits: Tensor, threshold: float) -> Iterator[Measured]:
@@ -81,7 +97,7 @@ def measure_whole(logits: Tensor, threshold: float) -> Iterator[Measured]:
     for stable, (x0, y0, x1, y1), mask in zip(
         stability.tolist(), boxes.tolist(), masks.cpu().numpy(), strict=True
     ):
-        yield Measured(stable, (x0, y0, x1, y1), mask[y0 : y1 + 1, x0 : x1 + 1])
+        yield _packed(stable, (x0, y0, x1, y1), mask[y0 : y1 + 1, x0 : x1 + 1])
 
 
 def _span(wanted: Any, margin: int) -> slice:
@@ -94,6 +110,12 @@ def _span(wanted: Any, margin: int) -> slice:
 def _cut(mask: NDArray[np.bool_], stability: float, top: int, left: int) -> Measured:
     rows, columns = _span(mask.any(axis=1), margin=0), _span(mask.any(axis=0), margin=0)
     if rows.stop == 0:
-        return Measured(stability, (0, 0, 0, 0), np.zeros((1, 1), bool))
+        return _packed(stability, (0, 0, 0, 0), np.zeros((1, 1), bool))
     box = (left + columns.start, top + rows.start, left + columns.stop - 1, top + rows.stop - 1)
-    return Measured(stability, box, mask[rows, columns])
+    return _packed(stability, box, mask[rows, columns])
+
+
+def _packed(
+    stability: float, box: tuple[int, int, int, int], pixels: NDArray[np.bool_]
+) -> Measured:
+    return Measured(stability, box, int(np.count_nonzero(pixels)), np.packbits(pixels, axis=1))

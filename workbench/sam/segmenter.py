@@ -1,8 +1,8 @@
 """SAM as a `Segmenter`: masks from a grid of point prompts.
 
 Prompts, crops and filters are those of `segment_anything.SamAutomaticMaskGenerator`, and so is the
-arithmetic, bit for bit in fp32 but for the decoder's; what differs is when something is computed
-and how long it is held.
+arithmetic, bit for bit in fp32 but for that of `encoder` and `decoder`; what differs is when
+something is computed and how long it is held.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import numpy as np
 import pooch
 import torch
 from numpy.typing import NDArray
-from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import (
     batch_iterator,
@@ -33,6 +32,7 @@ from workbench.candidates import Candidates, Rules, Watch, concat, encode_masks,
 from workbench.errors import JobError, WorkbenchError
 from workbench.sam.decoder import decoder_of
 from workbench.sam.device import DTYPES, device_kind, resolve_device, resolve_precision
+from workbench.sam.encoder import Predictor
 from workbench.sam.measure import Measured, measure_enlarged, measure_fused, measure_whole
 from workbench.sam.models import MODELS, fetch_checkpoint, load_model, refuse_missing
 
@@ -44,7 +44,7 @@ POINTS_PER_BATCH = {"cpu": 4}
 # 8 ms by twelves and more. On other devices a whole batch goes at once.
 MASKS_AT_ONCE = {"cpu": 3}
 
-ARITHMETIC = 2  # goes up when a change moves the last bits of what the network gives
+ARITHMETIC = 3  # goes up when a change moves the last bits of what the network gives
 
 CROP_OVERLAP_RATIO = 512 / 1500  # as SamAutomaticMaskGenerator
 
@@ -158,7 +158,7 @@ class SamSegmenter:
         They are above the floors and clear of inner crop edges.
         """
         x0, y0, x1, y1 = crop.box
-        predictor = SamPredictor(self.model)
+        predictor = Predictor(self.model)
         encoder = self.model.prompt_encoder
         with self._autocast():
             predictor.set_image(image[y0:y1, x0:x1])
@@ -182,7 +182,7 @@ class SamSegmenter:
             done += len(points)
             yield done / len(crop.grid), self._passing(ordinals, ious.float(), measured, crop)
 
-    def _prompts(self, predictor: SamPredictor, points: NDArray[np.float64]) -> torch.Tensor:
+    def _prompts(self, predictor: Predictor, points: NDArray[np.float64]) -> torch.Tensor:
         """Embed `(n, 2)` crop pixels as `(n, 2, c)`: each is one point and one that pads."""
         coords = torch.as_tensor(predictor.transform.apply_coords(points, predictor.original_size))
         if self._device_type == "mps":
@@ -202,7 +202,7 @@ class SamSegmenter:
             )
 
     def _measure(
-        self, predictor: SamPredictor, low_res: torch.Tensor, channels: int
+        self, predictor: Predictor, low_res: torch.Tensor, channels: int
     ) -> Iterator[Measured]:
         """Bring `(n, h, w)` logits to the size of the crop and measure their masks."""
         size, threshold = self.model.image_encoder.img_size, self.model.mask_threshold
@@ -219,9 +219,7 @@ class SamSegmenter:
             if len(some):
                 yield from measure_whole(self._upsample(predictor, some, channels), threshold)
 
-    def _upsample(
-        self, predictor: SamPredictor, low_res: torch.Tensor, channels: int
-    ) -> torch.Tensor:
+    def _upsample(self, predictor: Predictor, low_res: torch.Tensor, channels: int) -> torch.Tensor:
         """Bring `(n, h, w)` logits, n > 0, to the size of the crop.
 
         In as many channels as the decoder has: for other numbers of channels torch may take
@@ -249,18 +247,11 @@ class SamSegmenter:
     ) -> list[_Proposal]:
         """Those that are stable and clear of inner crop edges."""
         stable = [
-            _Proposal(
-                ordinal,
-                iou,
-                mask.stability_score,
-                mask.box,
-                int(np.count_nonzero(mask.pixels)),
-                np.packbits(mask.pixels),
-            )
+            _Proposal(ordinal, iou, mask)
             for ordinal, iou, mask in zip(ordinals.tolist(), ious.tolist(), measured, strict=True)
             if self.stability_floor <= 0 or mask.stability_score >= np.float32(self.stability_floor)
         ]
-        boxes = torch.tensor([one.box for one in stable]).view(-1, 4)
+        boxes = torch.tensor([one.mask.box for one in stable]).view(-1, 4)
         tile_box = [0, 0, crop.rules.width, crop.rules.height]
         at_edge = is_box_near_crop_edge(boxes, list(crop.box), tile_box).tolist()
         return [one for one, near in zip(stable, at_edge, strict=True) if not near]
@@ -318,17 +309,11 @@ class _Crop:
 
 @dataclass(frozen=True, eq=False)
 class _Proposal:
-    """One mask of a crop, its pixels as the bits of its box.
-
-    Most proposals are pruned: packing takes 0.05 ms for a tile of 1024 x 1024, an RLE 1.5 ms.
-    """
+    """One mask of a crop."""
 
     ordinal: int
     pred_iou: float
-    stability_score: float
-    box: tuple[int, int, int, int]  # XYXY, crop pixels, last pixel inclusive
-    area_px: int
-    bits: NDArray[np.uint8]
+    mask: Measured
 
 
 def _survivors(
@@ -338,7 +323,7 @@ def _survivors(
     table = _tabulate(proposals, [b""] * len(proposals), crop)
     alive = set(prune(table).column("ordinal").tolist())
     proposals = [proposal for proposal in proposals if proposal.ordinal in alive]
-    rles = [_encode(proposal, crop) for proposal in proposals]
+    rles = [_encode(proposal.mask, crop) for proposal in proposals]
     return concat([*before, _tabulate(proposals, rles, crop)])
 
 
@@ -346,7 +331,8 @@ def _tabulate(proposals: Sequence[_Proposal], rles: Sequence[bytes], crop: _Crop
     """Put the proposals of one crop into tile pixels."""
     n = len(proposals)
     ordinals = np.array([proposal.ordinal for proposal in proposals], int)
-    boxes = np.array([proposal.box for proposal in proposals], int).reshape(n, 4)
+    masks = [proposal.mask for proposal in proposals]
+    boxes = np.array([mask.box for mask in masks], int).reshape(n, 4)
     boxes += np.tile(crop.box[:2], 2)
     points = crop.points[(ordinals - crop.first_ordinal) // crop.masks_per_point] + crop.box[:2]
     return Candidates.from_columns(
@@ -356,9 +342,9 @@ def _tabulate(proposals: Sequence[_Proposal], rles: Sequence[bytes], crop: _Crop
             "tile_col": np.zeros(n, int),
             "ordinal": ordinals,
             "pred_iou": np.array([proposal.pred_iou for proposal in proposals], np.float32),
-            "stability_score": np.array([p.stability_score for p in proposals], np.float32),
+            "stability_score": np.array([mask.stability_score for mask in masks], np.float32),
             **dict(zip(("x0", "y0", "x1", "y1"), boxes.T, strict=True)),
-            "area_px": np.array([proposal.area_px for proposal in proposals], int),
+            "area_px": np.array([mask.area_px for mask in masks], int),
             "point_x": points[:, 0],
             "point_y": points[:, 1],
             **{
@@ -370,14 +356,12 @@ def _tabulate(proposals: Sequence[_Proposal], rles: Sequence[bytes], crop: _Crop
     )
 
 
-def _encode(proposal: _Proposal, crop: _Crop) -> bytes:
-    x0, y0, x1, y1 = proposal.box
-    height, width = y1 + 1 - y0, x1 + 1 - x0
-    bits = np.unpackbits(proposal.bits, count=height * width).view(bool)
+def _encode(mask: Measured, crop: _Crop) -> bytes:
+    x0, y0, x1, y1 = mask.box
+    left, top, _, _ = crop.box
     # column by column in memory, as an RLE runs: else a copy takes longer than encoding
     tile = np.zeros((1, crop.rules.width, crop.rules.height), bool).transpose(0, 2, 1)
-    x0, y0 = x0 + crop.box[0], y0 + crop.box[1]
-    tile[0, y0 : y0 + height, x0 : x0 + width] = bits.reshape(height, width)
+    tile[0, top + y0 : top + y1 + 1, left + x0 : left + x1 + 1] = mask.pixels
     return encode_masks(tile)[0]
 
 
