@@ -2,10 +2,12 @@
 
     python benchmarks/throughput.py
     python benchmarks/throughput.py --models tiny vit_b vit_h --device cuda --tiles 8
+    python benchmarks/throughput.py --models tiny --ways best fp32 --rasters RASTER …
 
-Every row is a process of its own on the same tiles, prompts and thresholds. Weights that do not
-come with the package are random, which cost the same time; the threshold of each model lets a
-tenth of its proposals pass, as on usual imagery.
+Every row is a process of its own on the same tiles, prompts and thresholds: painted tiles, or the
+upper left corner of each raster. Weights that do not come with the package are random, which cost
+the same time; the threshold of each model lets a tenth of its proposals pass, as on usual imagery.
+The row `bf16` on a CPU says how far that arithmetic moves the masks, and nothing of its speed.
 """
 
 import argparse
@@ -14,9 +16,9 @@ import json
 import os
 import platform
 import pstats
-import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -32,10 +34,9 @@ from pycocotools import mask as coco
 from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.candidates import Thresholds, select
-from workbench.sam import MODELS, SamSegmenter, load_model, resolve_device, resolve_precision
-from workbench.sam.device import DTYPES
+from workbench.sam import MODELS, SamSegmenter, encoder, load_model, resolve_device
+from workbench.sam.device import DTYPES, resolve_precision
 from workbench.sam.models import Embedded, Sam
-from workbench.sample import DEMO_RESOLUTION_M, DEMO_SEED, make_sample
 
 # after workbench.sam, which makes torchvision importable
 from segment_anything import SamAutomaticMaskGenerator  # isort: skip
@@ -44,12 +45,13 @@ TILE_PX = 1024
 SURVIVING = 0.1
 MIDDLE = 0.5  # median of random weights' scores, once moved: the official filter wants > 0
 BEST_BATCH = {"cpu": 4, "cuda": 256}  # of the official generator, the quickest of a few
-PUBLISHED, BEST, ENGINE, ENGINE_FP32 = (
-    "official, as published",
-    "official, best setting",
-    "engine",
-    "engine, fp32",
-)
+WAYS = {
+    "published": "official, as published",
+    "best": "official, best setting",
+    "fp32": "engine, fp32",
+    "bf16": "engine, bf16",
+    "compiled": "engine, encoder compiled",
+}
 # a stage takes the time of these functions; where they call each other, of the outermost
 OFFICIAL_STAGES = {
     "encoder": {("predictor.py", "set_image")},
@@ -76,7 +78,7 @@ ENGINE_STAGES = {
     "masks": {("segmenter.py", "_passing")},
     "RLE": {("segmenter.py", "_encode")},
 }
-Masks = list[dict[str, Any]]  # COCO's RLEs of one tile
+Masks = list[dict[str, Any]]  # COCO's RLEs of one tile, with SAM's scores
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Setting:
     model: str
     device: str
     points_per_side: int
-    tiles: int
+    tiles: str  # a .npy file, (n, TILE_PX, TILE_PX, 3) uint8
     threshold: float = -np.inf  # of the predicted IoU
     shift: float = 0.0  # of random weights' predicted IoUs
 
@@ -106,7 +108,7 @@ class Setting:
             sam.mask_decoder.iou_prediction_head.layers[-1].bias += self.shift
         return sam.eval()
 
-    def engine(self, precision: str = "auto") -> SamSegmenter:
+    def engine(self, precision: str = "fp32") -> SamSegmenter:
         """Set up this project's engine, with the threshold as its floor."""
         return SamSegmenter(
             self.build,
@@ -116,13 +118,13 @@ class Setting:
             pred_iou_floor=self.threshold,
             stability_floor=0.0,
             device=self.device,
-            precision=resolve_precision(precision, self.device),
+            precision=precision,
         )
 
-    def images(self) -> list[NDArray[np.uint8]]:
-        """Paint the tiles."""
-        seeds = range(DEMO_SEED, DEMO_SEED + self.tiles)
-        return [make_sample(TILE_PX, seed, resolution_m=DEMO_RESOLUTION_M).rgb for seed in seeds]
+    def images(self) -> NDArray[np.uint8]:
+        """Read the tiles."""
+        images: NDArray[np.uint8] = np.load(self.tiles)
+        return images
 
 
 # --------------------------------------------------------------------- each in its own process
@@ -170,19 +172,24 @@ def matmul_speed(segmenter: SamSegmenter) -> float:
 
 def masker(name: str, setting: Setting) -> Callable[[NDArray[np.uint8]], Masks]:
     """Return what makes the masks of a tile."""
-    if name in (ENGINE, ENGINE_FP32):
-        segmenter = setting.engine("auto" if name == ENGINE else "fp32")
+    if name not in ("published", "best"):
+        if name == "compiled":
+            encoder.encode = torch.compile(encoder.encode, mode="reduce-overhead")
+        segmenter = setting.engine("bf16" if name == "bf16" else "fp32")
         segmenter.load()
 
         def ours(image: NDArray[np.uint8]) -> Masks:
             kept = select(segmenter.propose(image), Thresholds(setting.threshold, 0.0))
-            rles = kept.table.column("rle").to_pylist()
-            return [{"size": [TILE_PX, TILE_PX], "counts": rle.decode()} for rle in rles]
+            rows = kept.table.select(["rle", "pred_iou", "stability_score"]).to_pylist()
+            return [
+                described(row["rle"].decode(), row["pred_iou"], row["stability_score"])
+                for row in rows
+            ]
 
         return ours
     settings: dict[str, Any] = {}
     precision: AbstractContextManager[object] = nullcontext()
-    if name == BEST:
+    if name == "best":
         settings = {
             "points_per_batch": BEST_BATCH.get(setting.device_type, 64),
             "output_mode": "coco_rle",
@@ -200,16 +207,28 @@ def masker(name: str, setting: Setting) -> Callable[[NDArray[np.uint8]], Masks]:
 
     def theirs(image: NDArray[np.uint8]) -> Masks:
         with precision:
-            found = [record["segmentation"] for record in generator.generate(image)]
-        return [coded(np.asfortranarray(m)) if isinstance(m, np.ndarray) else m for m in found]
+            found = generator.generate(image)
+        return [
+            described(
+                text(record["segmentation"]), record["predicted_iou"], record["stability_score"]
+            )
+            for record in found
+        ]
 
     return theirs
 
 
-def coded(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Encode one mask as JSON can hold it."""
-    rle = coco.encode(mask.view(np.uint8))
-    return {"size": rle["size"], "counts": rle["counts"].decode()}
+def text(mask: Any) -> str:
+    """Return the counts of a mask, given as pixels or as COCO's RLE."""
+    if isinstance(mask, dict):
+        return str(mask["counts"])
+    return str(coco.encode(np.asfortranarray(mask.view(np.uint8)))["counts"], "ascii")
+
+
+def described(counts: str, iou: float, stability: float) -> dict[str, Any]:
+    """Make of a mask what JSON can hold."""
+    size = [TILE_PX, TILE_PX]
+    return {"size": size, "counts": counts, "iou": float(iou), "stability": float(stability)}
 
 
 def measure(name: str, setting: Setting) -> dict[str, Any]:
@@ -227,20 +246,28 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
         if on_cuda:
             torch.cuda.synchronize()
     seconds = time.perf_counter() - start
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if on_cuda:
-        memory = torch.cuda.max_memory_allocated()
+    memory = torch.cuda.max_memory_allocated() if on_cuda else peak_memory()
     return {
-        "ms": 1000 * seconds / setting.tiles,
-        "stages": {stage: ms / setting.tiles for stage, ms in stages(profile, name).items()},
+        "ms": 1000 * seconds / len(images),
+        "stages": {stage: ms / len(images) for stage, ms in stages(profile, name).items()},
         "gb": memory / 1e9,
         "masks": masks,
     }
 
 
+def peak_memory() -> int:
+    """Return the most bytes that this process has had, imports included.
+
+    Not `ru_maxrss`, which begins with what the process had that started this one.
+    """
+    status = Path("/proc/self/status").read_text().splitlines()
+    (line,) = [line for line in status if line.startswith("VmHWM")]
+    return 1024 * int(line.split()[1])
+
+
 def stages(profile: cProfile.Profile, name: str) -> dict[str, float]:
     """Return the milliseconds of each stage."""
-    places = ENGINE_STAGES if name in (ENGINE, ENGINE_FP32) else OFFICIAL_STAGES
+    places = OFFICIAL_STAGES if name in ("published", "best") else ENGINE_STAGES
     found = dict.fromkeys(places, 0.0)
     for place, (*_, callers) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         for stage, functions in places.items():
@@ -258,6 +285,23 @@ def named(place: tuple[str, int, str]) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------- tables
 
 
+def draw(path: str, rasters: list[str], n: int) -> None:
+    """Paint tiles, or cut them from rasters, into a file."""
+    from workbench.opening import open_scene
+    from workbench.sample import DEMO_RESOLUTION_M, DEMO_SEED, make_sample
+    from workbench.tiles import TileGrid
+
+    seeds = range(DEMO_SEED, DEMO_SEED + n)
+    if rasters:
+        scenes = [open_scene(raster) for raster in rasters]
+        grids = [TileGrid(scene.width, scene.height, TILE_PX, 0.0) for scene in scenes]
+        pairs = zip(scenes, grids, strict=True)
+        tiles = [scene.read(grid.tile(0, 0).window)[0] for scene, grid in pairs]
+    else:
+        tiles = [make_sample(TILE_PX, seed, resolution_m=DEMO_RESOLUTION_M).rgb for seed in seeds]
+    np.save(path, np.stack(tiles))
+
+
 def elsewhere(step: str, setting: Setting, **environment: str) -> dict[str, Any]:
     """Run a step in a new process, whose peak memory is its own."""
     command = [sys.executable, __file__, "--step", step, "--setting", json.dumps(asdict(setting))]
@@ -269,49 +313,54 @@ def elsewhere(step: str, setting: Setting, **environment: str) -> dict[str, Any]
 
 
 def matches(masks: list[Masks], reference: list[Masks]) -> NDArray[np.float64]:
-    """Return for each mask of the reference its best IoU."""
-    best: list[NDArray[np.float64]] = []
+    """Return for each mask of the reference its best IoU, and how its two scores differ there."""
+    rows: list[tuple[float, float, float]] = []
     for ours, theirs in zip(masks, reference, strict=True):
-        if theirs:
-            iou = coco.iou(theirs, ours, [0] * len(ours)) if ours else np.zeros((len(theirs), 1))
-            best.append(np.asarray(iou).max(axis=1))
-    return np.concatenate(best) if best else np.zeros(0)
+        iou = np.asarray(coco.iou(theirs, ours, [0] * len(ours))) if ours and theirs else None
+        for i, mask in enumerate(theirs):
+            if iou is None:
+                rows.append((0.0, np.nan, np.nan))
+                continue
+            best = ours[int(iou[i].argmax())]
+            scores = (abs(mask[score] - best[score]) for score in ("iou", "stability"))
+            rows.append((float(iou[i].max()), *scores))
+    return np.array(rows).reshape(-1, 3)
 
 
-def table(setting: Setting) -> None:
-    """Print the rows of one model."""
+def table(setting: Setting, ways: list[str]) -> None:
+    """Print the rows of one model, each against the first."""
     floor = elsewhere("calibrate", setting)
     setting = replace(setting, threshold=floor["threshold"], shift=floor["shift"])
     rows: dict[str, dict[str, Any]] = {}
-    names = [PUBLISHED, BEST, ENGINE]
-    if setting.device_type == "cuda":
-        names.append(ENGINE_FP32)
-    for name in names:
+    for name in ways:
         row = rows[name] = elsewhere(name, setting)
         if setting.device_type == "cuda":
             # else a function's time would be that of launching its kernels
             row["stages"] = elsewhere(name, setting, CUDA_LAUNCH_BLOCKING="1")["stages"]
-        first = rows[PUBLISHED]
+        first = rows[ways[0]]
         other = row["ms"] - sum(row["stages"].values())
         share = [
             f"{row['stages'][stage]:.0f} ({100 * floor[stage] / row['stages'][stage]:.0f} %)"
             for stage in ("encoder", "decoder")
         ]
-        equal = matches(row["masks"], first["masks"])
+        equal = matches(row["masks"], first["masks"])[:, 0]
         print(
-            f"| {setting.model} | {setting.points_per_side}² | {name} | {row['ms']:.0f} "
+            f"| {setting.model} | {setting.points_per_side}² | {WAYS[name]} | {row['ms']:.0f} "
             f"| {first['ms'] / row['ms']:.1f} | {share[0]} | {share[1]} "
             f"| {row['stages']['masks']:.0f} | {row['stages']['RLE']:.0f} | {max(other, 0):.0f} "
             f"| {row['gb']:.2f} | {row['gb'] / first['gb']:.2f} "
-            f"| {100 * (equal >= 0.99).mean():.1f} % of {len(equal)} |",
+            f"| {100 * (equal >= 0.99).mean():.2f} % of {len(equal)} |",
             flush=True,
         )
-    if ENGINE_FP32 in rows:
-        best = matches(rows[ENGINE]["masks"], rows[ENGINE_FP32]["masks"])
+    if {"fp32", "bf16"} <= set(rows):
+        pairs = matches(rows["bf16"]["masks"], rows["fp32"]["masks"])
+        agree = pairs[pairs[:, 0] >= 0.9]
+        mean, most = agree.mean(axis=0), agree.max(axis=0)
         print(
-            f"\n{setting.model}, precision auto against fp32: {100 * (best >= 0.9).mean():.1f} % "
-            f"of {len(best)} masks matched at IoU >= 0.9, their mean IoU "
-            f"{best[best >= 0.9].mean():.4f}\n"
+            f"\n{setting.model}, bf16 against fp32: {100 * len(agree) / len(pairs):.1f} % of "
+            f"{len(pairs)} masks matched at IoU ≥ 0.9, their mean IoU {mean[0]:.4f}; predicted IoU "
+            f"differs by {mean[1]:.4f} (at most {most[1]:.4f}), stability by {mean[2]:.4f} "
+            f"({most[2]:.4f})\n"
         )
 
 
@@ -321,9 +370,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["tiny", "vit_b"])
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), help="rows, the first to compare")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--points-per-side", type=int, default=32)
-    parser.add_argument("--tiles", type=int, default=1)
+    parser.add_argument("--tiles", type=int, default=1, help="how many are painted")
+    parser.add_argument("--rasters", nargs="+", default=[], help="cut the tiles from these")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("--setting", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -339,13 +390,17 @@ def main() -> None:
     print(f"{date.today()}, {machine}, {threads} threads, torch {torch.__version__}")
     print(
         "\n| model | prompts | way | ms per tile | times faster | encoder (floor) "
-        "| decoder (floor) | masks | RLE | other | peak GB | of official "
-        "| its masks matched at IoU ≥ 0.99 |\n"
+        "| decoder (floor) | masks | RLE | other | peak GB | of the first "
+        "| masks of the first matched at IoU ≥ 0.99 |\n"
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         flush=True,
     )
-    for model in given.models:
-        table(Setting(model, device, given.points_per_side, given.tiles))
+    with tempfile.TemporaryDirectory() as folder:
+        tiles = str(Path(folder) / "tiles.npy")
+        draw(tiles, given.rasters, given.tiles)
+        for model in given.models:
+            ways = given.ways or list(WAYS)[: 5 if on_cuda else 3]
+            table(Setting(model, device, given.points_per_side, tiles), ways)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ def logits() -> torch.Tensor:
 
 
 def plain(mask: Measured) -> tuple:
+    assert mask.area_px == mask.pixels.sum()
     return str(mask.stability_score), mask.box, mask.pixels.shape, mask.pixels.tobytes()
 
 
