@@ -44,14 +44,14 @@ def test_the_map_shows_each_change_where_it_is(finished, reviewed):
     texts = [text.get_text() for text in legend.get_texts()]
     n = len(finished.layer)
     assert texts == [
-        f"unreviewed ({n - 5})", "accepted (2)", "rejected (1)", "deleted (1)", "edited (1)",
-        "added (1)",
+        f"unreviewed ({n - 5})", "rejected (1)", "deleted (1)", "accepted (2)", "edited (1)",
+        "added (1)", "its shape before",
     ]  # fmt: skip
     colors = [to_hex(patch.get_edgecolor()) for patch in legend.get_patches()]
     collections = figure.axes[0].collections
     shown = {to_hex(c.get_edgecolor()[0]): c.get_paths() for c in collections if len(c.get_fc())}
     assert list(shown) == colors
-    (gone,) = shown[colors[3]]
+    (gone,) = shown[colors[2]]
     assert gone.get_extents().bounds == pytest.approx(
         shapely.box(*finished.layer.geometry[4].bounds).bounds[:2]
         + tuple(np.ptp(np.reshape(finished.layer.geometry[4].bounds, (2, 2)), axis=0))

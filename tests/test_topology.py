@@ -81,6 +81,20 @@ def test_slivers_and_gaps():
     assert kinds(reviewed(*apart), planar=True) == [("gap", "n0, n1")]
 
 
+def test_a_label_is_mended_once_by_all_that_is_to_be_done(tmp_path):
+    # cut off on both sides, and a sliver of its own
+    label = MultiPolygon([square(0), square(20, width=0.3)])
+    labels = reviewed(label, square(9.8, width=4), square(-3.8, width=4))
+    issues = find_issues(labels, 0.5, planar=False)
+    assert sorted(issues["kind"]) == ["overlap", "overlap", "sliver"]
+    assert set(issues["mends"]) == {"n0"}
+    write_issues(issues, tmp_path / "i.gpkg")
+    mended = pyogrio.read_dataframe(tmp_path / "i.gpkg", layer="mended")
+    assert mended["id"].tolist() == ["n0"]
+    assert mended["fix"][0] == "drop this part; cut it off n0"
+    assert mended.area[0] == pytest.approx(96)
+
+
 def test_the_layer_of_issues_is_written(tmp_path):
     write_issues(
         find_issues(reviewed(square(0), square(9.8)), 0.5, planar=False), tmp_path / "i.gpkg"

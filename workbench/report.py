@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ import pandas as pd
 import pyproj
 import shapely
 from affine import Affine
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PathCollection
 from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba, to_rgba_array
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
@@ -44,6 +46,7 @@ FILES: Mapping[str, str] = {
 }
 _LOWS = [low for low, _ in CONFIDENCE_CLASSES]
 _COLORS = [color for _, color in CONFIDENCE_CLASSES]
+_FILL = 0.18  # how much of the imagery a polygon covers
 _MAX_FAILED_ROWS = 50
 _MAX_TITLE = 60
 _COVERAGE_PX = 2048  # the longer side of the grid on which the covered area is counted
@@ -87,26 +90,34 @@ def draw_map_by(
     transform: Affine,
     layer: gpd.GeoDataFrame,
     *,
+    hollow: Collection[str] = (),
     before: gpd.GeoSeries | None = None,
     title: str = "",
 ) -> Figure:
     """Draw imagery with the polygons of `layer` in the colours of the values of a column.
 
-    As `draw_map`. Values of `colors` that come later lie on top; the legend counts them. Shapes
-    `before` show as dotted white lines.
+    As `draw_map`. Values of `colors` that come later lie on top, `hollow` ones are outlines only;
+    the legend counts them. Shapes `before` show as dotted lines.
     """
     counts = layer[column].value_counts()
     figure, axes = _imagery(rgb, valid, transform, layer.crs, title, "")
     for value, color in colors.items():
         here = layer.geometry[layer[column] == value]
-        _draw_polygons(axes, here, np.full(len(here), color), many=len(layer))
-    if before is not None and len(before):
-        _draw_outlines(axes, before.to_frame("geometry"), "white", linewidth=0.7, linestyle=":")
-    handles = [
-        Patch(facecolor=to_rgba(color, 0.4), edgecolor=color, label=f"{value} ({counts[value]:,})")
+        fill = 0.0 if value in hollow else _FILL
+        _draw_polygons(axes, here, np.full(len(here), color), many=len(layer), fill=fill)
+    handles: list[Artist] = [
+        Patch(
+            facecolor=to_rgba(color, 0.0 if value in hollow else 2 * _FILL),
+            edgecolor=color,
+            label=f"{value} ({counts[value]:,})",
+        )
         for value, color in colors.items()
         if value in counts
     ]
+    if before is not None and len(before):
+        for color, style in (("black", "solid"), ("white", ":")):
+            _draw_outlines(axes, before.to_frame("geometry"), color, linewidth=1, linestyle=style)
+        handles.append(Line2D([], [], color="black", linestyle=":", label="its shape before"))
     if handles:
         figure.legend(handles=handles, loc="outside right upper", fontsize=9, frameon=False)
     return figure
@@ -228,14 +239,19 @@ def _with_hatch(rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.
 
 
 def _draw_polygons(
-    axes: Axes, geometry: gpd.GeoSeries, colors: NDArray[np.str_], many: int | None = None
+    axes: Axes,
+    geometry: gpd.GeoSeries,
+    colors: NDArray[np.str_],
+    *,
+    many: int | None = None,
+    fill: float = _FILL,
 ) -> None:
     """Draw polygons, each in its color `(n,)`; `many` is how many the map has in all."""
     outlines = _outlines(geometry)
     if not outlines:
         return
     edges = to_rgba_array(colors)
-    faces = edges * [1, 1, 1, 0.18]
+    faces = edges * [1, 1, 1, fill]
     # thousands of polygons on one page: thinner lines, or the imagery is gone
     width = float(np.clip(30 / np.sqrt(many or len(outlines)), 0.35, 1.2))
     axes.add_collection(  # a dark rim tells the line from bright ground

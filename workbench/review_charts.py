@@ -60,9 +60,9 @@ def draw_changes(told: pd.DataFrame, classes: Mapping[int, str]) -> Figure:
 # the same hues, bright enough for imagery; what comes later lies on top
 _ON_IMAGERY: Mapping[str, str] = {
     "unreviewed": "#e6e6e6",
-    "accepted": "#57e08a",
     "rejected": "#ff8c1a",
     "deleted": "#ff4b2e",
+    "accepted": "#57e08a",
     "edited": "#4cc9f0",
     "added": "#d9a6ff",
 }
@@ -91,6 +91,7 @@ def draw_change_map(told: pd.DataFrame, labels: gpd.GeoDataFrame, run: Run) -> F
         _ON_IMAGERY,
         *scene.overview(PICTURE_PX),
         drawn[drawn.intersects(frames[place])],
+        hollow=("unreviewed", "rejected", "deleted"),
         before=before[before.intersects(frames[place])],
         title=f"{scene.name} (1 of {n} rasters)" if n > 1 else scene.name,
     )

@@ -16,8 +16,10 @@ from workbench.crs import ground_area_m2
 
 DUPLICATE_IOU = 0.9
 HOLDS = 0.95  # of the smaller one: a part on its whole, which is in order unless planar
-COLUMNS = ("kind", "labels", "area_m2", "what", "fix")
-_Row = tuple[str, str, float, str, str | None, shapely.Geometry | None, shapely.Geometry | None]
+COLUMNS = ("kind", "labels", "area_m2", "what", "fix", "mends")
+_Row = tuple[
+    str, str, float, str, str | None, str | None, shapely.Geometry | None, shapely.Geometry | None
+]
 
 
 def find_issues(labels: gpd.GeoDataFrame, pixel: float, *, planar: bool) -> gpd.GeoDataFrame:
@@ -27,32 +29,33 @@ def find_issues(labels: gpd.GeoDataFrame, pixel: float, *, planar: bool) -> gpd.
     thinner is a sliver, or a gap between labels of which one is edited (in a `planar` layer: any).
     Overlaps count where neither label holds the other, or in a planar layer always; pairs that
     nobody has touched are left out. Columns: `kind` (`empty`, `invalid`, `unclosed`, `duplicate`,
-    `overlap`, `sliver`, `gap`), `labels` (ids), `area_m2` of the geometry, `what`, and `fix`, null
-    where a person must decide. The geometry is the place; `mended` is the whole label as the fix
-    leaves it, None without one.
+    `overlap`, `sliver`, `gap`), `labels` (ids), `area_m2` of the geometry, `what`, `fix`, null
+    where a person must decide, and `mends`, the id of the label that the fix changes. The geometry
+    is the place; `mended` is the whole label as this fix leaves it, None without one.
     """
     labels = labels[labels["status"] != "rejected"].reset_index(drop=True)
     shape, ids = labels.geometry.to_numpy(), labels["id"].to_numpy(object)
     valid = shapely.is_valid(shape)
     sound = np.where(valid, shape, shapely.make_valid(shape, method="structure"))
     rows: list[_Row] = [
-        ("empty", ids[i], 0.0, "has no polygon", "delete it", None, None)
+        ("empty", ids[i], 0.0, "has no polygon", "delete it", None, None, None)
         for i in np.flatnonzero(shapely.is_empty(shape))
     ]
     for i in np.flatnonzero(~valid):
         reason = shapely.is_valid_reason(shape[i])
-        rows.append(("invalid", ids[i], 0.0, reason, "make valid", sound[i], sound[i]))
+        rows.append(("invalid", ids[i], 0.0, reason, "make valid", ids[i], sound[i], sound[i]))
     for i in np.flatnonzero(labels["unclosed"] & ~shapely.is_empty(shape)):
         what = "a ring does not end where it starts in the file"
-        rows.append(("unclosed", ids[i], 0.0, what, "close the ring", sound[i], sound[i]))
+        rows.append(("unclosed", ids[i], 0.0, what, "close the ring", ids[i], sound[i], sound[i]))
     parts, of = shapely.get_parts(sound, return_index=True)
     thin = shapely.is_empty(shapely.buffer(parts, -pixel / 2))
     touched = labels["status"].isin(["accepted", "edited"]).to_numpy()
     for k in np.flatnonzero(thin & touched[of]):
         kept = parts[(of == of[k]) & ~thin]
         rest = shapely.multipolygons(kept) if len(kept) else None
-        fix = "drop this part" if len(kept) else None
-        rows.append(("sliver", ids[of[k]], 0.0, "a part thinner than a pixel", fix, parts[k], rest))
+        fix, mends = ("drop this part", ids[of[k]]) if len(kept) else (None, None)
+        what = "a part thinner than a pixel"
+        rows.append(("sliver", ids[of[k]], 0.0, what, fix, mends, parts[k], rest))
     edited = (labels["status"] == "edited").to_numpy()
     rows += _pairs(sound, ids, pixel, touched, edited, planar)
     return _as_layer(rows, labels.crs)
@@ -78,14 +81,15 @@ def _pairs(
         both = f"{ids[i[k]]}, {ids[j[k]]}"
         if iou[k] >= DUPLICATE_IOU:
             what = f"the same object twice (IoU {iou[k]:.2f})"
-            rows.append(("duplicate", both, 0.0, what, None, shared[k], None))
+            rows.append(("duplicate", both, 0.0, what, None, None, shared[k], None))
         elif planar or area[k] < HOLDS * less[k]:
             narrow = shapely.is_empty(shapely.buffer(shared[k], -pixel / 2))
             small = i[k] if areas[i[k]] <= areas[j[k]] else j[k]
             large = i[k] + j[k] - small
             cut = shapely.difference(shape[large], shape[small]) if narrow else None
-            fix = f"cut it off {ids[large]}" if narrow else None
-            rows.append(("overlap", both, 0.0, "two labels overlap", fix, shared[k], cut))
+            fix, mends = (f"cut it off {ids[large]}", ids[large]) if narrow else (None, None)
+            what = "two labels overlap"
+            rows.append(("overlap", both, 0.0, what, fix, mends, shared[k], cut))
     near = np.flatnonzero(shapely.is_empty(shared) & (planar | edited[i] | edited[j]))
     # what both reach from either side, less what is theirs
     reach = shapely.intersection(
@@ -94,18 +98,19 @@ def _pairs(
     between = shapely.difference(shapely.difference(reach, shape[i[near]]), shape[j[near]])
     for k, gap in zip(near, between, strict=True):
         both = f"{ids[i[k]]}, {ids[j[k]]}"
-        rows.append(("gap", both, 0.0, "less than a pixel between two labels", None, gap, None))
+        what = "less than a pixel between two labels"
+        rows.append(("gap", both, 0.0, what, None, None, gap, None))
     return rows
 
 
 def _as_layer(rows: Sequence[_Row], crs: object) -> gpd.GeoDataFrame:
-    place = np.array([_polygons_of(row[5]) for row in rows], object)
+    place = np.array([_polygons_of(row[-2]) for row in rows], object)
     layer = gpd.GeoDataFrame(
         {name: [row[k] for row in rows] for k, name in enumerate(COLUMNS)},
         geometry=gpd.GeoSeries(place, crs=crs),
     )
     layer["area_m2"] = ground_area_m2(place, layer.crs) if len(rows) else np.empty(0)
-    layer["mended"] = gpd.GeoSeries([_polygons_of(row[6]) for row in rows], layer.index, crs=crs)
+    layer["mended"] = gpd.GeoSeries([_polygons_of(row[-1]) for row in rows], layer.index, crs=crs)
     return layer
 
 
@@ -117,9 +122,14 @@ def _polygons_of(shape: shapely.Geometry | None) -> shapely.MultiPolygon | None:
 
 
 def write_issues(issues: gpd.GeoDataFrame, path: Path) -> None:
-    """Write `issues`, and as layer `mended` the labels that a fix would leave, as a GeoPackage."""
-    mended = issues.set_geometry("mended", crs=issues.crs)
-    mended = mended[mended.geometry.notna()][["labels", "fix", "mended"]]
+    """Write `issues`, and as layer `mended` each label as all its fixes leave it, as GeoPackage."""
+    fixed = issues[issues["mended"].notna()].groupby("mends", sort=False)
+    # a fix only takes away: what all of them leave is what each of them leaves
+    shapes = [_polygons_of(shapely.intersection_all(one["mended"])) for _, one in fixed]
+    mended = gpd.GeoDataFrame(
+        {"id": list(fixed.groups), "fix": ["; ".join(one["fix"].unique()) for _, one in fixed]},
+        geometry=gpd.GeoSeries(shapes, crs=issues.crs),
+    )
     with atomic_path(path) as temporary:
         for name, layer in (("issues", issues.drop(columns="mended")), ("mended", mended)):
             pyogrio.write_dataframe(
