@@ -20,11 +20,9 @@ from rasterio.windows import Window
 from workbench.crs import as_registered, ground_scale, is_earth, is_metric, metric_crs, to_lonlat
 from workbench.errors import SceneError
 from workbench.raster import (
-    GDAL_ERRORS,
     Layers,
     Scene,
     Stretch,
-    cause,
     horizontal,
     is_by_gcps,
     is_in,
@@ -33,7 +31,15 @@ from workbench.raster import (
     source_layers,
     warp,
 )
-from workbench.sources import absolute, gdal_environment, is_local, refuse_impostors
+from workbench.sources import (
+    GDAL_ERRORS,
+    absolute,
+    cause,
+    is_local,
+    is_remote,
+    patiently,
+    refuse_impostors,
+)
 
 _SAMPLE_PX = 1024  # longest side of the decimated read behind statistics
 _SAMPLE_PERCENTILES = (2.0, 98.0)
@@ -60,14 +66,20 @@ def open_scene(
     """
     name = absolute(source)
     refuse_impostors(name)
-    try:
-        with gdal_environment(name), open_dataset(name) as dataset:
+
+    def attempt() -> Scene:
+        with open_dataset(name) as dataset:
             return _plan(dataset, name, bands, stretch, crs, resolution_m)
+
+    try:
+        return patiently(name, attempt)
     except (*GDAL_ERRORS, CRSError) as error:
-        raise SceneError(
-            f"{name} cannot be read as a raster: {cause(error)}. Check the file with gdalinfo, "
-            "and copy, download or export it again."
-        ) from error
+        remedy = (
+            "Check the address, the network and the server, and try again."
+            if is_remote(name)
+            else "Check the file with gdalinfo, and copy, download or export it again."
+        )
+        raise SceneError(f"{name} cannot be read as a raster: {cause(error)}. {remedy}") from error
 
 
 def _plan(

@@ -22,21 +22,25 @@ import rasterio
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError
 from rasterio.dtypes import dtype_rev, typename_fwd
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from workbench.crs import ground_scale
 from workbench.errors import SceneError
-from workbench.sources import gdal_environment, gdal_name
+from workbench.sources import (
+    GDAL_ERRORS,
+    cause,
+    forget,
+    gdal_environment,
+    gdal_name,
+    is_remote,
+    patiently,
+)
 
 _HANDLES_PER_THREAD = 8
-
-# some of GDAL's errors pass rasterio unwrapped; their base class has no public name
-GDAL_ERRORS = (RasterioError, CPLE_BaseError)
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,8 @@ class Scene:
         """RGB `(h, w, 3)` and validity `(h, w)` of a window of whole pixels.
 
         The window may reach outside the scene or miss it: what is outside is black and invalid,
-        and invalid pixels are black. Raises SceneError where the file's blocks cannot be decoded.
+        and invalid pixels are black. A remote raster that does not answer is tried again for a
+        while. Raises SceneError where the file's blocks cannot be read or decoded.
         """
         left, top = int(window.col_off), int(window.row_off)
         width, height = int(window.width), int(window.height)
@@ -137,16 +142,28 @@ class Scene:
         if columns.start >= columns.stop or rows.start >= rows.stop:
             return rgb, valid
         inside = Window.from_slices(rows, columns)
+
+        def attempt() -> tuple[Layers, NDArray[Any], NDArray[np.bool_]]:
+            layers = _layers_of(self)
+            try:
+                return layers, *layers.read(inside)
+            except GDAL_ERRORS:
+                self.close()  # what a dataset has failed to read, it does not ask for again
+                raise
+
         try:
-            with gdal_environment(self.source):
-                layers = _layers_of(self)
-                raw, inside_valid = layers.read(inside)
+            layers, raw, inside_valid = patiently(self.source, attempt)
         except GDAL_ERRORS as error:
+            remedy = (
+                "The network or the server has failed, or the file is damaged there: run again "
+                "when they are back."
+                if is_remote(self.source)
+                else "The file is damaged or incomplete there: copy or download it again."
+            )
             raise SceneError(
                 f"{self.source}: the pixels of rows {rows.start}–{rows.stop}, columns "
                 f"{columns.start}–{columns.stop} of its working grid cannot be read: "
-                f"{cause(error)}. The file is damaged or incomplete there: copy or download it "
-                "again."
+                f"{cause(error)}. {remedy}"
             ) from error
         target = (
             slice(rows.start - top, rows.stop - top),
@@ -194,6 +211,8 @@ class Scene:
                 "there and whole."
             ) from error
         if damage is not None:
+            self.close()
+            forget(self.source)
             tell(
                 f"{self.source}: some of its pixels here cannot be read: {cause(damage)}. The file "
                 "is damaged or incomplete there: copy or download it again."
@@ -265,11 +284,6 @@ def _wholly_inside(offset: float, step: float, count: int, length: int) -> slice
     return slice(max(0, first), min(count, last))
 
 
-def cause(error: BaseException) -> str:
-    """GDAL's own words for an error: rasterio often says only that something failed."""
-    return str(error.__cause__ or error).strip().rstrip(".")
-
-
 # ---- open datasets ---------------------------------------------------------------------------
 
 
@@ -318,7 +332,11 @@ class Layers:
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """The whole dataset at `shape`; where blocks cannot be decoded, what can be is read."""
         whole = Window(0, 0, self.dataset.width, self.dataset.height)
-        return self.read_what_is_whole(whole, shape, resampling)[:2]
+        try:
+            # what is decided by it must not depend on the network
+            return patiently(self.dataset.name, lambda: self.read(whole, shape, resampling))
+        except GDAL_ERRORS:
+            return self.read_what_is_whole(whole, shape, resampling)[:2]
 
     def read_what_is_whole(
         self, window: Window, shape: tuple[int, int], resampling: Resampling

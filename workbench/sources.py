@@ -3,12 +3,15 @@
 import glob
 import os
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioError
 
 from workbench.errors import SceneError
 
@@ -39,11 +42,21 @@ _REMOTE_OPTIONS = {
     # never for local files, whose masks and overviews may well lie beside them
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-    "GDAL_HTTP_MAX_RETRY": "4",
+    # where a server says "not now" (429, 503, …), for instance because of too many requests
+    "GDAL_HTTP_MAX_RETRY": "2",
     "GDAL_HTTP_RETRY_DELAY": "1",
     "GDAL_HTTP_CONNECTTIMEOUT": "20",
+    # a connection on which nothing comes for so many seconds; GDAL would wait for ever
+    "GDAL_HTTP_LOW_SPEED_TIME": "30",
+    "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
     "VSI_CACHE": "TRUE",
 }
+RETRY_SECONDS = (1.0, 4.0, 16.0)  # between one try of a remote raster and the next
+
+# some of GDAL's errors pass rasterio unwrapped; their base class has no public name
+GDAL_ERRORS = (RasterioError, CPLE_BaseError)
+
+Result = TypeVar("Result")
 
 
 def find_sources(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -98,11 +111,53 @@ def gdal_name(name: str) -> str:
     return name
 
 
+def is_remote(name: str) -> bool:
+    """Whether a source is read over a network by GDAL's own means."""
+    return gdal_name(name).startswith(_REMOTE_FILE_SYSTEMS)
+
+
 def gdal_environment(name: str) -> AbstractContextManager[Any]:
-    """GDAL's options for reading the source."""
-    remote = gdal_name(name).startswith(_REMOTE_FILE_SYSTEMS)
+    """GDAL's options for reading the source; those that the user's environment has set stay."""
+    options = {k: v for k, v in _REMOTE_OPTIONS.items() if k not in os.environ}
     # an Env even without options: without one GDAL prints its errors to stderr
-    return rasterio.Env(**(_REMOTE_OPTIONS if remote else {}))
+    return rasterio.Env(**(options if is_remote(name) else {}))
+
+
+def patiently(name: str, read: Callable[[], Result]) -> Result:
+    """Return what `read` returns; of a remote source it is tried again, after ever longer waits.
+
+    GDAL tries again by itself where a server has answered, but not where a connection was dropped
+    or has gone silent.
+    """
+    waits = iter(RETRY_SECONDS if is_remote(name) else ())
+    while True:
+        try:
+            with gdal_environment(name):
+                return read()
+        except GDAL_ERRORS as error:
+            forget(name)
+            seconds = next(waits, None)
+            # missing or forbidden stays so
+            if seconds is None or re.search(r"response code: 4(?!08|29)", cause(error)):
+                raise
+        time.sleep(seconds)
+
+
+def forget(name: str) -> None:
+    """Let GDAL forget what it knows of a remote source.
+
+    It takes half an answer for the end of the file, and no answer for a file that is not there.
+    """
+    if is_remote(name):
+        # the only way to its cache: it is dropped when a file that may not be cached is closed
+        options = {"CPL_VSIL_CURL_NON_CACHED": gdal_name(name), "GDAL_HTTP_MAX_RETRY": "0"}
+        with gdal_environment(name), rasterio.Env(**options), suppress(*GDAL_ERRORS):
+            rasterio.open(gdal_name(name)).close()
+
+
+def cause(error: BaseException) -> str:
+    """GDAL's own words for an error: rasterio often says only that something failed."""
+    return str(error.__cause__ or error).strip().rstrip(".")
 
 
 def _rasters_in(directory: Path) -> list[str]:
