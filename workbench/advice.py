@@ -20,7 +20,14 @@ from workbench.candidates import Candidates, Thresholds, valid_masks
 from workbench.errors import ReviewError
 from workbench.finished import Run
 from workbench.polygons import clean, to_polygons
-from workbench.quality import THRESHOLD_STEPS, match, pool_planes, threshold_plane, with_area
+from workbench.quality import (
+    THRESHOLD_STEPS,
+    area_of,
+    match,
+    pool_planes,
+    threshold_plane,
+    with_area,
+)
 from workbench.review import home_in
 from workbench.runfolder import store_in
 from workbench.tiles import TileGrid
@@ -90,15 +97,16 @@ def tile_planes(
 
     `reference` is all that is to be found in these tiles, or in the part of them that lies `within`
     an area. An object counts in the tile whose core its representative point lies in, a polygon
-    that matches it too. Cleaning is that of the job, without `planar`. The thresholds are the steps
-    of `threshold_plane` and the job's own.
+    that matches it too. Tiles that failed or have no valid pixels do not count. Cleaning is that of
+    the job, without `planar`. The thresholds are the steps of `threshold_plane` and the job's own.
+    Raises `ReviewError` if the candidates of a tile are not stored any more.
     """
-    wanted = set(tiles)
-    ledger = run.tiles[run.tiles["tile"].isin(wanted)].reset_index(drop=True)
+    segmented = run.tiles["status"].isin(["ok", "empty"])
+    ledger = run.tiles[run.tiles["tile"].isin(set(tiles)) & segmented].reset_index(drop=True)
     reference = with_area(reference.to_crs(run.layer.crs))
     area = run.aoi
     if within is not None:
-        inside = within.geometry.to_crs(run.layer.crs).make_valid(method="structure").union_all()
+        inside = area_of(within, run.layer.crs)
         area = inside if area is None else shapely.intersection(area, inside)
     home = _home(reference, ledger, area)
     planes = {}
@@ -115,6 +123,12 @@ def tile_planes(
             iou_thresh=iou_thresh,
             pred_iou_threshs=_steps(run.job.pred_iou_thresh),
             stability_score_threshs=_steps(run.job.stability_score_thresh),
+        )
+    if len(planes) < len(ledger):
+        missing = ledger["tile"][~ledger["tile"].isin(list(planes))]
+        raise ReviewError(
+            f"{run.folder}/candidates lacks {len(missing)} of {len(ledger)} labelled tiles, such "
+            f"as {missing.iloc[0]}. Bring the run folder back whole, or run its job.yaml again."
         )
     return planes
 
@@ -192,8 +206,8 @@ def advise(planes: Sequence[pd.DataFrame], current: Thresholds, *, seed: int = 0
     if len(planes) < 2 or not n_reference:
         raise ReviewError(
             f"advice needs labels in at least two tiles, to hold one out: there are {n_reference} "
-            f"labels in {len(planes)} tiles. Review more tiles to their end, or run with smaller "
-            "ones."
+            f"labels in {len(planes)} tiles. Label more tiles to their end, or run with a smaller "
+            "tile_size."
         )
     points = planes[0][AXES]
     columns = ("n_predicted", "n_matched", "n_reference")

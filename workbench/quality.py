@@ -22,6 +22,7 @@ import pandas as pd
 import pyarrow as pa
 import shapely
 from numpy.typing import ArrayLike, NDArray
+from pyproj import CRS
 from scipy import sparse
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.stats import spearmanr
@@ -200,9 +201,16 @@ def with_area(layer: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
 def inside(layer: gpd.GeoDataFrame, area: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     """Keep the rows whose representative point lies in an area, as that of the labels."""
     _require_crs(layer, "predicted layer")
-    _require_crs(area, "labelled area")
-    whole = area.geometry.to_crs(layer.crs).make_valid(method="structure").union_all()
-    return layer[layer.geometry.representative_point().within(whole)]
+    return layer[layer.geometry.representative_point().within(area_of(area, layer.crs))]
+
+
+def area_of(within: gpd.GeoDataFrame, crs: CRS) -> shapely.Geometry:
+    """Return a labelled area as one geometry in a CRS, mended and without lines and points.
+
+    Raises `WorkbenchError` where its CRS is missing.
+    """
+    _require_crs(within, "labelled area")
+    return shapely.union_all(_polygonal(within.geometry.to_crs(crs))[0])
 
 
 def of_cores(polygons: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> gpd.GeoDataFrame:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import geopandas as gpd
 import pyogrio
+import shapely
 from pydantic import Field, field_validator
 
 from workbench.advice import Advice, advise, tile_planes
@@ -15,6 +16,8 @@ from workbench.dataset import Chips
 from workbench.errors import ReviewError
 from workbench.finished import Run
 from workbench.job import Parameters, Share, Text, as_meant
+from workbench.layer import crs_name
+from workbench.quality import area_of, with_area
 from workbench.review import reviewed_tiles, tiles_of
 
 
@@ -51,37 +54,61 @@ class ReviewJob(Parameters):
 
 
 def read_vector(path: str) -> gpd.GeoDataFrame:
-    """Read polygons with a CRS; raises `ReviewError` if there are none."""
+    """Read polygons with a CRS, mended where invalid; raises `ReviewError` if there are none."""
     try:
         frame = pyogrio.read_dataframe(path)
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
         raise ReviewError(f"{path} cannot be read as a vector file: {error}") from error
-    if not isinstance(frame, gpd.GeoDataFrame) or frame.crs is None or not frame.area.any():
-        raise ReviewError(f"{path} has no polygons with a CRS. Give a vector file with both.")
-    return frame
+    if isinstance(frame, gpd.GeoDataFrame) and frame.crs is not None:
+        frame = with_area(frame)
+        if len(frame):
+            return frame
+    raise ReviewError(f"{path} has no polygons with a CRS. Give a vector file with both.")
 
 
 def advise_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Advice:
     """Advise thresholds by a reference, where one is given, else by the reviewed labels.
 
     What is complete is the labelled area if one is given; else the tiles that a reference reaches,
-    or `reviewed_tiles`. Raises `ReviewError` if that
-    is less than two tiles.
+    or `reviewed_tiles`. Raises `ReviewError` if that is less than two tiles, or elsewhere.
     """
-    within = None if job.labelled_area is None else read_vector(job.labelled_area)
+    crs, n = run.layer.crs, len(run.tiles)
+    within = None
     if job.reference is not None:
-        truth = read_vector(job.reference).to_crs(run.layer.crs)
+        truth = _of_run(run, "reference", job.reference)
+        tiles = tiles_of(truth, run.tiles)
+        known = f"all labels of reference {job.reference} lie in {len(tiles)} of {n} tiles"
     else:
         truth = labels[labels["status"].isin(["accepted", "edited"])]
-    if within is not None:
-        area = within.geometry.to_crs(run.layer.crs).union_all()
-        tiles = set(run.tiles["tile"][run.tiles.intersects(area)])
-    elif job.reference is not None:
-        tiles = tiles_of(truth, run.tiles)
-    else:
         tiles = reviewed_tiles(run.tiles, labels, labels["status"].eq("unreviewed").to_numpy())
+        known = f"{len(tiles)} of {n} tiles are reviewed to their end"
+    if job.labelled_area is not None:
+        within = _of_run(run, "labelled_area", job.labelled_area)
+        shared = shapely.intersection(run.tiles.geometry.to_numpy(), area_of(within, crs))
+        tiles = set(run.tiles["tile"][shapely.area(shared) > 0])
+        known = f"labelled_area {job.labelled_area} reaches into {len(tiles)} of {n} tiles"
+    if len(tiles) < 2:
+        raise ReviewError(
+            f"advice needs labels in at least two tiles, to hold one out, and {known}. Label more "
+            "tiles to their end, or run with a smaller tile_size."
+        )
     planes = tile_planes(run, truth, tiles, within=within)
     return advise(list(planes.values()), run.job.thresholds, seed=job.seed)
+
+
+def _of_run(run: Run, name: str, path: str) -> gpd.GeoDataFrame:
+    """Read polygons in the CRS of the run, and refuse those of another place."""
+    frame = read_vector(path).to_crs(run.layer.crs)
+    here = shapely.box(*run.tiles.total_bounds)
+    if not frame.intersects(here).any():
+        theirs, ours = (
+            ", ".join(f"{value:.6g}" for value in of.total_bounds) for of in (frame, run.tiles)
+        )
+        raise ReviewError(
+            f"{name} {path} lies outside the run: its bounds are {theirs}, those of the run {ours} "
+            f"({crs_name(run.layer.crs)}). Give the one of this scene, and check its CRS."
+        )
+    return frame
 
 
 def write_advised_job(job: ReviewJob, run: Run, advice: Advice) -> Path:

@@ -1,0 +1,92 @@
+"""What a review asks of its run: each cause that stops advice is told, with what to do."""
+
+import shutil
+from dataclasses import replace
+
+import geopandas as gpd
+import pytest
+import shapely
+from known_objects import objects, write_labels
+from known_runs import job_for, use_known_objects
+from shapely.affinity import translate
+
+from workbench import run
+from workbench.errors import ReviewError
+from workbench.reviewing import ReviewJob, advise_run, read_vector
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of known objects in 15 tiles."""
+    folder = tmp_path_factory.mktemp("reviewing")
+    raster = write_labels(folder / "scene.tif", objects((230, 330), 1))
+    with pytest.MonkeyPatch.context() as patch:
+        use_known_objects(patch)
+        return run(job_for(raster, folder / "run"))
+
+
+@pytest.fixture
+def advise(finished, tmp_path):
+    """Advise by a reference (by default all labels of the run) and a labelled area."""
+
+    def advised(reference=None, area=None, of=finished):
+        reference = finished.layer if reference is None else reference
+        parameters = {"reference": str(tmp_path / "reference.gpkg")}
+        reference.to_file(parameters["reference"])
+        if area is not None:
+            parameters["labelled_area"] = str(tmp_path / "area.gpkg")
+            gpd.GeoSeries([area], crs=of.layer.crs).to_file(parameters["labelled_area"])
+        return advise_run(ReviewJob.create(run_dir=str(of.folder), **parameters), of, of.layer)
+
+    return advised
+
+
+def test_the_labelled_area_may_be_invalid(finished, advise):
+    left, bottom, right, top = finished.tiles.total_bounds
+    bow_tie = shapely.Polygon([(left, bottom), (right, top), (right, bottom), (left, top)])
+    whole = advise(area=shapely.box(left, bottom, right, top))
+    assert 0 < advise(area=bow_tie).n_reference < whole.n_reference == len(finished.layer)
+
+
+def test_tiles_that_only_touch_the_labelled_area_do_not_count(finished, advise):
+    two = shapely.union_all(finished.tiles.geometry[:2].to_numpy())
+    assert advise(area=two).n_tiles == 2
+
+
+def test_tiles_that_failed_do_not_count(finished, advise):
+    everything = shapely.box(*finished.tiles.total_bounds)
+    failed = finished.tiles["status"].where(finished.tiles.index > 0, "failed")
+    without = replace(finished, tiles=finished.tiles.assign(status=failed))
+    assert advise(area=everything, of=without).n_tiles == len(finished.tiles) - 1
+
+
+def test_each_cause_has_its_remedy(finished, advise, tmp_path):
+    away = finished.layer.translate(5000)
+    with pytest.raises(ReviewError, match=r"reference .* lies outside the run: its bounds are 50"):
+        advise(finished.layer.set_geometry(away))
+    with pytest.raises(ReviewError, match=r"labelled_area .* lies outside the run"):
+        advise(area=translate(shapely.box(*finished.tiles.total_bounds), 5000))
+    corner = finished.tiles.geometry[0].centroid.buffer(1)
+    with pytest.raises(ReviewError, match=r"labelled_area .* reaches into 1 of 15 tiles"):
+        advise(area=corner)
+    with pytest.raises(ReviewError, match=r"labels of reference .* lie in 1 of 15 tiles"):
+        advise(finished.layer[:1])
+    with pytest.raises(ReviewError, match="0 of 15 tiles are reviewed to their end"):
+        advise_run(ReviewJob.create(run_dir=str(finished.folder)), finished, finished.layer)
+    moved = shutil.copytree(finished.folder, tmp_path / "moved")
+    shutil.rmtree(moved / "candidates")
+    with pytest.raises(
+        ReviewError, match=r"candidates lacks \d+ of \d+ labelled tiles.*run folder"
+    ):
+        advise(of=replace(finished, folder=moved))
+
+
+def test_a_complete_review_counts_everywhere(finished):
+    job = ReviewJob.create(run_dir=str(finished.folder))
+    accepted = finished.layer.assign(status="accepted")
+    assert advise_run(job, finished, accepted).n_tiles == len(finished.tiles)
+
+
+def test_degrees_are_no_reason_to_warn(finished, tmp_path):
+    finished.layer.to_crs(4326).to_file(tmp_path / "degrees.gpkg")
+    assert len(read_vector(str(tmp_path / "degrees.gpkg"))) == len(finished.layer)
