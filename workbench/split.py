@@ -10,7 +10,8 @@ import shapely
 from numpy.typing import NDArray
 
 SPLITS = ("train", "val", "test")
-_DRAWS = 200
+_DRAWS = (200, 2000)  # at least and at most
+_DRAWN_CHIPS = 100_000  # in all draws together: with few chips each one that is lost hurts
 
 
 def spatial_split(
@@ -43,7 +44,7 @@ def spatial_split(
     rng = np.random.default_rng(seed)
     wanted = np.array([1 - val - test, val, test])
     best, lowest = np.zeros(n, int), np.inf
-    for _ in range(_DRAWS):
+    for _ in range(int(np.clip(_DRAWN_CHIPS // n, *_DRAWS))):
         key = np.floor((centres - centres.min(axis=0)) / block + rng.random(2)).astype(int)
         _, owner = np.unique(key, axis=0, return_inverse=True)
         drawn = _draw(owner.ravel(), wanted, rng)
