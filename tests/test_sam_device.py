@@ -5,6 +5,7 @@ import torch
 
 from workbench import sam
 from workbench.errors import JobError
+from workbench.sam import device
 
 
 def test_device_auto_is_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +39,30 @@ def test_precision_auto_is_the_fastest_that_is_native(monkeypatch: pytest.Monkey
         sam.resolve_precision("bf16", "cpu")
     with pytest.raises(JobError, match="precision 'half' is unknown"):
         sam.resolve_precision("half", "cpu")
+
+
+def test_the_batch_is_what_half_of_the_free_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 0
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * 2**30))
+    assert device.prompts_at_once("cpu") == 4
+    assert device.prompts_at_once("cuda:1") == 64  # a store may be opened where there is no GPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    batches = {}
+    for gb in (0, 1, 4, 8, 16, 24, 80, 140):
+        free = gb * 2**30
+        batches[gb] = device.prompts_at_once("cuda")
+        assert batches[gb] * device.PROMPT_BYTES <= free / 2 or batches[gb] == 1
+    assert batches == {0: 1, 1: 8, 4: 32, 8: 64, 16: 128, 24: 128, 80: 256, 140: 256}
+
+
+def test_the_batch_is_asked_for_once_and_kept_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [16 * 2**30, 2**30]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free.pop(0), 80 * 2**30))
+    first = sam.sam_segmenter("tiny", device="cuda", precision="fp32")
+    assert first.key["points_per_batch"] == first.key["points_per_batch"] == 128
+    # a resume is given what run.yaml has kept
+    kept = first.key["points_per_batch"]
+    resumed = sam.sam_segmenter("tiny", device="cuda", precision="fp32", points_per_batch=kept)
+    assert resumed.key == first.key
+    assert len(free) == 1

@@ -19,8 +19,9 @@ from small_sams import picture, small_sam
 from workbench.candidates import SCHEMA, Candidates, Thresholds, prune, select
 from workbench.errors import WorkbenchError
 from workbench.sam import SamSegmenter
+from workbench.sam.device import PROMPTS_AT_ONCE
 from workbench.sam.encoder import Predictor
-from workbench.sam.segmenter import POINTS_PER_BATCH
+from workbench.sam.measure import Measured
 
 # after workbench.sam, which makes torchvision importable
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor  # isort: skip
@@ -336,6 +337,26 @@ def test_few_masks_are_at_full_resolution_at_once(
     assert sum(upsampled) < 64 * 3  # those below the floor are not upsampled at all
 
 
+def test_masks_are_pruned_as_bits(segmenter: SamSegmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, those that can never be selected do not leave it."""
+    measured, unpacked = [], []
+    original = Measured.pixels.fget
+
+    def passing(self: SamSegmenter, *args: Any) -> list:
+        measured.extend(found := whole(self, *args))
+        return found
+
+    def pixels(self: Measured) -> np.ndarray:
+        unpacked.append(self)
+        return original(self)
+
+    whole = SamSegmenter._passing
+    monkeypatch.setattr(SamSegmenter, "_passing", passing)
+    monkeypatch.setattr(Measured, "pixels", property(pixels))
+    candidates = segmenter.propose(picture(96, 128))
+    assert 0 < len(unpacked) == len(candidates) < len(measured)
+
+
 def test_positions_are_encoded_once_for_each_crop(
     segmenter: SamSegmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -379,4 +400,4 @@ def test_the_key_names_all_that_candidates_depend_on(segmenter: SamSegmenter) ->
         "threads": torch.get_num_threads(),
     }
     automatic = replace(segmenter, points_per_batch=None)
-    assert automatic.key["points_per_batch"] == POINTS_PER_BATCH["cpu"]
+    assert automatic.key["points_per_batch"] == PROMPTS_AT_ONCE["cpu"]

@@ -19,7 +19,7 @@ from workbench.errors import CheckpointError
 from workbench.pipeline import prepare
 from workbench.quality import calibration
 from workbench.sam import MODELS, Embedded, Model, SamSegmenter, load_model, sam_segmenter
-from workbench.sam.segmenter import POINTS_PER_BATCH
+from workbench.sam.device import PROMPTS_AT_ONCE
 from workbench.sam.tiny import build_tiny
 from workbench.sample import make_sample
 
@@ -91,7 +91,7 @@ def test_C1_the_generator_keeps_the_same_masks(box_nms_thresh: float) -> None:
     generator = SamAutomaticMaskGenerator(
         tiny(),
         points_per_side=3,
-        points_per_batch=POINTS_PER_BATCH["cpu"],
+        points_per_batch=PROMPTS_AT_ONCE["cpu"],
         box_nms_thresh=box_nms_thresh,
         output_mode="coco_rle",
     )

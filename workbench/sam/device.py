@@ -8,6 +8,13 @@ import torch
 
 from workbench.errors import JobError
 
+# `tiny` takes 2.2 s of one CPU core for 144 prompts in batches of 2, 1.9 s in those of 4 and of 6.
+# Larger tensors pass 32 MB, beyond which glibc maps, and the kernel clears, fresh pages for every
+# one.
+PROMPTS_AT_ONCE = {"cpu": 4}
+ELSEWHERE = 64  # as SamAutomaticMaskGenerator
+MOST, PROMPT_BYTES = 256, 60 * 2**20  # on CUDA: what one prompt takes in fp32, on its largest step
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -54,3 +61,16 @@ def resolve_precision(precision: str, device: str) -> str:
             "Take precision auto or fp32."
         )
     return precision
+
+
+def prompts_at_once(device: str) -> int:
+    """How many prompts to decode at once: on CUDA the power of two that half the free memory holds.
+
+    It decides the last bits of what the network gives, so ask once and keep the answer.
+    """
+    kind, _ = device_kind(device)
+    if kind == "cuda" and torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info(device)
+        fits = min(max(free // (2 * PROMPT_BYTES), 1), MOST)
+        return 1 << (fits.bit_length() - 1)
+    return PROMPTS_AT_ONCE.get(kind, ELSEWHERE)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from segment_anything.utils.amg import batched_mask_to_box, calculate_stability_score
 from torch import Tensor
@@ -20,19 +21,20 @@ class Measured:
     """A mask at full size: its stability, its box, and the pixels of the box as bits.
 
     Most masks are pruned: packing takes 0.05 ms for a tile of 1024 x 1024, and leaves an eighth.
+    Bits stay on the device that made them until `pixels` asks for them.
     """
 
     stability_score: float  # NaN if no pixel is above the lower offset
     box: tuple[int, int, int, int]  # XYXY, crop pixels, last pixel inclusive; zeros if empty
     area_px: int
-    bits: NDArray[np.uint8]  # the rows of the box, as np.packbits(..., axis=1)
+    bits: Tensor  # (h, n) uint8: the rows of the box, as np.packbits(..., axis=1)
     before: int = 0  # bits of each row that are left of the box
 
     @property
     def pixels(self) -> NDArray[np.bool_]:
         """The mask within its box, `(h, w)`."""
         columns = slice(self.before, self.before + self.box[2] + 1 - self.box[0])
-        return np.unpackbits(self.bits, axis=1)[:, columns].view(bool)
+        return np.unpackbits(self.bits.cpu().numpy(), axis=1)[:, columns].view(bool)
 
 
 def measure_enlarged(low_res: Tensor, scale: int, threshold: float) -> Iterator[Measured]:
@@ -68,7 +70,7 @@ def measure_fused(
     original_size: tuple[int, int],
     threshold: float,
 ) -> Iterator[Measured]:
-    """Measure `(n, h, w)` logits on CUDA, whose masks come to the host as bits, in one copy.
+    """Measure `(n, h, w)` logits on CUDA, whose masks come to the host as bits, if at all.
 
     Moves numbers: a logit may differ from torch's in its last bit.
     """
@@ -77,16 +79,10 @@ def measure_fused(
     masks = measure_masks(
         low_res.contiguous(), side, input_size, original_size, threshold, STABILITY_SCORE_OFFSET
     )
-    for stable, area, (x0, y0, x1, y1), bits in zip(
-        masks.stability.tolist(),
-        masks.areas.tolist(),
-        masks.boxes.tolist(),
-        masks.bits.cpu().numpy(),
-        strict=True,
-    ):
-        # a copy, so that the bits outside of the box go
-        rows = bits[y0 : y1 + 1, x0 // 8 : x1 // 8 + 1].copy()
-        yield Measured(stable, (x0, y0, x1, y1), area, rows, x0 % 8)
+    numbers = (part.tolist() for part in (masks.stability, masks.areas, masks.boxes))
+    for stable, area, (x0, y0, x1, y1), bits in zip(*numbers, masks.bits, strict=True):
+        # whole rows, which lie in one piece
+        yield Measured(stable, (x0, y0, x1, y1), area, bits[y0 : y1 + 1], x0)
 
 
 def measure_whole(logits: Tensor, threshold: float) -> Iterator[Measured]:
@@ -118,4 +114,5 @@ def _cut(mask: NDArray[np.bool_], stability: float, top: int, left: int) -> Meas
 def _packed(
     stability: float, box: tuple[int, int, int, int], pixels: NDArray[np.bool_]
 ) -> Measured:
-    return Measured(stability, box, int(np.count_nonzero(pixels)), np.packbits(pixels, axis=1))
+    packed = torch.from_numpy(np.packbits(pixels, axis=1))
+    return Measured(stability, box, int(np.count_nonzero(pixels)), packed)

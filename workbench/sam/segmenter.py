@@ -31,15 +31,17 @@ from torch.nn.functional import interpolate
 from workbench.candidates import Candidates, Rules, Watch, concat, encode_masks, prune
 from workbench.errors import JobError, WorkbenchError
 from workbench.sam.decoder import decoder_of
-from workbench.sam.device import DTYPES, device_kind, resolve_device, resolve_precision
+from workbench.sam.device import (
+    DTYPES,
+    device_kind,
+    prompts_at_once,
+    resolve_device,
+    resolve_precision,
+)
 from workbench.sam.encoder import Predictor
 from workbench.sam.measure import Measured, measure_enlarged, measure_fused, measure_whole
 from workbench.sam.models import MODELS, fetch_checkpoint, load_model, refuse_missing
 
-# `tiny` takes 2.2 s of one CPU core for 144 prompts in batches of 2, 1.9 s in those of 4 and of 6.
-# Larger tensors pass 32 MB, beyond which glibc maps, and the kernel clears, fresh pages for every
-# one.
-POINTS_PER_BATCH = {"cpu": 4}
 # More upsampled masks of 1024 x 1024 than a few leave the CPU's caches: 4 ms a mask by threes,
 # 8 ms by twelves and more. On other devices a whole batch goes at once.
 MASKS_AT_ONCE = {"cpu": 3}
@@ -275,7 +277,7 @@ class SamSegmenter:
 
     @cached_property
     def _batch(self) -> _Batch:
-        return _Batch(self.points_per_batch or POINTS_PER_BATCH.get(self._device_type, 64))
+        return _Batch(self.points_per_batch or prompts_at_once(self.device))
 
 
 @dataclass
