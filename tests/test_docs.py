@@ -1,80 +1,64 @@
-"""What the README says is generated from the code, or checked against it."""
+"""What the docs say is generated from the code, or checked against it."""
 
+import ast
 import re
-import shlex
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
-import yaml
-
-from workbench import Job
-from workbench.layer import COLUMNS
-from workbench.reviewing import ReviewJob
-from workbench.runfolder import OUTPUTS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-START, END = (
-    "<!-- parameters: made from `Job`, checked by tests/test_docs.py -->",
-    ("<!-- end of parameters -->"),
-)
+TROUBLE = ROOT / "docs" / "troubleshooting.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
 
 
-def parameters_table():
-    """The README's table: run this file to write it there."""
-    lines = ["| name | default | meaning |", "|---|---|---|"]
-    defaults = Job().parameters()
-    for name, field in Job.model_fields.items():
-        text = yaml.safe_dump(defaults[name], default_flow_style=True).split("\n")[0]
-        lines.append(f"| `{name}` | {text} | {field.description} |")
-    return "\n".join(lines)
-
-
-def test_the_parameters_table_is_current():
-    text = README.read_text(encoding="utf-8")
-    assert text[text.index(START) + len(START) : text.index(END)].strip() == parameters_table()
+def test_the_tables_of_parameters_are_current():
+    for page, text in runpy.run_path(str(ROOT / "docs" / "parameters.py"))["pages"]().items():
+        assert page.read_text(encoding="utf-8") == text, "run python docs/parameters.py"
     # by hand, should the table's maker and the table be wrong together
+    text = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
     for row in (
-        "| `source` | null |",
-        "| `model` | classic |",
-        "| `overlap` | 0.1875 |",
-        "| `crop_n_layers` | 0 |",
-        "| `planar` | false |",
-        "| `classes` | {1: object} |",
-        "| `interactive` | auto |",
+        "| `source` | null | text or list of text |",
+        "| `model` | classic | tiny, classic, vit_b, vit_l, vit_h |",
+        "| `overlap` | 0.1875 | number 0 to 0.5 |",
+        "| `resolution_m` | null | number above 0 |",
+        "| `crop_n_layers` | 0 | integer 0 to 4 |",
+        "| `planar` | false | true, false |",
+        "| `classes` | {1: object} | map |",
+        "| `interactive` | auto | true, false |",
+        "| `run_dir` | – | text |",
+        "| `chip_size` | 512 | integer 32 to 8192 |",
     ):
         assert f"\n{row} " in text
 
 
-def test_the_readme_names_every_column_and_every_file():
-    text = README.read_text(encoding="utf-8")
-    assert [name for name in COLUMNS if f"`{name}`" not in text] == []
-    files = [*OUTPUTS, "job.yaml", "run.yaml", "candidates/*.parquet"]
-    assert [name for name in files if f"`{name}`" not in text] == []
+def sentences():
+    """The texts in the source that are no docstrings; what is filled in is an ellipsis."""
+    found = set()
+    for path in (ROOT / "workbench").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        parts = {p for n in ast.walk(tree) if isinstance(n, ast.JoinedStr) for p in n.values}
+        docs = {n.value for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+        for node in ast.walk(tree):
+            match node:
+                case ast.JoinedStr():
+                    filled = [v.value if isinstance(v, ast.Constant) else "…" for v in node.values]
+                    found.add("".join(filled))
+                case ast.Constant(value=str(text)) if node not in parts | docs:
+                    found.add(text)
+    return found
 
 
-PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
-
-
-def test_papermill_commands_hold_a_valid_job():
-    commands = [
-        shlex.split(line)
-        for page in PAGES
-        for line in page.read_text(encoding="utf-8").splitlines()
-        if line.startswith("    papermill ")
-    ]
-    assert len(commands) > 5
-    for words in commands:
-        assert (ROOT / words[1]).exists(), words
-        options = words[3:]
-        given = {options[i + 1]: options[i + 2] for i, word in enumerate(options) if word == "-p"}
-        for i, word in enumerate(options):
-            if word == "-y":
-                given |= yaml.safe_load(options[i + 1])
-        model = ReviewJob if Path(words[1]).name == "review.ipynb" else Job
-        model.create(**given)
+def test_the_messages_of_troubleshooting_are_in_the_source():
+    headings = re.findall(r"^### (.+)$", TROUBLE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(headings) == len(set(headings)) > 40
+    source = sentences()
+    beginnings = {
+        heading: re.compile(".*".join(map(re.escape, heading.split("…"))), re.DOTALL)
+        for heading in headings
+    }
+    assert [h for h, begin in beginnings.items() if not any(map(begin.match, source))] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -87,10 +71,3 @@ def test_links_lead_to_files_that_are_there(page):
 def test_the_badge_opens_a_notebook_that_is_there():
     (path,) = re.findall(r"urlpath=lab/tree/([^)]+)", README.read_text(encoding="utf-8"))
     assert (ROOT / path).exists()
-
-
-if __name__ == "__main__":
-    text = README.read_text(encoding="utf-8")
-    head, tail = text.split(START)[0], text.split(END)[1]
-    README.write_text(f"{head}{START}\n{parameters_table()}\n{END}{tail}", encoding="utf-8")
-    subprocess.run([sys.executable, "-m", "pytest", __file__], check=True)

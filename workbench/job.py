@@ -140,14 +140,20 @@ class Job(Parameters):
         None, "metric working CRS; auto: the raster's own, or UTM if that is not in metres"
     )
     resolution_m: Positive | None = _field(None, "resample to this ground resolution, metres")
-    tile_size: int = _field(1024, "pixels", ge=64, le=8192)
-    overlap: float = _field(0.1875, "fraction of the tile", ge=0, le=0.5)
-    points_per_side: int = _field(32, "SAM's prompt grid", ge=1, le=256)
-    crop_n_layers: int = _field(0, "SAM's crops", ge=0, le=4)
+    tile_size: int = _field(1024, "side of a tile, pixels; SAM sees it at 1024", ge=64, le=8192)
+    overlap: float = _field(0.1875, "of neighbouring tiles, fraction of the tile", ge=0, le=0.5)
+    points_per_side: int = _field(
+        32, "SAM is asked at a grid of so many points a side in each tile", ge=1, le=256
+    )
+    crop_n_layers: int = _field(
+        0, "SAM looks again at enlarged crops of a tile, so many layers of them", ge=0, le=4
+    )
     pred_iou_thresh: Share = _field(0.85, "keep masks with a predicted IoU above this")
     stability_score_thresh: Share = _field(0.92, "keep masks that are at least this stable")
-    pred_iou_floor: Share = _field(0.5, "what is stored; the lower end of the slider")
-    stability_floor: Share = _field(0.5, "what is stored; the lower end of the slider")
+    pred_iou_floor: Share = _field(0.5, "masks above this are stored; the lower end of the slider")
+    stability_floor: Share = _field(
+        0.5, "masks from this on are stored; the lower end of the slider"
+    )
     box_nms_thresh: Share = _field(0.7, "of two masks with a higher box IoU the worse one goes")
     crop_nms_thresh: Share = _field(0.7, "the same among crops")
     min_area_px: int | None = _field(500, "mask parts smaller than this go, pixels", ge=0)
@@ -157,8 +163,10 @@ class Job(Parameters):
     min_solidity: Share | None = _field(None, "least area / area of the convex hull")
     simplify_m: float | None = _field(0.5, "tolerance of simplification, ground metres", ge=0)
     planar: bool = _field(False, "no overlaps: smaller polygons on top, edges shared")
-    classes: dict[int, str] = _field({1: "object"}, "value map of the review form")
-    default_class: int | None = _field(None, "class of new labels")
+    classes: dict[int, str] = _field(
+        {1: "object"}, "numbers and names of the classes that a review may give"
+    )
+    default_class: int | None = _field(None, "class of all pre-labels; null: the review says")
     scheduler: Text | None = _field(None, "address of a Dask scheduler; null: this process")
     resume: bool = _field(True, "reuse stored candidates; failed tiles are tried again")
     interactive: bool | None = _field(

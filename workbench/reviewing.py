@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import geopandas as gpd
 import pyogrio
@@ -24,16 +23,28 @@ from workbench.review import reviewed_tiles, tiles_of
 class ReviewJob(Parameters):
     """Every parameter of a review; the notebook's parameters cell has exactly these fields."""
 
-    run_dir: Text
-    reviewed: Text | None = None
-    reference: Text | None = None
-    labelled_area: Text | None = None
-    out_dir: Text | None = None
-    next_source: Text | None = None
-    chip_size: Annotated[int, Field(ge=32, le=8192)] = 512
-    val: Share = 0.15
-    test: Share = 0.15
-    seed: int = 0
+    run_dir: Text = Field(description="the run folder")
+    reviewed: Text | None = Field(
+        None, description="the reviewed GeoPackage; null: `prelabels.gpkg` in the run folder"
+    )
+    reference: Text | None = Field(
+        None, description="vector file to advise thresholds by, in place of the review"
+    )
+    labelled_area: Text | None = Field(
+        None,
+        description="vector file that says where labels are complete; null: the tiles that are "
+        "reviewed to their end",
+    )
+    out_dir: Text | None = Field(None, description="null: `review` in the run folder")
+    next_source: Text | None = Field(
+        None, description="raster of the next scene, for its job.yaml; null: this scene again"
+    )
+    chip_size: int = Field(512, ge=32, le=8192, description="of the data set, pixels")
+    val: Share = Field(0.15, description="share of the chips for validation")
+    test: Share = Field(
+        0.15, description="share of the chips for testing; the rest is for training"
+    )
+    seed: int = Field(0, description="of what is drawn by lot")
 
     _as_meant = field_validator("*", mode="before")(as_meant)
 

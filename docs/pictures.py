@@ -1,0 +1,166 @@
+"""Take the pictures of the README from the real thing, over the sample scene.
+
+    python docs/pictures.py [tuner | qgis]
+
+`tuner.jpg`: the notebook in JupyterLab and Chromium, a tile, the pointer on a roof.
+`qgis.jpg`: the project of a run as QGIS draws it, by Debian's Python with QGIS (`apt-get install
+chromium python3-qgis`).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+TILE = ("sample", 0, 0)
+# left, bottom, right, top in the CRS of the sample scene
+TUNED = (691_300.0, 5_334_572.0, 691_610.0, 5_334_822.0)
+DRAWN = (691_275.0, 5_334_566.0, 691_815.0, 5_334_863.0)
+# asked in the notebook: where on the map the roof nearest to its middle lies, as shares of its size
+ROOF = """
+from workbench.crs import to_lonlat
+polygons = tuner.view.polygons
+(south, west), (north, east) = tuner.scene_map.map.bounds
+middle = polygons.geometry.representative_point()
+lon, lat = to_lonlat(polygons.crs, middle.x.to_numpy(), middle.y.to_numpy())
+across, down = (lon - west) / (east - west), (north - lat) / (north - south)
+far = (across - 0.4) ** 2 + (down - 0.45) ** 2 + 9 * ~polygons.area.between(90, 250).to_numpy()
+print([float(across[far.argmin()]), float(down[far.argmin()])])
+"""
+QUALITY, LARGEST = 88, 250_000  # of a JPEG; bytes
+
+
+def save(png: bytes, path: Path) -> None:
+    """Keep a picture as JPEG, no larger than a page that loads at once can bear."""
+    from PIL import Image
+
+    quality = QUALITY
+    while True:
+        jpeg = io.BytesIO()
+        Image.open(io.BytesIO(png)).convert("RGB").save(
+            jpeg, "JPEG", quality=quality, optimize=True, progressive=True
+        )
+        if jpeg.tell() <= LARGEST:
+            break
+        quality -= 4
+    path.write_bytes(jpeg.getvalue())
+    print(f"{path}: {jpeg.tell():,} bytes at quality {quality}")
+
+
+def picture_of_the_tuner(folder: Path) -> bytes:
+    """The tuner's cell, with a tile of the village."""
+    sys.path.insert(0, str(HERE.parent / "tests" / "ui"))
+    from lab import CHROMIUM, FLAGS, VIEWPORT, jupyterlab, open_notebook, prelabel_notebook
+    from playwright.sync_api import sync_playwright
+
+    VIEWPORT.update(width=1420, height=1180)
+    work = folder / "work"
+    work.mkdir()
+    notebook = prelabel_notebook(work, tile_size=2048, min_area_px=150)
+    with sync_playwright() as started, jupyterlab(work) as lab:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        with open_notebook(browser, lab, notebook) as opened:
+            page = opened.page
+            page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
+            opened.run_all()
+            opened.ask(f"tuner.compute([{TILE}])")
+            opened.until("len(tuner.session.samples) == 1 and not tuner.session.busy", seconds=300)
+            view = page.locator(".sam-workbench-tuner")
+            view.scroll_into_view_if_needed()
+            opened.ask(f"tuner.scene_map.fit({TUNED})")
+            page.wait_for_timeout(4000)
+            across, down = json.loads(opened.ask(ROOF))
+            canvas = view.locator(".leaflet-container").bounding_box()
+            x, y = canvas["x"] + across * canvas["width"], canvas["y"] + down * canvas["height"]
+            page.mouse.move(x, y, steps=3)
+            page.wait_for_timeout(1500)
+            taken: bytes = view.screenshot()
+        browser.close()
+    return taken
+
+
+def picture_of_qgis(folder: Path) -> bytes:
+    """A run's project, drawn by QGIS with the legend of its pre-labels."""
+    from workbench import Job, run
+
+    done = run(Job.create(out_dir=str(folder / "run"), tile_size=2048, min_area_px=150))
+    target = folder / "qgis.png"
+    command = ["/usr/bin/python3", __file__, str(done.folder / "review.qgz"), str(target)]
+    subprocess.run(command, check=True, env=os.environ | {"QT_QPA_PLATFORM": "offscreen"})
+    return target.read_bytes()
+
+
+def draw_with_qgis(project_file: str, target: str) -> None:
+    """Export a layout of the project: the map, and beside it the legend of the pre-labels."""
+    from qgis.core import (
+        QgsApplication,
+        QgsLayout,
+        QgsLayoutExporter,
+        QgsLayoutItemLegend,
+        QgsLayoutItemMap,
+        QgsLayoutItemScaleBar,
+        QgsLayoutPoint,
+        QgsLayoutSize,
+        QgsLegendRenderer,
+        QgsLegendStyle,
+        QgsProject,
+        QgsRectangle,
+    )
+    from qgis.PyQt.QtGui import QColor
+
+    application = QgsApplication([], False)
+    application.initQgis()
+    project = QgsProject.instance()
+    project.read(project_file)
+    layout = QgsLayout(project)
+    layout.initializeDefaults()
+    width, height = 200, 110
+    layout.pageCollection().page(0).setPageSize(QgsLayoutSize(width, height))
+    canvas = QgsLayoutItemMap(layout)
+    canvas.attemptMove(QgsLayoutPoint(0, 0))
+    canvas.attemptResize(QgsLayoutSize(width, height))
+    left, bottom, right, top = DRAWN
+    canvas.zoomToExtent(QgsRectangle(left, bottom, right, top))
+    layout.addLayoutItem(canvas)
+    legend = QgsLayoutItemLegend(layout)
+    legend.setLinkedMap(canvas)
+    legend.setAutoUpdateModel(False)
+    legend.setTitle("Confidence")
+    root = legend.model().rootGroup()
+    for tree in root.findLayers():
+        if tree.name() != "prelabels":
+            tree.parent().removeChildNode(tree)
+        else:
+            QgsLegendRenderer.setNodeLegendStyle(tree, QgsLegendStyle.Hidden)
+    legend.setBackgroundColor(QColor(255, 255, 255, 230))
+    legend.attemptMove(QgsLayoutPoint(width - 48, 4))
+    layout.addLayoutItem(legend)
+    scale = QgsLayoutItemScaleBar(layout)
+    scale.setLinkedMap(canvas)
+    scale.applyDefaultSize()
+    scale.setBackgroundEnabled(True)
+    scale.setBackgroundColor(QColor(255, 255, 255, 230))
+    scale.attemptMove(QgsLayoutPoint(4, height - 19))
+    layout.addLayoutItem(scale)
+    settings = QgsLayoutExporter.ImageExportSettings()
+    settings.dpi = 178
+    QgsLayoutExporter(layout).exportToImage(target, settings)
+    project.clear()
+    application.exitQgis()
+
+
+TAKE = {"tuner": picture_of_the_tuner, "qgis": picture_of_qgis}
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        draw_with_qgis(*sys.argv[1:])
+        sys.exit()
+    for name in sys.argv[1:] or TAKE:
+        with tempfile.TemporaryDirectory() as folder:
+            save(TAKE[name](Path(folder)), HERE / f"{name}.jpg")
