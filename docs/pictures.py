@@ -20,7 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 TILE = ("sample", 0, 0)
 # left, bottom, right, top in the CRS of the sample scene
-TUNED = (691_300.0, 5_334_572.0, 691_610.0, 5_334_822.0)
+TUNED = (691_365.0, 5_334_572.0, 691_675.0, 5_334_822.0)
 DRAWN = (691_275.0, 5_334_566.0, 691_815.0, 5_334_863.0)
 # asked in the notebook: where on the map the roof nearest to its middle lies, as shares of its size
 ROOF = """

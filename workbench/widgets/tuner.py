@@ -271,7 +271,8 @@ class ThresholdTuner(CellWidget):
             self.figures.value = paragraph("Click a tile, or propose some, to see polygons.")
             return
         figures = preview.figures(view)
-        text = [f"<b>{figures.n:,}</b> polygons on {len(preview.samples)} tiles"]
+        n = len(preview.samples)
+        text = [f"<b>{figures.n:,}</b> polygons on {n} tile{'s' if n != 1 else ''}"]
         if figures.n:
             text.append(f"{figures.covered:.0%} covered")
             text.append(f"median {figures.median_area_m2:,.3g} m²")
