@@ -156,7 +156,7 @@ class ThresholdTuner(CellWidget):
         )
         left = widgets.VBox(
             [
-                row(propose, self.n_tiles, clear, self.mode), row(colour, fill, opacity, advise),
+                row(propose, self.n_tiles, clear, self.mode, advise), row(colour, fill, opacity),
                 self.scene_map.widget, self.overlay, self.progress_row, self.message,
                 self.figures, self.verdicts,
             ], layout=widgets.Layout(flex="1 1 500px", min_width="0"),
