@@ -23,9 +23,9 @@ from workbench.polygons import clean, to_polygons
 from workbench.quality import (
     THRESHOLD_STEPS,
     area_of,
-    match,
+    pairs_of,
+    plane_of_pairs,
     pool_planes,
-    threshold_plane,
     with_area,
 )
 from workbench.review import home_in
@@ -111,15 +111,16 @@ def tile_planes(
     home = _home(reference, ledger, area)
     planes = {}
     for place, candidates, polygons in _polygons_by_tile(run, ledger):
-        mine = reference.iloc[home == place]
-        pairs = match(polygons, reference, at_least=iou_thresh)
+        pairs = pairs_of(
+            polygons.geometry.to_numpy(), reference.geometry.to_numpy(), at_least=iou_thresh
+        )
         own = _home(polygons, ledger, area)
         best = np.argsort(pairs.iou, kind="stable")  # of several the best comes last
         own[pairs.predicted[best]] = home[pairs.reference[best]]
-        planes[str(ledger["tile"][place])] = threshold_plane(
+        planes[str(ledger["tile"][place])] = plane_of_pairs(
             candidates,
             polygons.iloc[own == place],
-            mine,
+            pairs.only(own == place, home == place),
             iou_thresh=iou_thresh,
             pred_iou_threshs=_steps(run.job.pred_iou_thresh),
             stability_score_threshs=_steps(run.job.stability_score_thresh),

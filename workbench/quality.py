@@ -73,16 +73,20 @@ class Pairs:
         np.maximum.at(best, self.predicted, self.iou)
         return best
 
-    def only(self, keep: NDArray[np.bool_]) -> Pairs:
-        """Leave out the predictions that are false in `keep` `(n_predicted,)`; rows close up."""
-        kept = keep[self.predicted]
-        row = np.cumsum(keep) - 1
+    def only(self, keep: NDArray[np.bool_], references: NDArray[np.bool_] | None = None) -> Pairs:
+        """Leave out the predictions that are false in `keep` `(n_predicted,)`; rows close up.
+
+        So with `references` `(n_reference,)`.
+        """
+        if references is None:
+            references = np.ones(self.n_reference, bool)
+        kept = keep[self.predicted] & references[self.reference]
         return Pairs(
-            row[self.predicted[kept]],
-            self.reference[kept],
+            (np.cumsum(keep) - 1)[self.predicted[kept]],
+            (np.cumsum(references) - 1)[self.reference[kept]],
             self.iou[kept],
             int(np.count_nonzero(keep)),
-            self.n_reference,
+            int(np.count_nonzero(references)),
         )
 
 
@@ -162,6 +166,13 @@ def match(
     _require_crs(reference, "reference layer")
     ours, _ = _polygonal(predicted.geometry)
     theirs, _ = _polygonal(reference.geometry.to_crs(predicted.crs))
+    return pairs_of(ours, theirs, at_least=at_least)
+
+
+def pairs_of(
+    ours: NDArray[np.object_], theirs: NDArray[np.object_], *, at_least: float = 0.0
+) -> Pairs:
+    """As `match`, of polygons in one CRS that are as `with_area` leaves them."""
     if at_least > 0:
         their_row, our_row = _possible_pairs(ours, theirs, at_least)
     else:
@@ -362,7 +373,26 @@ def threshold_plane(
     `n_reference`, `precision`, `recall`, `f1`.
     """
     polygons = with_area(polygons)
-    pairs = match(polygons, reference, at_least=iou_thresh)
+    return plane_of_pairs(
+        candidates,
+        polygons,
+        match(polygons, reference, at_least=iou_thresh),
+        iou_thresh=iou_thresh,
+        pred_iou_threshs=pred_iou_threshs,
+        stability_score_threshs=stability_score_threshs,
+    )
+
+
+def plane_of_pairs(
+    candidates: Candidates,
+    polygons: gpd.GeoDataFrame,
+    pairs: Pairs,
+    *,
+    iou_thresh: float,
+    pred_iou_threshs: Sequence[float],
+    stability_score_threshs: Sequence[float],
+) -> pd.DataFrame:
+    """As `threshold_plane`, of polygons that are matched already; all pairs are at `iou_thresh`."""
     scores = _without_masks(candidates)
     tile_and_ordinal = ("tile_row", "tile_col", "ordinal")
     shape = [int(np.max(scores.column(name), initial=0)) + 1 for name in tile_and_ordinal]
