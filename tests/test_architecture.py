@@ -9,7 +9,7 @@ import workbench
 
 # every module may import only those above it; a package stands for its __init__
 LAYERS = [
-    "errors", "atomic", "crs", "sources", "raster", "opening", "tiles", "candidates",
+    "errors", "atomic", "plain_yaml", "crs", "sources", "raster", "opening", "tiles", "candidates",
     "segmenting", "outlines", "polygons", "seams", "sam.mend", "sam.device", "sam.tiny",
     "sam.models", "sam.encoder", "sam.decoder", "sam.fused", "sam.measure", "sam.segmenter",
     "sam", "classic", "countryside", "sample", "layer", "aoi", "qgis.xml", "qgis.style",

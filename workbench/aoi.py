@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
 import numpy as np
-import pyogrio
 import pyproj
 import shapely
 from shapely.affinity import translate
@@ -18,6 +18,8 @@ from workbench.errors import AOIError
 from workbench.layer import crs_name
 from workbench.raster import Scene
 
+FARTHEST = 1e9  # no unit that a CRS has makes Earth that large
+
 
 def load_aoi(aoi: str | Mapping[str, Any]) -> gpd.GeoSeries:
     """Read an AOI from a vector file, or take a GeoJSON geometry in EPSG:4326.
@@ -26,11 +28,11 @@ def load_aoi(aoi: str | Mapping[str, Any]) -> gpd.GeoSeries:
     """
     if isinstance(aoi, Mapping):
         return _geojson_aoi(aoi)
-    if not Path(aoi).exists():
+    if not os.path.exists(aoi):
         raise AOIError(f"AOI {aoi}: no such file. Give a vector file or a GeoJSON geometry.")
     try:
-        frame = gpd.read_file(aoi)
-    except (pyogrio.errors.DataSourceError, ValueError) as error:
+        frame = gpd.read_file(aoi, columns=[])
+    except Exception as error:  # what is damaged fails anywhere in GDAL, GEOS and PROJ
         raise AOIError(f"AOI {aoi} cannot be read as a vector file: {error}") from error
     if not isinstance(frame, gpd.GeoDataFrame):
         raise AOIError(f"AOI {aoi} has no geometry. Give a file with polygons.")
@@ -57,7 +59,7 @@ def _geojson_aoi(aoi: Mapping[str, Any]) -> gpd.GeoSeries:
     features = aoi.get("features", [aoi])
     try:
         shapes = [shapely.geometry.shape(f.get("geometry", f)) for f in features]
-    except (AttributeError, KeyError, TypeError, ValueError, shapely.errors.ShapelyError) as error:
+    except Exception as error:  # shapely asks of nothing whether it is there
         raise AOIError(f"AOI is not a GeoJSON geometry: {error!r}") from error
     return _polygons_of(gpd.GeoSeries(shapes, crs=4326), "AOI (GeoJSON)")
 
@@ -69,8 +71,10 @@ def _polygons_of(geometry: gpd.GeoSeries, what: str) -> gpd.GeoSeries:
             f"{what} is in a local CRS ({geometry.crs.name}) with no known place on Earth. Save it "
             "with the CRS that its coordinates are in."
         )
-    if not np.isfinite(shapely.get_coordinates(geometry)).all():
-        raise AOIError(f"{what} has coordinates that are not finite numbers. Draw it again.")
+    if not (np.abs(shapely.get_coordinates(geometry)) < FARTHEST).all():
+        raise AOIError(
+            f"{what} has coordinates that are not finite, or not on Earth. Draw it again."
+        )
     polygons = geometry[geometry.geom_type.isin(["Polygon", "MultiPolygon"])].make_valid()
     if polygons.empty:
         found = ", ".join(sorted(set(geometry.geom_type))) or "nothing"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import reprlib
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 import pyproj
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -24,11 +26,20 @@ from pydantic import (
 
 from workbench.candidates import Rules, Thresholds
 from workbench.errors import JobError
+from workbench.plain_yaml import read_yaml
 from workbench.polygons import Cleaning
 from workbench.sources import absolute
 
 Model = Literal["tiny", "classic", "vit_b", "vit_l", "vit_h"]
-Text = Annotated[str, Field(min_length=1)]
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("holds a NUL character, which no name of a file can")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Positive = Annotated[float, Field(gt=0)]
@@ -243,8 +254,8 @@ class Job(Parameters):
     def from_yaml(cls, path: Path) -> Job:
         """Read a `job.yaml`."""
         try:
-            parameters = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            parameters = read_yaml(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise JobError(f"{path} cannot be read as a job: {error}") from error
         if not isinstance(parameters, dict) or not all(isinstance(k, str) for k in parameters):
             raise JobError(f"{path} is not a job: `name: value` lines expected")
@@ -306,6 +317,11 @@ class Job(Parameters):
         return Cleaning(**values | {"min_area_px": self.min_area_px or 0})
 
 
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = _brief.maxlong = 200
+_brief.maxdict = _brief.maxlist = _brief.maxtuple = 10
+
+
 def _explain(error: ValidationError, model: type[Parameters]) -> str:
     lines = []
     for problem in error.errors():
@@ -314,7 +330,7 @@ def _explain(error: ValidationError, model: type[Parameters]) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(_unknown(name, model))
         elif name:
-            lines.append(f"Parameter `{name}`: {message} (given: {problem['input']!r})")
+            lines.append(f"Parameter `{name}`: {message} (given: {_brief.repr(problem['input'])})")
         else:
             lines.append(message)
     return "\n".join(dict.fromkeys(lines))
@@ -339,8 +355,8 @@ def _parse(text: str, name: str) -> Any:
             return several.strip("[()]").split(",")
         case nested if nested[0] in "[{":
             try:
-                return yaml.safe_load(nested)
-            except yaml.YAMLError:
+                return read_yaml(nested)
+            except ValueError:
                 return text  # a file may be called so
     return text
 

@@ -147,7 +147,9 @@ def _imagery(
     _scale_bar(axes, crs)
     if len(title) > _MAX_TITLE:  # a longer one leaves no room for the map
         title = title[: _MAX_TITLE - 1] + "…"
-    axes.set_title(" · ".join(filter(None, (title, count))), loc="left", fontsize=11)
+    axes.set_title(
+        " · ".join(filter(None, (title, count))), loc="left", fontsize=11, parse_math=False
+    )
     return figure, axes
 
 
@@ -324,7 +326,7 @@ def _label_axes(axes: Axes, crs: pyproj.CRS) -> None:
     for label in axes.get_yticklabels():
         label.set(rotation=90, va="center")
     name = crs_name(crs) if crs.to_epsg() else crs.name
-    axes.set_xlabel(f"{name}, map units", fontsize=8)
+    axes.set_xlabel(f"{name}, map units", fontsize=8, parse_math=False)
 
 
 def _scale_bar(axes: Axes, crs: pyproj.CRS) -> None:

@@ -131,7 +131,9 @@ def _stacked(axes: Axes, table: pd.DataFrame, labels: list[str]) -> None:
         bottom += share
     for x, n in enumerate(totals):
         axes.text(x, 1.01, f"{n:,}", ha="center", va="bottom", fontsize=8, color="#555555")
-    axes.set_xticks(range(len(table)), labels=labels, rotation=45, ha="right", fontsize=8)
+    axes.set_xticks(
+        range(len(table)), labels=labels, rotation=45, ha="right", fontsize=8, parse_math=False
+    )
     axes.set_yticks([0, 0.5, 1], labels=["0 %", "50 %", "100 %"], fontsize=8)
     axes.set_ylim(0, 1.08)
     _plain(axes)

@@ -27,6 +27,7 @@ from workbench.atomic import atomic_path, remove_stale
 from workbench.candidates import CandidateStore, Segmenter
 from workbench.errors import RunFolderError
 from workbench.job import Job
+from workbench.plain_yaml import read_yaml
 from workbench.raster import Scene
 
 # what a run writes beside its candidates, job.yaml and run.yaml
@@ -126,16 +127,21 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        record = read_yaml(path.read_text(encoding="utf-8"))
         if set(IDENTITY) | {"scenes", "store_key"} <= set(record) and all(
-            scene["name"] for scene in record["scenes"]
+            _is_file_name(scene["name"]) for scene in record["scenes"]
         ):
-            return dict(record)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+            return _plain(record)
+    except (OSError, ValueError) as error:
         raise RunFolderError(f"{path} cannot be read: {error}. Choose another out_dir.") from error
     except (TypeError, KeyError):
         pass
     raise RunFolderError(f"{path} was not written by a run. Choose another out_dir.")
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether files may be called after it: with a path in it they would lie elsewhere."""
+    return Path(name).name == name != "" and "\0" not in name
 
 
 def name_scenes(scenes: Sequence[Scene], record: Mapping[str, Any]) -> list[Scene]:
