@@ -1,7 +1,8 @@
 """Which thresholds part the polygons that somebody has called good from those called bad.
 
 Verdicts on a few polygons say nothing of what nobody has judged, so neither precision nor recall of
-a tile is known: what counts is how many verdicts come out right, good ones shown and bad ones not.
+a tile is known: precision, recall and F1 are those among the judged objects alone. To count the
+verdicts that come out right instead was tried: where most are bad, it hides nearly everything.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ class JudgedAdvice:
     """Thresholds by verdicts; `advised` is `current` where no others are shown to do better.
 
     `shown_good` and `shown_bad` count the judged polygons that the advised thresholds show,
-    `before_good` and `before_bad` those of the current ones. `held_out` is how many verdicts come
-    out right with thresholds that they had no part in choosing; verdicts of one tile are alike and
-    are held out together, as soon as two tiles have some.
+    `before_good` and `before_bad` those of the current ones. `held_out` is F1 of verdicts with
+    thresholds that they had no part in choosing, `at_current` F1 as it is; verdicts of one tile are
+    alike and are held out together, as soon as two tiles have some.
     """
 
     current: Thresholds
@@ -38,7 +39,8 @@ class JudgedAdvice:
     shown_bad: int
     before_good: int
     before_bad: int
-    held_out: int
+    at_current: float
+    held_out: float
 
     @property
     def is_change(self) -> bool:
@@ -46,24 +48,22 @@ class JudgedAdvice:
         return self.advised != self.current
 
     def __str__(self) -> str:
-        n = self.n_good + self.n_bad
-        right = self.before_good + self.n_bad - self.before_bad
         if not self.is_change:
             return (
-                f"The thresholds stay: {right} of {n} verdicts come out right, and no others are "
-                "shown to do better."
+                f"The thresholds stay: F1 of the {self.n_good + self.n_bad} verdicts is "
+                f"{self.at_current:.2f}, and no others are shown to do better."
             )
         return (
             f"{self.shown_good} of {self.n_good} good polygons are shown ({self.before_good} "
             f"before) and {self.shown_bad} of {self.n_bad} bad ones ({self.before_bad} before). "
-            f"Of verdicts held out, {self.held_out} of {n} come out right ({right} before)."
+            f"F1 of verdicts held out is {self.held_out:.2f} ({self.at_current:.2f} before)."
         )
 
 
 def advise_judged(
     tiles: Iterable[tuple[Candidates, Mapping[int, bool]]], current: Thresholds
 ) -> JudgedAdvice:
-    """Choose the thresholds at which most verdicts come out right; takes a second.
+    """Choose the thresholds of the best F1 among what was judged; takes a second.
 
     Each tile has its candidates and, by their ordinals, whether they were called good. Of equal
     thresholds the nearest to the current ones are taken, and these stay unless the verdicts that
@@ -78,15 +78,15 @@ def advise_judged(
         )
     points = _points(judged[0][0], current)
     shown = np.concatenate([_shown(c, verdicts, points) for c, verdicts in judged])
-    right = shown == good[:, None]
     tile = np.repeat(np.arange(len(judged)), [len(verdicts) for _, verdicts in judged])
     held = tile if len(judged) > 1 else np.arange(len(good))
-    held_out = sum(
-        int(right[held == one, _best(right[held != one])].sum()) for one in np.unique(held)
-    )
-    best = _best(right)
-    if held_out <= right[:, 0].sum():
-        best = 0
+    by_others = np.zeros(len(good), bool)
+    for one in np.unique(held):
+        mine = held == one
+        by_others[mine] = shown[mine, _f1(shown[~mine], good[~mine]).argmax()]
+    f1, held_out = _f1(shown, good), float(_f1(by_others[:, None], good)[0])
+    # of equal ones the first, which is the nearest
+    best = int(f1.argmax()) if held_out > f1[0] else 0
     return JudgedAdvice(
         current=current,
         advised=points[best],
@@ -96,6 +96,7 @@ def advise_judged(
         shown_bad=int(shown[~good, best].sum()),
         before_good=int(shown[good, 0].sum()),
         before_bad=int(shown[~good, 0].sum()),
+        at_current=float(f1[0]),
         held_out=held_out,
     )
 
@@ -116,8 +117,11 @@ def _points(candidates: Candidates, current: Thresholds) -> list[Thresholds]:
     ))  # fmt: skip
 
 
-def _best(right: NDArray[np.bool_]) -> int:
-    return int(right.sum(axis=0).argmax())  # of equal ones the first, which is the nearest
+def _f1(shown: NDArray[np.bool_], good: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """F1 at each point of `shown` `(n_verdicts, n_points)`; 0 where there is nothing."""
+    whole = np.maximum(shown.sum(axis=0) + good.sum(), 1)
+    f1: NDArray[np.float64] = 2 * shown[good].sum(axis=0) / whole
+    return f1
 
 
 def _shown(

@@ -152,7 +152,9 @@ class ThresholdTuner(CellWidget):
             setattr(self.overlay, name, control.value)
             control.observe(lambda c, name=name: setattr(self.overlay, name, c["new"]), "value")
         advise = button(
-            "Advise", self._advise, "move the sliders to where most of good and bad come out right"
+            "Advise",
+            self._advise,
+            "move the sliders to where the good ones stay and the bad ones go",
         )
         left = widgets.VBox(
             [
