@@ -257,15 +257,16 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
         masks_of(images[0])
         torch.cuda.reset_peak_memory_stats()
     profile = cProfile.Profile()
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     with profile:
         masks = [masks_of(image) for image in images]
         if on_cuda:
             torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
+    seconds, worked = time.perf_counter() - start, time.process_time() - worked
     memory = torch.cuda.max_memory_allocated() if on_cuda else peak_memory()
     return {
         "ms": 1000 * seconds / len(images),
+        "cpu": 1000 * worked / len(images),  # of all threads: what other programs take is not in it
         "stages": {stage: ms / len(images) for stage, ms in stages(profile, name).items()},
         "gb": memory / 1e9,
         "masks": masks,
@@ -363,7 +364,8 @@ def table(setting: Setting, ways: list[str]) -> None:
         equal = matches(row["masks"], first["masks"])[:, 0]
         print(
             f"| {setting.model} | {setting.points_per_side}² | {WAYS[name]} | {row['ms']:.0f} "
-            f"| {first['ms'] / row['ms']:.1f} | {share[0]} | {share[1]} "
+            f"| {first['ms'] / row['ms']:.1f} | {first['cpu'] / row['cpu']:.1f} "
+            f"| {share[0]} | {share[1]} "
             f"| {row['stages']['masks']:.0f} | {row['stages']['RLE']:.0f} | {max(other, 0):.0f} "
             f"| {row['gb']:.2f} | {row['gb'] / first['gb']:.2f} "
             f"| {100 * (equal >= 0.99).mean():.2f} % of {len(equal)} |",
@@ -406,10 +408,10 @@ def main() -> None:
     threads = torch.get_num_threads()
     print(f"{date.today()}, {machine}, {threads} threads, torch {torch.__version__}")
     print(
-        "\n| model | prompts | way | ms per tile | times faster | encoder (floor) "
+        "\n| model | prompts | way | ms per tile | times faster | in CPU time | encoder (floor) "
         "| decoder (floor) | masks | RLE | other | peak GB | of the first "
         "| masks of the first matched at IoU ≥ 0.99 |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         flush=True,
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -65,3 +65,12 @@ def test_attention_is_never_held_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> 
     assert max(seen) <= 7000
     # all is attended to: windows of 4 × 4 on 12 × 12 padded positions twice, and 100 × 100 twice
     assert sum(seen) == 3 * (2 * 9 * 16 * 16 + 2 * 100 * 100)
+
+
+@torch.inference_mode()
+def test_it_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a compiler needs; `benchmarks/throughput.py` says what one gives."""
+    monkeypatch.setitem(encoder.AT_ONCE, "cpu", 7000)
+    model, images = random_encoder(True), torch.randn(1, 3, 160, 160)
+    traced = torch.compile(encoder.encode, backend="eager", fullgraph=True)
+    torch.testing.assert_close(traced(model, images), encoder.encode(model, images))

@@ -374,6 +374,25 @@ def test_positions_are_encoded_once_for_each_crop(
     assert len(encoded) == 5
 
 
+def test_a_gpu_is_warmed_up_before_the_first_tile(
+    segmenter: SamSegmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    original = SamSegmenter.propose
+
+    def counted(self: SamSegmenter, image: np.ndarray) -> Candidates:
+        sizes.append(image.shape)
+        return original(self, image)
+
+    monkeypatch.setattr(SamSegmenter, "propose", counted)
+    segmenter.load()
+    assert sizes == []
+    monkeypatch.setattr(SamSegmenter, "_device_type", "cuda")
+    monkeypatch.setattr(SamSegmenter, "_fuses", False)
+    segmenter.load()
+    assert sizes == [(64, 64, 3)]
+
+
 def test_the_model_goes_with_its_segmenter() -> None:
     segmenter = SamSegmenter(small_sam, "small", "", points_per_side=2)
     segmenter.propose(picture(64, 64))

@@ -83,6 +83,9 @@ class SamSegmenter:
         """Load the model now: all that can be wrong with weights or device raises here."""
         resolve_device(self.device)
         _ = self.model
+        if self._device_type != "cpu":
+            # kernels are compiled and memory is pooled at first, which no tile should wait for
+            self.propose(np.zeros((64, 64, 3), np.uint8))
 
     @property
     def key(self) -> Mapping[str, Any]:
