@@ -48,15 +48,15 @@ def test_the_batch_is_what_half_of_the_free_memory_holds(monkeypatch: pytest.Mon
     assert device.prompts_at_once("cuda:1") == 64  # a store may be opened where there is no GPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     batches = {}
-    for gb in (0, 1, 4, 8, 16, 24, 80, 140):
+    for gb in (0, 1, 4, 6, 8, 16, 80, 140):
         free = gb * 2**30
         batches[gb] = device.prompts_at_once("cuda")
         assert batches[gb] * device.PROMPT_BYTES <= free / 2 or batches[gb] == 1
-    assert batches == {0: 1, 1: 8, 4: 32, 8: 64, 16: 128, 24: 128, 80: 256, 140: 256}
+    assert batches == {0: 1, 1: 16, 4: 64, 6: 64, 8: 128, 16: 256, 80: 256, 140: 256}
 
 
 def test_the_batch_is_asked_for_once_and_kept_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = [16 * 2**30, 2**30]
+    free = [8 * 2**30, 2**30]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free.pop(0), 80 * 2**30))
     first = sam.sam_segmenter("tiny", device="cuda", precision="fp32")

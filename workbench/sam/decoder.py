@@ -6,7 +6,7 @@ The modules and weights are the official ones; what is computed with them, and w
 - Elsewhere the image is not projected at all. A prompt has 7 tokens and 4,096 image positions, so
   the projections (of keys and queries into scores, of values and outputs behind them) are moved
   over to the tokens' side of the product, which is a matrix product of 56 columns instead of 128.
-- Scores need the tokens alone, so only masks above a floor are upscaled.
+- Scores need the tokens alone, so only prompts with a mask above a floor are upscaled.
 
 The first and third keep every sum as it was, but for the batch it is computed in; the second
 reorders sums, so logits differ in their last bits (1e-5 of their range).
@@ -34,7 +34,7 @@ def decoder_of(decoder: Any, features: Tensor, image_pe: Tensor, no_mask: Tensor
     """Get ready to decode prompts on one image.
 
     All are `(1, c, h, w)`: the image's embedding, its positions, and what stands for a mask prompt.
-    A decoder of another class than the official ones runs as it is.
+    A decoder of another class than the official ones runs as it is: its own `forward` is called.
     """
     if type(decoder) is MaskDecoder and type(decoder.transformer) is TwoWayTransformer:
         return _ImageDecoder(decoder, features, image_pe, no_mask)

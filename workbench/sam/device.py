@@ -13,7 +13,8 @@ from workbench.errors import JobError
 # one.
 PROMPTS_AT_ONCE = {"cpu": 4}
 ELSEWHERE = 64  # as SamAutomaticMaskGenerator
-MOST, PROMPT_BYTES = 256, 60 * 2**20  # on CUDA: what one prompt takes in fp32, on its largest step
+# On CUDA. `vit_b` takes 22 MB in fp32 for each prompt all of whose masks are wanted.
+MOST, PROMPT_BYTES = 256, 32 * 2**20
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
