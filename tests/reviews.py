@@ -11,15 +11,17 @@ import pyogrio
 import shapely
 
 
-def save_reviewed(labels: gpd.GeoDataFrame, path: Path) -> Path:
+def save_reviewed(
+    labels: gpd.GeoDataFrame, path: Path, geometry_type: str = "MultiPolygon"
+) -> Path:
     """Write labels as the layer of a reviewed GeoPackage."""
     pyogrio.write_dataframe(
         labels,
         path,
         layer="prelabels",
         driver="GPKG",
-        geometry_type="MultiPolygon",
-        promote_to_multi=True,
+        geometry_type=geometry_type,
+        promote_to_multi=geometry_type == "MultiPolygon",
         dataset_options={"VERSION": "1.2"},
         layer_options={"GEOMETRY_NAME": "geom", "FID": "fid"},
     )

@@ -111,6 +111,17 @@ def test_a_file_with_edits_in_its_log_is_refused(finished, reviewed):
     assert len(read_reviewed(reviewed, finished)) == len(finished.layer)
 
 
+def test_of_a_collection_the_polygons_stay(finished, reviewed):
+    shapes = finished.layer.geometry.to_list()
+    collection = shapely.GeometryCollection([shapes[0], shapely.LineString([(0, 0), (1, 1)])])
+    layer = finished.layer.set_geometry([collection, *shapes[1:]], crs=finished.layer.crs)
+    reviewed.unlink()
+    save_reviewed(layer, reviewed, geometry_type="Unknown")
+    labels = read_reviewed(reviewed, finished)
+    assert labels.geometry[0].equals(shapes[0])
+    assert (labels.geom_type == "MultiPolygon").all()
+
+
 @pytest.mark.parametrize(
     "crs",
     [

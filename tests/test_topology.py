@@ -17,7 +17,12 @@ def square(x, y=0, width=10, height=10):
 
 def reviewed(*shapes, status="accepted", unclosed=False):
     return gpd.GeoDataFrame(
-        {"id": [f"n{i}" for i in range(len(shapes))], "status": status, "unclosed": unclosed},
+        {
+            "id": [f"n{i}" for i in range(len(shapes))],
+            "fid": range(1, len(shapes) + 1),
+            "status": status,
+            "unclosed": unclosed,
+        },
         geometry=list(shapes),
         crs=UTM,
     )
@@ -93,6 +98,43 @@ def test_a_label_is_mended_once_by_all_that_is_to_be_done(tmp_path):
     assert mended["id"].tolist() == ["n0"]
     assert mended["fix"][0] == "drop this part; cut it off n0"
     assert mended.area[0] == pytest.approx(96)
+
+
+def test_gaps_beside_what_touches_or_overlaps():
+    left = square(0)
+    for start in (10, 9.8):  # touches, or overlaps, in its lower half
+        right = square(start, width=10, height=5).union(square(10.3, 5, 10, 5))
+        issues = find_issues(reviewed(left, right, status="edited"), 0.5, planar=False)
+        gap = issues[issues["kind"] == "gap"]
+        assert gap["area_m2"].tolist() == pytest.approx([0.3 * 5], rel=0.02)
+    # along a slope, and none where it is as wide as a pixel or there is only a corner
+    wedge = Polygon([(X + 10, Y), (X + 20, Y), (X + 20, Y + 10), (X + 10.3, Y + 10)])
+    assert kinds(reviewed(left, wedge, status="edited")) == [("gap", "n0, n1")]
+    assert kinds(reviewed(left, square(10.5), status="edited")) == []
+    assert kinds(reviewed(left, square(10, 5), square(10, -5), status="edited")) == []
+
+
+def test_what_a_third_label_fills_is_no_gap():
+    between = square(10, width=0.3, height=6)
+    labels = reviewed(square(0), square(10.3), between, status=["edited", "edited", "unreviewed"])
+    issues = find_issues(labels, 0.5, planar=False)
+    assert issues["kind"].tolist() == ["gap"]
+    assert issues["area_m2"][0] == pytest.approx(0.3 * 4, rel=0.02)
+
+
+def test_labels_of_one_id_are_mended_by_their_fid(tmp_path):
+    middle = square(0).union(square(20, width=0.3))  # with a sliver
+    labels = reviewed(middle, square(9.8, width=4), square(-3.8, width=4)).assign(id="same")
+    issues = find_issues(labels, 0.5, planar=False)
+    assert sorted(issues["kind"]) == ["overlap", "overlap", "sliver"]
+    assert issues["mends_fid"].tolist() == [1, 1, 1]
+    write_issues(issues, tmp_path / "i.gpkg")
+    mended = pyogrio.read_dataframe(tmp_path / "i.gpkg", layer="mended")
+    assert mended["label_fid"].tolist() == [1]
+    assert mended["fix"].tolist() == ["drop this part; cut it off same"]
+    assert mended.geometry[0].equals(square(0.2, width=9.6))
+    fids = pyogrio.read_dataframe(tmp_path / "i.gpkg", layer="issues")["fids"]
+    assert sorted(fids) == ["1", "1, 2", "1, 3"]
 
 
 def test_the_layer_of_issues_is_written(tmp_path):

@@ -203,7 +203,7 @@ def clean(polygons: gpd.GeoDataFrame, cleaning: Cleaning) -> gpd.GeoDataFrame:
             geometry = shapely.coverage_simplify(geometry, tolerance)
         else:
             geometry = _simplify(geometry, cleaning.simplify_m / scale)
-    geometry = _as_multi(geometry)
+    geometry = only_polygons(geometry)
     area_m2 = ground_area_m2(geometry, crs)
     cleaned = polygons.assign(area_px=area_px, area_m2=area_m2)
     return cleaned.set_geometry(geometry, crs=crs).reset_index(drop=True)
@@ -245,11 +245,11 @@ def _drop_small_parts(
     # a pixel's area carries rounding errors: half a pixel of 500 is less than a thousandth
     large = shapely.area(parts) >= min_area[row] * (1 - 1e-6)
     if large.all():
-        return _as_multi(geometry)
-    return _regroup(parts[large], row[large], len(geometry))
+        return only_polygons(geometry)
+    return regroup(parts[large], row[large], len(geometry))
 
 
-def _regroup(parts: NDArray[np.object_], row: NDArray[np.int64], n: int) -> NDArray[np.object_]:
+def regroup(parts: NDArray[np.object_], row: NDArray[np.int64], n: int) -> NDArray[np.object_]:
     """Collect polygons into one MultiPolygon for each of `n` rows, empty where a row has none."""
     geometry = np.full(n, shapely.MultiPolygon(), dtype=object)
     if len(parts):
@@ -257,9 +257,15 @@ def _regroup(parts: NDArray[np.object_], row: NDArray[np.int64], n: int) -> NDAr
     return geometry
 
 
-def _as_multi(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
+def only_polygons(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Collect what each geometry has of polygons in one MultiPolygon, empty where that is none.
+
+    Lines and points go, also those in a collection; a missing geometry has none.
+    """
     parts, row = shapely.get_parts(geometry, return_index=True)
-    return _regroup(parts, row, len(geometry))
+    parts, part = shapely.get_parts(parts, return_index=True)  # collections of multis
+    flat = shapely.get_type_id(parts) == shapely.GeometryType.POLYGON
+    return regroup(parts[flat], row[part][flat], len(geometry))
 
 
 def _fill_holes(
@@ -280,11 +286,11 @@ def _fill_holes(
         for sizes in (shapely.get_num_coordinates(kept), np.bincount(part[~drop]))
     )
     filled = shapely.from_ragged_array(shapely.GeometryType.POLYGON, coords, offsets)
-    filled = _regroup(filled, row, len(geometry))
+    filled = regroup(filled, row, len(geometry))
     # an island in a filled hole would lie on top of its own polygon
     changed = np.unique(row[part[drop]])
     filled[changed] = shapely.union_all(filled[changed].reshape(-1, 1), axis=1)
-    return _as_multi(filled)
+    return only_polygons(filled)
 
 
 def _simplify(geometry: NDArray[np.object_], tolerance: NDArray[np.float64]) -> NDArray[np.object_]:
@@ -314,4 +320,4 @@ def _flatten(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
     order = np.argsort(owner, kind="stable")
     for group in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
         flat[owner[group[0]]] = shapely.coverage_union_all(faces[face[group]])
-    return _as_multi(flat)
+    return only_polygons(flat)

@@ -29,6 +29,7 @@ from scipy.stats import spearmanr
 
 from workbench.candidates import SCHEMA, Candidates, Selector, Thresholds, passes
 from workbench.errors import WorkbenchError
+from workbench.polygons import only_polygons
 
 COCO_IOU_THRESHS = tuple(percent / 100 for percent in range(50, 100, 5))
 # finer where SAM's scores crowd; the default thresholds and floors of a job are among them
@@ -476,16 +477,8 @@ def _polygonal(geometry: gpd.GeoSeries) -> tuple[NDArray[np.object_], NDArray[np
 
     Parts of one row stay together, as one object.
     """
-    parts, row = shapely.get_parts(geometry.to_numpy(), return_index=True)
-    parts, within_parts = shapely.get_parts(parts, return_index=True)  # collections of multis
-    row = row[within_parts]
-    flat = shapely.get_type_id(parts) == shapely.GeometryType.POLYGON
-    if not flat.any():
-        return np.empty(0, object), np.empty(0, np.int64)
-    rows, part_of = np.unique(row[flat], return_inverse=True)
-    polygons = shapely.multipolygons(parts[flat], indices=part_of)
-    mended = polygons
-    broken = ~shapely.is_valid(polygons)  # a tenth of the time that mending takes
-    mended[broken] = shapely.make_valid(polygons[broken], method="structure", keep_collapsed=False)
-    solid = shapely.area(mended) > 0
-    return mended[solid], rows[solid]
+    mended = only_polygons(geometry.to_numpy())
+    broken = ~shapely.is_valid(mended)  # a tenth of the time that mending takes
+    mended[broken] = shapely.make_valid(mended[broken], method="structure", keep_collapsed=False)
+    rows = np.flatnonzero(shapely.area(mended) > 0)
+    return mended[rows], rows

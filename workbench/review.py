@@ -19,6 +19,7 @@ from workbench.crs import is_same_on
 from workbench.errors import ReviewError
 from workbench.finished import Run
 from workbench.layer import LABELS, Status, crs_name
+from workbench.polygons import only_polygons
 
 Change = Literal["unreviewed", "accepted", "edited", "rejected", "deleted", "added"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -29,10 +30,10 @@ def read_reviewed(gpkg: Path, run: Run) -> gpd.GeoDataFrame:
     """Read a reviewed GeoPackage of a run; its file is not touched, not even by a lock.
 
     The columns are those of a layer and two more: `fid`, as QGIS shows it, and `unclosed`, whether
-    a ring does not end where it starts in the stored WKB (the geometry is closed). What has no
-    polygon has an empty MultiPolygon. A status that is missing counts as `edited` of what somebody
-    has drawn, else as `unreviewed`. Raises `ReviewError` where the file is open in QGIS, damaged,
-    or not the review of this run.
+    a ring does not end where it starts in the stored WKB (the geometry is closed). Of a collection
+    the polygons stay; what has none has an empty MultiPolygon. A status that is missing counts as
+    `edited` of what somebody has drawn, else as `unreviewed`. Raises `ReviewError` where the file
+    is open in QGIS, damaged, or not the review of this run.
     """
     gpkg = Path(gpkg)
     _refuse_unsaved(gpkg)
@@ -56,7 +57,7 @@ def read_reviewed(gpkg: Path, run: Run) -> gpd.GeoDataFrame:
     fid = labels.index.to_numpy()
     labels = layers.as_layer(
         labels.assign(status=_statuses(gpkg, labels, run)).set_geometry(
-            _polygons_only(labels.geometry.to_numpy()), crs=run.layer.crs
+            only_polygons(labels.geometry.to_numpy()), crs=run.layer.crs
         )
     )
     return labels.assign(fid=fid, unclosed=unclosed)
@@ -128,14 +129,6 @@ def _statuses(gpkg: Path, labels: gpd.GeoDataFrame, run: Run) -> pd.Series:
             f"{', '.join(STATUSES)}; correct it in QGIS."
         )
     return status
-
-
-def _polygons_only(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
-    kinds = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
-    polygonal = np.isin(shapely.get_type_id(geometry), kinds)
-    kept = geometry.copy()
-    kept[~polygonal] = shapely.MultiPolygon()
-    return kept
 
 
 def changes(labels: gpd.GeoDataFrame, prelabels: gpd.GeoDataFrame) -> pd.DataFrame:

@@ -27,6 +27,8 @@ import pandas as pd
 import shapely
 from numpy.typing import NDArray
 
+from workbench.polygons import only_polygons
+
 AGREE = 0.5  # IoU inside the shared overlap from which two polygons are the same object
 SEEN = 0.95  # share of a polygon inside the neighbour's window that counts as all of it
 DUPLICATE = 0.7  # IoU from which two finished polygons are one too many
@@ -126,7 +128,7 @@ def _unite(
         columns["n_tiles"][best] = len(np.unique(tile[members]))
         columns["at_edge"][best] = columns["at_edge"][left].any()
         if len(left) > 1:
-            whole = _polygonal(shapely.union_all(geometry[left]))
+            whole = only_polygons(np.array([shapely.union_all(geometry[left])]))[0]
             per_area = columns["area_px"][best] / geometry[best].area
             columns["area_px"][best] = round(whole.area * per_area)
             geometry[best] = whole
@@ -384,11 +386,6 @@ def _group(
             group_of[row] = one
     groups = {id(group): np.array(sorted(group)) for group in group_of.values()}
     return sorted(groups.values(), key=lambda group: int(group[0]))
-
-
-def _polygonal(geometry: shapely.Geometry) -> shapely.MultiPolygon:
-    parts = shapely.get_parts(geometry)
-    return shapely.multipolygons(parts[shapely.get_dimensions(parts) == 2])
 
 
 def _reach_overlaps(geometry: NDArray[np.object_], windows: gpd.GeoDataFrame) -> NDArray[np.bool_]:
