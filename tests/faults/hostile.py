@@ -1,7 +1,10 @@
-"""Jobs and areas of interest as no one would write them, made up by hypothesis."""
+"""Jobs and areas of interest as no one would write them, and what is made to harm."""
 
 import json
 import random
+import warnings
+from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ import yaml
 from hypothesis import strategies as st
 
 from workbench import Job
+from workbench.errors import WorkbenchError
+from workbench.pipeline import prepare
 
 # what YAML, GDAL and PROJ make something of, or should not
 ODD_TEXTS = [
@@ -95,3 +100,29 @@ def write_aois(folder: Path) -> list[Path]:
 def as_text(value: Any) -> str:
     """A value as JSON with what JSON has no words for."""
     return json.dumps(value, default=str)
+
+
+class Trap:
+    """An object whose unpickling makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return open, (str(self.path), "w")
+
+
+def ours(action: Callable[..., object], *arguments: object) -> None:
+    """Call something that may fail, but only with an error of ours."""
+    with warnings.catch_warnings(), suppress(WorkbenchError):
+        warnings.simplefilter("ignore")  # of GDAL and PROJ, about what they have been given
+        action(*arguments)
+
+
+def check(job_file: Path, raster: Path, folder: Path) -> None:
+    """Read a job and check all of it, as `run` does before long work."""
+    job = Job.from_yaml(job_file)
+    Job.create(**job.parameters())
+    job.command("in.ipynb", "out.ipynb")
+    with closing(prepare(job.changed(source=str(raster), out_dir=str(folder), scheduler=None))):
+        pass

@@ -1,8 +1,6 @@
 """What people send, and what is made to harm: no code is run, and every error is our own."""
 
-import warnings
 import zipfile
-from contextlib import closing, suppress
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +9,16 @@ from xml.etree import ElementTree
 import pytest
 import torch
 import yaml
-from hostile import as_text, damaged, geojson, job_files, write_aois
+from hostile import (
+    Trap,
+    as_text,
+    check,
+    damaged,
+    geojson,
+    job_files,
+    ours,
+    write_aois,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from known_objects import objects, write_labels
@@ -25,9 +32,7 @@ from workbench.errors import (
     JobError,
     RunFolderError,
     SceneError,
-    WorkbenchError,
 )
-from workbench.pipeline import prepare
 from workbench.sam.models import MODELS
 
 MARKUP = "<img src=x onerror=alert(1)>"
@@ -39,16 +44,6 @@ FUZZ = settings(
 
 
 # ------------------------------------------------------------------------------- nothing runs
-
-
-class Trap:
-    """An object whose unpickling makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(raster, tmp_path):
@@ -167,22 +162,6 @@ def test_names_of_files_and_classes_are_text_in_pages_and_projects(tmp_path):
 
 
 # --------------------------------------------------------------------------------- every error
-
-
-def ours(action, *arguments) -> None:
-    """Call something that may fail, but only with an error of ours."""
-    with warnings.catch_warnings(), suppress(WorkbenchError):
-        warnings.simplefilter("ignore")  # of GDAL and PROJ, about what they have been given
-        action(*arguments)
-
-
-def check(job_file: Path, raster: Path, folder: Path) -> None:
-    """Read a job and check all of it, as `run` does before long work."""
-    job = Job.from_yaml(job_file)
-    Job.create(**job.parameters())
-    job.command("in.ipynb", "out.ipynb")
-    with closing(prepare(job.changed(source=str(raster), out_dir=str(folder), scheduler=None))):
-        pass
 
 
 @pytest.mark.usefixtures("known_objects_only")
