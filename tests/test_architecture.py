@@ -15,9 +15,9 @@ LAYERS = [
     "sam", "classic", "countryside", "sample", "layer", "aoi", "qgis.xml", "qgis.style",
     "qgis.project", "qgis", "quality", "report", "charts", "job", "runfolder", "finished",
     "review", "advice", "judged", "review_charts", "topology", "split", "dataset", "reviewing",
-    "cluster", "pipeline", "webmap", "preview", "background", "widgets.session",
-    "widgets.cells", "widgets.controls", "widgets.settings", "widgets.scenemap", "widgets.aoi",
-    "widgets.overlay", "widgets.plane", "widgets.tuner", "widgets.run", "widgets",
+    "cluster", "pipeline", "lesson", "lesson_charts", "webmap", "preview", "background",
+    "widgets.session", "widgets.cells", "widgets.controls", "widgets.settings", "widgets.scenemap",
+    "widgets.aoi", "widgets.overlay", "widgets.plane", "widgets.tuner", "widgets.run", "widgets",
 ]  # fmt: skip
 PACKAGE = Path(workbench.__file__).parent
 

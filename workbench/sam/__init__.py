@@ -3,7 +3,9 @@
 from workbench.sam.mend import mend_torchvision
 
 mend_torchvision()
-# these import segment_anything and with it torchvision, so they come after it is mended
+# these import torchvision, so they come after it is mended
+from segment_anything import SamPredictor  # noqa: E402
+
 from workbench.sam.device import resolve_device, resolve_precision  # noqa: E402
 from workbench.sam.models import (  # noqa: E402
     MODELS,
@@ -21,6 +23,7 @@ __all__ = [
     "Download",
     "Embedded",
     "Model",
+    "SamPredictor",
     "SamSegmenter",
     "cache_folder",
     "fetch_checkpoint",

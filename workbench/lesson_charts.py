@@ -1,0 +1,309 @@
+"""Pictures of the lesson: large type, few colours, a sentence below each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rasterio.features import rasterize
+from rasterio.windows import from_bounds
+from shapely.geometry.base import BaseGeometry
+
+from workbench.candidates import Thresholds
+from workbench.finished import Run
+from workbench.lesson import Proposals, Trial, gaps_between, seam_lines, simplified
+from workbench.quality import calibration
+from workbench.raster import Scene
+from workbench.report import figure_png
+
+# told apart by the colour blind, and from fields, roofs and roads
+TRUTH, MASK, RIVAL, BACK = "#ffffff", "#00e5ff", "#ff8a00", "#ff2fd0"
+SEAM = "#ffe600"
+_STABILITY_OFFSET = 1.0  # of the logits, as SamAutomaticMaskGenerator
+
+
+class Plate(Figure):
+    """A figure that a notebook shows by itself, with a sentence of what to see in it."""
+
+    def __init__(self, width: float, height: float, caption: str) -> None:
+        super().__init__(figsize=(width, height), layout="constrained")
+        self.supxlabel(caption, fontsize=14, ha="left", x=0.01)
+
+    def _repr_png_(self) -> bytes:
+        return figure_png(self, dpi=90)
+
+
+# --------------------------------------------------------------------------- prompts, masks
+
+
+def draw_prompt(predictor: Any, proposals: Proposals, x: float, y: float) -> Plate:
+    """Ask SAM what is at a pixel of the tile, and draw its three masks side by side.
+
+    `predictor` is a `SamPredictor` that has been given the tile.
+    """
+    masks, scores, _ = predictor.predict(np.array([[x, y]]), np.array([1]))
+    transform = proposals.scene.window_transform(proposals.tile.window)
+    at = shapely.Point(transform @ (x + 0.5, y + 0.5))
+    here = proposals.truth[proposals.truth.intersects(at)]
+    objects = [rasterize([shape], masks[0].shape, transform=transform, dtype="uint8").view(bool)
+               for shape in here.geometry]  # fmt: skip
+    names = " and ".join(here["kind"]) or "nothing that is labelled"
+    plate = Plate(15, 5.9, f"One prompt (✕) and SAM's three answers. In truth, here is: {names}.")
+    place = here.union_all() if len(here) else at.buffer(30)
+    for axes, mask, score in zip(plate.subplots(1, 3), masks, scores, strict=True):
+        _imagery(axes, proposals.scene, _around(place, 1.0))
+        _fill(axes, mask, transform, MASK)
+        _dashed(axes, here)
+        axes.plot(at.x, at.y, "x", color="black", markersize=15, markeredgewidth=5)
+        axes.plot(at.x, at.y, "x", color="white", markersize=13, markeredgewidth=2.5)
+        true = max((_iou(mask, one) for one in objects), default=0.0)
+        _title(axes, f"predicted IoU {score:.2f}, true {true:.2f}")
+    return plate
+
+
+def draw_stability(predictor: Any, proposals: Proposals, rows: list[int]) -> Plate:
+    """Draw masks cut a little tighter and a little looser; what is shared is their stability."""
+    plate = Plate(15, 5.9 * len(rows) / 2, "The same mask cut at logits of +1 (orange) and −1 "
+                  "(blue): a stable one hardly moves.")  # fmt: skip
+    transform = proposals.scene.window_transform(proposals.tile.window)
+    points = proposals.candidates
+    for axes, row in zip(plate.subplots(1, len(rows)), rows, strict=True):
+        prompt = np.array([[points.column("point_x")[row], points.column("point_y")[row]]])
+        logits, _, _ = predictor.predict(prompt, np.array([1]), return_logits=True)
+        mine = logits[int(points.column("ordinal")[row]) % len(logits)]
+        tight, loose = mine > _STABILITY_OFFSET, mine > -_STABILITY_OFFSET
+        mask = proposals.masks.iloc[row]
+        _imagery(axes, proposals.scene, _around(mask.geometry, 0.1))
+        _fill(axes, loose, transform, "#2d7dff", alpha=0.65)
+        _fill(axes, tight, transform, RIVAL, alpha=0.85)
+        _title(axes, f"{tight.sum():,} of {loose.sum():,} px: stability "
+               f"{tight.sum() / loose.sum():.2f}")  # fmt: skip
+    return plate
+
+
+def draw_scores(masks: gpd.GeoDataFrame) -> Plate:
+    """Draw both scores of all masks against their true IoU, with the mean of each tenth."""
+    plate = Plate(14, 6.4, f"{len(masks):,} masks of one tile against the ground truth; large "
+                  "points: the mean of each tenth. On the dashed line a score tells the "
+                  "truth.")  # fmt: skip
+    panels = plate.subplots(1, 2, sharey=True)
+    for axes, name, column in zip(
+        panels, ("predicted IoU", "stability"), ("confidence", "stability"), strict=True
+    ):
+        told = calibration(masks[column], masks["true_iou"].to_numpy())
+        axes.plot([0, 1], [0, 1], color="#666666", linestyle="--", linewidth=1.5)
+        axes.scatter(masks[column], masks["true_iou"], s=14, color=MASK, edgecolor="#00728a",
+                     linewidth=0.4)  # fmt: skip
+        bins = told.bins[told.bins["n"] >= 5]
+        axes.plot(bins["mean_score"], bins["mean_true_iou"], "o-", color="#b3005e", markersize=11,
+                  linewidth=2.5)  # fmt: skip
+        axes.set(xlim=(0, 1.01), ylim=(0, 1.01), xlabel=name, ylabel="true IoU")
+        axes.label_outer()
+        _plain(axes)
+        _title(axes, f"off by {told.mean_gap:.2f}, rank correlation {told.spearman:.2f}")
+    return plate
+
+
+def draw_comeback(proposals: Proposals, case: pd.Series) -> Plate:
+    """Draw one of `comebacks` just below its threshold and at it."""
+    mask, rival = (proposals.masks.iloc[[int(case[name])]] for name in ("row", "rival"))
+    plate = Plate(14, 7.4, "Dashed: the truth. Before the step, the better predicted IoU wins and "
+                  "suppresses its rival.\nAfter it, the winner is gone, so nothing suppresses the "
+                  "rival any more.")  # fmt: skip
+    both = shapely.union_all([*mask.geometry, *rival.geometry])
+    for axes, shown, color, score, at in zip(
+        plate.subplots(1, 2), (rival, mask), (RIVAL, BACK), ("rival_", ""),
+        (case["at"] - 0.01, case["at"]), strict=True,
+    ):  # fmt: skip
+        _imagery(axes, proposals.scene, _around(both, 0.1))
+        _shapes(axes, shown, color)
+        _dashed(axes, proposals.truth.loc[mask["object"]])
+        _title(axes, f"threshold {at:.2f}: predicted {case[score + 'confidence']:.2f}, stability "
+               f"{case[score + 'stability']:.3f}, true {case[score + 'true_iou']:.2f}")  # fmt: skip
+    return plate
+
+
+def draw_kept(proposals: Proposals, pred_iou_thresh: float, stability: float) -> Plate:
+    """Draw what two thresholds keep, and what a lower stability threshold would not."""
+    now = proposals.kept(Thresholds(pred_iou_thresh, round(stability, 2)))
+    before = proposals.kept(Thresholds(pred_iou_thresh, max(round(stability - 0.05, 2), 0)))
+    back = np.setdiff1d(now, before)
+    masks = proposals.masks
+    plate = Plate(9, 9.4, f"Stability {stability:.2f}: {len(now)} masks (blue), of which "
+                  f"{len(back)} (pink) are not there at {stability - 0.05:.2f}.")  # fmt: skip
+    axes = plate.subplots()
+    window = proposals.scene.window_polygon(proposals.tile.window)
+    _imagery(axes, proposals.scene, window.bounds)
+    _shapes(axes, masks.iloc[np.setdiff1d(now, back)], MASK)
+    _shapes(axes, masks.iloc[back], BACK)
+    return plate
+
+
+# -------------------------------------------------------------------------------- seams
+
+
+def draw_seams(runs: Mapping[str, Run], place: BaseGeometry) -> Plate:
+    """Draw the same place in several runs, every polygon in a colour of its own."""
+    plate = Plate(15, 6.3, "Dashed yellow: where tiles meet. One colour is one polygon: cut "
+                  "without overlap, one again with it.")  # fmt: skip
+    frame = _around(place, 0.25)
+    for axes, (name, run) in zip(plate.subplots(1, len(runs)), runs.items(), strict=True):
+        _imagery(axes, run.scenes[0], frame)
+        here = run.layer.cx[frame[0] : frame[2], frame[1] : frame[3]]
+        here = here.iloc[np.argsort(-here.area)]
+        colors = np.array([MASK, BACK, "#76ff03", "#7c4dff", RIVAL, "#00695c"])
+        if len(here):
+            _shapes(axes, here, colors[np.arange(len(here)) % len(colors)], alpha=0.35)
+        lines = seam_lines(run)
+        if not lines.is_empty:
+            gpd.GeoSeries([lines]).plot(ax=axes, color=SEAM, linewidth=2.5, linestyle="--",
+                                        aspect=None)  # fmt: skip
+        _frame(axes, frame)
+        _title(axes, name)
+    return plate
+
+
+# --------------------------------------------------------------- simplification, coverage
+
+
+def draw_simplified(
+    scene: Scene, layer: gpd.GeoDataFrame, place: BaseGeometry, metres: float
+) -> Plate:
+    """Draw exact and simplified outlines of a place, with their corners."""
+    frame = _around(place, 0.1)
+    here = layer[layer.intersects(shapely.box(*frame))]
+    plate = Plate(14, 7.4, f"Left: along the edges of pixels, as masks are. Right: simplified "
+                  f"within {metres:g} m. Dots are corners.")  # fmt: skip
+    for axes, tolerance in zip(plate.subplots(1, 2), (0.0, metres), strict=True):
+        shapes = simplified(here, tolerance)
+        _imagery(axes, scene, frame)
+        _shapes(axes, shapes, MASK, alpha=0.1)
+        x, y = shapely.get_coordinates(shapes.geometry.to_numpy()).T
+        axes.plot(x, y, "o", color=RIVAL, markersize=4 if tolerance == 0 else 7)
+        _title(axes, f"{'exact' if not tolerance else f'{tolerance:g} m'}: {len(x):,} corners")
+    return plate
+
+
+def draw_coverage(layers: Mapping[str, gpd.GeoDataFrame], place: BaseGeometry) -> Plate:
+    """Draw where layers overlap and where they gape, beside each other.
+
+    The first layer is the exact one, by which gaps are known; it is not drawn.
+    """
+    (_, exact), *others = layers.items()
+    area = exact.union_all()
+    plate = Plate(14, 7.6, "Orange: in two polygons at once. Black: in none, though it was in one "
+                  "before.\nSimplified together, neighbours share every corner, so neither can "
+                  "happen.")  # fmt: skip
+    frame = place.bounds
+    for axes, (name, layer) in zip(plate.subplots(1, len(others)), others, strict=True):
+        _shapes(axes, layer, "#9aa7b1", alpha=0.3)
+        shapes = layer.geometry.to_numpy()
+        i, j = shapely.STRtree(shapes).query(shapes, predicate="intersects")
+        twice = gpd.GeoSeries(shapely.intersection(shapes[i[i < j]], shapes[j[i < j]]))
+        for faults, color in ((twice[twice.area > 0], RIVAL), (gaps_between(layer, area), "black")):
+            if len(faults):
+                faults.plot(ax=axes, facecolor=color, edgecolor=color, linewidth=1.5, aspect=None)
+        _frame(axes, frame)
+        _title(axes, name)
+    return plate
+
+
+# -------------------------------------------------------------------------------- advice
+
+
+def draw_trial(trial: Trial, before: Run, after: Run, reference: gpd.GeoDataFrame) -> Plate:
+    """Draw the layers at the default and at the advised thresholds, with the labelled tiles."""
+    f1 = trial.table["f1"]
+    plate = Plate(15, 7, f"White: the {len(reference)} fields that are wanted. Yellow: the tiles "
+                  f"whose {trial.advice.n_reference} fields gave the advice. F1 on the other "
+                  "tiles in the titles.")  # fmt: skip
+    labelled = before.tiles[before.tiles["tile"].isin(trial.labelled)]
+    for axes, run, name in zip(
+        plate.subplots(1, 2), (before, after), ("default", "advised"), strict=True
+    ):
+        _imagery(axes, run.scenes[0], run.tiles.total_bounds)
+        _shapes(axes, labelled, SEAM, alpha=0.15)
+        _dashed(axes, reference)
+        _shapes(axes, run.layer, MASK, alpha=0.3)
+        at = trial.table.loc[name]
+        _title(axes, f"{name} {at['pred_iou_thresh']:.2f}, {at['stability_score_thresh']:.2f}: "
+               f"{len(run.layer)} polygons, F1 {f1[name]:.2f}")  # fmt: skip
+    return plate
+
+
+# --------------------------------------------------------------------------------- parts
+
+
+def _around(place: BaseGeometry, more: float) -> tuple[float, float, float, float]:
+    """Bounds of a square around a place, larger than it by a share of its size on each side."""
+    left, bottom, right, top = place.bounds
+    x, y, reach = (left + right) / 2, (bottom + top) / 2, max(right - left, top - bottom) / 2
+    reach *= 1 + 2 * more
+    return x - reach, y - reach, x + reach, y + reach
+
+
+def _imagery(axes: Axes, scene: Scene, bounds: Any) -> None:
+    """Show what lies in some bounds of the map."""
+    window = from_bounds(*bounds, scene.transform).round_offsets().round_lengths()
+    window = window.intersection(scene.window)
+    rgb, _ = scene.read(window)
+    left, bottom, right, top = scene.window_polygon(window).bounds
+    axes.imshow(rgb, extent=(left, right, bottom, top))
+    _frame(axes, (left, bottom, right, top))
+
+
+def _frame(axes: Axes, bounds: Any) -> None:
+    left, bottom, right, top = bounds
+    axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xticks=[], yticks=[])
+
+
+def _shapes(axes: Axes, layer: gpd.GeoDataFrame, color: Any, *, alpha: float = 0.3) -> None:
+    """Fill shapes thinly and draw their outlines."""
+    if len(layer):
+        layer.plot(ax=axes, facecolor=color, edgecolor="none", alpha=alpha, aspect=None)
+        layer.plot(ax=axes, facecolor="none", edgecolor=color, linewidth=2, aspect=None)
+        axes.set(xlabel="", ylabel="")  # which geopandas has written
+
+
+def _dashed(axes: Axes, objects: gpd.GeoDataFrame) -> None:
+    """Draw the outlines of the truth."""
+    if len(objects):
+        line = (0, (3, 2))
+        objects.boundary.plot(ax=axes, color=TRUTH, linewidth=2, linestyle=line, aspect=None)
+        axes.set(xlabel="", ylabel="")
+
+
+def _fill(
+    axes: Axes, mask: NDArray[np.bool_], transform: Any, color: str, *, alpha: float = 0.5
+) -> None:
+    """Lay a mask `(h, w)` of pixels over the map."""
+    (left, top), (right, bottom) = transform @ (0, 0), transform @ mask.shape[::-1]
+    shown = np.ma.masked_where(~mask, np.ones(mask.shape))
+    limits = axes.get_xlim(), axes.get_ylim()
+    axes.imshow(shown, extent=(left, right, bottom, top), cmap=ListedColormap([color]),
+                alpha=alpha, interpolation="nearest")  # fmt: skip
+    axes.set(xlim=limits[0], ylim=limits[1])
+
+
+def _iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    union = int((one | other).sum())
+    return int((one & other).sum()) / union if union else 0.0
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", fontsize=14)
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=12)
+    axes.xaxis.label.set_fontsize(14)
+    axes.yaxis.label.set_fontsize(14)
