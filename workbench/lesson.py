@@ -169,7 +169,7 @@ def coverage_table(layers: Mapping[str, gpd.GeoDataFrame]) -> pd.DataFrame:
     for name, layer in layers.items():
         gaps = gaps_between(layer, exact)
         rows[name] = {
-            "overlaps, m²": round(float(layer.area.sum() - layer.union_all().area), 1),
+            "overlaps, m²": round(abs(float(layer.area.sum() - layer.union_all().area)), 1),
             "gaps": len(gaps),
             "gaps, m²": round(float(gaps.area.sum()), 1),
         }

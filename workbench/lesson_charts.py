@@ -20,7 +20,7 @@ from shapely.geometry.base import BaseGeometry
 from workbench.candidates import Thresholds
 from workbench.finished import Run
 from workbench.lesson import Proposals, Trial, gaps_between, seam_lines, simplified
-from workbench.quality import calibration
+from workbench.quality import calibration, match
 from workbench.raster import Scene
 from workbench.report import figure_png
 
@@ -55,7 +55,7 @@ def draw_prompt(predictor: Any, proposals: Proposals, x: float, y: float) -> Pla
     here = proposals.truth[proposals.truth.intersects(at)]
     objects = [rasterize([shape], masks[0].shape, transform=transform, dtype="uint8").view(bool)
                for shape in here.geometry]  # fmt: skip
-    names = " and ".join(here["kind"]) or "nothing that is labelled"
+    names = " and ".join(here["kind"]).replace("_", " ") or "nothing that is labelled"
     plate = Plate(15, 5.9, f"One prompt (✕) and SAM's three answers. In truth, here is: {names}.")
     place = here.union_all() if len(here) else at.buffer(30)
     for axes, mask, score in zip(plate.subplots(1, 3), masks, scores, strict=True):
@@ -151,17 +151,23 @@ def draw_kept(proposals: Proposals, pred_iou_thresh: float, stability: float) ->
 
 
 def draw_seams(runs: Mapping[str, Run], place: BaseGeometry) -> Plate:
-    """Draw the same place in several runs, every polygon in a colour of its own."""
-    plate = Plate(15, 6.3, "Dashed yellow: where tiles meet. One colour is one polygon: cut "
-                  "without overlap, one again with it.")  # fmt: skip
+    """Draw an object in several runs, and in colours of their own the polygons that lie on it."""
+    plate = Plate(
+        15,
+        6.3,
+        "Yellow: where tiles meet. White: one object. Each colour is one polygon: cut without "
+        "overlap, one again with it.",
+    )
     frame = _around(place, 0.25)
     for axes, (name, run) in zip(plate.subplots(1, len(runs)), runs.items(), strict=True):
         _imagery(axes, run.scenes[0], frame)
-        here = run.layer.cx[frame[0] : frame[2], frame[1] : frame[3]]
+        shared = run.layer.intersection(place).area
+        here = run.layer[shared > place.area / 20]
         here = here.iloc[np.argsort(-here.area)]
         colors = np.array([MASK, BACK, "#76ff03", "#7c4dff", RIVAL, "#00695c"])
         if len(here):
             _shapes(axes, here, colors[np.arange(len(here)) % len(colors)], alpha=0.35)
+        _dashed(axes, gpd.GeoDataFrame(geometry=[place]))
         lines = seam_lines(run)
         if not lines.is_empty:
             gpd.GeoSeries([lines]).plot(ax=axes, color=SEAM, linewidth=2.5, linestyle="--",
@@ -174,26 +180,28 @@ def draw_seams(runs: Mapping[str, Run], place: BaseGeometry) -> Plate:
 # --------------------------------------------------------------- simplification, coverage
 
 
-def draw_simplified(
-    scene: Scene, layer: gpd.GeoDataFrame, place: BaseGeometry, metres: float
-) -> Plate:
-    """Draw exact and simplified outlines of a place, with their corners."""
-    frame = _around(place, 0.1)
-    here = layer[layer.intersects(shapely.box(*frame))]
-    plate = Plate(14, 7.4, f"Left: along the edges of pixels, as masks are. Right: simplified "
-                  f"within {metres:g} m. Dots are corners.")  # fmt: skip
+def draw_simplified(scene: Scene, exact: gpd.GeoDataFrame, metres: float) -> Plate:
+    """Draw the outline of one polygon as it is and simplified, with its corners."""
+    frame = _around(exact.union_all(), 0.1)
+    plate = Plate(
+        14,
+        7.4,
+        "Left: along the edges of pixels, as masks are. Right: simplified "
+        f"within {metres:g} m. Dots are corners.",
+    )
     for axes, tolerance in zip(plate.subplots(1, 2), (0.0, metres), strict=True):
-        shapes = simplified(here, tolerance)
+        shape = simplified(exact, tolerance)
         _imagery(axes, scene, frame)
-        _shapes(axes, shapes, MASK, alpha=0.1)
-        x, y = shapely.get_coordinates(shapes.geometry.to_numpy()).T
-        axes.plot(x, y, "o", color=RIVAL, markersize=4 if tolerance == 0 else 7)
-        _title(axes, f"{'exact' if not tolerance else f'{tolerance:g} m'}: {len(x):,} corners")
+        _shapes(axes, shape, MASK, alpha=0.2)
+        x, y = shapely.get_coordinates(shape.geometry.to_numpy()).T
+        axes.plot(x, y, "o", color=RIVAL, markersize=8 if tolerance else 5)
+        name = f"{tolerance:g} m" if tolerance else "exact"
+        _title(axes, f"{name}: {len(x) - 1:,} corners, {shape.area.sum():.1f} m²")
     return plate
 
 
-def draw_coverage(layers: Mapping[str, gpd.GeoDataFrame], place: BaseGeometry) -> Plate:
-    """Draw where layers overlap and where they gape, beside each other.
+def draw_coverage(layers: Mapping[str, gpd.GeoDataFrame]) -> Plate:
+    """Draw where layers overlap and where they gape, around the widest gap of the second one.
 
     The first layer is the exact one, by which gaps are known; it is not drawn.
     """
@@ -202,7 +210,8 @@ def draw_coverage(layers: Mapping[str, gpd.GeoDataFrame], place: BaseGeometry) -
     plate = Plate(14, 7.6, "Orange: in two polygons at once. Black: in none, though it was in one "
                   "before.\nSimplified together, neighbours share every corner, so neither can "
                   "happen.")  # fmt: skip
-    frame = place.bounds
+    gaps = gaps_between(others[0][1], area)
+    frame = _around(gaps.iloc[int(gaps.area.to_numpy().argmax())].buffer(40), 0)
     for axes, (name, layer) in zip(plate.subplots(1, len(others)), others, strict=True):
         _shapes(axes, layer, "#9aa7b1", alpha=0.3)
         shapes = layer.geometry.to_numpy()
@@ -221,21 +230,28 @@ def draw_coverage(layers: Mapping[str, gpd.GeoDataFrame], place: BaseGeometry) -
 
 def draw_trial(trial: Trial, before: Run, after: Run, reference: gpd.GeoDataFrame) -> Plate:
     """Draw the layers at the default and at the advised thresholds, with the labelled tiles."""
-    f1 = trial.table["f1"]
-    plate = Plate(15, 7, f"White: the {len(reference)} fields that are wanted. Yellow: the tiles "
-                  f"whose {trial.advice.n_reference} fields gave the advice. F1 on the other "
-                  "tiles in the titles.")  # fmt: skip
+    plate = Plate(
+        15,
+        7,
+        f"White: the {len(reference)} objects that are wanted. Blue: a polygon that matches one. "
+        "Orange: the others. Yellow: the labelled tiles. F1 is that on all other tiles.",
+    )
     labelled = before.tiles[before.tiles["tile"].isin(trial.labelled)]
     for axes, run, name in zip(
         plate.subplots(1, 2), (before, after), ("default", "advised"), strict=True
     ):
+        matches = match(run.layer, reference).true_iou() >= 0.5
         _imagery(axes, run.scenes[0], run.tiles.total_bounds)
         _shapes(axes, labelled, SEAM, alpha=0.15)
+        _shapes(axes, run.layer[~matches], RIVAL, alpha=0.1)
+        _shapes(axes, run.layer[matches], MASK, alpha=0.45)
         _dashed(axes, reference)
-        _shapes(axes, run.layer, MASK, alpha=0.3)
         at = trial.table.loc[name]
-        _title(axes, f"{name} {at['pred_iou_thresh']:.2f}, {at['stability_score_thresh']:.2f}: "
-               f"{len(run.layer)} polygons, F1 {f1[name]:.2f}")  # fmt: skip
+        _title(
+            axes,
+            f"{name} {at['pred_iou_thresh']:.2f}, {at['stability_score_thresh']:.2f}: "
+            f"{len(run.layer)} polygons, F1 {at['f1']:.2f}",
+        )
     return plate
 
 
@@ -263,6 +279,7 @@ def _imagery(axes: Axes, scene: Scene, bounds: Any) -> None:
 def _frame(axes: Axes, bounds: Any) -> None:
     left, bottom, right, top = bounds
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xticks=[], yticks=[])
+    axes.set(xlabel="", ylabel="")  # which geopandas writes
 
 
 def _shapes(axes: Axes, layer: gpd.GeoDataFrame, color: Any, *, alpha: float = 0.3) -> None:
@@ -270,7 +287,7 @@ def _shapes(axes: Axes, layer: gpd.GeoDataFrame, color: Any, *, alpha: float = 0
     if len(layer):
         layer.plot(ax=axes, facecolor=color, edgecolor="none", alpha=alpha, aspect=None)
         layer.plot(ax=axes, facecolor="none", edgecolor=color, linewidth=2, aspect=None)
-        axes.set(xlabel="", ylabel="")  # which geopandas has written
+        axes.set(xlabel="", ylabel="")
 
 
 def _dashed(axes: Axes, objects: gpd.GeoDataFrame) -> None:
