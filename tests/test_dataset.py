@@ -315,6 +315,26 @@ def test_two_scenes_of_one_name_keep_their_chips_apart(tmp_path: Path) -> None:
     assert made.chips["n_labels"].sum() == 2  # chip of one, and the valid pixels of the other
 
 
+def test_chips_of_names_that_look_alike_do_not_collide(tmp_path: Path) -> None:
+    scenes = [
+        make_scene(tmp_path / f"{name}.tif", transform=TRANSFORM @ Affine.translation(n * SIDE, 0))
+        for n, name in enumerate(("a b", "a_b", "a_b-2"))
+    ]
+    tiles = pd.concat([ledger().set_geometry(ledger().translate(n * SIDE / 2)) for n in range(3)])
+    made = write_dataset(label_layer(), tiles, scenes, tmp_path / "set", classes=CLASSES,
+                         chips=ALL_TRAIN)  # fmt: skip
+    assert made.chips["chip"].str.casefold().is_unique
+
+
+def test_the_aoi_is_in_the_crs_of_the_layer(scene: Scene, tmp_path: Path) -> None:
+    aoi, chips = shape(100, 0, 60, SIDE), replace(ALL_TRAIN, min_valid=0.3)
+    here = export(scene, tmp_path / "a", label_layer(), chips, aoi=aoi)
+    degrees = gpd.GeoSeries([aoi.segmentize(5)], crs=UTM).to_crs(4326)[0]
+    layer = label_layer()
+    there = export(scene, tmp_path / "b", layer.to_crs(4326), chips, aoi=degrees)
+    assert there.chips["left_out"].tolist() == here.chips["left_out"].tolist()
+
+
 @pytest.mark.parametrize("class_id", [pd.NA, 4])
 def test_labels_without_a_class_are_named(scene: Scene, tmp_path: Path, class_id: Any) -> None:
     layer = label_layer(class_id=class_id)

@@ -2,6 +2,7 @@
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
 from known_objects import objects, write_labels
@@ -10,6 +11,7 @@ from matplotlib.colors import to_hex
 from reviews import drawn, with_rows
 
 from workbench import run
+from workbench.report import figure_png
 from workbench.review import changes
 from workbench.review_charts import draw_change_map, draw_changes, summary_of
 
@@ -58,6 +60,23 @@ def test_the_map_shows_each_change_where_it_is(finished, reviewed):
     )
     (before,) = collections[-1].get_paths()  # dotted: the shape that was edited
     assert len(before.vertices) == shapely.get_num_coordinates(finished.layer.geometry[3])
+
+
+def test_names_of_classes_are_shown_as_they_are_and_all_count(finished):
+    names = [r"cost $\bad{$", "建物", *(f"class {n}" for n in range(20))]
+    labels = finished.layer.iloc[np.arange(2 * len(names)) % len(finished.layer)]
+    labels = labels.assign(
+        id=[f"n{i}" for i in range(len(labels))],
+        status="accepted",
+        class_id=pd.array([i // 2 for i in range(len(labels))], "Int64"),
+    )
+    figure = draw_changes(changes(labels, labels), dict(enumerate(names)))
+    assert figure_png(figure)
+    (axes,) = [axes for axes in figure.axes if axes.get_title("left") == "by class"]
+    shown = [text.get_text() for text in axes.get_xticklabels()]
+    assert len(shown) == 12
+    assert shown[-1] == "11 others"
+    assert sum(int(text.get_text()) for text in axes.texts) == len(labels)
 
 
 def test_a_review_of_nothing_has_pictures_too(finished):

@@ -115,8 +115,6 @@ class _Object:
 class _Chip:
     name: str
     scene: Scene
-    row: int
-    col: int
     window: Window
     objects: tuple[_Object, ...] = ()
     left_out: str = ""
@@ -151,6 +149,8 @@ def write_dataset(
     _check(chips, scenes, classes)
     _refuse_foreign(folder)
     crs = scenes[0].crs
+    if aoi is not None:
+        aoi = gpd.GeoSeries([aoi], crs=layer.crs).to_crs(crs).iloc[0]
     layer = with_area(layer.to_crs(crs)).reset_index(drop=True)
     tiles = tiles.to_crs(crs)
     class_ids = _classes_of(layer, classes, chips)
@@ -255,16 +255,19 @@ def _refuse_foreign(folder: Path) -> None:
 
 def _grid(scenes: Sequence[Scene], size: int) -> list[_Chip]:
     """Chips that partition each scene; the last ones reach beyond its edge."""
-    taken: Counter[str] = Counter()
+    taken = set[str]()
     chips = []
     for scene in scenes:
-        stem = re.sub(r"[^\w.-]", "_", scene.name)
-        taken[stem] += 1
-        stem += f"-{taken[stem]}" if taken[stem] > 1 else ""
+        plain = stem = re.sub(r"[^\w.-]", "_", scene.name)
+        n = 1
+        while stem.casefold() in taken:  # some file systems do not tell A from a
+            n += 1
+            stem = f"{plain}-{n}"
+        taken.add(stem.casefold())
         for row in range(-(-scene.height // size)):
             for col in range(-(-scene.width // size)):
                 window = Window(col * size, row * size, size, size)
-                chips.append(_Chip(f"{stem}_r{row}c{col}", scene, row, col, window))
+                chips.append(_Chip(f"{stem}_r{row}c{col}", scene, window))
     return chips
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import warnings
 from collections.abc import Collection, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -22,9 +23,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PathCollection
 from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba, to_rgba_array
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.path import Path as Outline
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 from rasterio.features import rasterize
@@ -47,6 +50,11 @@ FILES: Mapping[str, str] = {
 _LOWS = [low for low, _ in CONFIDENCE_CLASSES]
 _COLORS = [color for _, color in CONFIDENCE_CLASSES]
 _FILL = 0.18  # how much of the imagery a polygon covers
+# Chinese, Japanese and Korean as Linux, Windows and macOS have them
+_WIDE_FONTS = (
+    "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Microsoft YaHei",
+    "Yu Gothic", "Malgun Gothic", "Arial Unicode MS", "PingFang SC", "Hiragino Sans",
+)  # fmt: skip
 _MAX_FAILED_ROWS = 50
 _MAX_TITLE = 60
 _COVERAGE_PX = 2048  # the longer side of the grid on which the covered area is counted
@@ -154,9 +162,18 @@ def _imagery(
 
 
 def figure_png(figure: Figure, dpi: int = 150) -> bytes:
-    """Render a figure as PNG; equal figures give equal bytes."""
+    """Render a figure as PNG; equal figures give equal bytes.
+
+    Names in scripts that the usual font lacks are drawn in one of `_WIDE_FONTS`, where there is
+    one, else as boxes.
+    """
+    wide = [name for name in _WIDE_FONTS if name in set(get_font_names())]
+    for text in figure.findobj(Text):
+        text.set_fontfamily(["sans-serif", *wide])
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 

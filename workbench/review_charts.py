@@ -26,6 +26,7 @@ CHANGE_COLORS: Mapping[Change, str] = {
     "unreviewed": "#d9d9d9",
     "added": "#6a4fb3",
 }
+_MAX_CLASSES = 12  # bars that fit
 _JUDGED: tuple[Change, ...] = ("accepted", "edited", "rejected", "deleted")
 
 
@@ -164,7 +165,11 @@ def _by_class(axes: Axes, judged: pd.DataFrame, classes: Mapping[int, str]) -> N
     names = numbers.map(lambda n: classes.get(n, f"class {n}"), na_action="ignore")
     names = names.astype(object).where(numbers.notna(), "no class")
     table = pd.crosstab(names, judged["change"]).reindex(columns=list(_JUDGED), fill_value=0)
-    table = table.loc[table.sum(axis=1).sort_values(ascending=False).index][:12]
+    table = table.loc[table.sum(axis=1).sort_values(ascending=False, kind="stable").index]
+    if len(table) > _MAX_CLASSES:
+        rest = table[_MAX_CLASSES - 1 :]
+        others = rest.sum().to_frame(f"{len(rest)} others").T
+        table = pd.concat([table[: _MAX_CLASSES - 1], others])
     _stacked(axes, table, [str(name)[:18] for name in table.index])
 
 

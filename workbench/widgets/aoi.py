@@ -382,7 +382,7 @@ def area_picture(session: Session) -> bytes:
         aoi=None if aoi is None else gpd.GeoDataFrame(geometry=[aoi], crs=scene.crs),
     )
     axes, legend = figure.axes
-    axes.set_title(_caption(session), loc="left", fontsize=11)
+    axes.set_title(_caption(session), loc="left", fontsize=11, parse_math=False)
     legend.remove()  # there are no polygons
     return figure_png(figure)
 
