@@ -57,7 +57,7 @@ def reaches_overlap(result, objects, size):
     """Whether each object lies in more than one tile, as a boolean array."""
     (scene,) = result.scenes
     grid = TileGrid(scene.width, scene.height, size)
-    windows = tile_windows(scene, grid, list(grid)).geometry.to_numpy()
+    windows = tile_windows(scene, list(grid)).geometry.to_numpy()
     row, _ = shapely.STRtree(windows).query(objects.geometry.to_numpy(), predicate="intersects")
     return np.bincount(row, minlength=len(objects)) > 1
 

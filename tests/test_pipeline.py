@@ -295,7 +295,7 @@ def test_all_user_errors_are_one_kind():
 def test_windows_of_a_scene_match_its_tiles(raster, tmp_path):
     plan = running.prepare(job_for(raster, tmp_path / "run"))
     (part,) = plan.scenes
-    windows = tile_windows(part.scene, part.grid, list(part.tiles))
+    windows = tile_windows(part.scene, list(part.tiles))
     assert windows.union_all().equals(part.scene.window_polygon(part.scene.window))
     assert plan.folder.is_absolute()
 

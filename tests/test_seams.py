@@ -37,7 +37,7 @@ def segmented(labels, size, overlap=0.25, box_nms_thresh=1.0, **options):
         candidates = segmenter.propose(paint(window)).at_tile(tile.row, tile.col)
         chosen = select(candidates, Thresholds())
         polygons.append(to_polygons(chosen, scene, grid, {}))
-    return pd.concat(polygons, ignore_index=True), tile_windows(scene, grid, list(grid))
+    return pd.concat(polygons, ignore_index=True), tile_windows(scene, list(grid))
 
 
 def segmented_masks(masks, size, overlap=0.25):
@@ -54,7 +54,7 @@ def segmented_masks(masks, size, overlap=0.25):
         seen = [(w, 0.9 + i / 100) for i, w in enumerate(windows) if w.any()]
         candidates = candidates_of([w for w, _ in seen], [s for _, s in seen], Rules(size, size))
         polygons.append(to_polygons(candidates.at_tile(tile.row, tile.col), scene, grid, {}))
-    return pd.concat(polygons, ignore_index=True), tile_windows(scene, grid, list(grid))
+    return pd.concat(polygons, ignore_index=True), tile_windows(scene, list(grid))
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["whole", "in pieces"])
@@ -198,7 +198,7 @@ def pieces(*rows):
         geometry=on_map,
         crs=scene.crs,
     )
-    return frame, tile_windows(scene, grid, list(grid))
+    return frame, tile_windows(scene, list(grid))
 
 
 def test_of_two_duplicates_the_better_stays():

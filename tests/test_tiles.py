@@ -50,8 +50,8 @@ def test_an_aoi_selects_the_tiles_whose_core_it_meets():
 
 def test_windows_on_the_map_stay_inside_the_scene():
     scene, grid = scene_of(100, 300), TileGrid(100, 300, 128, 0.25)
-    windows = tile_windows(scene, grid, list(grid))
+    windows = tile_windows(scene, list(grid))
     assert windows.geometry.within(scene.window_polygon(scene.window)).all()
     assert windows.crs == scene.crs
     assert windows["pixel"].to_numpy() == pytest.approx(0.5)
-    assert tile_windows(scene, grid, []).empty
+    assert tile_windows(scene, []).empty

@@ -339,7 +339,7 @@ def gather(plan: Plan) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
     for part in plan.scenes:
         # a tile that failed has decided nothing about what its neighbours saw
         seen = [tile for tile in part.tiles if known[part.index(tile)][0].status != "failed"]
-        windows.append(tile_windows(part.scene, part.grid, seen))
+        windows.append(tile_windows(part.scene, seen))
         wanted = [part.index(tile) for tile in part.tiles]
         for candidates, records in plan.store.read(wanted):
             chosen = select(candidates, plan.job.thresholds)

@@ -106,7 +106,7 @@ def tiles_over(scene: Scene, grid: TileGrid, aoi: shapely.Geometry | None) -> li
     ]
 
 
-def tile_windows(scene: Scene, grid: TileGrid, tiles: list[Tile]) -> gpd.GeoDataFrame:
+def tile_windows(scene: Scene, tiles: list[Tile]) -> gpd.GeoDataFrame:
     """Return the windows of tiles on the map, with `pixel`, the larger side of a pixel there."""
     return gpd.GeoDataFrame(
         {
