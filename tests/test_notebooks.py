@@ -150,9 +150,12 @@ def test_a_reference_advises_before_any_review(tmp_path, finished):
     assert advice.n_reference == (finished.layer["confidence"] > 0.907).sum()
     with pytest.raises(ReviewError, match="at least two tiles"):
         advise_run(ReviewJob.create(run_dir=str(finished.folder)), finished, labels)
-    again = Job.from_yaml(write_advised_job(job, finished, advice))
-    assert again.out_dir == f"{finished.folder}-advised"
+    again = Job.from_yaml(write_advised_job(job, finished, labels, advice))
+    assert again.out_dir == str(finished.folder)  # its candidates are stored
     assert again.thresholds == advice.advised
+    some = labels.assign(status=labels["status"].where(labels.index > 0, "accepted"))
+    again = Job.from_yaml(write_advised_job(job, finished, some, advice))
+    assert again.out_dir == f"{finished.folder}-advised"
 
 
 @pytest.mark.parametrize(
@@ -160,6 +163,7 @@ def test_a_reference_advises_before_any_review(tmp_path, finished):
     [
         (["-p", "run_dri", "x"], "Unknown parameter `run_dri`. Did you mean `run_dir`"),
         (["-p", "run_dir", "nowhere"], "holds no finished run"),
+        (["-p", "run_dir", "null"], "Parameter `run_dir`: give the run folder that was reviewed"),
     ],
 )
 def test_bad_parameters_of_a_review_are_named(arguments, message, tmp_path):

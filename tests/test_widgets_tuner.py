@@ -180,6 +180,9 @@ def test_presets_are_job_files(tuner, tmp_path):
     tuner.settings.preset.value = "none such"
     tuner.settings._load_preset()
     assert "cannot be read" in tuner.message.value
+    tuner.settings.preset.value = " "
+    tuner.settings._load_preset()
+    assert "Choose a preset" in tuner.message.value
 
 
 def test_a_click_explains_what_is_there(tuner):

@@ -122,11 +122,12 @@ def _statuses(gpkg: Path, labels: gpd.GeoDataFrame, run: Run) -> pd.Series:
     known = labels["id"].isin(run.layer["id"])
     default = pd.Series(np.where(known, "unreviewed", "edited"), labels.index)
     status = labels["status"].astype(object).where(labels["status"].notna(), default)
-    strange = sorted(set(status) - set(STATUSES))
-    if strange:
+    strange = status[~status.isin(STATUSES)]
+    if len(strange):
         raise ReviewError(
-            f"{gpkg}: {strange[0]!r} is no status. Labels are "
-            f"{', '.join(STATUSES)}; correct it in QGIS."
+            f"{gpkg}: {strange.iloc[0]!r} is no status; {len(strange)} labels have such a one, the "
+            f"first with fid {strange.index[0]}. Labels are {', '.join(STATUSES)}; correct it in "
+            "QGIS."
         )
     return status
 

@@ -34,15 +34,20 @@ def summary_of(told: pd.DataFrame) -> pd.DataFrame:
     """Count what review has done, one row for each kind of change, and the shapes' IoU."""
     counts = told["change"].value_counts()
     rows: dict[str, str] = {change: f"{counts.get(change, 0):,}" for change in CHANGES}
-    judged = told[told["change"].isin(_JUDGED)]
-    good = judged["change"].isin(["accepted", "edited"])
-    rows["kept of those reviewed"] = f"{good.mean():.0%}" if len(judged) else "–"
+    kept, judged = _kept(told)
+    rows["kept of those reviewed"] = f"{kept / judged:.0%}" if judged else "–"
     iou = told.loc[told["reshaped"] & told["iou"].notna(), "iou"]
     rows["reshaped"] = f"{len(iou):,}"
     rows["IoU of reshaped ones to their pre-labels, median"] = (
         f"{iou.median():.2f}" if len(iou) else "–"
     )
     return pd.DataFrame({"value": rows})
+
+
+def _kept(told: pd.DataFrame) -> tuple[int, int]:
+    """Count the pre-labels that are kept, and those that are reviewed."""
+    good = told["change"].isin(["accepted", "edited"])
+    return int(good.sum()), int(told["change"].isin(_JUDGED).sum())
 
 
 def draw_changes(told: pd.DataFrame, classes: Mapping[int, str]) -> Figure:
@@ -113,8 +118,7 @@ def _bar_of_all(axes: Axes, told: pd.DataFrame) -> None:
         left += n
     axes.set_axis_off()
     axes.set_xlim(0, total)
-    kept = int(counts.reindex(["accepted", "edited"]).fillna(0).sum())
-    judged = int(counts.reindex(list(_JUDGED)).fillna(0).sum())
+    kept, judged = _kept(told)
     share = f" · {kept / judged:.0%} of {judged:,} reviewed pre-labels kept" if judged else ""
     axes.set_title(f"{len(told):,} labels{share}", loc="left", fontsize=13)
     if len(told):

@@ -17,7 +17,7 @@ from workbench.finished import Run
 from workbench.job import Parameters, Share, Text, as_meant
 from workbench.layer import crs_name
 from workbench.quality import area_of, with_area
-from workbench.review import reviewed_tiles, tiles_of
+from workbench.review import changes, reviewed_tiles, tiles_of
 
 
 class ReviewJob(Parameters):
@@ -46,6 +46,14 @@ class ReviewJob(Parameters):
     )
     seed: int = Field(0, description="of what is drawn by lot")
 
+    @field_validator("run_dir", mode="before")
+    @classmethod
+    def _given(cls, value: object) -> object:
+        if value is None:
+            raise ValueError("give the run folder that was reviewed, as in `-p run_dir runs/ortho`")
+        return value
+
+    # last, for what is defined last sees a value first
     _as_meant = field_validator("*", mode="before")(as_meant)
 
     @property
@@ -122,17 +130,21 @@ def _of_run(run: Run, name: str, path: str) -> gpd.GeoDataFrame:
     return frame
 
 
-def write_advised_job(job: ReviewJob, run: Run, advice: Advice) -> Path:
+def write_advised_job(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame, advice: Advice) -> Path:
     """Write the job of the next scene with the advised thresholds, as `papermill -f` takes it.
 
-    Without a next scene it is this one again, in a run folder of its own.
+    Without a next scene it is this one again: from its stored candidates, in seconds, where nobody
+    has reviewed `labels` yet; else in a run folder of its own, where it is segmented anew, for the
+    labels of this one are to stay.
     """
     thresholds = {
         "pred_iou_thresh": advice.advised.pred_iou_thresh,
         "stability_score_thresh": advice.advised.stability_score_thresh,
     }
     if job.next_source is None:
-        place: dict[str, str | None] = {"out_dir": f"{run.folder}-advised"}
+        told = changes(labels, run.layer)["change"]
+        folder = str(run.folder) if told.eq("unreviewed").all() else f"{run.folder}-advised"
+        place: dict[str, str | None] = {"out_dir": folder}
     else:
         place = {"source": job.next_source, "aoi": None, "out_dir": None}
     with atomic_path(job.folder / "job.yaml") as path:

@@ -37,8 +37,9 @@ class _Issue:
 def find_issues(labels: gpd.GeoDataFrame, pixel: float, *, planar: bool) -> gpd.GeoDataFrame:
     """List what is wrong with reviewed labels; rejected ones are left out.
 
-    `labels` is what `read_reviewed` gives, `pixel` the side of a pixel in map units: what is
-    thinner is a sliver, or a gap between labels of which one is edited (in a `planar` layer: any).
+    `labels` is what `read_reviewed` gives, `pixel` the side of a pixel in map units (of several
+    scenes the finest): what is thinner is a sliver, or a gap between labels of which one is edited
+    (in a `planar` layer: any).
     Overlaps count where neither label holds the other, or in a planar layer always; pairs that
     nobody has touched are left out. Columns: `kind` (`empty`, `invalid`, `unclosed`, `duplicate`,
     `overlap`, `sliver`, `gap`), `labels` (ids), `fids` (as QGIS shows them), `area_m2` of the

@@ -116,9 +116,13 @@ class Settings:
         self.message.value = f"Saved {html.escape(str(path))}"
 
     def _load_preset(self) -> None:
+        name = self.preset.value.strip()
+        if not name:
+            self.message.value = sentence("Choose a preset, or type its name.")
+            return
         try:
             self.message.value = ""
-            self._go_to(Job.from_yaml(self._presets / f"{self.preset.value.strip()}.yaml"))
+            self._go_to(Job.from_yaml(self._presets / f"{name}.yaml"))
         except WorkbenchError as error:
             self.message.value = sentence(str(error))
 
