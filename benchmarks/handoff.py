@@ -61,7 +61,7 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start, busy = time.perf_counter(), time.process_time()
-        files = write_layer(layer, tiles, folder, styles=qgis.styles({1: "object"}))
+        files = write_layer([layer], lambda _: tiles, folder, styles=qgis.styles({1: "object"}))
         print(f"| write GeoPackage, GeoJSON and GeoParquet | {since(start, busy)} |", flush=True)
         start, busy = time.perf_counter(), time.process_time()
         project = folder / "review.qgz"

@@ -33,6 +33,7 @@ from known_objects import TRANSFORM, KnownObjects, encode_masks, objects_apart, 
 CELL_PX, N_TRIED, TILE_PX = 1024, 150, 256
 CELLS = (2, 6, 19)  # a side: 11, 32 and 101 tiles
 MOSAIC_PX, AOI_PX = 100_000, 3000
+STEPS = ("prepare", "segment", "finish")
 
 
 def known(cells: int, folder: Path) -> dict[str, object]:
@@ -46,8 +47,8 @@ def known(cells: int, folder: Path) -> dict[str, object]:
         source=str(raster), out_dir=str(folder / "run"), tile_size=TILE_PX, overlap=0.25,
         min_area_px=0, simplify_m=None,
     )  # fmt: skip
-    figures, layer = measured(job)
-    return figures | {"exact": same(layer, truth(labels, cells))}
+    figures, result = measured(job)
+    return figures | {"exact": same(result.layer, truth(labels, cells))}
 
 
 def truth(labels, cells):
@@ -96,7 +97,6 @@ def aoi(raster: Path, folder: Path) -> dict[str, object]:
 
 def measured(job: Job):
     """Run a job; seconds of its three steps and peak memory."""
-    before_mb = peak_mb()
     marks = [time.perf_counter()]
     plan = pipeline.prepare(job)
     marks.append(time.perf_counter())
@@ -106,17 +106,15 @@ def measured(job: Job):
     segment_mb = peak_mb()
     result = pipeline.finish(plan)
     marks.append(time.perf_counter())
-    steps = dict(
-        zip(("prepare", "segment", "finish"), np.diff(marks).round(2).tolist(), strict=True)
-    )
+    steps = dict(zip(STEPS, np.diff(marks).round(2).tolist(), strict=True))
     return {
         "tiles": len(result.tiles),
-        "polygons": len(result.layer),
+        "stored_kb": sum(p.stat().st_size for p in plan.store.folder.iterdir()) // 1000,
+        "polygons": int(result.tiles["n_polygons"].sum()),
         **steps,
-        "import_mb": before_mb,
         "segment_mb": segment_mb,
         "peak_mb": peak_mb(),
-    }, result.layer
+    }, result
 
 
 def peak_mb() -> int:
@@ -166,26 +164,26 @@ def main() -> None:
             raster = given.raster or write_sample(make_sample(CELL_PX, 7), folder)
             print(json.dumps(aoi(raster, folder)))
             return
-    print("| tiles | polygons | exact | segment, ms per tile | finish, ms per tile | peak MB |")
-    print("|---|---|---|---|---|---|", flush=True)
+    print("| tiles | polygons | exact | plan, ms per tile | segment | finish | MB before | peak |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     rows = []
     for cells in CELLS:
         row = apart("--cells", str(cells))
         rows.append(row)
-        each = [f"{1000 * row[step] / row['tiles']:.1f}" for step in ("segment", "finish")]
+        each = [f"{1000 * row[step] / row['tiles']:.1f}" for step in STEPS]
         print(
             f"| {row['tiles']:,} | {row['polygons']:,} | {'yes' if row['exact'] else 'NO'} "
-            f"| {each[0]} | {each[1]} | {row['peak_mb']} |",
+            f"| {' | '.join(each)} | {row['segment_mb']} | {row['peak_mb']} |",
             flush=True,
         )
     if given.plot:
         plot(rows, given.plot)
     row = apart("--aoi", *(["--raster", str(given.raster)] if given.raster else []))
-    print("\n| raster | tiles of the AOI | polygons | plan, s | segment, s | finish, s | peak MB |")
+    print("\n| AOI tiles | polygons | plan, s | segment | finish | stored, kB per tile | peak MB |")
     print("|---|---|---|---|---|---|---|")
     print(
-        f"| {MOSAIC_PX:,} px a side | {row['tiles']} | {row['polygons']} | {row['prepare']} "
-        f"| {row['segment']} | {row['finish']} | {row['peak_mb']} |"
+        f"| {row['tiles']} | {row['polygons']} | {row['prepare']} | {row['segment']} "
+        f"| {row['finish']} | {row['stored_kb'] // row['tiles']} | {row['peak_mb']} |"
     )
 
 

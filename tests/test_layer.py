@@ -19,7 +19,7 @@ from pandas.testing import assert_frame_equal
 
 from workbench import layer as layers
 from workbench.errors import RunFolderError
-from workbench.layer import COLUMNS, TILE_COLUMNS, as_layer, as_tiles, read_layer, write_layer
+from workbench.layer import COLUMNS, TILE_COLUMNS, as_layer, as_tiles, read_layer
 
 UTM = pyproj.CRS.from_epsg(32636)
 STYLES = {
@@ -34,6 +34,14 @@ RING = shapely.Polygon(
 PAIR = shapely.MultiPolygon(
     [shapely.box(X + 40, Y, X + 50, Y + 9), shapely.box(X + 52, Y, X + 60, Y + 9)]
 )
+
+
+def write_layer(
+    layer: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame, folder: Path, **named: Any
+) -> layers.LayerFiles:
+    """Write a layer of two batches, with a layer of tiles that is known already."""
+    half = len(layer) // 2
+    return layers.write_layer([layer[:half], layer[half:]], lambda _: tiles, folder, **named)
 
 
 def polygons(shapes: list[Any], crs: Any = UTM, **columns: Any) -> gpd.GeoDataFrame:

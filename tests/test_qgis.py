@@ -146,7 +146,7 @@ def hand_off(
     planar: bool = False,
 ) -> tuple[LayerFiles, Path]:
     layer = label_layer() if layer is None else layer
-    files = write_layer(layer, tile_layer(), folder, styles=styles(CLASSES, planar))
+    files = write_layer([layer], lambda _: tile_layer(), folder, styles=styles(CLASSES, planar))
     project = folder / "review.qgz"
     write_project(project, gpkg=files.gpkg, rasters=rasters, crs=UTM, bounds=BOUNDS,
                   classes=CLASSES, title="A & B <run>", tiles=tile_layer(),

@@ -207,7 +207,7 @@ def test_an_interrupted_rethreshold_leaves_the_job_of_the_layer(raster, tmp_path
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "gather", interrupt)
+    monkeypatch.setattr(running, "merge_seams", interrupt)
     for folder_of in (folder, tmp_path / "new"):
         with pytest.raises(KeyboardInterrupt):
             run(job_for(raster, folder_of, pred_iou_thresh=0.906))

@@ -17,10 +17,15 @@ from known_objects import (
     scene_of,
 )
 
+from workbench import seams
 from workbench.candidates import Rules, Thresholds, select
 from workbench.polygons import to_polygons
-from workbench.seams import merge_seams
 from workbench.tiles import TileGrid, tile_windows
+
+
+def merge_seams(polygons, windows):
+    """All batches as one."""
+    return pd.concat(seams.merge_seams([polygons], windows), ignore_index=True)
 
 
 def segmented(labels, size, overlap=0.25, box_nms_thresh=1.0, **options):

@@ -364,7 +364,7 @@ def _groups(*keys: NDArray[Any]) -> list[NDArray[np.int64]]:
 Status = Literal["ok", "empty", "nodata", "failed"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a run may have millions
 class TileRecord:
     """One row of the ledger; `valid_rle` holds a tile's valid pixels where some are invalid."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import geopandas as gpd
 import numpy as np
 import shapely
@@ -10,6 +12,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 STATUS_COLORS = {"ok": "#2e9e5b", "empty": "#b9d8c4", "nodata": "#d5d5d5", "failed": "#d50000"}
 MAX_CHECKED = 50_000  # polygons; checking all pairs of more would take minutes
@@ -84,16 +87,21 @@ def seams(layer: gpd.GeoDataFrame) -> dict[str, int]:
     return {f"seen by {n} tile{'' if n == 1 else 's'}": int(count) for n, count in counts.items()}
 
 
-def topology(layer: gpd.GeoDataFrame) -> dict[str, str]:
-    """Check the geometry: validity, emptiness, and pairs of polygons that partly overlap."""
-    geometry = np.asarray(layer.geometry.array)
-    checks = {
-        "invalid polygons": f"{np.count_nonzero(~shapely.is_valid(geometry)):,}",
-        "empty polygons": f"{np.count_nonzero(shapely.is_empty(geometry)):,}",
-    }
-    if len(geometry) > MAX_CHECKED:
+def topology(layer: Iterable[gpd.GeoDataFrame]) -> dict[str, str]:
+    """Check the geometry of batches: validity, emptiness, and pairs that partly overlap."""
+    invalid = empty = n = 0
+    held: list[NDArray[np.object_]] = []
+    for batch in layer:
+        geometry = np.asarray(batch.geometry.array)
+        invalid += int(np.count_nonzero(~shapely.is_valid(geometry)))
+        empty += int(np.count_nonzero(shapely.is_empty(geometry)))
+        n += len(geometry)
+        held = [*held, geometry] if n <= MAX_CHECKED else []
+    checks = {"invalid polygons": f"{invalid:,}", "empty polygons": f"{empty:,}"}
+    if n > MAX_CHECKED:
         checks["overlapping pairs"] = f"not counted in more than {MAX_CHECKED:,} polygons"
     else:
+        geometry = np.concatenate([np.empty(0, object), *held])
         one, other = shapely.STRtree(geometry).query(geometry, predicate="overlaps")
         checks["overlapping pairs"] = f"{np.count_nonzero(one < other):,}"
     return checks

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import geopandas as gpd
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import shapely
@@ -14,29 +18,49 @@ from workbench import report
 from workbench.aoi import load_aoi, parts_in
 from workbench.errors import RunFolderError
 from workbench.job import Job
-from workbench.layer import as_tiles, read_layer
+from workbench.layer import as_tiles, read_batches, read_layer
 from workbench.raster import Scene
 from workbench.runfolder import read_record
 
+LAYER = "prelabels.parquet"
 PICTURE_PX = 2048
 PICTURE_MARGIN = 0.1  # around an AOI, of its longer side
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, the layer and the ledger as a layer."""
+    """A finished run: its folder with the layer in it, and the ledger as a layer."""
 
     job: Job
     folder: Path
     scenes: tuple[Scene, ...]
-    layer: gpd.GeoDataFrame
     tiles: gpd.GeoDataFrame
     aoi: shapely.Geometry | None = None  # in the CRS of the layer
+
+    @cached_property
+    def layer(self) -> gpd.GeoDataFrame:
+        """All pre-labels as the run wrote them, read when first asked for: some kB for each."""
+        return read_layer(self.folder / LAYER)
+
+    def batches(self) -> Iterator[gpd.GeoDataFrame]:
+        """The pre-labels in batches, at least one, for what need not hold them all."""
+        return read_batches(self.folder / LAYER)
+
+    @cached_property
+    def sketch(self) -> gpd.GeoDataFrame:
+        """All pre-labels with outlines as fine as a picture of their raster needs them."""
+        sides = self.tiles.bounds.groupby(self.tiles["source"]).agg(
+            {"minx": "min", "miny": "min", "maxx": "max", "maxy": "max"}
+        )
+        longer = np.maximum(sides["maxx"] - sides["minx"], sides["maxy"] - sides["miny"])
+        half_pixel = longer.min() / PICTURE_PX / 2
+        coarse = [batch.set_geometry(batch.simplify(half_pixel)) for batch in self.batches()]
+        return gpd.GeoDataFrame(pd.concat(coarse, ignore_index=True))
 
     @property
     def summary(self) -> pd.DataFrame:
         """What a person wants to know of the run, a row for each quantity."""
-        return report.summary_table(self.layer, self.tiles)
+        return report.summary_table(self.sketch, self.tiles)
 
     def picture(self) -> bytes:
         """Draw the layer over its imagery (of many scenes: the first; of it the AOI), as PNG."""
@@ -46,7 +70,7 @@ class Run:
             part = shapely.intersection(self.aoi, scene.window_polygon(scene.window))
             window = scene.window_around(part.bounds, PICTURE_MARGIN)
         rgb, valid, transform = scene.overview(PICTURE_PX, window)
-        here = self.layer[self.layer["source"] == scene.name]
+        here = self.sketch[self.sketch["source"] == scene.name]
         n = len(self.scenes)
         aoi = None if self.aoi is None else gpd.GeoDataFrame(geometry=[self.aoi], crs=scene.crs)
         figure = report.draw_map(
@@ -69,7 +93,7 @@ def read_run(folder: Path) -> Run:
     """
     folder = Path(folder).absolute()
     record = read_record(folder)
-    needed = ("run.yaml", "job.yaml", "prelabels.parquet", "tiles.parquet")
+    needed = ("run.yaml", "job.yaml", LAYER, "tiles.parquet")
     missing = [name for name in needed if not (folder / name).exists()]
     if missing:
         raise RunFolderError(
@@ -77,14 +101,8 @@ def read_run(folder: Path) -> Run:
             "run has written, whole."
         )
     job = Job.from_yaml(folder / "job.yaml")
-    try:
-        layer = read_layer(folder / "prelabels.parquet")
+    with _undamaged(folder):
         tiles = as_tiles(gpd.read_parquet(folder / "tiles.parquet"))
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise RunFolderError(
-            f"{folder}: its layer or its ledger is damaged ({error}). Run again with the same "
-            "out_dir to make them anew."
-        ) from error
     used = set(tiles["source"])  # a folder may hold candidates of more rasters than its layer has
     scenes = tuple(
         Scene.from_description(scene) for scene in record["scenes"] if scene["name"] in used
@@ -92,4 +110,18 @@ def read_run(folder: Path) -> Run:
     aoi = None
     if job.aoi is not None:
         aoi = shapely.union_all(parts_in(scenes, load_aoi(job.aoi)))
-    return Run(job, folder, scenes, layer, tiles, aoi)
+    run = Run(job, folder, scenes, tiles, aoi)
+    with _undamaged(folder):
+        _ = run.layer
+    return run
+
+
+@contextmanager
+def _undamaged(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise RunFolderError(
+            f"{folder}: its layer or its ledger is damaged ({error}). Run again with the same "
+            "out_dir to make them anew."
+        ) from error

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +18,7 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pyogrio
 import shapely
 from pyproj import CRS
@@ -48,11 +52,18 @@ TILE_COLUMNS: Mapping[str, str] = {
     "n_polygons": "int64",
     "seconds": "float64",
 }
+BATCH = 1024  # polygons that are held at once where a layer is written or read in batches
 LABELS, TILES = "prelabels", "tiles"  # the names of the two layers in the GeoPackage
 GEOMETRY_COLUMN = "geom"  # its name in the GeoPackage
 # GPKG and zip archives stamp the time; a fixed one makes equal runs equal files
 TIMESTAMP = "1980-01-01T00:00:00.000Z"
 
+_GPKG: Mapping[str, Any] = {
+    "driver": "GPKG",
+    # GDAL 3.12 would write 1.4, of which the GDAL of QGIS 3.22 warns at every open
+    "dataset_options": {"VERSION": "1.2"},
+    "layer_options": {"GEOMETRY_NAME": GEOMETRY_COLUMN, "FID": "fid", "SPATIAL_INDEX": "YES"},
+}
 _GPKG_ERRORS = (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError)
 
 # for what a person draws in QGIS, which fills in no more than it has defaults for
@@ -61,8 +72,9 @@ _MISSING: Mapping[str, Any] = {"str": "", "int64": 0, "bool": False}
 
 @dataclass(frozen=True)
 class LayerFiles:
-    """Where `write_layer` has put the layer."""
+    """Where `write_layer` has put the layer, and the layer of tiles that it has written."""
 
+    tiles: gpd.GeoDataFrame
     gpkg: Path
     geojson: Path
     parquet: Path
@@ -87,40 +99,93 @@ def as_tiles(tiles: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
 
 
 def write_layer(
-    layer: gpd.GeoDataFrame,
-    tiles: gpd.GeoDataFrame,
+    layer: Iterable[gpd.GeoDataFrame],
+    tiles: Callable[[Mapping[str, int]], gpd.GeoDataFrame],
     folder: Path,
     *,
     styles: Mapping[str, Mapping[str, str]],
 ) -> LayerFiles:
     """Write `prelabels.gpkg`, `.geojson`, `.parquet` and `.qml`, each whole or not at all.
 
-    `layer` and `tiles` share one CRS. `styles` holds QML by its name for the layers `prelabels`
-    and `tiles`, the default first. The GeoJSON is RFC 7946 (EPSG:4326, 7 decimals), with the CRS
-    of the layer in the property `crs`. Raises `RunFolderError` if QGIS has the old GeoPackage open.
+    `layer` comes in batches, at least one, of which memory holds one at a time; `tiles` makes the
+    layer of tiles from the number of polygons by `source_tile`. All share one CRS. `styles` holds
+    QML by its name for the layers `prelabels` and `tiles`, the default first. The GeoJSON is
+    RFC 7946 (EPSG:4326, 7 decimals), with the CRS of the layer in the property `crs`. Raises
+    `RunFolderError` if QGIS has the old GeoPackage open.
     """
-    if layer.crs is None or layer.crs != tiles.crs:
-        raise ValueError(f"layer and tiles need one CRS, not {layer.crs} and {tiles.crs}")
-    layer, tiles = as_layer(layer), as_tiles(tiles)
-    files = LayerFiles(
-        gpkg=folder / "prelabels.gpkg",
-        geojson=folder / "prelabels.geojson",
-        parquet=folder / "prelabels.parquet",
-        qml=folder / "prelabels.qml",
+    gpkg, geojson, parquet, qml = (
+        folder / f"prelabels.{suffix}" for suffix in ("gpkg", "geojson", "parquet", "qml")
     )
-    refuse_open(files.gpkg)
-    with atomic_path(files.gpkg) as path, frozen_time():
-        write_gpkg_layer(layer, path, LABELS, "MultiPolygon")
-        write_gpkg_layer(tiles, path, TILES, "Polygon")
-        _add_styles(path, styles)
-        _add_index(path)
-    with atomic_path(files.geojson) as path:
-        _write_geojson(layer, path)
-    with atomic_path(files.parquet) as path:
-        layer.to_parquet(path, index=False)
-    with atomic_path(files.qml) as path:
-        path.write_text(next(iter(styles[LABELS].values())), encoding="utf-8")
-    return files
+    refuse_open(gpkg)
+    # what a review is compared with: in place last, so that it never stands for an older GeoPackage
+    with atomic_path(parquet) as written:
+        crs, counts = _write_parquet(layer, written)
+        ledger = as_tiles(tiles(counts))
+        if crs is None or crs != ledger.crs:
+            raise ValueError(f"layer and tiles need one CRS, not {crs} and {ledger.crs}")
+        with atomic_path(gpkg) as path, frozen_time():
+            _write_labels(written, crs, path)
+            write_gpkg_layer(ledger, path, TILES, "Polygon")
+            _add_styles(path, styles)
+        with atomic_path(geojson) as path:
+            _write_geojson(read_batches(written), path)
+        with atomic_path(qml) as path:
+            path.write_text(next(iter(styles[LABELS].values())), encoding="utf-8")
+    return LayerFiles(ledger, gpkg=gpkg, geojson=geojson, parquet=parquet, qml=qml)
+
+
+def _write_parquet(
+    layer: Iterable[gpd.GeoDataFrame], path: Path
+) -> tuple[CRS | None, Counter[str]]:
+    """Write GeoParquet batch by batch; returns the CRS and the number of polygons by tile."""
+    batches = map(as_layer, layer)
+    first = next(batches)
+    like = io.BytesIO()
+    first[:0].to_parquet(like, index=False)  # geopandas knows what the metadata are
+    schema = pq.read_schema(like)
+    geo = json.loads(schema.metadata[b"geo"])
+    schema = schema.with_metadata({b"pandas": schema.metadata[b"pandas"]})
+    counts: Counter[str] = Counter()
+    bounds = []
+    with pq.ParquetWriter(path, schema, compression="snappy") as writer:
+        for batch in chain([first], batches):
+            writer.write_table(pa.table(batch.to_arrow(index=False, geometry_encoding="WKB")))
+            counts.update(batch["source_tile"])
+            bounds += [batch.total_bounds] if len(batch) else []
+        if bounds:
+            found = np.array(bounds)
+            around = [*found[:, :2].min(axis=0).tolist(), *found[:, 2:].max(axis=0).tolist()]
+            geo["columns"]["geometry"] |= {"geometry_types": ["MultiPolygon"], "bbox": around}
+        # what the whole layer has is known at its end only
+        writer.add_key_value_metadata({"geo": json.dumps(geo)})
+    return first.crs, counts
+
+
+def _write_labels(parquet: Path, crs: CRS, gpkg: Path) -> None:
+    """Begin a GeoPackage with the polygons of a GeoParquet."""
+    with pq.ParquetFile(parquet) as file:
+        pyogrio.write_arrow(
+            pa.RecordBatchReader.from_batches(file.schema_arrow, file.iter_batches(BATCH)),
+            gpkg,
+            layer=LABELS,
+            geometry_name="geometry",
+            geometry_type="MultiPolygon",
+            crs=crs_name(crs),
+            **_GPKG,
+        )
+
+
+def read_batches(parquet: Path) -> Iterator[gpd.GeoDataFrame]:
+    """Read the pre-labels of a `.parquet` in batches, at least one."""
+    with pq.ParquetFile(parquet) as file:
+        yield as_layer(gpd.GeoDataFrame.from_arrow(file.schema_arrow.empty_table()))
+        for batch in file.iter_batches(BATCH):
+            yield as_layer(gpd.GeoDataFrame.from_arrow(batch))
+
+
+def read_attributes(parquet: Path) -> pd.DataFrame:
+    """Read all of the pre-labels but their geometry."""
+    return pd.read_parquet(parquet, columns=list(COLUMNS))
 
 
 def read_layer(path: Path) -> gpd.GeoDataFrame:
@@ -151,12 +216,13 @@ def count_reviewed(gpkg: Path) -> int:
     counts. Raises `RunFolderError` for a file that `write_layer` has not written.
     """
     try:
-        now = pyogrio.read_dataframe(gpkg, layer=LABELS)
-        labels = _review_of(now)
-        written = gpkg.with_suffix(".parquet")
-        if not written.exists():
-            return int((now["status"] != "unreviewed").sum())
-        before = _review_of(gpd.read_parquet(written))
+        with pyogrio.open_arrow(gpkg, layer=LABELS, batch_size=BATCH, use_pyarrow=True) as (_, now):
+            frames = (gpd.GeoDataFrame.from_arrow(batch) for batch in now)
+            written = gpkg.with_suffix(".parquet")
+            if not written.exists():
+                return sum(int((frame["status"] != "unreviewed").sum()) for frame in frames)
+            labels = _review_of(frames)
+        before = _review_of(read_batches(written))
     except (*_GPKG_ERRORS, pa.ArrowException, KeyError, ValueError) as error:
         raise RunFolderError(
             f"{gpkg} is no layer of pre-labels that a run has written, or is damaged ({error}). "
@@ -166,11 +232,19 @@ def count_reviewed(gpkg: Path) -> int:
     return (labels - before).total() + len(deleted)
 
 
-def _review_of(layer: gpd.GeoDataFrame) -> Counter[tuple[Any, ...]]:
+def _review_of(layer: Iterable[gpd.GeoDataFrame]) -> Counter[tuple[str, bytes]]:
     """Count what a review may change of each label, by id: split in QGIS, two have the same."""
-    classes = _column(layer["class_id"], "Int64").astype(object)
-    shapes = shapely.to_wkb(_multi(np.asarray(layer.geometry.array)))
-    return Counter(zip(layer["id"], classes.map(str), layer["status"], shapes, strict=True))
+    found: Counter[tuple[str, bytes]] = Counter()
+    for batch in layer:
+        classes = _column(batch["class_id"], "Int64").astype(object).map(str)
+        shapes = shapely.to_wkb(_multi(np.asarray(batch.geometry.array)))
+        rows = zip(batch["id"], classes, batch["status"], shapes, strict=True)
+        # digests, as the shapes themselves would fill the memory
+        found.update(
+            (label, hashlib.sha256(f"{class_id} {status} ".encode() + shape).digest())
+            for label, class_id, status, shape in rows
+        )
+    return found
 
 
 def crs_name(crs: CRS) -> str:
@@ -221,16 +295,9 @@ def write_gpkg_layer(
     geometry_type: Literal["Polygon", "MultiPolygon"],
 ) -> None:
     """Add a layer to a GeoPackage that QGIS 3.22 reads without a warning."""
-    pyogrio.write_dataframe(
-        frame,
-        path,
-        layer=name,
-        driver="GPKG",
-        geometry_type=geometry_type,
-        # GDAL 3.12 would write 1.4, of which the GDAL of QGIS 3.22 warns at every open
-        dataset_options={} if path.exists() else {"VERSION": "1.2"},
-        layer_options={"GEOMETRY_NAME": GEOMETRY_COLUMN, "FID": "fid", "SPATIAL_INDEX": "YES"},
-    )
+    # of a GeoPackage that is there, the version is given
+    options = {**_GPKG, "dataset_options": {} if path.exists() else _GPKG["dataset_options"]}
+    pyogrio.write_dataframe(frame, path, layer=name, geometry_type=geometry_type, **options)
 
 
 def _add_styles(path: Path, styles: Mapping[str, Mapping[str, str]]) -> None:
@@ -293,21 +360,22 @@ def refuse_open(gpkg: Path) -> None:
         )
 
 
-def _write_geojson(layer: gpd.GeoDataFrame, path: Path) -> None:
+def _write_geojson(layer: Iterable[gpd.GeoDataFrame], path: Path) -> None:
     """Write RFC 7946, as GDAL's option of that name would; GDAL takes four times as long."""
-    columns = pd.DataFrame(layer[list(COLUMNS)]).assign(crs=crs_name(layer.crs))
-    rows = pa.Table.from_pandas(columns, preserve_index=False).to_pylist()  # NaN becomes None
-    shapes = shapely.to_geojson(_lonlat(layer.geometry))
     encode = json.JSONEncoder(ensure_ascii=False).encode
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write('{"type":"FeatureCollection","name":"prelabels","features":[')
         separator = "\n"
-        for properties, shape in zip(rows, shapes, strict=True):
-            file.write(
-                f'{separator}{{"type":"Feature","properties":{encode(properties)},'
-                f'"geometry":{shape}}}'
-            )
-            separator = ",\n"
+        for batch in layer:
+            columns = pd.DataFrame(batch[list(COLUMNS)]).assign(crs=crs_name(batch.crs))
+            rows = pa.Table.from_pandas(columns, preserve_index=False).to_pylist()  # NaN: None
+            shapes = shapely.to_geojson(_lonlat(batch.geometry))
+            for properties, shape in zip(rows, shapes, strict=True):
+                file.write(
+                    f'{separator}{{"type":"Feature","properties":{encode(properties)},'
+                    f'"geometry":{shape}}}'
+                )
+                separator = ",\n"
         file.write("\n]}\n")
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -307,20 +306,24 @@ def _keep(done: list[SegmentedTile], plan: Plan) -> None:
 
 
 def finish(plan: Plan) -> Run:
-    """Make the layer from the stored candidates, and write everything that the folder holds."""
-    started = [time.perf_counter()]
-    polygons, windows = gather(plan)
-    started.append(time.perf_counter())
-    merged = merge_seams(polygons, windows)
-    started.append(time.perf_counter())
-    layer = _as_layer(_in_aoi(clean(merged, plan.job.cleaning), plan), plan)
-    started.append(time.perf_counter())
-    tiles = _ledger_layer(plan, layer)
+    """Make the layer from the stored candidates, and write everything that the folder holds.
+
+    The layer goes through in batches and is held whole only where it must not overlap (`planar`).
+    """
+
+    def ledger(counts: Mapping[str, int]) -> gpd.GeoDataFrame:
+        # the last moment: a review may have begun during a long run
+        refuse_to_lose_review(plan.folder)
+        # without it the GeoPackage stands for itself, should this be the last that we get to write
+        (plan.folder / "prelabels.parquet").unlink(missing_ok=True)
+        return _ledger_layer(plan, counts)
+
+    start = time.perf_counter()
+    styles = qgis.styles(plan.job.classes, plan.job.planar)
+    tiles = layers.write_layer(_layer(plan), ledger, plan.folder, styles=styles).tiles
     scenes = tuple(part.scene for part in plan.scenes)
-    result = Run(plan.job, plan.folder, scenes, layer, tiles, plan.aoi)
-    stages = ("selecting and tracing polygons", "merging at seams", "cleaning")
-    seconds = {name: b - a for name, (a, b) in zip(stages, pairwise(started), strict=True)}
-    _write(result, seconds)
+    result = Run(plan.job, plan.folder, scenes, tiles, plan.aoi)
+    _write(result, time.perf_counter() - start)
     failed = tiles[tiles["status"] == "failed"]
     if len(failed):
         first = failed.iloc[0]
@@ -332,24 +335,36 @@ def finish(plan: Plan) -> Run:
     return result
 
 
-def gather(plan: Plan) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
-    """Return the selected polygons of all wanted tiles as the tiles saw them, and the windows."""
-    polygons, windows = [], []
-    known = plan.store.ledger()
+def _layer(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
+    """Select, trace, merge and clean: the layer in batches, by source, tile and ordinal."""
+    merged = merge_seams(_traced(plan), _windows(plan), plan.folder)
+    if plan.job.planar:  # any polygon may cut any other
+        merged = iter([pd.concat(merged, ignore_index=True)])
+    for batch in merged:
+        yield _as_layer(_in_aoi(clean(batch, plan.job.cleaning), plan), plan)
+
+
+def _traced(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
+    """The selected polygons of all wanted tiles as the tiles saw them, a few tiles at a time."""
     for part in plan.scenes:
-        # a tile that failed has decided nothing about what its neighbours saw
-        seen = [tile for tile in part.tiles if known[part.index(tile)][0].status != "failed"]
-        windows.append(tile_windows(part.scene, seen))
-        wanted = [part.index(tile) for tile in part.tiles]
-        for candidates, records in plan.store.read(wanted):
+        yield to_polygons(Candidates.empty(plan.job.rules), part.scene, part.grid, {})
+        for candidates, records in plan.store.read([part.index(tile) for tile in part.tiles]):
             chosen = select(candidates, plan.job.thresholds)
             valid = valid_masks(records, candidates.rules)
-            polygons.append(to_polygons(chosen, part.scene, part.grid, valid))
-    if not polygons:
-        part = plan.scenes[0]
-        nothing = Candidates.empty(plan.job.rules)
-        polygons.append(to_polygons(nothing, part.scene, part.grid, {}))
-    return pd.concat(polygons, ignore_index=True), pd.concat(windows, ignore_index=True)
+            yield to_polygons(chosen, part.scene, part.grid, valid)
+
+
+def _windows(plan: Plan) -> gpd.GeoDataFrame:
+    """The windows that were looked at: a failed tile says nothing of what its neighbours saw."""
+    known = plan.store.ledger()
+    windows = [
+        tile_windows(
+            part.scene,
+            [tile for tile in part.tiles if known[part.index(tile)][0].status != "failed"],
+        )
+        for part in plan.scenes
+    ]
+    return pd.concat(windows, ignore_index=True)
 
 
 def _in_aoi(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
@@ -377,32 +392,28 @@ def _tile_names(frame: pd.DataFrame) -> pd.Series:
     return frame["source"].astype(str) + "/r" + row + "c" + col
 
 
-def _ledger_layer(plan: Plan, layer: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+def _ledger_layer(plan: Plan, counts: Mapping[str, int]) -> gpd.GeoDataFrame:
     """One row for each wanted tile: its core and what the ledger says."""
     known = plan.store.ledger()
     rows = [asdict(known[part.index(tile)][0]) for part in plan.scenes for tile in part.tiles]
     cores = [part.scene.window_polygon(tile.core) for part in plan.scenes for tile in part.tiles]
     ledger = gpd.GeoDataFrame(rows, geometry=cores, crs=plan.crs)
     ledger["tile"] = _tile_names(ledger)
-    counts = layer["source_tile"].value_counts()
-    ledger["n_polygons"] = ledger["tile"].map(counts).fillna(0).astype(int)
+    ledger["n_polygons"] = [counts.get(tile, 0) for tile in ledger["tile"]]
     return layers.as_tiles(ledger)
 
 
-def _write(result: Run, seconds: Mapping[str, float]) -> None:
+def _write(result: Run, seconds: float) -> None:
+    """Write the rest, when the layer has been written in so many seconds."""
     start = time.perf_counter()
     folder, classes, scene = result.folder, result.job.classes, result.scenes[0]
-    refuse_to_lose_review(folder)  # again: it may have begun during a long run
-    # without it the GeoPackage stands for itself, should this be the last that we get to write
-    (folder / "prelabels.parquet").unlink(missing_ok=True)
-    styles = qgis.styles(classes, result.job.planar)
-    files = layers.write_layer(result.layer, result.tiles, folder, styles=styles)
+    attributes = layers.read_attributes(folder / "prelabels.parquet")
     write_job(result.job, folder)
     with atomic_path(folder / "tiles.parquet") as path:
         result.tiles.to_parquet(path, index=False)
     qgis.write_project(
         folder / "review.qgz",
-        gpkg=files.gpkg,
+        gpkg=folder / "prelabels.gpkg",
         rasters=[qgis.scene_raster(scene) for scene in result.scenes],
         crs=scene.crs,
         bounds=tuple(result.tiles.total_bounds),
@@ -421,19 +432,16 @@ def _write(result: Run, seconds: Mapping[str, float]) -> None:
         charts={
             "Tiles": charts.tile_maps(result.tiles),
             "Scores and areas": charts.distributions(
-                result.layer, result.job.pred_iou_thresh, result.job.stability_score_thresh
+                attributes, result.job.pred_iou_thresh, result.job.stability_score_thresh
             ),
         },
         tables={
-            "Seams": charts.seams(result.layer),
-            "Topology": charts.topology(result.layer),
+            "Seams": charts.seams(attributes),
+            "Topology": charts.topology(result.batches()),
             "Time": {
-                name: report.duration(value)
-                for name, value in {
-                    "segmenting, sum over tiles": float(result.tiles["seconds"].sum()),
-                    **seconds,
-                    "writing the files": time.perf_counter() - start,
-                }.items()
+                "segmenting, sum over tiles": report.duration(float(result.tiles["seconds"].sum())),
+                "polygons, seams, cleaning and the layer's files": report.duration(seconds),
+                "the other files": report.duration(time.perf_counter() - start),
             },
             "Versions": read_record(folder)["versions"],
         },

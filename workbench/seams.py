@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
@@ -28,17 +31,19 @@ import shapely
 from numpy.typing import NDArray
 
 from workbench.polygons import only_polygons
+from workbench.spill import SpilledPolygons
 
 AGREE = 0.5  # IoU inside the shared overlap from which two polygons are the same object
 SEEN = 0.95  # share of a polygon inside the neighbour's window that counts as all of it
 DUPLICATE = 0.7  # IoU from which two finished polygons are one too many
 TOUCH_PX = 2  # networks stop a pixel or two short of the edge
+BATCH = 1024  # polygons, or pairs of windows, that are looked at together: memory goes with them
 
 KEY = ["source", "tile_row", "tile_col"]
 _THREADS = ThreadPoolExecutor(os.cpu_count(), "seams")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Match:
     """Two polygons (row numbers) of two windows that look alike in the overlap.
 
@@ -63,63 +68,97 @@ class _Match:
         return [self.i] * self.seen_i + [self.j] * self.seen_j
 
 
-def merge_seams(polygons: gpd.GeoDataFrame, windows: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    """Make one polygon of each object that several tiles saw.
+def merge_seams(
+    polygons: Iterable[gpd.GeoDataFrame], windows: gpd.GeoDataFrame, folder: Path | None = None
+) -> Iterator[gpd.GeoDataFrame]:
+    """Make one polygon of each object that several tiles saw; yields them in batches.
 
-    `polygons` come from `to_polygons`, `windows` from `tile_windows`; several scenes may be
-    stacked. Adds `n_tiles`, the number of tiles that saw the object; scores and index are those of
-    the best piece that is left. `at_edge` becomes true also where the windows end, and where a tile
-    cut a polygon that the next one does not continue. The result does not depend on the order of
-    the rows and is sorted by source, tile and ordinal.
+    `polygons` come from `to_polygons`, one frame at least, `windows` from `tile_windows`; several
+    scenes may be stacked. Adds `n_tiles`, the number of tiles that saw
+    the object; scores and ordinal are those of the best piece that is left. `at_edge` becomes true
+    also where the windows end, and where a tile cut a polygon that the next one does not continue.
+    The result does not depend on the order of the rows and is sorted by source, tile and ordinal;
+    there is at least one batch.
+
+    Geometry lies in a file in `folder` meanwhile. Of all polygons memory holds numbers only, and
+    the geometry of some neighbours.
     """
-    polygons = polygons.sort_values([*KEY, "ordinal"], kind="stable").reset_index(drop=True)
     windows = windows.sort_values(KEY, kind="stable").reset_index(drop=True)
-    geometry = polygons.geometry.to_numpy()
-    tile = _tile_numbers(polygons, windows)
-    rank = _ranks(polygons)
-    matches: list[_Match] = []
-    foreign: list[tuple[int, int]] = []
-    cut: list[tuple[int, int]] = []
-    for verdicts in _compare_neighbours(geometry, tile, windows):
-        matches += verdicts.matches
-        foreign += verdicts.foreign
-        cut += verdicts.cut
+    with closing(SpilledPolygons(folder)) as shapes:
+        rows = _put_away(polygons, shapes)
+        tile = _tile_numbers(rows, windows)
+        rank = _ranks(rows)
+        # of most pairs there is nothing to say: what is said is kept, and not that it was asked
+        matches, foreign, cut = [], [_pairs([])], [_pairs([])]
+        for verdicts in _compare_neighbours(shapes, tile, windows):
+            matches += verdicts.matches
+            foreign += [verdicts.foreign] if len(verdicts.foreign) else []
+            cut += [verdicts.cut] if len(verdicts.cut) else []
+        groups = _group(sorted(matches, key=lambda match: match.order), shapes, tile)
+        group_of = {int(row): number for number, group in enumerate(groups) for row in group}
+        matches = [match for match in matches if group_of[match.i] == group_of[match.j]]
+        i, j = _pairs([(match.i, match.j) for match in matches]).T
+        matched = np.column_stack((np.append(i, j), np.append(tile[j], tile[i])))
+        unmatched = partial(_not_among, matched, len(windows))
+        disowned = np.zeros(len(rows), bool)
+        disowned[unmatched(np.concatenate(foreign))] = True
+        replaced = np.zeros(len(rows), bool)
+        replaced[[row for match in matches for row in match.replaced(rank)]] = True
 
-    groups = _group(sorted(matches, key=lambda match: match.order), geometry, tile)
-    group_of = {int(row): number for number, group in enumerate(groups) for row in group}
-    matches = [match for match in matches if group_of[match.i] == group_of[match.j]]
-    matched = {(m.i, tile[m.j]) for m in matches} | {(m.j, tile[m.i]) for m in matches}
-    disowned = np.zeros(len(polygons), bool)
-    disowned[[row for row, window in foreign if (row, window) not in matched]] = True
-    replaced = np.zeros(len(polygons), bool)
-    replaced[[row for match in matches for row in match.replaced(rank)]] = True
+        keep = ~(replaced | disowned)
+        for members in groups:
+            if not keep[members].any():  # each was replaced by another one of the group
+                left = members[~disowned[members]]
+                keep[left[np.argsort(rank[left])[:1]]] = True
+        at_edge = rows["at_edge"].to_numpy() | _reach_the_end(shapes, windows)
+        at_edge[unmatched(np.concatenate(cut))] = True
+        rows = _unite(rows.assign(n_tiles=1, at_edge=at_edge), shapes, groups, keep, tile, rank)
 
-    keep = ~(replaced | disowned)
-    for members in groups:
-        if not keep[members].any():  # each was replaced by another one of the group
-            left = members[~disowned[members]]
-            keep[left[np.argsort(rank[left])[:1]]] = True
-    at_edge = polygons["at_edge"].to_numpy() | _reach_the_end(geometry, windows)
-    at_edge[[row for row, window in cut if (row, window) not in matched]] = True
-    merged = _unite(polygons.assign(n_tiles=1, at_edge=at_edge), groups, keep, tile, rank)
-    geometry = merged.geometry.to_numpy()
-    seen_by = {int(row): set(tile[group].tolist()) for group in groups for row in group}
-    shared = np.flatnonzero(keep & _reach_overlaps(geometry, windows))
-    tiles = [seen_by.get(row, {int(tile[row])}) for row in shared.tolist()]
-    keep[_duplicates(geometry, shared, tiles, rank)] = False
-    return merged[keep].reset_index(drop=True)
+        def seen_by(row: int) -> set[int]:
+            members = groups[group_of[row]] if row in group_of else np.array([row])
+            return set(tile[members].tolist())
+
+        shared = np.flatnonzero(keep & _reach_overlaps(shapes.bounds, windows))
+        keep[_duplicates(shapes, shared, seen_by, rank)] = False
+        for batch in _in_batches(np.flatnonzero(keep)):
+            frame = gpd.GeoDataFrame(rows.iloc[batch], geometry=shapes[batch], crs=windows.crs)
+            yield frame.reset_index(drop=True)
+
+
+def _put_away(polygons: Iterable[gpd.GeoDataFrame], shapes: SpilledPolygons) -> pd.DataFrame:
+    """Put the geometry into the file; returns the other columns. Both by tile and ordinal."""
+    columns = []
+    for frame in polygons:
+        shapes.append(frame.geometry.to_numpy())
+        columns.append(pd.DataFrame(frame.drop(columns=frame.geometry.name)))
+    rows = pd.concat(columns, ignore_index=True).sort_values([*KEY, "ordinal"], kind="stable")
+    shapes.settle(rows.index.to_numpy())
+    return rows.reset_index(drop=True)
+
+
+def _in_batches(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """At least one batch, should it be empty."""
+    return np.split(rows, np.arange(BATCH, len(rows), BATCH))
+
+
+def _not_among(
+    matched: NDArray[np.int64], n_windows: int, pairs: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The rows of those pairs (row, window) that are not among the matched ones."""
+    known = np.isin(pairs @ [n_windows, 1], matched @ [n_windows, 1])
+    return np.asarray(pairs[~known, 0])
 
 
 def _unite(
-    polygons: gpd.GeoDataFrame,
+    rows: pd.DataFrame,
+    shapes: SpilledPolygons,
     groups: list[NDArray[np.int64]],
     keep: NDArray[np.bool_],
     tile: NDArray[np.int64],
     rank: NDArray[np.int64],
-) -> gpd.GeoDataFrame:
+) -> pd.DataFrame:
     """Unite what is kept of each group in its best row; clears `keep` of the other rows."""
-    geometry = polygons.geometry.to_numpy().copy()
-    columns = {name: polygons[name].to_numpy().copy() for name in ("at_edge", "area_px", "n_tiles")}
+    columns = {name: rows[name].to_numpy().copy() for name in ("at_edge", "area_px", "n_tiles")}
     for members in groups:
         left = members[keep[members]]
         if not len(left):
@@ -128,21 +167,20 @@ def _unite(
         columns["n_tiles"][best] = len(np.unique(tile[members]))
         columns["at_edge"][best] = columns["at_edge"][left].any()
         if len(left) > 1:
-            whole = only_polygons(np.array([shapely.union_all(geometry[left])]))[0]
-            per_area = columns["area_px"][best] / geometry[best].area
-            columns["area_px"][best] = round(whole.area * per_area)
-            geometry[best] = whole
+            per_area = columns["area_px"][best] / shapes.area[best]
+            shapes.replace(best, only_polygons(np.array([shapely.union_all(shapes[left])]))[0])
+            columns["area_px"][best] = round(shapes.area[best] * per_area)
         keep[left] = left == best
-    return polygons.assign(**columns).set_geometry(geometry, crs=polygons.crs)
+    return rows.assign(**columns)
 
 
-def _tile_numbers(polygons: gpd.GeoDataFrame, windows: gpd.GeoDataFrame) -> NDArray[np.int64]:
+def _tile_numbers(polygons: pd.DataFrame, windows: gpd.GeoDataFrame) -> NDArray[np.int64]:
     """The row of each polygon's window."""
     number = pd.Series(np.arange(len(windows)), index=pd.MultiIndex.from_frame(windows[KEY]))
     return number.reindex(pd.MultiIndex.from_frame(polygons[KEY])).to_numpy(np.int64)
 
 
-def _ranks(polygons: gpd.GeoDataFrame) -> NDArray[np.int64]:
+def _ranks(polygons: pd.DataFrame) -> NDArray[np.int64]:
     """The place of each polygon, best first: whole before clipped by invalid pixels, then scores.
 
     Equal scores go in the order of tiles and ordinals.
@@ -173,17 +211,17 @@ class _Verdicts:
     """What two windows say of their polygons (row, other window)."""
 
     matches: list[_Match]
-    foreign: list[tuple[int, int]]  # the other window's to decide
-    cut: list[tuple[int, int]]
+    foreign: NDArray[np.int64]  # (n, 2): the other window's to decide
+    cut: NDArray[np.int64]  # (n, 2)
 
 
 def _compare_neighbours(
-    geometry: NDArray[np.object_], tile: NDArray[np.int64], windows: gpd.GeoDataFrame
+    shapes: SpilledPolygons, tile: NDArray[np.int64], windows: gpd.GeoDataFrame
 ) -> Iterator[_Verdicts]:
     """Compare all pairs of overlapping windows; what is held in memory is that of a few pairs."""
     boxes, touch = windows.geometry.to_numpy(), TOUCH_PX * windows["pixel"].to_numpy()
     a, b = shapely.STRtree(boxes).query(boxes)
-    bounds = shapely.bounds(geometry).reshape(-1, 4)
+    bounds = shapes.bounds
     starts = np.searchsorted(tile, np.arange(len(boxes) + 1))
 
     def side(here: int, there: int, overlap: shapely.Polygon) -> _Side:
@@ -192,12 +230,13 @@ def _compare_neighbours(
         inside = (bounds[rows, 0] < x1) & (bounds[rows, 2] > x0)
         inside &= (bounds[rows, 1] < y1) & (bounds[rows, 3] > y0)
         rows = rows[inside]
-        whole, shared = geometry[rows], geometry[rows]
+        whole = shapes[rows]
+        shared = whole.copy()
         reach = bounds[rows] @ np.diag([-1, -1, 1, 1]) > [-x0, -y0, x1, y1]
         beyond = reach.any(axis=1)
         shared[beyond] = shapely.intersection(whole[beyond], overlap)
         # a polygon lies in its own window: what the other window sees of it is in the overlap
-        seen = shapely.area(shared) >= SEEN * shapely.area(whole)
+        seen = shapely.area(shared) >= SEEN * shapes.area[rows]
         edge = _cut_strip(boxes[there], boxes[here], touch[there])
         seen[seen] = ~shapely.intersects(whole[seen], edge)
         cut = shapely.intersects(whole, _cut_strip(boxes[here], boxes[there], touch[here]))
@@ -207,23 +246,29 @@ def _compare_neighbours(
         i, j = pair
         overlap = shapely.intersection(boxes[i], boxes[j])
         if overlap.area == 0:
-            return _Verdicts([], [], [])
+            return _Verdicts([], _pairs([]), _pairs([]))
         one, other = side(i, j, overlap), side(j, i, overlap)
         foreign = [(row, j) for row in _others_to_decide(one, other)]
         foreign += [(row, i) for row in _others_to_decide(other, one)]
         cut = [(row, j) for row in one.rows[one.cut].tolist()]
         cut += [(row, i) for row in other.rows[other.cut].tolist()]
-        return _Verdicts(_agreeing(one, other), foreign, cut)
+        return _Verdicts(_agreeing(one, other), _pairs(foreign), _pairs(cut))
 
     pairs = sorted(zip(a[a < b].tolist(), b[a < b].tolist(), strict=True))
-    # shapely does not hold Python's lock while it works
-    return _THREADS.map(compare, pairs)
+    for start in range(0, len(pairs), BATCH):
+        # shapely does not hold Python's lock while it works
+        yield from _THREADS.map(compare, pairs[start : start + BATCH])
+
+
+def _pairs(pairs: list[tuple[int, int]]) -> NDArray[np.int64]:
+    return np.array(pairs, np.int64).reshape(-1, 2)
 
 
 def _agreeing(one: _Side, other: _Side) -> list[_Match]:
     """All pairs that look alike in the overlap."""
     m, n = shapely.STRtree(other.shared).query(one.shared)
     area, other_area = shapely.area(one.shared), shapely.area(other.shared)
+    bounds, other_bounds = shapely.bounds(one.shared), shapely.bounds(other.shared)
     # a U whose two legs reach into the overlap may be two polygons on one side: of two that are
     # cut, only the parts that meet the other one count
     both_cut = one.cut[m] & other.cut[n]
@@ -231,9 +276,7 @@ def _agreeing(one: _Side, other: _Side) -> list[_Match]:
     other_parted = shapely.get_num_geometries(other.shared) > 1
     in_parts = both_cut & (parted[m] | other_parted[n])
     # sizes and frames alone rule most pairs out, at a fraction of an intersection's cost
-    most = np.minimum(
-        _common_frame(one.shared[m], other.shared[n]), np.minimum(area[m], other_area[n])
-    )
+    most = np.minimum(_common_frame(bounds[m], other_bounds[n]), np.minimum(area[m], other_area[n]))
     union = area[m] + other_area[n] - most
     possible = (most > 0) & (in_parts | (most >= AGREE * union * (1 - 1e-9)))
     m, n, both_cut = m[possible], n[possible], both_cut[possible]
@@ -271,10 +314,10 @@ def _agreeing(one: _Side, other: _Side) -> list[_Match]:
     ]
 
 
-def _common_frame(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.float64]:
-    """The area that the bounds of each pair share: no less than what the two share."""
-    x0, y0, x1, y1 = shapely.bounds(one).T
-    u0, v0, u1, v1 = shapely.bounds(other).T
+def _common_frame(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The area that each pair of bounds shares: no less than what is inside them."""
+    x0, y0, x1, y1 = one.T
+    u0, v0, u1, v1 = other.T
     wide, tall = np.minimum(x1, u1) - np.maximum(x0, u0), np.minimum(y1, v1) - np.maximum(y0, v0)
     return np.maximum(wide, 0) * np.maximum(tall, 0)
 
@@ -291,7 +334,7 @@ def _common_area(
     i = np.repeat(np.arange(len(parts)), per_pair[pair])
     step = np.arange(len(i)) - np.repeat(np.cumsum(per_pair[pair]) - per_pair[pair], per_pair[pair])
     j = first[pair[i]] + step
-    near = _common_frame(parts[i], other_parts[j]) > 0
+    near = _common_frame(shapely.bounds(parts)[i], shapely.bounds(other_parts)[j]) > 0
     i, j = i[near], j[near]
     common = shapely.area(shapely.intersection(parts[i], other_parts[j]))
     i, j, common = i[common > 0], j[common > 0], common[common > 0]
@@ -344,26 +387,15 @@ def _cut_strip(box: shapely.Polygon, neighbour: shapely.Polygon, width: float) -
     return shapely.union_all(strips)
 
 
-def _shared_area(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.float64]:
-    return np.asarray(shapely.area(shapely.intersection(one, other)))
-
-
-def _in_chunks(*columns: NDArray[np.object_]) -> list[list[NDArray[np.object_]]]:
-    cuts = np.arange(64, len(columns[0]), 64)
-    return [np.split(column, cuts) for column in columns]
-
-
-def _overlap(geometry: shapely.Geometry, others: NDArray[np.object_]) -> bool:
+def _overlap(geometry: NDArray[np.object_], others: NDArray[np.object_]) -> bool:
     """Whether a polygon covers a tenth of another one, or is covered by it to a tenth."""
-    if not len(others):
-        return False
     common = shapely.area(shapely.intersection(geometry, others))
     smaller = np.minimum(shapely.area(geometry), shapely.area(others))
     return bool((common > 0.1 * smaller).any())
 
 
 def _group(
-    matches: list[_Match], geometry: NDArray[np.object_], tile: NDArray[np.int64]
+    matches: list[_Match], shapes: SpilledPolygons, tile: NDArray[np.int64]
 ) -> list[NDArray[np.int64]]:
     """Join matches to objects, best first, but never two overlapping polygons of one tile.
 
@@ -376,8 +408,10 @@ def _group(
         other = group_of.setdefault(match.j, [match.j])
         if one is other:
             continue
-        rivals = ((i, np.array([j for j in other if tile[j] == tile[i]], np.int64)) for i in one)
-        if any(_overlap(geometry[i], geometry[rows]) for i, rows in rivals):
+        rivals = ((i, [j for j in other if tile[j] == tile[i]]) for i in one)
+        if any(
+            _overlap(shapes[np.array([i])], shapes[np.array(rows)]) for i, rows in rivals if rows
+        ):
             continue
         if len(one) < len(other):
             one, other = other, one
@@ -388,53 +422,64 @@ def _group(
     return sorted(groups.values(), key=lambda group: int(group[0]))
 
 
-def _reach_overlaps(geometry: NDArray[np.object_], windows: gpd.GeoDataFrame) -> NDArray[np.bool_]:
+def _reach_overlaps(bounds: NDArray[np.float64], windows: gpd.GeoDataFrame) -> NDArray[np.bool_]:
     """Whether the bounds of each polygon lie in more than one window."""
-    if not len(geometry):
-        return np.zeros(0, bool)
-    frames = shapely.box(*shapely.bounds(geometry).T)
-    row, _ = shapely.STRtree(windows.geometry.to_numpy()).query(frames)
-    return np.bincount(row, minlength=len(geometry)) > 1
+    tree = shapely.STRtree(windows.geometry.to_numpy())
+    reach = np.zeros(len(bounds), bool)
+    for rows in _in_batches(np.arange(len(bounds))):
+        row, _ = tree.query(shapely.box(*bounds[rows].T))
+        reach[rows] = np.bincount(row, minlength=len(rows)) > 1
+    return reach
 
 
-def _reach_the_end(geometry: NDArray[np.object_], windows: gpd.GeoDataFrame) -> NDArray[np.bool_]:
+def _reach_the_end(shapes: SpilledPolygons, windows: gpd.GeoDataFrame) -> NDArray[np.bool_]:
     """Whether each polygon touches the outline of all that the windows see together."""
     outline = windows.union_all().boundary
     shapely.prepare(outline)
-    return shapely.intersects(outline, geometry)
+    reach = np.zeros(len(shapes), bool)
+    for rows in _in_batches(np.arange(len(reach))):
+        near = rows[shapely.intersects(outline, shapely.box(*shapes.bounds[rows].T))]
+        reach[near] = shapely.intersects(outline, shapes[near])
+    return reach
 
 
 def _duplicates(
-    geometry: NDArray[np.object_],
+    shapes: SpilledPolygons,
     rows: NDArray[np.int64],
-    seen_by: list[set[int]],
+    seen_by: Callable[[int], set[int]],
     rank: NDArray[np.int64],
-) -> NDArray[np.int64]:
+) -> list[int]:
     """Rows that repeat a better one, though no tile has seen both; else suppression has decided.
 
-    `seen_by` holds the tiles that saw each of `rows`.
+    `seen_by` gives the tiles that saw a row.
     """
-    shapes = geometry[rows]
-    i, j = shapely.STRtree(shapes).query(shapes)
-    i, j = i[i < j], j[i < j]
-    area = shapely.area(shapes)
-    # sizes and frames alone rule nearly all pairs out, at a fraction of an intersection's cost
-    most = np.minimum(_common_frame(shapes[i], shapes[j]), np.minimum(area[i], area[j]))
-    possible = most > DUPLICATE * (area[i] + area[j] - most)
-    possible[possible] = [
-        not seen_by[m] & seen_by[n] for m, n in zip(i[possible], j[possible], strict=True)
-    ]
-    i, j = i[possible], j[possible]
-    common = np.concatenate(
-        [np.empty(0), *_THREADS.map(_shared_area, *_in_chunks(shapes[i], shapes[j]))]
-    )
-    same = common > DUPLICATE * (area[i] + area[j] - common)
-    pairs = [
-        sorted((m, n), key=lambda k: rank[rows[k]])
-        for m, n in zip(i[same].tolist(), j[same].tolist(), strict=True)
-    ]
-    gone = np.zeros(len(rows), bool)
-    for best, worse in sorted(pairs, key=lambda pair: (rank[rows[pair[0]]], rank[rows[pair[1]]])):
-        if not gone[best]:
-            gone[worse] = True
-    return rows[gone]
+    frames = np.asarray(shapely.box(*shapes.bounds[rows].T))
+    tree = shapely.STRtree(frames)
+    pairs = []
+    for batch in _in_batches(np.arange(len(rows))):
+        i, j = tree.query(frames[batch])
+        i = i + batch[0] if len(batch) else i
+        i, j = rows[i[i < j]], rows[j[i < j]]
+        # sizes and frames alone rule nearly all pairs out, at a fraction of an intersection's cost
+        area, other_area = shapes.area[i], shapes.area[j]
+        most = np.minimum(
+            _common_frame(shapes.bounds[i], shapes.bounds[j]), np.minimum(area, other_area)
+        )
+        possible = most > DUPLICATE * (area + other_area - most)
+        pairs += [
+            (m, n)
+            for m, n in zip(i[possible].tolist(), j[possible].tolist(), strict=True)
+            if not seen_by(m) & seen_by(n)
+        ]
+    same: list[tuple[int, int]] = []
+    for batch in _in_batches(np.arange(len(pairs))):
+        i, j = np.array(pairs, np.int64).reshape(-1, 2)[batch].T
+        common = shapely.area(shapely.intersection(shapes[i], shapes[j]))
+        over = common > DUPLICATE * (shapes.area[i] + shapes.area[j] - common)
+        same += zip(i[over].tolist(), j[over].tolist(), strict=True)
+    by_rank = [sorted(pair, key=lambda row: rank[row]) for pair in same]
+    gone: set[int] = set()
+    for best, worse in sorted(by_rank, key=lambda pair: (rank[pair[0]], rank[pair[1]])):
+        if best not in gone:
+            gone.add(worse)
+    return sorted(gone)

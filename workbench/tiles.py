@@ -13,7 +13,7 @@ from rasterio.windows import Window
 from workbench.raster import Scene
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)  # a run may have millions
 class Tile:
     """A window with overlap, and the core that it alone is responsible for, in scene pixels."""
 

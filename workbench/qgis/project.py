@@ -24,6 +24,7 @@ from workbench.raster import Scene, open_dataset
 from workbench.sources import gdal_environment, gdal_name
 
 _IDS = uuid.UUID("0a4f6f0e-52a0-4a56-a8b5-6f7f1a6d1c55")  # layer ids are the same in every run
+MAX_BOOKMARKS = 2000  # nobody scrolls through more, and each takes QGIS some kB
 _SNAP_TOLERANCE = 8.0  # map units, which are metres
 # of the plugin Topology Checker, run by hand from its panel, in English QGIS
 _TOPOLOGY_RULES = ("must not have invalid geometries", "must not have duplicates")
@@ -86,8 +87,9 @@ def write_project(
 
     `gpkg` is what `layer.write_layer` has written, in the metric working CRS `crs`; `bounds` is
     what the project shows when it opens (left, bottom, right, top). Each of `tiles` becomes a
-    bookmark; in a `planar` layer what is drawn cannot overlap. Local paths are written
-    relative to the project, so that the folder can move together with its imagery.
+    bookmark, unless they are too many for a list; in a `planar` layer what is drawn cannot
+    overlap. Local paths are written relative to the project, so that the folder can move together
+    with its imagery.
     """
     folder = path.parent.resolve()
     source = _local(gpkg, folder)
@@ -156,7 +158,7 @@ def write_project(
         _property(properties, "Digitizing/AvoidIntersectionsMode", "int", "2")
         names = _property(properties, "Digitizing/AvoidIntersectionsList", "QStringList", None)
         el(names, "value", ids[layers.LABELS])
-    if tiles is not None:
+    if tiles is not None and len(tiles) <= MAX_BOOKMARKS:
         _bookmarks(root, tiles, crs)
     view = el(el(root, "ProjectViewSettings"), "DefaultViewExtent")
     for corner, value in zip(_CORNERS, bounds, strict=True):
