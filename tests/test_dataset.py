@@ -27,6 +27,7 @@ from rasterio.features import rasterize
 
 from workbench.dataset import (
     EMPTY,
+    GAP,
     ONLY_PIECES,
     UNFINISHED,
     UNREVIEWED,
@@ -294,6 +295,18 @@ def test_splits_do_not_touch(scene: Scene, tmp_path: Path) -> None:
     assert content["val"] == "images/val"
     assert content["names"] == {0: CLASSES[3], 1: CLASSES[7]}
     assert content["class_ids"] == {0: 3, 1: 7}
+
+
+def test_chips_between_two_splits_leave_no_image_and_can_be_exported_again(
+    scene: Scene, tmp_path: Path
+) -> None:
+    chips = replace(ALL_TRAIN, val=0.2, test=0.2)
+    made = export(scene, tmp_path / "set", label_layer(), chips)
+    assert (made.chips["left_out"] == GAP).any()
+    images = {str(p.relative_to(made.folder)) for p in made.folder.rglob("*.png")}
+    assert images == set(made.chips["image"].dropna())
+    before = files_of(made.folder)
+    assert files_of(export(scene, tmp_path / "set", label_layer(), chips).folder) == before
 
 
 def test_equal_input_gives_equal_files(scene: Scene, tmp_path: Path) -> None:

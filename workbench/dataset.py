@@ -160,13 +160,16 @@ def write_dataset(
         cut = _Cutter(layer, tiles, chips, aoi, temporary / "images")
         all_chips = [cut.chip(chip) for chip in _progress(_grid(scenes, chips.chip_size))]
         all_chips = _split(all_chips, chips)
+        for chip in all_chips:
+            if chip.left_out == GAP:  # known only now that all are cut
+                cut.image_of(chip).unlink()
         index = _index(all_chips)
         if not (index["split"] != "").any():
             reasons = Counter(index["left_out"])
             raise DatasetError(
                 "No chip is left to export: "
                 + ", ".join(f"{n} with {why}" for why, n in reasons.most_common())
-                + ". Review more labels, or export other statuses or smaller chips."
+                + ". Review more labels, export other statuses, or take a smaller chip_size."
             )
         used = [chip for chip in all_chips if chip.split]
         for split in SPLITS:
@@ -301,6 +304,10 @@ class _Cutter:
         self.unfinished = shapely.union_all(tiles.geometry[~known].to_numpy())
         shapely.prepare(self.unfinished)
 
+    def image_of(self, chip: _Chip) -> Path:
+        """Where a chip's image is written, until it is known to which split it belongs."""
+        return self.images / f"{chip.name}.png"
+
     def chip(self, chip: _Chip) -> _Chip:
         """Find a chip's labels and write its image, unless it is to be left out."""
         scene, chips = chip.scene, self.chips
@@ -333,7 +340,7 @@ class _Cutter:
         if objects and not chip.whole:
             return replace(chip, left_out=ONLY_PIECES)
         rgb[~seen] = 0
-        Image.fromarray(rgb).save(self.images / f"{chip.name}.png")
+        Image.fromarray(rgb).save(self.image_of(chip))
         return chip
 
     def _object(self, row: int, chip: _Chip, seen: NDArray[np.bool_]) -> _Object | None:
@@ -384,7 +391,7 @@ def _split(all_chips: list[_Chip], chips: Chips) -> list[_Chip]:
     if kept and missing:
         raise DatasetError(
             f"{len(kept)} chips leave none for {' and '.join(missing)} if no chip may lie beside "
-            "one of another split. Take smaller chips, review more, or set val or test to 0."
+            "one of another split. Take a smaller chip_size, review more, or set val or test to 0."
         )
     for i, split in zip(kept, splits, strict=True):
         reason = "" if split else GAP
