@@ -243,12 +243,14 @@ def _press(page: Page, label: str, watched: str, repeats: int = REPEATS) -> list
         seen = page.evaluate("frames.length")
         page.keyboard.press(key)
         try:
-            # a layer may change more than once for one key: the last frame counts
+            # the canvas shows the whole answer in its first frame, and may draw it once more when
+            # outlines that other settings need have come; a layer changes piece by piece
             settled = f"frames.length > {seen} && performance.now() - frames.at(-1) > {SETTLED_MS}"
             page.wait_for_function(settled, timeout=20_000)
         except Exception:
             continue  # a step that changes nothing draws nothing
-        times.append(page.evaluate("frames.at(-1) - keys.at(-1)"))
+        counts = seen if watched is CANVAS else -1
+        times.append(page.evaluate(f"frames.at({counts}) - keys.at(-1)"))
         page.wait_for_timeout(150)
     return times
 

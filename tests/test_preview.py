@@ -37,6 +37,11 @@ def rectangles(boxes, scores, stability=None, tile=PART.tiles[0], valid=None, pa
         mask = np.zeros((SIDE, SIDE), bool)
         mask[y0:y1, x0:x1] = True
         masks.append(mask)
+    return sample_of(masks, scores, stability, tile, valid, part)
+
+
+def sample_of(masks, scores, stability=None, tile=PART.tiles[0], valid=None, part=PART):
+    """A sample whose candidates have these masks."""
     candidates = candidates_of(masks, scores, RULES)
     if stability is not None:
         place = candidates.table.schema.get_field_index("stability_score")
@@ -119,6 +124,9 @@ def test_work_done_ahead_changes_nothing_and_comes_to_an_end():
     assert left == sorted(left, reverse=True)
     drawn = eager.look(Thresholds(0.5, 0.5), cleaning).drawn
     assert all(a is b for a, b in zip(eager.look(thresholds, cleaning).drawn, drawn, strict=True))
+    assert eager.prepare(cleaning, 50) == 0
+    again = eager.look(thresholds, cleaning).drawn  # else the browser gets all of them once more
+    assert all(a is b for a, b in zip(again, drawn, strict=True))
     assert equal_layers(
         eager.look(thresholds, cleaning).polygons, lazy.look(thresholds, cleaning).polygons
     )
@@ -154,6 +162,30 @@ def test_each_candidate_is_told_why_it_is_there_or_not():
     assert preview.at(*(TRANSFORM @ (45.5, 45.5)), view) == []
     assert preview.outline(0).area.sum() == pytest.approx(30 * 30 * 0.25)
     assert preview.key(3) == ("s", 0, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("cleaning", "second_part", "reason"),
+    [
+        # its hole, once filled, makes it too large
+        (
+            Cleaning(min_area_px=0, fill_holes_m2=100, max_area_m2=200),
+            False,
+            "m² are above max_area_m2 (200)",
+        ),
+        # without its small part it is too small
+        (Cleaning(min_area_px=200, min_area_m2=190), True, "m² are below min_area_m2 (190)"),
+    ],
+)
+def test_steps_of_cleaning_that_remove_only_together_are_told_apart(cleaning, second_part, reason):
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[10:40, 10:40] = True
+    mask[20:32, 20:32] = False
+    mask[60:70, 60:70] = second_part
+    preview = Preview([sample_of([mask], [0.95])])
+    view = preview.look(Thresholds(0.85, 0.9), cleaning)
+    assert view.fate.tolist() == [Fate.CLEANED]
+    assert reason in preview.explain(0, view).reason
 
 
 def test_figures_count_what_is_shown_and_measure_the_ground():

@@ -86,6 +86,7 @@ def test_a_cell_that_runs_again_keeps_what_was_done_by_hand(job, monkeypatch):
 
 def test_a_widget_replaces_only_its_own_kind_in_its_own_cell(monkeypatch):
     class Shown(CellWidget):
+        session = object()
         detached = 0
 
         def detach(self):

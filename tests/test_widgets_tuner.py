@@ -3,10 +3,11 @@
 import json
 import time
 
+import ipywidgets
 import numpy as np
 import pytest
 from known_objects import KnownObjects
-from known_runs import EXACT
+from known_runs import EXACT, until
 
 from workbench import Job, run
 from workbench.background import Finished, Planned, Stopped, TileDone, TileUnderway
@@ -14,7 +15,7 @@ from workbench.candidates import Rules, TileRecord
 from workbench.crs import to_lonlat
 from workbench.layer import read_layer
 from workbench.preview import Fate
-from workbench.widgets import AOIPicker, RunPanel, ThresholdTuner
+from workbench.widgets import AOIPicker, RunPanel, ThresholdTuner, cells
 from workbench.widgets.controls import TUNED
 from workbench.widgets.overlay import Flag
 
@@ -77,7 +78,7 @@ def tuner(job):
 
 def click_on(tuner, x, y, place=-1):
     lon, lat = to_lonlat(tuner.session.scenes[0].crs, x, y)
-    tuner._clicked(float(lon), float(lat), place, "")
+    tuner._clicked(float(lon), float(lat), place)
 
 
 def sampled(tuner, n=3):
@@ -156,6 +157,24 @@ def test_undo_flip_and_defaults(tuner):
     assert tuner.job.source == start.source
 
 
+def test_to_undo_a_flip_gives_back_a_and_b(tuner):
+    sampled(tuner)
+    tuner.settings._keep()
+    tuner.controls.of["pred_iou_thresh"].value = 0.9
+    tuner.settings._flip()
+    assert tuner.job.pred_iou_thresh == 0.85
+    tuner.settings._undo()
+    assert tuner.job.pred_iou_thresh == 0.9
+    tuner.settings._flip()
+    assert tuner.job.pred_iou_thresh == 0.85
+
+
+def test_what_a_browser_rounds_changes_nothing(tuner):
+    before = tuner.job
+    tuner.controls.of["stability_score_thresh"].value = 0.9199999999999999
+    assert tuner.job is before
+
+
 def test_one_drag_is_one_step_back(tuner):
     sampled(tuner)
     for value in (0.86, 0.87, 0.88, 0.89):
@@ -179,7 +198,8 @@ def test_presets_are_job_files(tuner, tmp_path):
     assert "alert" in tuner.message.value
     tuner.settings.preset.value = "none such"
     tuner.settings._load_preset()
-    assert "cannot be read" in tuner.message.value
+    assert "no preset" in tuner.message.value
+    assert "Saved: small roofs" in tuner.message.value
     tuner.settings.preset.value = " "
     tuner.settings._load_preset()
     assert "Choose a preset" in tuner.message.value
@@ -192,9 +212,8 @@ def test_a_click_explains_what_is_there(tuner):
     click_on(tuner, point.x, point.y)
     assert "kept" in tuner.verdicts.value
     tuner.controls.of["pred_iou_thresh"].value = 1.0
-    click_on(tuner, point.x, point.y)
-    assert "is not above 1" in tuner.verdicts.value
-    assert tuner.alternatives.data["geometry"]["coordinates"]
+    until(lambda: "is not above 1" in tuner.verdicts.value)  # it follows the sliders
+    until(lambda: tuner.alternatives.data.get("geometry", {}).get("coordinates"))
 
 
 def test_judged_polygons_make_a_running_precision(tuner):
@@ -251,6 +270,40 @@ def test_cancelling_says_so_and_a_failed_tile_too(tuner):
     tuner.session._hear(TileDone(record, None, stored=False))
     assert "r0c1 failed: OSError: &lt;no luck&gt;" in tuner.message.value
     assert tuner.session.samples == ()
+
+
+def test_tiles_that_are_asked_for_during_a_run_follow_it(tuner):
+    panel = RunPanel(tuner)
+    panel.start()
+    run_of_all = tuner.computed.asked[-1]
+    tuner._propose()
+    assert "follow" in tuner.message.value
+    assert tuner.computed.asked[-1] is run_of_all
+    tuner.session.cancel()
+    assert tuner.computed.asked[-1].tiles is not None
+    tuner.computed.answer()
+    assert len(tuner.session.samples) == 4
+    panel.detach()
+
+
+def test_cleared_while_computing_is_cleared(tuner):
+    sampled(tuner)
+    tuner.n_tiles.value = 6
+    tuner._propose()
+    tuner._clear()
+    assert not tuner.session.busy
+    assert tuner.session.samples == ()
+
+
+def test_what_fails_while_events_come_is_said_and_the_next_are_heard(tuner, monkeypatch):
+    tuner._propose()
+    monkeypatch.setattr(tuner.session, "sample_of", lambda event: 1 / 0)
+    tuner.computed.answer()
+    assert "ZeroDivisionError" in tuner.message.value
+    assert not tuner.session.busy
+    monkeypatch.undo()
+    sampled(tuner)
+    assert len(tuner.session.samples) == 3
 
 
 def test_a_tile_underway_shows_how_far_it_is_and_what_there_is_of_it(tuner):
@@ -323,6 +376,14 @@ def test_in_batch_nothing_is_made(job):
 
 
 @pytest.fixture
+def in_cell(monkeypatch):
+    """Say in which cell of a notebook the next widgets are made."""
+    monkeypatch.setattr(cells, "_of_cells", {})
+    monkeypatch.setattr(cells, "_shown_in_cells", {})
+    return lambda name: monkeypatch.setattr(cells, "_cell", lambda: name)
+
+
+@pytest.fixture
 def panel(tuner):
     panel = RunPanel(tuner)
     yield panel
@@ -337,7 +398,13 @@ def test_the_command_and_the_job_file_follow_the_sliders(panel, tuner, tmp_path)
     panel.save()
     saved = Job.from_yaml(tmp_path / "run-job.yaml")
     assert saved.pred_iou_thresh == 0.91
-    assert "papermill" in panel.message.value
+    assert panel.copy.text.endswith(f"-f {tmp_path / 'run-job.yaml'}")
+    tuner.controls.of["pred_iou_thresh"].value = 0.92
+    assert "-p pred_iou_thresh 0.92" in panel.copy.text
+    # papermill begins with the notebook's cell: what is the usual value, but not there, is named
+    tuner.session.given = tuner.job
+    tuner.settings._reset()
+    assert "-p pred_iou_thresh 0.85" in panel.copy.text
     panel.path.value = "/proc/no/such/place.yaml"
     panel.save()
     assert "cannot be written" in panel.message.value
@@ -369,6 +436,50 @@ def test_a_run_shows_its_tiles_its_failures_and_its_layer(panel, tuner, known_ob
     assert len(read_layer(result.folder / "prelabels.parquet")) == len(result.layer)
     panel._tune()
     assert len(session._background.asked[-1].tiles) == 15
+
+
+def test_the_cell_of_a_panel_that_runs_again_goes_on_with_the_run(tuner, in_cell):
+    in_cell("run")
+    first = RunPanel(tuner)
+    first.start()
+    tuner.session._hear(Planned(15, 13))
+    again = RunPanel(tuner)
+    assert first.widget.comm is None
+    assert again.run_button.disabled
+    assert not again.cancel_button.disabled
+    tile = tuner.session.area.parts[0].tiles[0]
+    record = TileRecord("scene", tile.row, tile.col, "empty")
+    tuner.session._hear(TileDone(record, None, stored=False))
+    assert again.progress.value == pytest.approx(14 / 15)
+    tuner.session.cancel()
+    assert "14 of 15 tiles are stored" in again.message.value
+    again.detach()
+
+
+def test_the_cell_of_a_tuner_that_runs_again_goes_on_with_its_tiles(tuner, in_cell):
+    in_cell("tuner")
+    first = ThresholdTuner(tuner)
+    first._propose()
+    again = ThresholdTuner(tuner)
+    assert again.progress_row.layout.display == "flex"
+    tuner.computed.answer()
+    assert len(again.session.samples) == 4
+    assert again.progress_row.layout.display == "none"
+    again.detach()
+
+
+def test_widgets_of_an_area_that_ran_again_say_so_and_old_ones_are_closed(job, in_cell):
+    in_cell("area")
+    picker = AOIPicker(job)
+    in_cell("tuner")
+    tuner = ThresholdTuner(picker)
+    in_cell("area")
+    n = len(ipywidgets.widgets.widget._instances)
+    pickers = [AOIPicker(job) for _ in range(3)]
+    assert "Run this cell again" in tuner.message.value
+    assert len(ipywidgets.widgets.widget._instances) == n
+    tuner.detach()
+    pickers[-1].close()
 
 
 def test_a_cancelled_run_says_what_is_there(panel, tuner):

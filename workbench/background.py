@@ -17,6 +17,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from workbench.candidates import Candidates, Segmenter, TileRecord
 from workbench.errors import RunFailedError, WorkbenchError
@@ -189,18 +190,28 @@ class Background:
                 event: Event = connection.recv()
             except (EOFError, OSError):
                 break
+            except Exception:  # no event: what follows cannot be read either
+                traceback.print_exc()
+                process.kill()
+                break
             with self._lock:
                 if self._process is not process:
                     break  # closed, and perhaps another one is at work
                 self._busy &= not isinstance(event, Finished | Stopped)
-            self.notify(event)
+            self._tell(event)
         self._reap(process, 1)
         connection.close()
         with self._lock:
             died = self._busy and self._process is process
             self._busy &= not died
         if died:
-            self.notify(Stopped("" if self._cancelled else _last_words(process.exitcode)))
+            self._tell(Stopped("" if self._cancelled else _last_words(process.exitcode)))
+
+    def _tell(self, event: Event) -> None:
+        try:
+            self.notify(event)
+        except Exception:  # or all later events would be lost with this one
+            traceback.print_exc()
 
 
 def _last_words(exitcode: int | None) -> str:
@@ -215,15 +226,36 @@ def _last_words(exitcode: int | None) -> str:
 # ----------------------------------------------------------------------------- in the process
 
 
+class _Sender:
+    """Sends events whole: half a message would be the last one that the other side can read.
+
+    As handler of SIGINT, it interrupts at once, or after the event that is being sent. (To block
+    the signal in this thread would not do: another thread takes it, and Python raises here.)
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sending = self._interrupted = False
+
+    def __call__(self, event: Event) -> None:
+        self._sending = True
+        try:
+            self._connection.send(event)
+        finally:
+            self._sending, interrupted = False, self._interrupted
+            self._interrupted = False
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def interrupt(self, *_: Any) -> None:
+        if not self._sending:
+            raise KeyboardInterrupt
+        self._interrupted = True
+
+
 def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # means: cancel; idle, there is nothing to cancel
-
-    def send(event: Event) -> None:
-        # half a message would be the last one that the other side can read
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        connection.send(event)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
+    send = _Sender(connection)
     segmenter: Segmenter | None = None
     while True:
         try:
@@ -235,7 +267,7 @@ def _serve(connection: Connection) -> None:
                 segmenter = loaded_segmenter(work.job)
             continue
         try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, send.interrupt)
             with closing(prepare(work.job, segmenter)) as plan:
                 segmenter = plan.segmenter
                 result: Event = _do(plan, work, send)

@@ -279,12 +279,16 @@ class Job(Parameters):
                 values[name] = absolute(value)
         return values
 
-    def command(self, notebook: str, output: str) -> str:
-        """Return the papermill command, quoted for a shell, that runs exactly this job."""
+    def command(self, notebook: str, output: str, given: Job | None = None) -> str:
+        """Return the papermill command, quoted for a shell, that runs exactly this job.
+
+        `given` is the job of the notebook's own cell, if its parameters are not the usual ones.
+        """
         parts = ["papermill", notebook, output]
         usual = Job().parameters()
+        there = usual if given is None else given.parameters()
         for name, value in self.parameters().items():
-            if value == usual[name]:
+            if value == usual[name] == there[name]:
                 continue
             if isinstance(value, str | int | float):
                 parts += ["-p", name, str(value)]

@@ -101,12 +101,16 @@ class Figures:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why a candidate is shown or not; `rival` is the row that suppresses it, -1 for none."""
+    """Why a candidate is shown or not; `rival` is the row that suppresses it, -1 for none.
+
+    `area_m2` is that of the mask.
+    """
 
     row: int
     fate: Fate
     pred_iou: float
     stability_score: float
+    area_m2: float
     reason: str
     rival: int = -1
 
@@ -280,12 +284,14 @@ class Preview:
                     todo = ~part.tried
                 rows = part.by_score[todo[part.by_score]]
                 now = np.sort(rows[:limit])
+                left += len(rows) - len(now)
+                if not len(now):
+                    continue  # what is drawn stays the same object
                 if part.cleaning == cleaning and not cleaning.planar:
                     part.find_out(now, cleaning, self.aoi)
                 else:
                     part.trace(now)
                 limit -= len(now)
-                left += len(rows) - len(now)
         return left
 
     def figures(self, view: View) -> Figures:
@@ -334,7 +340,9 @@ class Preview:
         else:
             reason = "its middle lies outside of the AOI"
         iou, stability = self.scores[row].tolist()
-        return Verdict(row, fate, iou, stability, reason, rival)
+        area_px = part.candidates.column("area_px")[row - part.first]
+        area_m2 = float(area_px) * part.sample.part.scene.pixel_m**2
+        return Verdict(row, fate, iou, stability, area_m2, reason, rival)
 
     def outline(self, row: int) -> gpd.GeoSeries:
         """Return a candidate's polygon before cleaning; empty if its mask has no valid pixel."""
@@ -359,20 +367,22 @@ def _why_below(scores: NDArray[np.float32], thresholds: Thresholds) -> str:
 
 
 def _why_cleaned(polygon: gpd.GeoDataFrame, cleaning: Cleaning) -> str:
-    """Name the step of cleaning that removes a polygon: the first that does so alone."""
+    """Name the step of cleaning that removes a polygon; the steps add up in `clean`'s order."""
     if not len(polygon):
         return "no valid pixel in its mask"
-    nothing = Cleaning(min_area_px=0, simplify_m=None)
-    area_m2 = float(clean(polygon, nothing)["area_m2"].iloc[0])
+    so_far = Cleaning(min_area_px=0, simplify_m=None, fill_holes_m2=cleaning.fill_holes_m2)
     for name, text in (
-        ("min_area_px", f"all its parts are below min_area_px ({cleaning.min_area_px} px)"),
-        ("min_area_m2", f"its {area_m2:.1f} m² are below min_area_m2 ({cleaning.min_area_m2})"),
-        ("max_area_m2", f"its {area_m2:.1f} m² are above max_area_m2 ({cleaning.max_area_m2})"),
-        ("min_solidity", f"it is less solid than min_solidity ({cleaning.min_solidity})"),
+        ("min_area_px", "all its parts are below min_area_px ({limit} px)"),
+        ("min_area_m2", "its {area_m2:.1f} m² are below min_area_m2 ({limit})"),
+        ("max_area_m2", "its {area_m2:.1f} m² are above max_area_m2 ({limit})"),
+        ("min_solidity", "it is less solid than min_solidity ({limit})"),
     ):
-        if not len(clean(polygon, replace(nothing, **{name: getattr(cleaning, name)}))):
-            return text
-    return "cleaning leaves too little of it"
+        area_m2 = float(clean(polygon, so_far)["area_m2"].iloc[0])
+        limit = getattr(cleaning, name)
+        so_far = replace(so_far, **{name: limit})
+        if not len(clean(polygon, so_far)):
+            return text.format(limit=limit, area_m2=area_m2)
+    return "what lies on top of it leaves too little"
 
 
 def _cover(sample: Sample, geometry: NDArray[np.object_]) -> tuple[int, int]:

@@ -224,7 +224,7 @@ def _refuse_another_run(
     if changed:
         raise RunFolderError(
             f"{folder} holds a run with another {' and '.join(changed)}, so its candidates do not "
-            f"fit this job:\n{_differences(before, resolved, changed)}\n{REMEDY}"
+            f"fit this job. {REMEDY}\n{_differences(before, resolved, changed)}"
         )
     there = {scene["name"]: scene for scene in before["scenes"]}
     for scene in resolved["scenes"]:
@@ -235,7 +235,7 @@ def _refuse_another_run(
         what = "with another content of the raster" if "fingerprint" in changed else "otherwise"
         raise RunFolderError(
             f"{folder} holds a run that has read {scene['source']} {what}, so its candidates do "
-            f"not fit this job:\n{_differences(old, scene, changed)}\n{REMEDY}"
+            f"not fit this job. {REMEDY}\n{_differences(old, scene, changed)}"
         )
 
 

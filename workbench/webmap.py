@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from PIL import Image
 from rasterio.enums import Resampling
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.warp import reproject
 from rasterio.windows import Window
 
@@ -29,6 +31,9 @@ Bounds = tuple[float, float, float, float]  # left, bottom, right, top
 _RADIUS_M = 6_378_137.0  # of the sphere of EPSG:3857
 _WEB = pyproj.CRS.from_epsg(3857)
 _QUALITY = 85
+
+# rasterio says so of arrays that it warps, now and then, under whatever cell has run last
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning, module="rasterio.warp")
 
 
 @dataclass(frozen=True)

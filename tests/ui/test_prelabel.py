@@ -245,11 +245,16 @@ def test_06_planar_is_a_box(opened):
 
 def place_of_a_polygon(opened):
     """Where on the page the largest polygon that is shown lies."""
+    return place_of(opened, "p = tuner.view.polygons; g = p.geometry.iloc[[p.area.argmax()]]")
+
+
+def place_of(opened, code):
+    """Where on the page the first shape of `g`, a GeoSeries that `code` makes, lies."""
     lon, lat = json.loads(
         opened.ask(
-            "p = tuner.view.polygons; g = p.geometry.iloc[p.area.to_numpy().argmax()]\n"
-            "from workbench.crs import to_lonlat; m = g.representative_point()\n"
-            "print([float(v) for v in to_lonlat(p.crs, m.x, m.y)])"
+            f"{code}\n"
+            "from workbench.crs import to_lonlat; m = g.iloc[0].representative_point()\n"
+            "print([float(v) for v in to_lonlat(g.crs, m.x, m.y)])"
         )
     )
     view = map_of(opened, 1)
@@ -279,6 +284,42 @@ def test_07_hovering_tells_the_scores_and_a_click_why(opened):
     opened.picture(f"{opened.name}-07-why")
 
 
+def test_07_a_click_beside_the_polygons_names_the_threshold_that_removes(opened):
+    place = place_of(
+        opened,
+        "import numpy as np, pandas as pd; from workbench.preview import Fate; v = tuner.view\n"
+        "rows = np.flatnonzero(v.fate == Fate.BELOW)[:300]\n"
+        "g = pd.concat([tuner.preview.outline(int(r)) for r in rows], ignore_index=True)\n"
+        "m = g.representative_point(); m = m[m.within(tuner.session.area.aoi)]\n"
+        "listed = [tuner.preview.at(p.x, p.y, v)[:10] for p in m]\n"
+        "m = m[[any(one.fate == Fate.BELOW for one in of) for of in listed]]\n"
+        "g = g.loc[[g.loc[m.index].area.idxmax()]]",
+    )
+    opened.page.mouse.click(*place)
+    opened.until("'is not above' in tuner.verdicts.value or 'is below' in tuner.verdicts.value")
+    why = opened.page.locator(".sam-workbench-tuner table").inner_text()
+    assert "below" in why
+    opened.picture(f"{opened.name}-07b-removed")
+
+
+def test_08_enter_is_a_click_at_the_cross_in_the_middle_of_the_map(opened):
+    before = opened.ask("print(tuner.verdicts.value)")
+    button(opened, "Bad").focus()  # the last control before the map but for colours
+    for _ in range(12):
+        opened.page.keyboard.press("Tab")
+        if opened.page.evaluate("document.activeElement.matches('.leaflet-container')"):
+            break
+    for _ in range(3):
+        opened.page.keyboard.press("ArrowDown")
+        opened.page.wait_for_timeout(400)
+    opened.picture(f"{opened.name}-07c-keyboard")
+    opened.page.keyboard.press("Enter")
+    opened.until(f"tuner.verdicts.value != {before!r}")
+    for _ in range(3):
+        opened.page.keyboard.press("ArrowUp")
+        opened.page.wait_for_timeout(400)
+
+
 def test_08_good_and_bad_make_a_precision(opened):
     button(opened, "Good").click()
     opened.until("tuner.mode.value", "good")
@@ -305,6 +346,43 @@ def test_09_two_settings_can_be_flipped(opened):
     button(opened, "A ⇄ B").click()
     opened.until(f"tuner.job.pred_iou_thresh > {first} + 0.02")
     assert until_shown(opened, "len(tuner.view.kept)") == of_a
+
+
+def test_09_a_preset_is_saved_and_comes_back(opened):
+    before = float(opened.ask("print(tuner.job.pred_iou_thresh)"))
+    name = opened.page.get_by_placeholder("name of a preset")
+    name.fill("roofs")
+    name.press("Tab")
+    button(opened, "Save preset").click()
+    opened.page.locator(".sam-workbench-tuner", has_text="roofs.yaml").wait_for(timeout=5000)
+    assert "pred_iou_thresh" in (opened.lab.folder / "presets" / "roofs.yaml").read_text()
+    slider(opened, "predicted IoU")
+    for _ in range(4):
+        opened.page.keyboard.press("ArrowLeft")
+    opened.until(f"abs(tuner.job.pred_iou_thresh - {before} + 0.02) < 1e-6")
+    button(opened, "Load").click()
+    opened.until(f"abs(tuner.job.pred_iou_thresh - {before}) < 1e-6")
+    until_shown(opened, "len(tuner.view.kept)")
+
+
+def test_09_what_goes_wrong_is_said_in_a_sentence(opened):
+    name = opened.page.get_by_placeholder("name of a preset")
+    name.fill("nobody")
+    name.press("Tab")
+    button(opened, "Load").click()
+    said = opened.page.locator(".sam-workbench-tuner", has_text="no preset 'nobody'")
+    said.wait_for(timeout=5000)
+    opened.picture(f"{opened.name}-08c-error")
+    # a slider whose work fails is not silent either
+    opened.ask("tuner.preview.look = lambda *_: 1 / 0")
+    slider(opened, "stability")
+    opened.page.keyboard.press("ArrowRight")
+    opened.page.locator(".sam-workbench-tuner", has_text="ZeroDivisionError").wait_for(timeout=5000)
+    opened.ask("del tuner.preview.look")
+    opened.page.keyboard.press("ArrowLeft")
+    mended = opened.page.locator(".sam-workbench-tuner", has_not_text="ZeroDivisionError")
+    mended.wait_for(timeout=5000)
+    until_shown(opened, "len(tuner.view.kept)")
 
 
 def test_09_the_keyboard_reaches_all_controls(opened):
@@ -403,6 +481,7 @@ def test_14_a_finished_run_goes_back_to_the_sliders_and_is_written_anew(opened):
     run = button(opened, "Run here")
     run.scroll_into_view_if_needed()
     run.click()
+    opened.until("tuner.session.busy")  # that of the run before is gone
     opened.page.locator(".sam-workbench-run", has_text="Run folder").wait_for(timeout=60_000)
     opened.until("tuner.session.busy", "False")
     layer = read_layer(opened.lab.folder / "run" / "prelabels.gpkg")

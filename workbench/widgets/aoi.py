@@ -32,7 +32,7 @@ from workbench.widgets.session import Area, Session
 
 _CLOSE = 1e-6  # degrees: the browser rounds to six decimals
 _DRAWN = {"color": "#d500f9", "weight": 2, "fillColor": "#d500f9", "fillOpacity": 0.02}
-_INSIDE = {"stroke": False, "fillColor": "#d500f9", "fillOpacity": 0.08, "interactive": False}
+_INSIDE = {"stroke": False, "fillColor": "#d500f9", "fillOpacity": 0.04, "interactive": False}
 _PICTURE_PX = 2048
 _EQUAL_AREA = 6933  # EPSG; for shares
 
@@ -124,8 +124,8 @@ class AOIPanel:
         )  # fmt: skip
         hint = widgets.HTML(
             paragraph(
-                "Draw with the tools on the map: rectangles or polygons, several if you like. "
-                "Without any, the whole raster is the area."
+                "Draw with the tools on the map: rectangles (click two opposite corners) or "
+                "polygons, several if you like. Without any, the whole raster is the area."
             )
         )
         column = widgets.VBox(

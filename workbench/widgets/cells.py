@@ -29,19 +29,27 @@ class CellWidget:
         cell = _cell()
         if cell:
             before = _shown_in_cells.get((cell, type(self).__name__))
+            _shown_in_cells[cell, type(self).__name__] = self
             if before is not None:
                 before.detach()
-            _shown_in_cells[cell, type(self).__name__] = self
+                if before.session is self.session:
+                    self.take_over(before)
+                _close_all(before.widget)
 
     def detach(self) -> None:
         """Let another one take over: stop following the session."""
+
+    def take_over(self, before: Any) -> None:
+        """Go on with what an earlier one of this kind, of the same session, was at."""
+
+    def tell(self, text: str) -> None:
+        """Show a sentence about something that has gone wrong."""
 
     def close(self) -> None:
         """Take it away, end what is computed, and give the model's memory back."""
         self.detach()
         self.session.close()
-        if self.widget is not None:
-            self.widget.close()
+        _close_all(self.widget)
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         if self.widget is None:
@@ -70,6 +78,7 @@ def session_of_cell(job: Job) -> Session:
             if value != getattr(given, name) and getattr(given, name) == getattr(job, name)
         }
         session = Session(job.changed(**by_hand))
+        session.given = job
         if session.scenes == earlier.scenes and all(
             getattr(session.job, name) == getattr(earlier.job, name) for name in SAMPLES_DEPEND_ON
         ):
@@ -79,9 +88,28 @@ def session_of_cell(job: Job) -> Session:
             session.forecast = earlier.forecast
     if earlier is not None:
         earlier.close()
+        for shown in _shown_in_cells.values():
+            if shown.session is earlier:
+                shown.tell("The area's cell has run again. Run this cell again, too.")
     if cell:
         _of_cells[cell] = job, session
     return session
+
+
+def _close_all(widget: widgets.Widget | None) -> None:
+    """Close a widget and all that it holds, in the browser, too."""
+    closing, found = [widget] if widget is not None else [], set()
+    while closing:
+        one = closing.pop()
+        if one in found or one.comm is None:
+            continue
+        found.add(one)
+        for name in one.keys:
+            held = getattr(one, name)
+            among = held if isinstance(held, list | tuple) else [held]
+            closing += [other for other in among if isinstance(other, widgets.Widget)]
+    for one in found:
+        one.close()
 
 
 def _cell() -> str:

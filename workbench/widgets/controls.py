@@ -78,6 +78,8 @@ class Controls:
 
     def _changed(self, name: str, value: Any) -> None:
         off = name in STEPS and not value
+        if isinstance(value, float):
+            value = round(value, 6)  # the browser's 0.92 is 0.9199999999999999
         with self._lock:
             if self._following:
                 return
@@ -160,5 +162,6 @@ def _show(name: str, control: Any, value: Any) -> None:
         value = value or 0
         if value not in [step for _, step in control.options]:
             control.options = _options(name, value)
-    if control.value != value:
+    # what differs by rounding alone is not sent back: it would undo the keys pressed since
+    if control.value != value and not (name not in STEPS and abs(control.value - value) < 1e-6):
         control.value = value

@@ -13,7 +13,6 @@ const LOOK_MS = 500; // how often views of the map are looked for: no event tell
 const PATIENCE_MS = 20000;
 
 const [SEAM, GOOD, BAD] = [1, 2, 4]; // overlay.Flag
-const ALTERNATIVE = "#ffffff";
 const SELECTED = "#00ffff";
 // colours that differ in lightness, and marks for those who do not see even that; px off the centre
 const VERDICTS = {
@@ -81,10 +80,8 @@ export function onCanvas(boxes, row, { scale, left, top }, width, height) {
 }
 
 /** Lower bounds of the colour classes, in float32 like the scores: 0.9 is in "0.9 and above". */
-export function classBounds(ramp, range) {
-  const [low, high] = range;
-  const bound = (own, i) => (range.length === 2 ? low + ((high - low) * i) / ramp.length : own);
-  return ramp.map(([own], i) => Math.fround(bound(own, i)));
+export function classBounds(ramp) {
+  return ramp.map(([low]) => Math.fround(low));
 }
 
 /** The class of a score, or the one after the last for none; the first has no lower bound. */
@@ -175,7 +172,7 @@ function strokeCased(ctx, colour, width, path) {
 
 /** Draw a frame, and tell how many polygons are in sight. */
 export function paint(ctx, frame, affine, width, height, look) {
-  const { outlines, shown, flags, highlight, selected } = frame;
+  const { outlines, shown, flags, selected } = frame;
   const { boxes, count } = outlines;
   const { scale, left, top } = affine;
   const outline = (row) => {
@@ -211,7 +208,7 @@ export function paint(ctx, frame, affine, width, height, look) {
     ctx.fillStyle = colour;
     ctx.fill(dots);
     if (!look.fill) continue;
-    ctx.globalAlpha = 0.25;
+    ctx.globalAlpha = 0.15;
     ctx.fill(whole);
     ctx.fill(seam);
     ctx.globalAlpha = 1;
@@ -239,7 +236,6 @@ export function paint(ctx, frame, affine, width, height, look) {
     }
     strokeCased(ctx, colour, 3, mark);
   }
-  for (const row of highlight) strokeCased(ctx, ALTERNATIVE, 2.5, outline(row));
   if (selected >= 0) strokeCased(ctx, SELECTED, 4, outline(selected));
   return drawn;
 }
@@ -261,7 +257,13 @@ function drawOn(map, overlay) {
     "position: absolute; display: none; z-index: 750; pointer-events: none; white-space: nowrap;" +
     "padding: 2px 8px; border-radius: 3px; box-shadow: 0 1px 4px rgba(0, 0, 0, 0.5);" +
     "font: 12px/1.5 var(--jp-ui-font-family, sans-serif); color: #1c1c1c; background: #ffffff";
-  container.append(tip);
+  const cross = document.createElement("div");
+  cross.textContent = "+";
+  cross.style.cssText =
+    "position: absolute; display: none; z-index: 740; pointer-events: none; left: 50%; top: 50%;" +
+    "transform: translate(-50%, -50%); font: 32px/1 sans-serif; color: #ffffff;" +
+    "text-shadow: 0 0 3px #000000, 0 0 3px #000000";
+  container.append(tip, cross);
 
   let placed = null; // where the canvas was drawn: zoom, size, corner in the pane and on the map
   let pointer = null; // the mouse event that a tooltip may belong to
@@ -371,10 +373,21 @@ function drawOn(map, overlay) {
   }
 
   function click(event) {
-    const { originalEvent, latlng } = event;
-    if (elsewhere(event) || originalEvent?.detail > 1) return; // a double click zooms
-    const shift = Boolean(originalEvent?.shiftKey);
-    overlay.send({ kind: "click", lon: latlng.lng, lat: latlng.lat, row: rowAt(event), shift });
+    if (elsewhere(event) || event.originalEvent?.detail > 1) return; // a double click zooms
+    const { lng: lon, lat } = event.latlng;
+    const { sequence } = overlay.frame.outlines;
+    overlay.send({ kind: "click", lon, lat, row: rowAt(event), sequence });
+  }
+
+  // by keyboard: the arrow keys move the map, Enter is a click at its middle
+  function pressed(event) {
+    if (event.target !== container || event.key !== "Enter") return;
+    event.preventDefault();
+    click({ latlng: map.getCenter() });
+  }
+
+  function aim() {
+    cross.style.display = container.matches(":focus-visible") ? "block" : "none";
   }
 
   const handlers = {
@@ -383,14 +396,17 @@ function drawOn(map, overlay) {
     ...{ mousemove: hover, mouseout: leave, movestart: leave, zoomstart: leave, click },
   };
   map.on(handlers);
+  container.addEventListener("keydown", pressed);
+  for (const kind of ["focus", "blur", "pointerdown"]) container.addEventListener(kind, aim);
   redraw();
   const remove = () => {
     map.off(handlers);
     waiting.forEach((request) => cancelAnimationFrame(request));
     pointer = null;
     point();
-    canvas.remove();
-    tip.remove();
+    container.removeEventListener("keydown", pressed);
+    for (const kind of ["focus", "blur", "pointerdown"]) container.removeEventListener(kind, aim);
+    for (const part of [canvas, tip, cross]) part.remove();
   };
   return { redraw, remove };
 }
@@ -416,7 +432,7 @@ export default () => {
   function initialize({ model }) {
     const bytes = (Type, name) => typed(Type, model.get(name));
     let source = null; // what the frame's outlines were made of
-    const empty = { shown: [], flags: [], highlight: [], selected: -1 };
+    const empty = { shown: [], flags: [], selected: -1 };
     const overlay = {
       frame: { outlines: decodeOutlines({}), ...empty },
       look: null,
@@ -424,7 +440,7 @@ export default () => {
         const ramp = model.get("ramp");
         overlay.look = {
           colourBy: model.get("colour_by"),
-          bounds: classBounds(ramp, model.get("colour_range")),
+          bounds: classBounds(ramp),
           colours: [...ramp.map(([, colour]) => colour), model.get("plain_colour")],
           fill: model.get("fill"),
           opacity: model.get("opacity"),
@@ -439,7 +455,6 @@ export default () => {
           outlines,
           shown: bytes(Uint32Array, "shown").filter(there),
           flags: flags.length === outlines.count ? flags : outlines.flags,
-          highlight: bytes(Uint32Array, "highlight").filter(there),
           selected: there(model.get("selected")) ? model.get("selected") : -1,
         };
         failure = "";
@@ -494,8 +509,8 @@ export default () => {
     }
 
     const redraw = () => layers.forEach((layer) => layer.redraw());
-    const rows = ["outlines", "shown", "flags", "highlight", "selected", "for_sequence"];
-    const looks = ["colour_by", "colour_range", "ramp", "plain_colour", "fill", "opacity"];
+    const rows = ["outlines", "shown", "flags", "selected", "for_sequence"];
+    const looks = ["colour_by", "ramp", "plain_colour", "fill", "opacity"];
     for (const name of [...rows, ...looks]) model.on(`change:${name}`, redraw);
     look();
     const timer = setInterval(look, LOOK_MS);

@@ -58,18 +58,12 @@ class PolygonOverlay(anywidget.AnyWidget):
     outlines = traitlets.Dict().tag(sync=True)
     shown = traitlets.Bytes(help="uint32, rows to draw").tag(sync=True)
     flags = traitlets.Bytes(help="uint8, a Flag for each polygon").tag(sync=True)
-    highlight = traitlets.Bytes(help="uint32, rows to point out, shown or not").tag(sync=True)
     selected = traitlets.Int(-1, help="row, -1: none").tag(sync=True)
     for_sequence = traitlets.Int(-1).tag(sync=True)
 
     colour_by = traitlets.Enum(
         ["confidence", "stability", "none"], default_value="confidence"
     ).tag(sync=True)  # fmt: skip
-    colour_range = traitlets.List(
-        traitlets.Float(),
-        maxlen=2,
-        help="[low, high]: classes of equal width between them; []: the bounds in `ramp`",
-    ).tag(sync=True)
     ramp = traitlets.List(
         default_value=[[low, colour] for low, colour in CONFIDENCE_CLASSES],
         help="[lower bound, colour] of each class: those of the QGIS project and the report",
@@ -118,16 +112,16 @@ class PolygonOverlay(anywidget.AnyWidget):
             self.shown = rows.astype("<u4").tobytes()
             self.for_sequence = sequence
 
-    def on_click(self, callback: Callable[[float, float, int, str], None]) -> None:
-        """Call `callback(lon, lat, row, modifier)` at each click on the map.
+    def on_click(self, callback: Callable[[float, float, int], None]) -> None:
+        """Call `callback(lon, lat, row)` at each click on the map, or Enter at its middle.
 
-        Degrees in EPSG:4326; `row` is -1 where no polygon shows, else the smallest one that does;
-        `modifier` is `"shift"` or empty.
+        Degrees in EPSG:4326; `row` is -1 where no polygon shows, else the smallest one that does.
+        A click on outlines that have been replaced since counts for none of the polygons.
         """
 
         def dispatch(widget: PolygonOverlay, message: dict[str, Any], buffers: Any) -> None:
             if message["kind"] == "click":
-                modifier = "shift" if message["shift"] else ""
-                callback(message["lon"], message["lat"], message["row"], modifier)
+                there = message["sequence"] == self.for_sequence
+                callback(message["lon"], message["lat"], message["row"] if there else -1)
 
         self.on_msg(dispatch)

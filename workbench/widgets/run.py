@@ -12,6 +12,7 @@ from typing import Any
 import anywidget
 import geopandas as gpd
 import ipywidgets as widgets
+import shapely
 import traitlets
 
 from workbench.atomic import atomic_path
@@ -64,6 +65,9 @@ class RunPanel(CellWidget):
 
     def _build(self) -> None:
         self.scene_map: SceneMap | None = None
+        self._saved: tuple[Path, Job] | None = None  # the last job file, and what it holds
+        self._job_run = self.session.job  # the job that is run, and its AOI
+        self._aoi: shapely.Geometry | None = None
         self._failed: list[str] = []
         self._frames: list[gpd.GeoDataFrame] = []
         self._drawn = self._n_drawn = 0.0
@@ -94,14 +98,43 @@ class RunPanel(CellWidget):
             ]
         )  # fmt: skip
         panel.add_class("sam-workbench-run")
-        self.show(panel)
         self.session.observe(self._show_command, "job")
         self.session.observe(self._show_forecast, ["area", "forecast", "problem"])
-        self._show_command(None)
+        self._show_command()
         self._show_forecast(None)
+        self.show(panel)
 
-    def _show_command(self, _: Any) -> None:
-        text = self._job().command(_notebook(), f"{self.session.folder.name}.ipynb")
+    def take_over(self, before: RunPanel) -> None:
+        """Go on with the run of an earlier panel, or show what it has shown."""
+        self.result.value, self.again.disabled = before.result.value, before.again.disabled
+        self.path.value, self.failures.value = before.path.value, before.failures.value
+        self.message.value = before.message.value
+        if before.scene_map is None:
+            return
+        self._job_run, self._aoi = before._job_run, before._aoi
+        self._failed, self._frames, self._n_drawn = before._failed, before._frames, before._n_drawn
+        self._tiles, self._began = before._tiles, before._began
+        self.progress.value, self.status.value = before.progress.value, before.status.value
+        self.run_button.disabled = before.run_button.disabled
+        self.cancel_button.disabled = before.cancel_button.disabled
+        self._show_map()
+        if not self.cancel_button.disabled:
+            self.session.listener = self._hear
+            self._draw()
+        elif not self.again.disabled:
+            self._draw_layer(read_layer(self.session.folder / "prelabels.parquet"))
+
+    def tell(self, text: str) -> None:
+        """Show a sentence under the buttons."""
+        self.message.value = sentence(text)
+
+    def _show_command(self, _: Any = None) -> None:
+        job, output = self._job(), f"{self.session.folder.name}.ipynb"
+        if self._saved is not None and self._saved[1] == job:
+            text = shlex.join(["papermill", _notebook(), output, "-f", str(self._saved[0])])
+        else:
+            given = self.session.given.changed(interactive=None)
+            text = job.command(_notebook(), output, given)
         self.copy.text = text
         self.command.value = (
             '<pre style="white-space: pre-wrap; overflow-wrap: anywhere; margin: 0">'
@@ -131,8 +164,9 @@ class RunPanel(CellWidget):
         except OutputError as error:
             self.message.value = sentence(str(error))
             return
-        run = shlex.join(["papermill", _notebook(), "out.ipynb", "-f", str(path)])
-        self.message.value = f"Saved. As a batch job: <code>{html.escape(run)}</code>"
+        self._saved = path, self._job()
+        self._show_command()
+        self.message.value = "Saved. The command above runs it as a batch job."
 
     def start(self) -> None:
         """Run the job in the background; what is stored already is not computed again."""
@@ -141,7 +175,7 @@ class RunPanel(CellWidget):
             return
         self._failed, self._frames, self._n_drawn = [], [], 0
         self.failures.value = self.result.value = self.message.value = ""
-        self._aoi = self.session.area.aoi
+        self._aoi, self._job_run = self.session.area.aoi, self.session.job
         self._tiles, self._began = (self.session.area.n_tiles, 0, 0), time.monotonic()
         self.progress.value = 0
         try:
@@ -218,7 +252,7 @@ class RunPanel(CellWidget):
             )
         elif self._n_drawn < DRAWN_AT_MOST:
             preview = Preview([self.session.sample_of(event)], self._aoi)
-            job = self.session.job
+            job = self._job_run  # whatever the sliders say by now
             self._frames.append(preview.look(job.thresholds, job.cleaning).polygons)
             self._n_drawn += len(self._frames[-1])
             if time.monotonic() - self._drawn > REDRAW_SECONDS:
@@ -228,14 +262,18 @@ class RunPanel(CellWidget):
         self.overlay.draw(stack(self._frames))
         self._drawn = time.monotonic()
 
+    def _draw_layer(self, layer: gpd.GeoDataFrame) -> None:
+        self.overlay.draw(layer.assign(seam=False)[:DRAWN_AT_MOST])
+
     def _show_result(self, folder: Path) -> None:
         layer = read_layer(folder / "prelabels.parquet")
         tiles = gpd.read_parquet(folder / "tiles.parquet")
-        self.overlay.draw(layer.assign(seam=False)[:DRAWN_AT_MOST])
+        self._draw_layer(layer)
         more = "" if len(layer) <= DRAWN_AT_MOST else f" The map shows the first {DRAWN_AT_MOST:,}."
         self.result.value = (
             f"<p>Run folder: <code>{html.escape(str(folder))}</code>; open <code>review.qgz</code> "
-            f"in QGIS to review.{more}</p>{summary_table(layer, tiles).to_html(header=False)}"
+            f"in QGIS to review; <code>report.html</code> tells of the run.{more}</p>"
+            f"{summary_table(layer, tiles).to_html(header=False)}"
         )
         self.again.disabled = False
 
@@ -247,8 +285,9 @@ class RunPanel(CellWidget):
         tiles = [part.index(tile) for part in self.session.area.parts for tile in part.tiles]
         step = -(-len(tiles) // TUNED_AT_MOST)
         self.tuner.compute(tiles[::step])
-        if step > 1:
-            self.message.value = f"Every {step}th of {len(tiles)} tiles is at the sliders."
+        n = len(tiles[::step])
+        which = f"All {n}" if step == 1 else f"{n} of {len(tiles)}"
+        self.message.value = f"{which} tiles of the area are at the sliders above."
 
 
 def _notebook() -> str:

@@ -16,7 +16,15 @@ import shapely
 from traitlets import Bool, Dict, HasTraits, Instance, Tuple, Unicode, observe
 
 from workbench.aoi import load_aoi
-from workbench.background import Background, Event, Index, TileDone, TileUnderway, Work
+from workbench.background import (
+    Background,
+    Event,
+    Index,
+    Stopped,
+    TileDone,
+    TileUnderway,
+    Work,
+)
 from workbench.candidates import Candidates
 from workbench.errors import WorkbenchError
 from workbench.job import Job
@@ -50,7 +58,9 @@ class Session(HasTraits):
 
     `area` is None while the AOI cannot be used; `problem` then says why, in a sentence. `samples`
     are the tiles that have been computed to tune on, `judged` says which candidates a person has
-    called good (true) or bad. `busy` tells whether something is being computed.
+    called good (true) or bad. `busy` tells whether something is being computed; `listener` hears
+    of it, in a thread of its own, and may be replaced meanwhile. `given` is the job as the
+    notebook's cell has it.
     """
 
     job = Instance(Job)
@@ -70,7 +80,8 @@ class Session(HasTraits):
             recorded = {}  # a run will refuse it, and say so
         self.scenes: tuple[Scene, ...] = tuple(name_scenes(scenes, recorded))
         self._background = Background(self._hear)
-        self._listener: Callable[[Event], None] = _ignore
+        self.given = job
+        self.listener: Callable[[Event], None] = _ignore
         super().__init__(job=job, forecast=Forecast())
 
     def change(self, **parameters: Any) -> None:
@@ -103,12 +114,18 @@ class Session(HasTraits):
     def compute(self, tiles: frozenset[Index] | None, listener: Callable[[Event], None]) -> None:
         """Begin to segment some tiles, or (None) to run the whole job.
 
-        `listener` gets the events, in a thread of its own. Raises `WorkbenchError` if something is
-        being computed.
+        Raises `WorkbenchError` if something is being computed, or the process cannot be started.
         """
-        if not self._background.busy:  # else the next line raises
-            self._listener, self.busy = listener, True  # before the first event can come
-        self._background.start(Work(self.job, tiles))
+        if not self._background.busy:  # else `start` raises
+            self.listener, self.busy = listener, True  # before the first event can come
+        try:
+            self._background.start(Work(self.job, tiles))
+        except OSError as error:
+            self.busy = False
+            raise WorkbenchError(
+                f"The process that segments cannot be started: {error}. Close other programs, and "
+                "try again."
+            ) from error
 
     def get_ready(self) -> None:
         """Start the process and load the model, for whatever is asked for later."""
@@ -125,14 +142,19 @@ class Session(HasTraits):
 
     def close(self) -> None:
         """End the process, which gives the model's memory back."""
+        was_busy = self._background.busy
         self._background.close()
         self.busy = False
+        if was_busy:
+            self.listener(Stopped("Its widgets were closed. Tiles that were finished are stored."))
 
     def _hear(self, event: Event) -> None:
-        if isinstance(event, TileDone) and not event.stored and event.record.status != "failed":
-            self._time(event)
-        self.busy = self._background.busy
-        self._listener(event)
+        try:
+            if isinstance(event, TileDone) and not event.stored and event.record.status != "failed":
+                self._time(event)
+            self.listener(event)
+        finally:
+            self.busy = self._background.busy
 
     def _time(self, event: TileDone) -> None:
         """Learn from a tile what the others will take: a running mean."""

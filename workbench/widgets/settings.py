@@ -25,15 +25,16 @@ class Settings:
 
     def __init__(self, session: Session, message: widgets.HTML) -> None:
         self.session, self.message = session, message
-        self._past: list[Job] = []
+        self._past: list[tuple[Job, Job | None]] = []  # what was shown, and what was kept as B
         self._pushed = ("", 0.0)
         self._undone: dict[str, Any] = {}
         self._other: Job | None = None
         self.flip = button("A ⇄ B", self._flip, "go to the kept setting and back", disabled=True)
         self.undo = button("Undo", self._undo, "take the last change back", disabled=True)
         self.preset = widgets.Combobox(
-            placeholder="name of a preset", layout=widgets.Layout(width="150px")
-        )
+            placeholder="name of a preset", layout=widgets.Layout(width="150px"),
+            continuous_update=False,  # or a quick click comes before the last letters
+        )  # fmt: skip
         self.preset.options = self._preset_names()
         self.widget = widgets.VBox(
             [
@@ -62,11 +63,12 @@ class Settings:
             return  # an undo is no step of its own
         now = time.monotonic()
         if self._pushed[0] != what or now - self._pushed[1] > 1.0:
-            self._past.append(before)
+            self._past.append((before, self._other))
             self.undo.disabled = False
         self._pushed = (what, now)
 
     def _go_to(self, job: Job) -> None:
+        self._pushed = ("", 0.0)  # a step of its own
         try:
             self.session.change(**_tuned(job))
         except WorkbenchError as error:
@@ -74,7 +76,7 @@ class Settings:
 
     def _undo(self) -> None:
         if self._past:
-            job = self._past.pop()
+            job, self._other = self._past.pop()
             self._undone = _tuned(job)
             self._go_to(job)
             self._undone, self._pushed = {}, ("", 0.0)
@@ -87,8 +89,9 @@ class Settings:
 
     def _flip(self) -> None:
         if self._other is not None:
-            self._other, there = self.session.job, self._other
-            self._go_to(there)
+            here = self.session.job
+            self._go_to(self._other)
+            self._other = here  # last: an undo takes back both
 
     def _reset(self) -> None:
         self._go_to(Job.create())
@@ -117,11 +120,12 @@ class Settings:
 
     def _load_preset(self) -> None:
         name = self.preset.value.strip()
-        if not name:
-            self.message.value = sentence("Choose a preset, or type its name.")
+        if name not in self._preset_names():
+            saved = ", ".join(self._preset_names()) or "none yet"
+            known = f"There is no preset {name!r}" if name else "Choose a preset, or type its name"
+            self.message.value = sentence(f"{known}. Saved: {saved}.")
             return
         try:
-            self.message.value = ""
             self._go_to(Job.from_yaml(self._presets / f"{name}.yaml"))
         except WorkbenchError as error:
             self.message.value = sentence(str(error))

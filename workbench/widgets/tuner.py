@@ -13,6 +13,7 @@ import ipyleaflet
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
+import shapely
 
 from workbench.background import Event, Finished, Index, Planned, Stopped, TileDone, TileUnderway
 from workbench.crs import from_lonlat
@@ -20,6 +21,7 @@ from workbench.errors import ReviewError, WorkbenchError
 from workbench.judged import advise_judged
 from workbench.polygons import Cleaning
 from workbench.preview import Fate, Preview, Sample, Verdict, View, propose_tiles, stack
+from workbench.qgis import CONFIDENCE_CLASSES
 from workbench.report import duration
 from workbench.widgets.aoi import AOIPicker, tile_cores
 from workbench.widgets.cells import CellWidget
@@ -68,6 +70,7 @@ class ThresholdTuner(CellWidget):
         self.session.unobserve(self._job_changed, "job")
         self.session.unobserve(self._samples_changed, ["samples", "area"])
         self.session.unobserve(self._fit, "area")
+        self.session.unobserve(self._go_on, "busy")
         self.controls.close()
         self.settings.close()
         self.scene_map.close()
@@ -88,6 +91,7 @@ class ThresholdTuner(CellWidget):
         self._rows = self._place = np.empty(0, np.int64)
         self._drawn_with: Cleaning | None = None
         self._selected = -1  # row
+        self._asked: tuple[float, float, int] | None = None  # place and row that are explained
 
         self.controls = Controls(session)
         self.scene_map = SceneMap(session, height_px=460)  # what a click tells is to be in sight
@@ -109,15 +113,30 @@ class ThresholdTuner(CellWidget):
             self.scene_map.map.add(layer)
         self.figures, self.message, self.verdicts = (widgets.HTML() for _ in range(3))
         self.settings = Settings(session, self.message)
-        self.show(self._layout())
+        box = self._layout()
         self.preview = Preview(())
         self.view = self.preview.look(session.job.thresholds, session.job.cleaning)
         session.observe(self._job_changed, "job")
         session.observe(self._samples_changed, ["samples", "area"])
         session.observe(self._fit, "area")
+        session.observe(self._go_on, "busy")
         threading.Thread(target=self._when_quiet, daemon=True).start()
         self._samples_changed(None)
         self._fit(None)
+        self.show(box)
+
+    def take_over(self, before: ThresholdTuner) -> None:
+        """Hear the rest of what an earlier tuner has begun."""
+        with before._lock:
+            self._queue, self._timed, self._share = before._queue, before._timed, before._share
+        if self._timed is not None:
+            self.session.listener = self._hear
+        self._show_progress()
+        self._wake.set()
+
+    def tell(self, text: str) -> None:
+        """Show a sentence under the map."""
+        self.message.value = sentence(text)
 
     def _fit(self, _: Any) -> None:
         self.scene_map.fit_area(self.session.area)
@@ -135,8 +154,8 @@ class ThresholdTuner(CellWidget):
         clear = button("Clear tiles", self._clear, "start over with other sample tiles")
         self.mode = widgets.ToggleButtons(
             options=[("Explain", "explain"), ("Good", "good"), ("Bad", "bad")],
-            tooltips=["click: why a polygon is there or not", "click: call a polygon good",
-                      "click: call a polygon bad"],
+            tooltips=[f"click, or Enter at the cross of the map: {what}" for what in (
+                "why a polygon is there or not", "call it good", "call it bad")],
             style={"button_width": "76px"},
         )  # fmt: skip
         colour = widgets.Dropdown(
@@ -159,8 +178,8 @@ class ThresholdTuner(CellWidget):
         left = widgets.VBox(
             [
                 row(propose, self.n_tiles, clear, self.mode, advise), row(colour, fill, opacity),
-                self.scene_map.widget, self.overlay, self.progress_row, self.message,
-                self.figures, self.verdicts,
+                self.scene_map.widget, self.overlay, widgets.HTML(_legend()), self.progress_row,
+                self.message, self.figures, self.verdicts,
             ], layout=widgets.Layout(flex="1 1 500px", min_width="0"),
         )  # fmt: skip
         right = widgets.VBox(
@@ -177,6 +196,7 @@ class ThresholdTuner(CellWidget):
         before, job = change["old"], change["new"]
         changed = any(getattr(before, name) != getattr(job, name) for name in TUNED)
         if changed:
+            self.message.value = ""  # what was said of the setting before
             self._refresh()
 
     def _refresh(self) -> None:
@@ -187,7 +207,7 @@ class ThresholdTuner(CellWidget):
                 self.view = self.preview.look(job.thresholds, job.cleaning)
                 self._draw(self.view)
             except Exception as error:  # a slider that does nothing must say why
-                self.message.value = sentence(f"{type(error).__name__}: {error}")
+                self.tell(f"{type(error).__name__}: {error}")
                 return
         self._touched = time.monotonic()
         self._wake.set()
@@ -245,6 +265,7 @@ class ThresholdTuner(CellWidget):
             done = touched
             try:
                 self._show_figures()
+                self._explain()
                 self._work_ahead()
             except Exception as error:
                 self.message.value = sentence(f"{type(error).__name__}: {error}")
@@ -276,10 +297,13 @@ class ThresholdTuner(CellWidget):
         n = len(preview.samples)
         text = [f"<b>{figures.n:,}</b> polygons on {n} tile{'s' if n != 1 else ''}"]
         if figures.n:
-            text.append(f"{figures.covered:.0%} covered")
+            text.append(f"{figures.covered:.0%} of it covered")
             text.append(f"median {figures.median_area_m2:,.3g} m²")
         if figures.n_seam:
-            text.append(f"{figures.n_seam} reach another tile, where merging may change them")
+            text.append(
+                f"{figures.n_seam} dashed ones reach another tile: a run makes one of what two "
+                "tiles share"
+            )
         shown = {preview.key(int(row)) for row in view.kept} if session.judged else set()
         verdicts = [good for key, good in session.judged.items() if key in shown]
         if verdicts:
@@ -298,6 +322,7 @@ class ThresholdTuner(CellWidget):
         self.verdicts.value = ""
         with self._lock:
             self._selected = self.plane.selected = -1
+            self._asked = None
             aoi = None if session.area is None else session.area.aoi
             self.preview = Preview(session.samples, aoi, before=self.preview)
             self.view = self.preview.look(session.job.thresholds, session.job.cleaning)
@@ -308,7 +333,9 @@ class ThresholdTuner(CellWidget):
         crs = session.scenes[0].crs
         self.scene_map.show_tiles(None if session.area is None else tile_cores(session.area))
         windows = [s.part.scene.window_polygon(s.tile.window) for s in session.samples]
-        self.frames.data = feature(gpd.GeoSeries(windows, crs=crs), _WINDOW)
+        # around all of them: the edges of each, where they overlap, would be a mesh of lines
+        around = [shapely.union_all(windows)] if windows else []
+        self.frames.data = feature(gpd.GeoSeries(around, crs=crs), _WINDOW)
         self.area.data = feature(gpd.GeoSeries([] if aoi is None else [aoi], crs=crs), _AREA)
         self._refresh()
 
@@ -322,13 +349,20 @@ class ThresholdTuner(CellWidget):
 
     def _clear(self) -> None:
         self._queue.clear()
-        self.session.samples = ()
+        if self._timed is not None:
+            self.session.cancel()
+        with self._lock:
+            self.session.samples = ()
 
     def compute(self, tiles: Iterable[Index]) -> None:
         """Make samples of tiles that are none yet, now or after what is being computed."""
         there = {sample.record.index for sample in self.session.samples}
         self._queue |= set(tiles) - there
-        if not self._queue or self.session.busy:
+        if not self._queue:
+            return
+        if self.session.busy:
+            if self._timed is None:
+                self.message.value = "The run comes first; these tiles follow it."
             return
         wanted, self._queue = frozenset(self._queue), set()
         self.message.value = ""
@@ -342,7 +376,19 @@ class ThresholdTuner(CellWidget):
             self.message.value = sentence(str(error))
         self._wake.set()
 
+    def _go_on(self, change: Any) -> None:
+        if not change["new"]:
+            self.compute(())
+
     def _hear(self, event: Event) -> None:
+        try:
+            self._follow(event)
+        except Exception as error:  # in a thread of its own, where nobody would see it
+            self.tell(f"{type(error).__name__}: {error}")
+        self._show_progress()
+        self._wake.set()
+
+    def _follow(self, event: Event) -> None:
         match event:
             case Planned(n_tiles):
                 self._timed = (n_tiles, 0, time.monotonic())
@@ -365,15 +411,13 @@ class ThresholdTuner(CellWidget):
                 if isinstance(event, Stopped):
                     self._queue.clear()
                     self.message.value = sentence(event.reason) if event.reason else "Cancelled."
-                self.compute(())
-        self._show_progress()
-        self._wake.set()
 
     def _take(self, sample: Sample | None) -> None:
         """Add a sample in place of what there was of its tile before it was whole."""
-        whole = tuple(old for old in self.session.samples if old.whole)
-        if sample is not None or len(whole) < len(self.session.samples):
-            self.session.samples = whole if sample is None else (*whole, sample)
+        with self._lock:
+            whole = tuple(old for old in self.session.samples if old.whole)
+            if sample is not None or len(whole) < len(self.session.samples):
+                self.session.samples = whole if sample is None else (*whole, sample)
 
     def _cancel(self) -> None:
         self._queue.clear()
@@ -398,7 +442,7 @@ class ThresholdTuner(CellWidget):
 
     # ------------------------------------------------------------------------------------ clicks
 
-    def _clicked(self, lon: float, lat: float, place: int, modifier: str) -> None:
+    def _clicked(self, lon: float, lat: float, place: int) -> None:
         x, y = from_lonlat(self.session.scenes[0].crs, lon, lat)
         for sample in self.session.samples:
             bounds = sample.part.scene.window_polygon(sample.tile.window).bounds
@@ -409,7 +453,8 @@ class ThresholdTuner(CellWidget):
             return
         row = int(self._rows[place]) if 0 <= place < len(self._rows) else -1
         if self.mode.value == "explain":
-            self._show_verdicts(self.preview.at(x, y, self.view))
+            self._asked = x, y, row
+            self._explain()
         elif row >= 0:
             self._judge(row, self.mode.value == "good")
 
@@ -452,16 +497,26 @@ class ThresholdTuner(CellWidget):
 
     def _explain_row(self, row: int) -> None:
         if 0 <= row < self.preview.n_candidates:
+            self._asked = None
             self._show_verdicts([self.preview.explain(row, self.view)])
+
+    def _explain(self) -> None:
+        """Say why the clicked polygon is there, and what else there is at its place."""
+        if self._asked is not None:
+            x, y, row = self._asked
+            verdicts = self.preview.at(x, y, self.view)
+            # sorted is stable: what was clicked first, then the best
+            self._show_verdicts(sorted(verdicts, key=lambda verdict: verdict.row != row))
 
     def _show_verdicts(self, verdicts: list[Verdict]) -> None:
         """List candidates of one place, and outline those that are not drawn."""
         lines = [
             f"<tr><td>{FATES[v.fate]}</td><td>{v.pred_iou:.3f}</td><td>{v.stability_score:.3f}</td>"
+            f"<td>{v.area_m2:,.{0 if v.area_m2 >= 10 else 1}f}</td>"
             f"<td>{html.escape(v.reason)}</td></tr>"
             for v in verdicts[:10]
         ]
-        head = "<tr><th></th><th>predicted IoU</th><th>stability</th><th></th></tr>"
+        head = "<tr><th></th><th>predicted IoU</th><th>stability</th><th>m²</th><th></th></tr>"
         more = f"<p>and {len(verdicts) - 10} more</p>" if len(verdicts) > 10 else ""
         self.verdicts.value = (
             f'<table style="line-height: 1.3">{head}{"".join(lines)}</table>{more}'
@@ -473,9 +528,24 @@ class ThresholdTuner(CellWidget):
         shapes = pd.concat(hidden) if hidden else gpd.GeoSeries([], crs=crs)
         self.alternatives.data = feature(shapes, _ALTERNATIVE)
         with self._lock:
-            self._selected = next((v.row for v in verdicts if v.fate == Fate.KEPT), -1)
+            kept = verdicts[:1] and verdicts[0].fate == Fate.KEPT
+            self._selected = verdicts[0].row if kept else -1
             self._point_out()
         self.plane.selected = verdicts[0].row if verdicts else -1
+
+
+def _legend() -> str:
+    """Name the colours of polygons and lines on the map."""
+    highs = [*(low for low, _ in CONFIDENCE_CLASSES[1:]), 1.0]
+    classes = [
+        f'<span style="border-bottom: 4px solid {colour}; padding: 0 3px">{low:g}–{high:g}</span>'
+        for (low, colour), high in zip(CONFIDENCE_CLASSES, highs, strict=True)
+    ]
+    return paragraph(
+        f"{' '.join(classes)} &ensp; dashed: reaches another tile &ensp; frames: "
+        f'<span style="color: {_AREA["color"]}">area</span>, tiles',
+        "font-size: 12px",
+    )
 
 
 def _wide(px: int) -> widgets.Layout:
