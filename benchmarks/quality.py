@@ -233,6 +233,7 @@ def measure_model(one: Labelled, model: str, parameters: Mapping[str, Any]) -> R
         for _ in segment(plan):
             pass
         run = finish(plan)
+        layer = run.layer  # read while its folder is there
         seconds = time.perf_counter() - start
         (part,) = plan.scenes
         candidates, polygons = proposals_of(plan, part)
@@ -259,7 +260,7 @@ def measure_model(one: Labelled, model: str, parameters: Mapping[str, Any]) -> R
         ),
         raw["confidence"].to_numpy()[counts],
         pairs.true_iou()[counts],
-        compare(one.compared(run.layer), reference, iou_threshs=one.iou_threshs),
+        compare(one.compared(layer), reference, iou_threshs=one.iou_threshs),
         # trees stand among much else, so their precision, and with it F1, means nothing
         None
         if one.compared is boxes
