@@ -2,7 +2,7 @@
 
     python benchmarks/faults.py [--only kill disk …]
 
-Takes some ten minutes. Prints a row for each fault as soon as it is known. Only root can mount the
+Takes half an hour. Prints a row for each fault as soon as it is known. Only root can mount the
 small disk that fills up; elsewhere its row says so.
 """
 
@@ -37,7 +37,7 @@ from full_disk import (
     starve,
 )
 from hostile import Trap, as_text, check, damaged, geojson, job_files, ours, write_aois
-from kills import begin, kill_after, kill_at_step, resume, undisturbed
+from kills import Resumed, Undisturbed, begin, kill_after, kill_at_step, resume, undisturbed
 from known_objects import KnownObjects, objects, write_labels
 from known_runs import equal_layers, files_in, job_for, until, use_known_objects
 from notebook import notebook
@@ -73,33 +73,49 @@ def known_objects() -> Iterator[pytest.MonkeyPatch]:
         yield patch
 
 
-def kill(folder: Path) -> str:
-    """Kill runs at random moments, and before each file takes its name."""
-    raster = write_sample(make_sample(1024, 7), folder)
-    parameters = {"model": "classic", "tile_size": 256, "min_area_px": 100, "overlap": 0.1875}
-    expected = undisturbed(job_for(raster, folder / "undisturbed", **parameters))
-    rng = random.Random(1)
-    moments = sorted(rng.uniform(0, expected.seconds) for _ in range(KILLS))
-    renames = [step for step in expected.steps if step.startswith("os.rename ")]
-    renames = list(dict.fromkeys(renames))
-    ends = []
-    for number, moment in enumerate([*moments, *renames]):
-        job = job_for(raster, folder / f"run{number}", **parameters)
-        while not (
-            kill_after(job, moment) if isinstance(moment, float) else kill_at_step(job, moment)
-        ):
-            assert isinstance(moment, float), moment
-            moment *= 0.9  # it was done by then
-        ends.append(resume(job, expected.result))
-    at_random, at_renames = ends[:KILLS], ends[KILLS:]
+def _to_be_killed(folder: Path) -> tuple[Job, Undisturbed]:
+    raster = write_sample(make_sample(768, 7), folder)
+    job = job_for(
+        raster, folder / "undisturbed", model="classic", tile_size=320, min_area_px=100
+    )  # fmt: skip
+    return job, undisturbed(job)
+
+
+def _ended(ends: list[Resumed]) -> str:
     return (
-        f"{sum(end.identical for end in at_random)} of {KILLS} at random moments of a run of "
-        f"{len(expected.result.tiles)} tiles and {expected.seconds:.0f} s, and "
-        f"{sum(end.identical for end in at_renames)} of {len(renames)} right before a file took "
-        f"its name: identical layer of {len(expected.result.layer)} polygons; "
-        f"{sum(len(end.orphans) for end in ends)} orphaned files; slowest resume "
+        f"{sum(end.identical for end in ends)} of {len(ends)} resumed to the identical layer, "
+        f"{sum(len(end.orphans) for end in ends)} orphaned files, slowest resume "
         f"{max(end.seconds for end in ends):.1f} s"
     )
+
+
+def kill(folder: Path) -> str:
+    """Kill runs at random moments."""
+    job, expected = _to_be_killed(folder)
+    rng = random.Random(1)
+    ends = []
+    for number in range(KILLS):
+        moment = rng.uniform(0, expected.seconds)
+        killed = job.changed(out_dir=str(folder / f"run{number}"))
+        while not kill_after(killed, moment):
+            moment *= 0.9  # it was done by then
+        ends.append(resume(killed, expected.result))
+    return (
+        f"runs of {len(expected.result.tiles)} tiles, {len(expected.result.layer)} polygons and "
+        f"{expected.seconds:.0f} s: {_ended(ends)}"
+    )
+
+
+def kill_at_names(folder: Path) -> str:
+    """Kill runs right before each file takes its name."""
+    job, expected = _to_be_killed(folder)
+    renames = dict.fromkeys(step for step in expected.steps if step.startswith("os.rename "))
+    ends = []
+    for number, step in enumerate(renames):
+        killed = job.changed(out_dir=str(folder / f"run{number}"))
+        assert kill_at_step(killed, step), step
+        ends.append(resume(killed, expected.result))
+    return f"{len(renames)} files: {_ended(ends)}"
 
 
 def disk(folder: Path) -> str:
@@ -302,7 +318,7 @@ def interrupt(folder: Path) -> str:
     expected = read_layer(folder / "timed" / "prelabels.gpkg")
     stopped = [stop for stop in stops if stop.error == "KeyboardInterrupt"]
     return (
-        f"{len(stopped)} of {len(stops)} stopped (others were done by then), the slowest after "
+        f"{len(stopped)} of {len(stops)} stopped, the slowest after "
         f"{max(stop.seconds for stop in stops):.1f} s; "
         f"{sum(equal_layers(end, expected) for end in ends)} of 10 went on in the same kernel to "
         "the identical layer"
@@ -358,7 +374,8 @@ def hostile(folder: Path) -> str:
 
 
 FAULTS: dict[str, tuple[str, Callable[[Path], str]]] = {
-    "kill": ("`kill -9`, then resumed", kill),
+    "kill": (f"`kill -9` at {KILLS} random moments", kill),
+    "names": ("`kill -9` right before a file takes its name", kill_at_names),
     "disk": ("disk full, at each file of a run", disk),
     "memory": ("GPU out of memory", memory),
     "blocks": ("unreadable block in the raster", blocks),

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -415,7 +416,7 @@ def _sample(layers: Layers) -> NDArray[Any]:
         for column in np.linspace(0, width - 256, 6).astype(int):
             window = Window(max(0, column), max(0, row), min(256, width), min(256, height))
             try:
-                values, valid = layers.read(window)
+                values, valid = patiently(dataset.name, partial(layers.read, window))
             except GDAL_ERRORS:
                 continue
             pieces.append(values[:, valid])

@@ -21,6 +21,8 @@ from hostile import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ipywidgets import HTML
+from ipywidgets.widgets.widget import _instances
 from known_objects import objects, write_labels
 from known_runs import job_for
 
@@ -34,6 +36,7 @@ from workbench.errors import (
     SceneError,
 )
 from workbench.sam.models import MODELS
+from workbench.widgets import AOIPicker, RunPanel, ThresholdTuner
 
 MARKUP = "<img src=x onerror=alert(1)>"
 FUZZ = settings(
@@ -159,6 +162,23 @@ def test_names_of_files_and_classes_are_text_in_pages_and_projects(tmp_path):
         for node in config.iter("Option")
     }  # fmt: skip
     assert {f"1 – {MARKUP}&\"'", "2 – ]]>"} <= classes
+
+
+def test_names_are_text_in_widgets(tmp_path):
+    odd = write_labels(tmp_path / f"{MARKUP}.tif", objects((230, 330), 1))
+    job = job_for(odd, tmp_path / f"{MARKUP}run", classes={1: MARKUP}, interactive=True)
+    picker = AOIPicker(job)
+    try:
+        tuner = ThresholdTuner(picker)
+        panel = RunPanel(tuner)
+        picker.session.job = job.changed(aoi=f"{MARKUP}.gpkg")
+        panel.path.value = str(tmp_path / f"{MARKUP}.yaml")
+        panel.save()
+        pages = [widget.value for widget in _instances.values() if isinstance(widget, HTML)]
+        assert sum("&lt;img" in page for page in pages) >= 2
+        assert not any("<img" in page for page in pages)
+    finally:
+        picker.close()
 
 
 # --------------------------------------------------------------------------------- every error
