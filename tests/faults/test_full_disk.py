@@ -38,7 +38,7 @@ def test_a_full_disk_is_told_at_every_file_and_loses_nothing(raster, tmp_path, d
     for step in (chunks[1], "prelabels.gpkg", "prelabels.geojson", "tiles.parquet", "review.qgz",
                  "report.html"):  # fmt: skip
         starved = starve(job, disk, step, room[step])
-        assert is_well_told(starved), (step, starved)
+        assert is_well_told(starved), (step, str(starved.error), sorted(starved.there), room)
         assert is_identical(starved, undisturbed), step
 
 
