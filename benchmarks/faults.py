@@ -189,13 +189,13 @@ def candidates(folder: Path) -> str:
     with known_objects() as patch:
         patch.setattr(pipeline, "FLUSH_TILES", 8)
         job = job_for(known_raster(folder), folder / "run")
-        before = run(job)
+        before = run(job).layer
         path = files_in(folder / "run" / "candidates")[0]
         flips = flip_bytes(path, 1)
         whole, again = path.read_bytes(), 0
         for share in (0.0, 0.3, 0.6, 0.99):
             path.write_bytes(whole[: int(len(whole) * share)])
-            again += equal_layers(run(job).layer, before.layer)
+            again += equal_layers(run(job).layer, before)
     return (
         f"each of {flips.tried:,} bytes changed in turn: {flips.detected:,} noticed, the others "
         f"change nothing that is read, {flips.misread} misread; cut at 4 lengths: {again} of 4 "

@@ -52,11 +52,12 @@ def row(pair: str, parameters: dict[str, str]) -> str:
         start = time.perf_counter()
         result = run(Job.create(source=raster, out_dir=folder, **parameters))
         seconds = time.perf_counter() - start
-    quality = compare(result.layer, gpd.read_file(reference))
+        layer = result.layer  # read while its folder is there
+    quality = compare(layer, gpd.read_file(reference))
     megapixels = sum(scene.width * scene.height for scene in result.scenes) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return (
-        f"| {Path(raster).stem} | {megapixels:.2f} | {len(result.layer)} "
+        f"| {Path(raster).stem} | {megapixels:.2f} | {len(layer)} "
         f"| {quality.recall(0.5):.2f} | {quality.recall(0.75):.2f} | {quality.precision(0.5):.2f} "
         f"| {seconds / megapixels:.1f} | {result.tiles['seconds'].sum() / megapixels:.1f} "
         f"| {peak} |"
