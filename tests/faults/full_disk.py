@@ -15,7 +15,7 @@ from workbench import Job, run
 from workbench.errors import OutputError, WorkbenchError
 from workbench.finished import Run
 
-PAGE = 4096  # bytes that a tmpfs gives at a time
+PAGE = os.sysconf("SC_PAGE_SIZE")  # bytes that a tmpfs gives at a time
 DISK_PAGES = 2048
 
 
@@ -25,7 +25,7 @@ class NotPermittedError(Exception):
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
-    """Mount a disk of 8 MiB in memory; raises `NotPermittedError` where one may not."""
+    """Mount a small disk in memory; raises `NotPermittedError` where one may not."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_PAGES * PAGE}", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
