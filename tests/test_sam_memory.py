@@ -1,12 +1,15 @@
 """A device whose memory does not hold a batch: smaller batches, and a note in the run folder."""
 
+from contextlib import closing
+from dataclasses import replace
+
 import pytest
 import torch
 import yaml
 from known_runs import job_for
 from small_sams import picture, small_sam
 
-from workbench import pipeline
+from workbench import cluster, pipeline
 from workbench.sam import SamSegmenter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,3 +74,37 @@ def test_a_run_goes_on_in_smaller_batches_and_says_so(raster, tmp_path, monkeypa
     pipeline.run(job)  # a resume begins with what the device holds
     assert batches == [12, 3]
     assert yaml.safe_load((folder / "run.yaml").read_text()) == record
+
+
+def test_a_worker_that_halved_its_batches_keeps_its_model_and_says_so(
+    raster, tmp_path, monkeypatch
+):
+    loads = []
+
+    class Counted(SamSegmenter):
+        def load(self):
+            loads.append(1)
+            super().load()
+
+    def make(job, before):
+        return Counted(
+            lambda: narrow_sam(4, []), "small", "", points_per_side=4,
+            points_per_batch=before.get("points_per_batch", 12),
+        )  # fmt: skip
+
+    monkeypatch.setattr(pipeline, "_segmenter", make)
+    monkeypatch.setattr(cluster, "_loaded", [])
+    job = job_for(raster, tmp_path / "run", tile_size=192)
+    with closing(pipeline.prepare(job)) as plan:
+        share = cluster.Share(job, plan.folder, plan.lock.owner, make)
+        key = cluster._key_here(share, {})
+        loads.clear()
+        (part,) = plan.scenes
+        for tile in part.tiles:
+            chunk = cluster.Chunk(share, key, replace(part, tiles=(tile,)))
+            (record,) = cluster._segment_chunk(chunk)
+            assert record.status in ("ok", "empty")
+        assert not loads
+        pipeline.finish(plan)
+    (note,) = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())["notes"]
+    assert "points_per_batch 12 became 3 for want of memory" in note

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from workbench.candidates import Candidates, Segmenter, TileRecord
 from workbench.errors import ClusterError, RunFolderError, WorkbenchError
 from workbench.job import Job
-from workbench.runfolder import is_owned_by, store_in
+from workbench.runfolder import is_owned_by, record_change, store_in
 from workbench.segmenting import ScenePlan, SegmentedTile, segment_tiles, store_tiles
 
 if TYPE_CHECKING:
@@ -125,23 +125,22 @@ def _failed(chunk: Chunk, error: Exception) -> list[TileRecord]:
 # ------------------------------------------------------------------------------ on a worker
 
 _at_work = threading.Lock()  # a worker may have several threads; the model is there once
-_loaded: list[Segmenter] = []
+_loaded: list[tuple[dict[str, Any], Segmenter]] = []
 
 
-def _segmenter_here(share: Share, key: Mapping[str, Any]) -> Segmenter:
-    """This worker's Segmenter, loaded when it is first asked for."""
+def _segmenter_here(share: Share, key: Mapping[str, Any]) -> tuple[dict[str, Any], Segmenter]:
+    """This worker's Segmenter, loaded when it is first asked for, and the key it has begun with."""
     segmenter = share.make(share.job, key)
-    if _loaded and _loaded[0].key == segmenter.key:
-        return _loaded[0]
-    _loaded.clear()  # two would not fit
-    segmenter.load()
-    _loaded.append(segmenter)
-    return segmenter
+    if not _loaded or _loaded[0][0] != dict(segmenter.key):
+        _loaded.clear()  # two would not fit
+        segmenter.load()
+        _loaded.append((dict(segmenter.key), segmenter))
+    return _loaded[0]
 
 
 def _key_here(share: Share, before: Mapping[str, Any]) -> dict[str, Any]:
     with _at_work:
-        return dict(_segmenter_here(share, before).key)
+        return _segmenter_here(share, before)[0]
 
 
 def _why_unfit(folder: Path, owner: str) -> str:
@@ -157,16 +156,19 @@ def _segment_chunk(chunk: Chunk) -> list[TileRecord]:
     """Compute and store the tiles of a chunk in this process, a worker of the cluster."""
     share = chunk.share
     with _at_work:
-        segmenter = _segmenter_here(share, chunk.key)
-        if dict(segmenter.key) != chunk.key:
+        key, segmenter = _segmenter_here(share, chunk.key)
+        if key != chunk.key:
             raise ClusterError(
                 "A worker has resolved the model otherwise than the one that was asked first: "
-                f"{dict(segmenter.key)} here, {dict(chunk.key)} there. Workers must be alike in "
+                f"{key} here, {dict(chunk.key)} there. Workers must be alike in "
                 "devices and versions."
             )
+        before = dict(segmenter.key)  # less memory than others have may have changed it
         done = list(segment_tiles(chunk.part, chunk.part.tiles, segmenter))
         if not is_owned_by(share.folder, share.owner):
             raise RunFolderError(f"The run in {share.folder} has ended, or another one has begun.")
+        if dict(segmenter.key) != before:
+            record_change(share.folder, segmenter)
         store_tiles(done, store_in(share.folder), share.job.rules)
     return [tile.record for tile in done]
 
