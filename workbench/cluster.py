@@ -147,7 +147,7 @@ def _why_unfit(folder: Path, owner: str) -> str:
     deadline = time.monotonic() + SEE_SECONDS
     while not is_owned_by(folder, owner):
         if time.monotonic() > deadline:
-            return f"it does not see {folder}. All workers must see the run folder's disk, there."
+            return f"it does not see {folder}: that must lie on a disk that all workers share."
         time.sleep(0.1)
     return ""
 
