@@ -418,7 +418,7 @@ def main() -> None:
         tiles = str(Path(folder) / "tiles.npy")
         draw(tiles, given.rasters, given.tiles)
         for model in given.models:
-            ways = given.ways or list(WAYS)[: 5 if on_cuda else 3]
+            ways = given.ways or list(WAYS)[: 4 if on_cuda else 3]
             table(Setting(model, device, given.points_per_side, tiles), ways)
 
 
