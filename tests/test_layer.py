@@ -293,3 +293,9 @@ def test_layer_and_tiles_must_share_a_crs(tmp_path: Path) -> None:
 def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"not '\.shp'"):
         read_layer(tmp_path / "labels.shp")
+
+
+def test_a_layer_that_geopandas_has_written_is_read_in_batches(tmp_path: Path) -> None:
+    sample().to_parquet(tmp_path / "prelabels.parquet", index=False)
+    again = pd.concat(layers.read_batches(tmp_path / "prelabels.parquet"), ignore_index=True)
+    assert_geodataframe_equal(gpd.GeoDataFrame(again), sample())

@@ -178,9 +178,12 @@ def _write_labels(parquet: Path, crs: CRS, gpkg: Path) -> None:
 def read_batches(parquet: Path) -> Iterator[gpd.GeoDataFrame]:
     """Read the pre-labels of a `.parquet` in batches, at least one."""
     with pq.ParquetFile(parquet) as file:
-        yield as_layer(gpd.GeoDataFrame.from_arrow(file.schema_arrow.empty_table()))
-        for batch in file.iter_batches(BATCH):
-            yield as_layer(gpd.GeoDataFrame.from_arrow(batch))
+        geo = json.loads(file.metadata.metadata[b"geo"])
+        crs = CRS.from_json_dict(geo["columns"]["geometry"]["crs"])
+        for batch in chain([file.schema_arrow.empty_table()], file.iter_batches(BATCH)):
+            frame = batch.to_pandas()
+            shapes = shapely.from_wkb(frame.pop("geometry").to_numpy())
+            yield as_layer(gpd.GeoDataFrame(frame, geometry=shapes, crs=crs))
 
 
 def read_attributes(parquet: Path) -> pd.DataFrame:
