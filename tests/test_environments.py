@@ -112,13 +112,6 @@ def test_binder_starts_what_it_is_given_with_few_threads():
     assert done.stdout.decode().strip() == "2 a b c"
 
 
-def test_the_links_to_binder_open_notebooks_that_exist():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    names = re.findall(r"mybinder.org/\S+urlpath=lab/tree/([\w./-]+)", readme)
-    assert names == ["notebooks/prelabel.ipynb", "notebooks/tour.ipynb"]
-    assert all((ROOT / name).is_file() for name in names)
-
-
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
     """The wheel of the tracked files, built as `pip wheel` does."""

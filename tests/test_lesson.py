@@ -1,5 +1,8 @@
 """The lesson: what it measures, and that its notebook shows what its text says."""
 
+import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +114,40 @@ def test_seam_lines_are_where_cores_meet():
 
 # ---------------------------------------------------------------------------------- notebook
 
+# what a class sees, and the peak memory of the kernel that showed it
+TOLD = """
+import json, resource
+told = {
+    "cases": cases.to_dict("list"),
+    "seams": seam_table(runs, things, cut="no overlap").to_dict("index"),
+    "simplified": simplify_table(layer, [0.5]).to_dict("index"),
+    "coverage": coverage_table(layers).to_dict("index"),
+    "trial": trial.table["f1"].to_dict(),
+    "n_labelled": [trial.advice.n_reference, len(fields)],
+    "scores": [
+        [told.mean_gap, told.spearman]
+        for told in (calibration(proposals.masks[of], proposals.masks["true_iou"].to_numpy())
+                     for of in ("confidence", "stability"))
+    ],
+    "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+}
+open("told.json", "w").write(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="session")
+def told(tmp_path_factory):
+    """The measurements of the notebook as papermill runs it, and how long that took."""
+    folder = tmp_path_factory.mktemp("tour")
+    notebook = nbformat.read(TOUR, as_version=4)
+    imports = "from workbench.quality import calibration\n"
+    notebook.cells.append(nbformat.v4.new_code_cell(imports + TOLD))
+    nbformat.write(notebook, folder / "tour.ipynb")
+    command = [sys.executable, "-m", "papermill", "tour.ipynb", "out.ipynb", "--no-progress-bar"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "told.json").read_text()), folder
+
 
 def test_the_parameters_of_the_tour_are_those_of_a_job():
     (cell,) = [
@@ -121,3 +158,61 @@ def test_the_parameters_of_the_tour_are_those_of_a_job():
     values = {}
     exec(cell.source, {}, values)
     assert set(values) <= set(Job.model_fields)
+
+
+def test_the_tour_shows_all_its_pictures_and_no_widgets(told):
+    outputs = [
+        output["data"]
+        for cell in nbformat.read(told[1] / "out.ipynb", as_version=4).cells
+        for output in cell.get("outputs", [])
+        if "data" in output
+    ]
+    assert sum("image/png" in shown for shown in outputs) == 10
+    assert not any("application/vnd.jupyter.widget-view+json" in shown for shown in outputs)
+
+
+def test_the_scores_are_worth_what_the_tour_says(told):
+    (gap, rank), (stability_gap, stability_rank) = told[0]["scores"]
+    assert gap < 0.12
+    assert stability_gap > 0.3
+    assert rank > stability_rank > 0.2
+
+
+def test_a_stricter_filter_brings_a_better_mask_back(told):
+    best = {name: values[0] for name, values in told[0]["cases"].items()}
+    assert best["rival_stability"] < best["at"] <= best["stability"]
+    assert best["confidence"] <= best["rival_confidence"]
+    assert best["true_iou"] > best["rival_true_iou"] + 0.05
+    worse = np.less(told[0]["cases"]["true_iou"], told[0]["cases"]["rival_true_iou"])
+    assert worse.any()  # "is what comes back always better?"
+
+
+def test_overlap_mends_what_tiles_cut(told):
+    one, cut, overlap = told[0]["seams"].values()
+    assert one["ends on a seam"] == 0
+    assert cut["ends on a seam"] > 10 * overlap["ends on a seam"]
+    assert cut["recall on seams"] < overlap["recall on seams"] - 0.1
+    assert overlap["recall on seams"] >= one["recall on seams"] - 0.1
+    elsewhere = [row["recall elsewhere"] for row in (one, cut, overlap)]
+    assert max(elsewhere) - min(elsewhere) < 0.05
+
+
+def test_simplification_costs_little_and_planar_layers_have_no_faults(told):
+    (row,) = told[0]["simplified"].values()
+    assert float(row["of all"].rstrip("%")) < 25
+    assert float(row["area error"].rstrip("%")) < 1
+    exact, alone, together = told[0]["coverage"].values()
+    assert exact == together == {"overlaps, m²": 0, "gaps": 0, "gaps, m²": 0}
+    assert alone["overlaps, m²"] > 10
+    assert alone["gaps"] > 5
+
+
+def test_advice_from_a_few_fields_is_worth_something(told):
+    n, of = told[0]["n_labelled"]
+    assert n <= of / 3
+    f1 = told[0]["trial"]
+    assert f1["best possible"] >= f1["advised"] > f1["default"] + 0.15
+
+
+def test_the_tour_fits_into_two_gigabytes(told):
+    assert told[0]["peak_mb"] < 1500

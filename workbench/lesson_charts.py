@@ -71,8 +71,8 @@ def draw_prompt(predictor: Any, proposals: Proposals, x: float, y: float) -> Pla
 
 def draw_stability(predictor: Any, proposals: Proposals, rows: list[int]) -> Plate:
     """Draw masks cut a little tighter and a little looser; what is shared is their stability."""
-    plate = Plate(15, 5.9 * len(rows) / 2, "The same mask cut at logits of +1 (orange) and −1 "
-                  "(blue): a stable one hardly moves.")  # fmt: skip
+    plate = Plate(15, 5.9 * len(rows) / 2, "Each mask cut at logits of +1 (orange) and −1 "
+                  "(blue is what that adds): a stable one hardly moves.")  # fmt: skip
     transform = proposals.scene.window_transform(proposals.tile.window)
     points = proposals.candidates
     for axes, row in zip(plate.subplots(1, len(rows)), rows, strict=True):
