@@ -87,7 +87,7 @@ def measure(cells: list[str]) -> int:
                 "--IdentityProvider.token=key", f"--ServerApp.root_dir={folder}",
             ],
             env=os.environ | {"JUPYTER_RUNTIME_DIR": str(runtime)},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         ended = threading.Event()
         peak: list[int] = [0]
