@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,6 +194,7 @@ def test_a_run_whose_workers_all_go_says_so_and_goes_on_later(
     with closing(pipeline.prepare(there)) as plan:
         tiles = pipeline.segment(plan)
         next(tiles)
+        time.sleep(1)  # more is done, which goes with the worker
         commands.stop(commands.running[1:])
         with pytest.raises(ClusterError, match="has no workers"):
             list(tiles)

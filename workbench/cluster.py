@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -254,25 +254,33 @@ def map_pieces(
         for piece in islice(todo, n):
             waiting[client.submit(function, piece, pure=False)] = piece
 
+    def answers() -> dict[Any, Result | Exception]:
+        with client.as_current():
+            done = wait(list(waiting), LOOK_SECONDS, return_when="FIRST_COMPLETED").done
+        found: dict[Any, Result | Exception] = {}
+        for future in done:
+            # a worker that goes takes its answer along: the piece waits for another one then
+            with suppress(TimeoutError):
+                error = future.exception(LOOK_SECONDS)
+                found[future] = future.result(LOOK_SECONDS) if error is None else error
+        return found
+
     submit(WAITING_PER_WORKER * n_workers(client))
     try:
         while waiting:
             try:
-                with client.as_current():
-                    done = wait(list(waiting), LOOK_SECONDS, return_when="FIRST_COMPLETED").done
+                done = answers()
             except TimeoutError:
-                if not _n_workers(client):
-                    _wait_for_worker(client)
-                continue
+                done = {}
             except CancelledError as gone:
                 raise ClusterError(
                     "The scheduler has ended, or has been told to drop this run's work. Start it "
                     "and run again: what is stored is not computed again."
                 ) from gone
-            for future in done:
+            if not done and not _n_workers(client):
+                _wait_for_worker(client)
+            for future, result in done.items():
                 piece = waiting.pop(future)
-                error = future.exception()
-                result = future.result() if error is None else error
                 future.release()
                 submit(1)
                 yield piece, result
