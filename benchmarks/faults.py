@@ -32,7 +32,7 @@ from full_disk import (
     NotPermittedError,
     is_identical,
     is_well_told,
-    room_for,
+    pages_of,
     small_disk,
     starve,
 )
@@ -128,7 +128,7 @@ def disk(folder: Path) -> str:
             with small_disk(folder / "disk") as small:
                 ends = [
                     starve(job_for(raster, small / "run"), small, step, pages)
-                    for step, pages in room_for(expected).items()
+                    for step, pages in pages_of(expected).items()
                 ]
                 identical = sum(is_identical(end, expected) for end in ends)
         except NotPermittedError as error:

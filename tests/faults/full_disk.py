@@ -5,13 +5,14 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from known_runs import equal_layers, files_in
 
-from workbench import Job, run
+from workbench import Job, atomic, run
 from workbench.errors import OutputError, WorkbenchError
 from workbench.finished import Run
 
@@ -47,30 +48,36 @@ class Starved:
     resumed: Run
 
 
-def room_for(undisturbed: Run) -> dict[str, int]:
-    """For each file of a run, in the order of writing: the pages that hold all but its end."""
-    files = sorted(files_in(undisturbed.folder), key=lambda path: path.stat().st_mtime_ns)
-    names = [path.relative_to(undisturbed.folder).as_posix() for path in files]
-    pages = dict(zip(names, (-(-path.stat().st_size // PAGE) for path in files), strict=True))
-    taken, room = 1, {}  # the lock has a page
-    for name in ["run.yaml", "job.yaml", *(n for n in names if n not in ("run.yaml", "job.yaml"))]:
-        # a report, which tells the time, may be a page shorter or longer
-        room[name] = taken + pages[name] - 1 - pages[name] // 20
-        taken += pages[name]
-    return room
+def pages_of(undisturbed: Run) -> dict[str, int]:
+    """How many pages each file of a run takes."""
+    return {
+        path.relative_to(undisturbed.folder).as_posix(): -(-path.stat().st_size // PAGE)
+        for path in sorted(files_in(undisturbed.folder))
+    }
 
 
 def starve(job: Job, disk: Path, step: str, pages: int) -> Starved:
-    """Run a job on a disk with so many free pages, then again with room enough."""
+    """Run a job on a disk that fills up in the middle of a file, then again with room enough.
+
+    As the run begins to write `step`, which takes so many pages, all but half of them are taken.
+    """
     folder, filler = Path(job.out_dir), disk / "filler"
     shutil.rmtree(folder, ignore_errors=True)
-    filler.write_bytes(bytes(shutil.disk_usage(disk).free - pages * PAGE))
-    try:
-        run(job)
-    except WorkbenchError as failure:
-        error = failure
-    else:
-        raise AssertionError(f"there was room for {step}")
+    writing = atomic._writing
+
+    def filling(path: Path) -> AbstractContextManager[None]:
+        if path == folder / step and not filler.exists():
+            filler.write_bytes(bytes(shutil.disk_usage(disk).free - pages // 2 * PAGE))
+        return writing(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atomic, "_writing", filling)
+        try:
+            run(job)
+        except WorkbenchError as failure:
+            error = failure
+        else:
+            raise AssertionError(f"there was room for {step}")
     there = frozenset(path.relative_to(folder).as_posix() for path in files_in(folder))
     filler.unlink()
     return Starved(step, error, there, run(job))

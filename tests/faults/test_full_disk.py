@@ -6,7 +6,7 @@ from full_disk import (
     is_identical,
     is_well_told,
     largest_file,
-    room_for,
+    pages_of,
     small_disk,
     starve,
 )
@@ -31,14 +31,14 @@ def test_a_full_disk_is_told_at_every_file_and_loses_nothing(raster, tmp_path, d
     monkeypatch.setattr(pipeline, "FLUSH_TILES", 8)
     undisturbed = run(job_for(raster, tmp_path / "undisturbed"))
     job = job_for(raster, disk / "run")
-    room = room_for(undisturbed)
-    chunks = [name for name in room if name.startswith("candidates/")]
+    pages = pages_of(undisturbed)
+    chunks = [name for name in pages if name.startswith("candidates/")]
     assert len(chunks) == 2
     # the other files in benchmarks/faults.py
     for step in (chunks[1], "prelabels.gpkg", "prelabels.geojson", "tiles.parquet", "review.qgz",
                  "report.html"):  # fmt: skip
-        starved = starve(job, disk, step, room[step])
-        assert is_well_told(starved), (step, str(starved.error), sorted(starved.there), room)
+        starved = starve(job, disk, step, pages[step])
+        assert is_well_told(starved), (step, str(starved.error), sorted(starved.there))
         assert is_identical(starved, undisturbed), step
 
 
