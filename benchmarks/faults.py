@@ -316,10 +316,11 @@ def interrupt(folder: Path) -> str:
             kernel.run(job.changed(out_dir=str(folder / f"run{number}")))
             ends.append(read_layer(folder / f"run{number}" / "prelabels.gpkg"))
     expected = read_layer(folder / "timed" / "prelabels.gpkg")
-    stopped = [stop for stop in stops if stop.error == "KeyboardInterrupt"]
+    late = sum(stop.late for stop in stops)
+    stopped = sum(stop.error == "KeyboardInterrupt" for stop in stops)
     return (
-        f"{len(stopped)} of {len(stops)} stopped, the slowest after "
-        f"{max(stop.seconds for stop in stops):.1f} s; "
+        f"{stopped} of {len(stops) - late} stopped, the slowest after "
+        f"{max(stop.seconds for stop in stops):.1f} s ({late} were done before); "
         f"{sum(equal_layers(end, expected) for end in ends)} of 10 went on in the same kernel to "
         "the identical layer"
     )

@@ -22,7 +22,8 @@ class Interrupted:
     """How a cell ended whose kernel was interrupted."""
 
     seconds: float  # from the stop button to the end of the cell
-    error: str  # empty: the cell was quicker
+    error: str  # the name of its error, or nothing
+    late: bool  # the cell had ended before
 
 
 class Notebook:
@@ -48,10 +49,11 @@ class Notebook:
     def interrupt_when(self, happened: Callable[[], Any]) -> Interrupted:
         """Press the stop button as soon as something has happened."""
         until(happened, SECONDS)
+        late = self._client.shell_channel.msg_ready()
         start = time.monotonic()
         self._manager.interrupt_kernel()
         error = self._end()
-        return Interrupted(time.monotonic() - start, error)
+        return Interrupted(time.monotonic() - start, error, late)
 
     def _end(self) -> str:
         while True:
