@@ -273,7 +273,7 @@ def test_07_hovering_tells_the_scores_and_a_click_why(opened):
     opened.page.mouse.move(x - 3, y - 3)
     opened.page.mouse.move(x, y, steps=3)
     tip = opened.page.locator(".sam-workbench-tip").first
-    tip.wait_for(state="visible", timeout=5000)
+    tip.wait_for(state="visible", timeout=9000)
     assert "confidence" in tip.inner_text()
     opened.picture(f"{opened.name}-06-hover")
     opened.page.mouse.click(x, y)
@@ -354,7 +354,7 @@ def test_09_a_preset_is_saved_and_comes_back(opened):
     name.fill("roofs")
     name.press("Tab")
     button(opened, "Save preset").click()
-    opened.page.locator(".sam-workbench-tuner", has_text="roofs.yaml").wait_for(timeout=5000)
+    opened.page.locator(".sam-workbench-tuner", has_text="roofs.yaml").wait_for(timeout=9000)
     assert "pred_iou_thresh" in (opened.lab.folder / "presets" / "roofs.yaml").read_text()
     slider(opened, "predicted IoU")
     for _ in range(4):
@@ -371,17 +371,17 @@ def test_09_what_goes_wrong_is_said_in_a_sentence(opened):
     name.press("Tab")
     button(opened, "Load").click()
     said = opened.page.locator(".sam-workbench-tuner", has_text="no preset 'nobody'")
-    said.wait_for(timeout=5000)
+    said.wait_for(timeout=9000)
     opened.picture(f"{opened.name}-08c-error")
     # a slider whose work fails is not silent either
     opened.ask("tuner.preview.look = lambda *_: 1 / 0")
     slider(opened, "stability")
     opened.page.keyboard.press("ArrowRight")
-    opened.page.locator(".sam-workbench-tuner", has_text="ZeroDivisionError").wait_for(timeout=5000)
+    opened.page.locator(".sam-workbench-tuner", has_text="ZeroDivisionError").wait_for(timeout=9000)
     opened.ask("del tuner.preview.look")
     opened.page.keyboard.press("ArrowLeft")
     mended = opened.page.locator(".sam-workbench-tuner", has_not_text="ZeroDivisionError")
-    mended.wait_for(timeout=5000)
+    mended.wait_for(timeout=9000)
     until_shown(opened, "len(tuner.view.kept)")
 
 
@@ -432,7 +432,7 @@ def test_12_the_job_is_saved_run_cancelled_and_run_to_its_end(opened):
     opened.picture(f"{opened.name}-09-running")
     cancel = opened.page.locator(".sam-workbench-run button", has_text="Cancel")
     cancel.click()
-    opened.page.locator(".sam-workbench-run", has_text="stored. Run again").wait_for(timeout=3000)
+    opened.page.locator(".sam-workbench-run", has_text="stored. Run again").wait_for(timeout=9000)
     button(opened, "Run here").click()
     opened.page.locator(".sam-workbench-run", has_text="Run folder").wait_for(timeout=240_000)
     opened.page.wait_for_timeout(1000)

@@ -81,7 +81,7 @@ def test_two_tuners_of_one_notebook_are_two_and_closing_frees_the_model(chromium
             "meant => [...document.querySelectorAll('canvas.sam-workbench-polygons')]"
             ".map(c => Number(c.dataset.shown)).join() === meant",
             arg=",".join(map(str, shown)),
-            timeout=10_000,
+            timeout=30_000,
         )
         opened.picture("two-tuners")
 
@@ -89,7 +89,7 @@ def test_two_tuners_of_one_notebook_are_two_and_closing_frees_the_model(chromium
         opened.ask("a.close()")
         opened.until("len(m.active_children())", "1")
         opened.page.wait_for_function(
-            "document.querySelectorAll('.sam-workbench-tuner').length === 1", timeout=10_000
+            "document.querySelectorAll('.sam-workbench-tuner').length === 1", timeout=30_000
         )
         tune(opened, 0)  # the other goes on
         opened.until("round(b.job.pred_iou_thresh, 3)", "0.81")
