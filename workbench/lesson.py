@@ -22,7 +22,7 @@ from workbench.finished import Run
 from workbench.polygons import Cleaning, clean, to_polygons
 from workbench.quality import best_thresholds, match, pool_planes, with_area
 from workbench.raster import Scene
-from workbench.tiles import Tile, TileGrid
+from workbench.tiles import Tile, TileGrid, tile_windows
 
 STEPS = tuple(percent / 100 for percent in range(50, 100))  # of a slider
 
@@ -99,23 +99,34 @@ def seam_lines(run: Run) -> BaseGeometry:
     return lines
 
 
+def window_edges(run: Run) -> BaseGeometry:
+    """Return the edges of the windows of a run's tiles, without the edge of its raster."""
+    (scene,) = run.scenes
+    grid = TileGrid(scene.width, scene.height, run.job.tile_size, run.job.overlap)
+    windows = tile_windows(scene, list(grid)).boundary.union_all()
+    outer = scene.window_polygon(scene.window).boundary.buffer(scene.pixel_m)
+    edges: BaseGeometry = windows.difference(outer)
+    return edges
+
+
 def seam_table(runs: Mapping[str, Run], truth: gpd.GeoDataFrame, cut: str) -> pd.DataFrame:
     """Compare runs, each with the seams of its own tiles, one row for each.
 
-    `ends on a seam` counts the polygons that have 10 m of their outline on one. Recall is that of
-    the objects that the seams of the run called `cut` cross, and of all others, the same objects
-    in each row, at an IoU of 0.75: whoever gets three quarters of a field has not found it.
+    `end with a tile` counts the polygons that have 10 m of their outline where the window of a tile
+    ends inside the raster. Recall is that of the objects that the seams of the run called `cut`
+    cross, and of all others, the same objects in each row, at an IoU of 0.75: whoever gets three
+    quarters of a field has not found it.
     """
     crossed = truth.intersects(seam_lines(runs[cut])).to_numpy()
     rows = {}
     for name, run in runs.items():
         found = match(run.layer, truth).best_iou() >= 0.75
-        near = seam_lines(run).buffer(run.scenes[0].pixel_m)
+        near = window_edges(run).buffer(run.scenes[0].pixel_m)
         along = run.layer.boundary.intersection(near).length
         rows[name] = {
             "tiles": len(run.tiles),
             "polygons": len(run.layer),
-            "ends on a seam": int((along > 10).sum()),
+            "end with a tile": int((along > 10).sum()),
             "recall on seams": found[crossed].mean().round(2),
             "recall elsewhere": found[~crossed].mean().round(2),
         }
@@ -213,4 +224,5 @@ def try_advice(run: Run, reference: gpd.GeoDataFrame, *, every: int = 3) -> Tria
         "best possible": best_thresholds(others.plane),
     }
     table = pd.DataFrame.from_dict(rows, orient="index")
-    return Trial(advice, names, table[[*AXES, "n_predicted", "n_matched", "n_reference", "f1"]])
+    counts = ["n_predicted", "n_matched", "n_reference"]
+    return Trial(advice, names, table.astype(dict.fromkeys(counts, int))[[*AXES, *counts, "f1"]])

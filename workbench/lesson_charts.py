@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import geopandas as gpd
@@ -31,11 +32,19 @@ _STABILITY_OFFSET = 1.0  # of the logits, as SamAutomaticMaskGenerator
 
 
 class Plate(Figure):
-    """A figure that a notebook shows by itself, with a sentence of what to see in it."""
+    """A row of panels that a notebook shows by itself, with a sentence of what to see in it.
 
-    def __init__(self, width: float, height: float, caption: str) -> None:
+    `aspect` is height by width of a panel. No wider than a notebook's column on a small laptop, so
+    that type is as large there as the text around it; no higher than its screen.
+    """
+
+    def __init__(self, caption: str, panels: int, aspect: float = 1.0) -> None:
+        width = 11 if panels > 1 else 8
+        text = textwrap.fill(caption, 10 * width)
+        height = width / panels * aspect + 0.3 + 0.25 * (1 + text.count("\n"))
         super().__init__(figsize=(width, height), layout="constrained")
-        self.supxlabel(caption, fontsize=14, ha="left", x=0.01)
+        self.supxlabel(text, fontsize=13, ha="left", x=0.01)
+        self.panels: Sequence[Axes] = self.subplots(1, panels, squeeze=False)[0]
 
     def _repr_png_(self) -> bytes:
         return figure_png(self, dpi=90)
@@ -55,27 +64,36 @@ def draw_prompt(predictor: Any, proposals: Proposals, x: float, y: float) -> Pla
     here = proposals.truth[proposals.truth.intersects(at)]
     objects = [rasterize([shape], masks[0].shape, transform=transform, dtype="uint8").view(bool)
                for shape in here.geometry]  # fmt: skip
-    names = " and ".join(here["kind"]).replace("_", " ") or "nothing that is labelled"
-    plate = Plate(15, 5.9, f"One prompt (✕) and SAM's three answers. In truth, here is: {names}.")
+    kinds = [kind.replace("_", " ") for kind in here["kind"]]
+    names = " and ".join(kinds) or "nothing that is labelled"
+    plate = Plate(
+        f"One prompt (✕) and SAM's three answers. In truth, here is: {names}.", len(masks)
+    )
     place = here.union_all() if len(here) else at.buffer(30)
-    for axes, mask, score in zip(plate.subplots(1, 3), masks, scores, strict=True):
+    for axes, mask, score in zip(plate.panels, masks, scores, strict=True):
         _imagery(axes, proposals.scene, _around(place, 1.0))
         _fill(axes, mask, transform, MASK)
         _dashed(axes, here)
         axes.plot(at.x, at.y, "x", color="black", markersize=15, markeredgewidth=5)
         axes.plot(at.x, at.y, "x", color="white", markersize=13, markeredgewidth=2.5)
-        true = max((_iou(mask, one) for one in objects), default=0.0)
-        _title(axes, f"predicted IoU {score:.2f}, true {true:.2f}")
+        true, kind = max(
+            ((_iou(mask, one), kind) for one, kind in zip(objects, kinds, strict=True)),
+            default=(0.0, "nothing"),
+        )
+        _title(axes, f"predicted {score:.2f}, true {true:.2f} ({kind})")
     return plate
 
 
 def draw_stability(predictor: Any, proposals: Proposals, rows: list[int]) -> Plate:
     """Draw masks cut a little tighter and a little looser; what is shared is their stability."""
-    plate = Plate(15, 5.9 * len(rows) / 2, "Each mask cut at logits of +1 (orange) and −1 "
-                  "(blue is what that adds): a stable one hardly moves.")  # fmt: skip
+    plate = Plate(
+        "Each mask cut at logits of +1 (orange) and −1 (blue is what that adds): a stable one "
+        "hardly moves.",
+        len(rows),
+    )
     transform = proposals.scene.window_transform(proposals.tile.window)
     points = proposals.candidates
-    for axes, row in zip(plate.subplots(1, len(rows)), rows, strict=True):
+    for axes, row in zip(plate.panels, rows, strict=True):
         prompt = np.array([[points.column("point_x")[row], points.column("point_y")[row]]])
         logits, _, _ = predictor.predict(prompt, np.array([1]), return_logits=True)
         mine = logits[int(points.column("ordinal")[row]) % len(logits)]
@@ -91,12 +109,13 @@ def draw_stability(predictor: Any, proposals: Proposals, rows: list[int]) -> Pla
 
 def draw_scores(masks: gpd.GeoDataFrame) -> Plate:
     """Draw both scores of all masks against their true IoU, with the mean of each tenth."""
-    plate = Plate(14, 6.4, f"{len(masks):,} masks of one tile against the ground truth; large "
-                  "points: the mean of each tenth. On the dashed line a score tells the "
-                  "truth.")  # fmt: skip
-    panels = plate.subplots(1, 2, sharey=True)
+    plate = Plate(
+        f"{len(masks):,} masks of one tile against the ground truth; large points: the mean of "
+        "each tenth of the axis. On the dashed line a score tells the truth.",
+        2,
+    )
     for axes, name, column in zip(
-        panels, ("predicted IoU", "stability"), ("confidence", "stability"), strict=True
+        plate.panels, ("predicted IoU", "stability"), ("confidence", "stability"), strict=True
     ):
         told = calibration(masks[column], masks["true_iou"].to_numpy())
         axes.plot([0, 1], [0, 1], color="#666666", linestyle="--", linewidth=1.5)
@@ -106,7 +125,6 @@ def draw_scores(masks: gpd.GeoDataFrame) -> Plate:
         axes.plot(bins["mean_score"], bins["mean_true_iou"], "o-", color="#b3005e", markersize=11,
                   linewidth=2.5)  # fmt: skip
         axes.set(xlim=(0, 1.01), ylim=(0, 1.01), xlabel=name, ylabel="true IoU")
-        axes.label_outer()
         _plain(axes)
         _title(axes, f"off by {told.mean_gap:.2f}, rank correlation {told.spearman:.2f}")
     return plate
@@ -115,18 +133,20 @@ def draw_scores(masks: gpd.GeoDataFrame) -> Plate:
 def draw_comeback(proposals: Proposals, case: pd.Series) -> Plate:
     """Draw one of `comebacks` just below its threshold and at it."""
     mask, rival = (proposals.masks.iloc[[int(case[name])]] for name in ("row", "rival"))
-    plate = Plate(14, 7.4, "Dashed: the truth. Before the step, the better predicted IoU wins and "
-                  "suppresses its rival.\nAfter it, the winner is gone, so nothing suppresses the "
-                  "rival any more.")  # fmt: skip
+    plate = Plate(
+        "Dashed: the truth. Left: the orange mask has the better predicted IoU and suppresses the "
+        "pink one. Right: it fails the stricter threshold, so nothing suppresses the pink one.",
+        2,
+    )
     both = shapely.union_all([*mask.geometry, *rival.geometry])
     for axes, shown, color, score, at in zip(
-        plate.subplots(1, 2), (rival, mask), (RIVAL, BACK), ("rival_", ""),
+        plate.panels, (rival, mask), (RIVAL, BACK), ("rival_", ""),
         (case["at"] - 0.01, case["at"]), strict=True,
     ):  # fmt: skip
         _imagery(axes, proposals.scene, _around(both, 0.1))
         _shapes(axes, shown, color)
         _dashed(axes, proposals.truth.loc[mask["object"]])
-        _title(axes, f"threshold {at:.2f}: predicted {case[score + 'confidence']:.2f}, stability "
+        _title(axes, f"at {at:.2f}: predicted {case[score + 'confidence']:.3f}, stability "
                f"{case[score + 'stability']:.3f}, true {case[score + 'true_iou']:.2f}")  # fmt: skip
     return plate
 
@@ -137,9 +157,12 @@ def draw_kept(proposals: Proposals, pred_iou_thresh: float, stability: float) ->
     before = proposals.kept(Thresholds(pred_iou_thresh, max(round(stability - 0.05, 2), 0)))
     back = np.setdiff1d(now, before)
     masks = proposals.masks
-    plate = Plate(9, 9.4, f"Stability {stability:.2f}: {len(now)} masks (blue), of which "
-                  f"{len(back)} (pink) are not there at {stability - 0.05:.2f}.")  # fmt: skip
-    axes = plate.subplots()
+    plate = Plate(
+        f"Stability {stability:.2f}: {len(now)} masks (blue), of which {len(back)} (pink) are not "
+        f"there at {stability - 0.05:.2f}.",
+        1,
+    )
+    (axes,) = plate.panels
     window = proposals.scene.window_polygon(proposals.tile.window)
     _imagery(axes, proposals.scene, window.bounds)
     _shapes(axes, masks.iloc[np.setdiff1d(now, back)], MASK)
@@ -153,13 +176,12 @@ def draw_kept(proposals: Proposals, pred_iou_thresh: float, stability: float) ->
 def draw_seams(runs: Mapping[str, Run], place: BaseGeometry) -> Plate:
     """Draw an object in several runs, and in colours of their own the polygons that lie on it."""
     plate = Plate(
-        15,
-        6.3,
         "Yellow: where tiles meet. White: one object. Each colour is one polygon: cut without "
         "overlap, one again with it.",
+        len(runs),
     )
     frame = _around(place, 0.25)
-    for axes, (name, run) in zip(plate.subplots(1, len(runs)), runs.items(), strict=True):
+    for axes, (name, run) in zip(plate.panels, runs.items(), strict=True):
         _imagery(axes, run.scenes[0], frame)
         shared = run.layer.intersection(place).area
         here = run.layer[shared > place.area / 20]
@@ -184,12 +206,11 @@ def draw_simplified(scene: Scene, exact: gpd.GeoDataFrame, metres: float) -> Pla
     """Draw the outline of one polygon as it is and simplified, with its corners."""
     frame = _around(exact.union_all(), 0.1)
     plate = Plate(
-        14,
-        7.4,
         "Left: along the edges of pixels, as masks are. Right: simplified "
         f"within {metres:g} m. Dots are corners.",
+        2,
     )
-    for axes, tolerance in zip(plate.subplots(1, 2), (0.0, metres), strict=True):
+    for axes, tolerance in zip(plate.panels, (0.0, metres), strict=True):
         shape = simplified(exact, tolerance)
         _imagery(axes, scene, frame)
         _shapes(axes, shape, MASK, alpha=0.2)
@@ -207,12 +228,14 @@ def draw_coverage(layers: Mapping[str, gpd.GeoDataFrame]) -> Plate:
     """
     (_, exact), *others = layers.items()
     area = exact.union_all()
-    plate = Plate(14, 7.6, "Orange: in two polygons at once. Black: in none, though it was in one "
-                  "before.\nSimplified together, neighbours share every corner, so neither can "
-                  "happen.")  # fmt: skip
+    plate = Plate(
+        "Orange: in two polygons at once. Black: in none, though it was in one before. Simplified "
+        "together, neighbours share every corner, so neither can happen.",
+        len(others),
+    )
     gaps = gaps_between(others[0][1], area)
     frame = _around(gaps.iloc[int(gaps.area.to_numpy().argmax())].buffer(40), 0)
-    for axes, (name, layer) in zip(plate.subplots(1, len(others)), others, strict=True):
+    for axes, (name, layer) in zip(plate.panels, others, strict=True):
         _shapes(axes, layer, "#9aa7b1", alpha=0.3)
         shapes = layer.geometry.to_numpy()
         i, j = shapely.STRtree(shapes).query(shapes, predicate="intersects")
@@ -230,16 +253,15 @@ def draw_coverage(layers: Mapping[str, gpd.GeoDataFrame]) -> Plate:
 
 def draw_trial(trial: Trial, before: Run, after: Run, reference: gpd.GeoDataFrame) -> Plate:
     """Draw the layers at the default and at the advised thresholds, with the labelled tiles."""
+    left, bottom, right, top = before.tiles.total_bounds
     plate = Plate(
-        15,
-        7,
         f"White: the {len(reference)} objects that are wanted. Blue: a polygon that matches one. "
         "Orange: the others. Yellow: the labelled tiles. F1 is that on all other tiles.",
+        2,
+        (top - bottom) / (right - left),
     )
     labelled = before.tiles[before.tiles["tile"].isin(trial.labelled)]
-    for axes, run, name in zip(
-        plate.subplots(1, 2), (before, after), ("default", "advised"), strict=True
-    ):
+    for axes, run, name in zip(plate.panels, (before, after), ("default", "advised"), strict=True):
         matches = match(run.layer, reference).true_iou() >= 0.5
         _imagery(axes, run.scenes[0], run.tiles.total_bounds)
         _shapes(axes, labelled, SEAM, alpha=0.15)
@@ -316,7 +338,7 @@ def _iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
 
 
 def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=14)
+    axes.set_title(text, loc="left", fontsize=13)
 
 
 def _plain(axes: Axes) -> None:
