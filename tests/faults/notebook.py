@@ -22,8 +22,7 @@ class Interrupted:
     """How a cell ended whose kernel was interrupted."""
 
     seconds: float  # from the stop button to the end of the cell
-    error: str  # the name of its error, or nothing
-    late: bool  # the cell had ended before
+    error: str  # empty: the cell was quicker
 
 
 class Notebook:
@@ -49,11 +48,10 @@ class Notebook:
     def interrupt_when(self, happened: Callable[[], Any]) -> Interrupted:
         """Press the stop button as soon as something has happened."""
         until(happened, SECONDS)
-        late = self._client.shell_channel.msg_ready()
         start = time.monotonic()
         self._manager.interrupt_kernel()
         error = self._end()
-        return Interrupted(time.monotonic() - start, error, late)
+        return Interrupted(time.monotonic() - start, error)
 
     def _end(self) -> str:
         while True:
