@@ -25,6 +25,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools.coco import COCO
 from rasterio.features import rasterize
 
+from workbench.annotations import yolo_rings
 from workbench.dataset import (
     EMPTY,
     GAP,
@@ -34,7 +35,6 @@ from workbench.dataset import (
     Chips,
     Dataset,
     write_dataset,
-    yolo_rings,
 )
 from workbench.errors import DatasetError
 from workbench.layer import as_layer

@@ -8,9 +8,9 @@ import shapely
 from rasterio.features import rasterize
 
 from workbench import sample
-from workbench.countryside import Appearance, Palette
 from workbench.errors import SceneError
 from workbench.sample import Sample, make_sample, sample_scene, write_sample
+from workbench.scenery import Appearance, Palette
 
 # one colour per surface, no light but the sun's shadows, no camera
 FLAT = Appearance(

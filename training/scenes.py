@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.atomic import atomic_path
-from workbench.countryside import Appearance, Colours, Palette
 from workbench.sample import make_sample
+from workbench.scenery import Appearance, Colours, Palette
 
 SIZE_PX = 768
 RESOLUTIONS_M = (0.08, 1.6)

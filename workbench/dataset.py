@@ -6,11 +6,7 @@
     data.yaml                             as Ultralytics takes it
     chips.gpkg                            where on the map each chip is, and why some are left out
 
-A label's pixels are those whose centre lies in its polygon and that are valid. Both formats give
-back exactly these pixels: COCO by `pycocotools`, as polygons along pixel edges, or as RLE where
-there are holes; YOLO filled by `cv2.fillPoly`, as its readers do, whose outlines run through the
-centres of border pixels. YOLO has one ring for each row: holes are joined to it by a cut, and
-each part of a label is a row of its own.
+A label's pixels are those whose centre lies in its polygon and that are valid.
 """
 
 from __future__ import annotations
@@ -23,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import geopandas as gpd
 import numpy as np
 import pandas as pd
@@ -37,11 +32,11 @@ from rasterio.features import rasterize
 from rasterio.windows import Window
 from tqdm import tqdm
 
+from workbench.annotations import coco_shape, yolo_lines
 from workbench.atomic import atomic_folder, remove_stale
 from workbench.candidates import encode_masks
 from workbench.errors import DatasetError, SceneError
 from workbench.layer import Status, crs_name, frozen_time, write_gpkg_layer
-from workbench.outlines import decode_runs, trace
 from workbench.quality import with_area
 from workbench.raster import Scene
 from workbench.review import reviewed_tiles
@@ -107,7 +102,6 @@ class _Object:
 
     row: int  # in the layer
     rle: bytes
-    pixels: int
     cut_off: bool
 
 
@@ -362,9 +356,7 @@ class _Cutter:
         if not pixels:
             return None
         whole = shapely.area(shape) / abs(scene.transform.a * scene.transform.e)
-        return _Object(
-            row, encode_masks(mask[None])[0], pixels, pixels / whole < self.chips.min_kept
-        )
+        return _Object(row, encode_masks(mask[None])[0], pixels / whole < self.chips.min_kept)
 
 
 def _pixels(shape: shapely.Geometry, chip: _Chip, part: Window) -> NDArray[np.bool_]:
@@ -446,10 +438,10 @@ def _write_split(
             category = int(class_ids[found.row])
             annotations.append(
                 {"id": len(annotations) + 1, "image_id": number, "category_id": category,
-                 **_coco_shape(mask, found), "label_id": ids[found.row]}
+                 **coco_shape(found.rle, mask, crowd=found.cut_off), "label_id": ids[found.row]}
             )  # fmt: skip
             if not found.cut_off:
-                lines += [_yolo_line(order[category], ring, size) for ring in yolo_rings(mask)]
+                lines += yolo_lines(order[category], mask)
         text = "".join(line + "\n" for line in lines)
         (folder / "labels" / split / f"{chip.name}.txt").write_text(text, encoding="utf-8")
     content = {
@@ -464,70 +456,6 @@ def _write_split(
     path = folder / "annotations" / f"instances_{split}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-
-
-def _coco_shape(mask: NDArray[np.bool_], found: _Object) -> dict[str, Any]:
-    parts = trace(decode_runs([found.rle], *mask.shape)).parts()
-    corners = np.concatenate([part[0] for part in parts])
-    (x0, y0), (x1, y1) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
-    rle = {"size": list(mask.shape), "counts": found.rle.decode()}
-    holes = any(len(part) > 1 for part in parts)
-    return {
-        # COCO has no polygons with holes, and all crowds as RLE
-        "segmentation": rle if holes or found.cut_off
-        else [part[0][:-1].ravel().tolist() for part in parts],
-        "area": found.pixels,
-        "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "iscrowd": int(found.cut_off),
-    }  # fmt: skip
-
-
-def yolo_rings(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
-    """Outline each part of a `(h, w)` mask as one ring `(n, 2)` of x, y through pixel centres.
-
-    `cv2.fillPoly` of all rings is the mask: a hole is joined to what surrounds it by a cut along
-    pixels of the mask. Parts are 8-connected.
-    """
-    padded = np.pad(mask, 1)
-    contours, hierarchy = cv2.findContours(
-        padded.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
-    )
-    if not contours:
-        return []
-    parents = hierarchy[0, :, 3]
-    rings = []
-    for outer in np.flatnonzero(parents < 0).tolist():
-        ring = contours[outer][:, 0].astype(np.int64)
-        holes = [
-            contours[i][:, 0].astype(np.int64) for i in np.flatnonzero(parents == outer).tolist()
-        ]
-        # from left to right, so that what lies left of a hole is in the ring already
-        for hole in sorted(holes, key=lambda h: (h[:, 0].min(), h[:, 1].min())):
-            start = int(np.argmin(hole[:, 0]))
-            x, y = hole[start]
-            row = padded[y, : x + 1]
-            end = int(np.flatnonzero(~row)[-1]) + 1  # the first pixel of this run of the mask
-            at = int(np.flatnonzero((ring == (end, y)).all(axis=1))[0])
-            loop = np.concatenate([hole[start:], hole[: start + 1]])
-            ring = np.concatenate([ring[: at + 1], loop, ring[at:]])
-        rings.append(_corners(ring) - 1)
-    return rings
-
-
-def _corners(ring: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Leave out the points along straight runs; a reader needs three points at least."""
-    before, after = np.roll(ring, 1, axis=0) - ring, np.roll(ring, -1, axis=0) - ring
-    turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
-    turns |= (before * after).sum(axis=1) >= 0  # there and back
-    kept = ring[turns]
-    return kept if len(kept) >= 3 else np.resize(kept, (3, 2))
-
-
-def _yolo_line(number: int, ring: NDArray[np.int64], size: tuple[int, int]) -> str:
-    # just short of the pixel's centre: both readers that round and readers that cut off
-    # come back to this pixel
-    values = ((ring + 0.49) / (size[1], size[0])).ravel()
-    return " ".join([str(number), *(f"{value:.7f}" for value in values)])
 
 
 def _write_yaml(path: Path, index: gpd.GeoDataFrame, classes: Mapping[int, str]) -> None:

@@ -18,12 +18,8 @@ from pyproj.exceptions import CRSError
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.windows import Window
 
-from workbench.crs import as_registered, ground_scale, is_earth, is_metric, metric_crs, to_lonlat
-from workbench.errors import SceneError
-from workbench.raster import (
+from workbench.bands import (
     Layers,
-    Scene,
-    Stretch,
     horizontal,
     is_by_gcps,
     is_in,
@@ -32,6 +28,9 @@ from workbench.raster import (
     source_layers,
     warp,
 )
+from workbench.crs import as_registered, ground_scale, is_earth, is_metric, metric_crs, to_lonlat
+from workbench.errors import SceneError
+from workbench.raster import Scene, Stretch
 from workbench.sources import (
     GDAL_ERRORS,
     absolute,

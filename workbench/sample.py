@@ -28,8 +28,9 @@ from shapely import Polygon, box
 from shapely.geometry.base import BaseGeometry
 
 from workbench.atomic import atomic_path
-from workbench.countryside import Appearance, Floats, Paint, Site, Thing, choose_site, things_on
+from workbench.countryside import things_on
 from workbench.errors import SceneError
+from workbench.scenery import Appearance, Floats, Paint, Site, Thing, choose_site
 
 DEMO_SIZE, DEMO_SEED, DEMO_RESOLUTION_M = (1536, 2048), 71, 0.3
 CRS = pyproj.CRS.from_epsg(32632)

@@ -17,10 +17,11 @@ from rasterio.enums import ColorInterp, MaskFlags
 
 from workbench import layer as layers
 from workbench.atomic import atomic_path
+from workbench.bands import open_dataset
 from workbench.opening import crs_of
 from workbench.qgis.style import label_styles, tile_style
 from workbench.qgis.xml import VERSION, document, el, style_element, text_of
-from workbench.raster import Scene, open_dataset
+from workbench.raster import Scene
 from workbench.sources import gdal_environment, gdal_name
 
 _IDS = uuid.UUID("0a4f6f0e-52a0-4a56-a8b5-6f7f1a6d1c55")  # layer ids are the same in every run
