@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from workbench import errors
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 TROUBLE = ROOT / "docs" / "troubleshooting.md"
@@ -59,6 +61,37 @@ def test_the_messages_of_troubleshooting_are_in_the_source():
         for heading in headings
     }
     assert [h for h, begin in beginnings.items() if not any(map(begin.match, source))] == []
+
+
+def raised():
+    """What our own errors say where they are raised; what is filled in is an ellipsis."""
+
+    def text(node):
+        match node:
+            case ast.Constant():
+                return str(node.value)
+            case ast.JoinedStr():
+                return "".join(text(value) for value in node.values)
+            case ast.BinOp():
+                return text(node.left) + text(node.right)
+        return "…"
+
+    ours = {name for name in vars(errors) if name.endswith("Error")}
+    for path in (ROOT / "workbench").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Raise(exc=ast.Call(func=ast.Name(name), args=[message])) if name in ours:
+                    yield text(message)
+
+
+def test_troubleshooting_has_every_error_of_ours():
+    headings = re.findall(r"^### (.+)$", TROUBLE.read_text(encoding="utf-8"), re.MULTILINE)
+    known = re.compile(
+        "|".join(".*".join(map(re.escape, heading.split("…"))) for heading in headings), re.DOTALL
+    )
+    messages = set(raised()) - {"…"}  # written elsewhere
+    assert len(messages) > 60
+    assert [message for message in messages if not known.match(message)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -150,12 +150,15 @@ def test_a_reference_advises_before_any_review(tmp_path, finished):
     assert advice.n_reference == (finished.layer["confidence"] > 0.907).sum()
     with pytest.raises(ReviewError, match="at least two tiles"):
         advise_run(ReviewJob.create(run_dir=str(finished.folder)), finished, labels)
-    again = Job.from_yaml(write_advised_job(job, finished, labels, advice))
+    path, effect = write_advised_job(job, finished, labels, advice)
+    again = Job.from_yaml(path)
     assert again.out_dir == str(finished.folder)  # its candidates are stored
+    assert "in seconds" in effect
     assert again.thresholds == advice.advised
     some = labels.assign(status=labels["status"].where(labels.index > 0, "accepted"))
-    again = Job.from_yaml(write_advised_job(job, finished, some, advice))
-    assert again.out_dir == f"{finished.folder}-advised"
+    path, effect = write_advised_job(job, finished, some, advice)
+    assert Job.from_yaml(path).out_dir == f"{finished.folder}-advised"
+    assert f"anew, which takes as long as the first time, into {finished.folder}-advised" in effect
 
 
 @pytest.mark.parametrize(

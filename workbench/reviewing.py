@@ -130,23 +130,36 @@ def _of_run(run: Run, name: str, path: str) -> gpd.GeoDataFrame:
     return frame
 
 
-def write_advised_job(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame, advice: Advice) -> Path:
+def write_advised_job(
+    job: ReviewJob, run: Run, labels: gpd.GeoDataFrame, advice: Advice
+) -> tuple[Path, str]:
     """Write the job of the next scene with the advised thresholds, as `papermill -f` takes it.
 
     Without a next scene it is this one again: from its stored candidates, in seconds, where nobody
     has reviewed `labels` yet; else in a run folder of its own, where it is segmented anew, for the
-    labels of this one are to stay.
+    labels of this one are to stay. Returns the file, and a sentence that says which.
     """
     thresholds = {
         "pred_iou_thresh": advice.advised.pred_iou_thresh,
         "stability_score_thresh": advice.advised.stability_score_thresh,
     }
-    if job.next_source is None:
-        told = changes(labels, run.layer)["change"]
-        folder = str(run.folder) if told.eq("unreviewed").all() else f"{run.folder}-advised"
-        place: dict[str, str | None] = {"out_dir": folder}
-    else:
+    place: dict[str, str | None]
+    if job.next_source is not None:
         place = {"source": job.next_source, "aoi": None, "out_dir": None}
+        effect = f"It labels {job.next_source}."
+    elif changes(labels, run.layer)["change"].eq("unreviewed").all():
+        place = {"out_dir": str(run.folder)}
+        effect = (
+            "It labels this scene again, from its stored candidates, in seconds. For another set "
+            "next_source."
+        )
+    else:
+        place = {"out_dir": f"{run.folder}-advised"}
+        effect = (
+            "It segments this scene anew, which takes as long as the first time, into "
+            f"{place['out_dir']}: reviewed labels are not replaced. For another scene set "
+            "next_source."
+        )
     with atomic_path(job.folder / "job.yaml") as path:
         path.write_text(run.job.changed(**thresholds, **place).to_yaml(), encoding="utf-8")
-    return job.folder / "job.yaml"
+    return job.folder / "job.yaml", effect
