@@ -147,6 +147,10 @@ class Workshop:
 
     def pip(self, words):
         assert words[0] in ("install", "wheel")
+        if "-c" in words:
+            at = words.index("-c")
+            assert (ROOT / words[at + 1]).exists()
+            words = words[:at] + words[at + 2 :]
         for word in words[1:]:
             if not word.startswith(("-", ".")):
                 requirement = Requirement(word)
