@@ -1,4 +1,6 @@
-"""Write docs/licences.md: the licence of every package that a run needs, from its metadata.
+"""Write docs/licences.md: from its metadata, the licence of every package that a run needs.
+
+Those that a cluster needs are among them.
 
     python docs/licences.py
 
@@ -25,7 +27,8 @@ TABLE = "| package | licence |\n|---|---|\n"  # the last thing on the page
 def needed() -> dict[str, str]:
     """Names of all packages that a run needs here, as written, by canonical name."""
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
-    waiting = [Requirement(text) for text in project["dependencies"]]
+    cluster = project["optional-dependencies"]["cluster"]
+    waiting = [Requirement(text) for text in [*project["dependencies"], *cluster]]
     found: dict[str, str] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
     while waiting:
