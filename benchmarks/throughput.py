@@ -75,8 +75,8 @@ ENGINE_STAGES = {
         ("decoder.py", "__call__"),
         ("decoder.py", "_upscale"),
     },
-    "masks": {("segmenter.py", "_passing")},
-    "RLE": {("segmenter.py", "_encode")},
+    "masks": {("segmenter.py", "_measure"), ("segmenter.py", "_passing")},
+    "RLE": {("segmenter.py", "_survivors")},
 }
 Masks = list[dict[str, Any]]  # COCO's RLEs of one tile, with SAM's scores
 

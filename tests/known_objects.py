@@ -13,7 +13,7 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
-from workbench.candidates import Candidates, Rules, encode_masks
+from workbench.candidates import Candidates, Rules, Segmenter, encode_masks
 from workbench.raster import Scene
 
 UTM = pyproj.CRS.from_epsg(32633)
@@ -44,7 +44,7 @@ def paint(labels: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class KnownObjects:
+class KnownObjects(Segmenter):
     """Return the objects that `write_labels` has painted, each with a score of its own.
 
     `contains` names objects (keys) that also cover others (values), as a whole covers its parts;

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.sam.measure import Measured, measure_enlarged, measure_whole
+from workbench.candidates import encode_edges, encode_masks
+from workbench.sam.measure import (
+    Measured,
+    edges_of,
+    edges_of_bits,
+    measure_enlarged,
+    measure_whole,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,9 +29,13 @@ def logits() -> torch.Tensor:
     )
 
 
-def plain(mask: Measured) -> tuple:
-    assert mask.area_px == mask.pixels.sum()
-    return str(mask.stability_score), mask.box, mask.pixels.shape, mask.pixels.tobytes()
+def plain(masks: Measured) -> list[tuple]:
+    edges = np.split(masks.edges, np.cumsum(masks.n_edges)[:-1])
+    numbers = (masks.stability.tolist(), masks.boxes.tolist(), masks.areas.tolist())
+    return [
+        (str(stability), box, area, sorted(map(tuple, some.tolist())))
+        for stability, box, area, some in zip(*numbers, edges, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -35,7 +46,28 @@ def test_C1_each_bit_is_that_of_the_whole(scale: int, threads: int) -> None:
     whole = torch.nn.functional.interpolate(
         low_res.view(-1, 3, 64, 64), scale_factor=scale, mode="bilinear", align_corners=False
     ).flatten(0, 1)
-    expected = [plain(mask) for mask in measure_whole(whole, 0.0)]
-    assert [plain(mask) for mask in measure_enlarged(low_res, scale, 0.0)] == expected
-    assert len({shape for _, _, shape, _ in expected}) > 30
+    expected = plain(measure_whole(whole, 0.0))
+    assert plain(measure_enlarged(low_res, scale, 0.0)) == expected
+    assert len({tuple(box) for _, box, *_ in expected}) > 30
     assert any(np.isnan(float(stability)) for stability, *_ in expected)
+
+
+@pytest.mark.parametrize("width", [32, 37])
+def test_edges_are_what_masks_are_encoded_from(width: int) -> None:
+    """Whole columns, too, of which one run joins the next, and masks of all or no pixels."""
+    masks = np.random.default_rng(0).random((40, 11, width)) < np.linspace(0, 1, 40)[:, None, None]
+    masks[5:20, :, 3:9] = True
+    masks[10:30, :5] = masks[10:30, 5:7] = False
+    assert masks[-1].all()
+    assert not masks[0].any()
+    n_edges, edges = edges_of(masks)
+    of_bits = edges_of_bits(torch.from_numpy(np.packbits(masks, axis=2)))
+    np.testing.assert_array_equal(of_bits[0], n_edges)
+    # in another order, which does not matter
+    number = np.repeat(np.arange(len(masks)), n_edges)
+    both = (np.column_stack((number, some)).tolist() for some in (edges, of_bits[1]))
+    assert sorted(next(both)) == sorted(next(both))
+    place = edges[:, 0].astype(int) * 11 + edges[:, 1]
+    assert encode_edges(number, place, len(masks), 11, width) == encode_masks(masks)
+    assert edges_of(masks[:0])[0].shape == (0,)
+    assert edges_of_bits(torch.zeros((0, 11, 5), dtype=torch.uint8))[1].shape == (0, 2)

@@ -16,12 +16,18 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 from small_sams import picture, small_sam
 
-from workbench.candidates import SCHEMA, Candidates, Thresholds, prune, select
+from workbench.candidates import (
+    SCHEMA,
+    Candidates,
+    Thresholds,
+    encode_edges,
+    prune,
+    select,
+)
 from workbench.errors import WorkbenchError
 from workbench.sam import SamSegmenter
 from workbench.sam.device import PROMPTS_AT_ONCE
 from workbench.sam.encoder import Predictor
-from workbench.sam.measure import Measured
 
 # after workbench.sam, which makes torchvision importable
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor  # isort: skip
@@ -337,24 +343,39 @@ def test_few_masks_are_at_full_resolution_at_once(
     assert sum(upsampled) < 64 * 3  # those below the floor are not upsampled at all
 
 
-def test_masks_are_pruned_as_bits(segmenter: SamSegmenter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU, those that can never be selected do not leave it."""
-    measured, unpacked = [], []
-    original = Measured.pixels.fget
+def test_what_is_pruned_is_not_encoded(
+    segmenter: SamSegmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed, encoded = [], []
+    passing = SamSegmenter._passing
 
-    def passing(self: SamSegmenter, *args: Any) -> list:
-        measured.extend(found := whole(self, *args))
+    def counted(self: SamSegmenter, *args: Any) -> Any:
+        found = passing(self, *args)
+        passed.extend(found.ordinals.tolist())
         return found
 
-    def pixels(self: Measured) -> np.ndarray:
-        unpacked.append(self)
-        return original(self)
+    def encode(mask: np.ndarray, place: np.ndarray, n: int, *size: int) -> list[bytes]:
+        encoded.append(n)
+        return encode_edges(mask, place, n, *size)
 
-    whole = SamSegmenter._passing
-    monkeypatch.setattr(SamSegmenter, "_passing", passing)
-    monkeypatch.setattr(Measured, "pixels", property(pixels))
+    monkeypatch.setattr(SamSegmenter, "_passing", counted)
+    monkeypatch.setattr("workbench.sam.segmenter.encode_edges", encode)
     candidates = segmenter.propose(picture(96, 128))
-    assert 0 < len(unpacked) == len(candidates) < len(measured)
+    assert 0 < sum(encoded) == len(candidates) < len(passed)
+
+
+def test_what_is_left_after_the_network_needs_no_model(segmenter: SamSegmenter) -> None:
+    image = picture(160, 200)
+    layered = replace(segmenter, load_model=lambda: segmenter.model, crop_n_layers=1)
+    expected = layered.propose(image)
+    brief = replace(layered, load_model=small_sam)
+    rest = brief.begin(image)
+    gone = weakref.ref(brief.model)
+    del brief
+    gc.collect()
+    assert gone() is None
+    assert rest().table == expected.table
+    assert len(expected)
 
 
 def test_positions_are_encoded_once_for_each_crop(

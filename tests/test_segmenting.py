@@ -40,6 +40,25 @@ class Steps(KnownObjects):
         return found
 
 
+class InTwo(KnownObjects):
+    """Known objects whose last step is for the host alone."""
+
+    def __init__(self, rest):
+        super().__init__(RULES)
+        object.__setattr__(self, "rest", rest)
+        object.__setattr__(self, "begun", [])
+
+    def begin(self, image, watch=None):
+        self.begun.append(threading.current_thread().name)
+        number = len(self.begun) - 1
+
+        def rest():
+            self.rest(number)
+            return self.propose(image)
+
+        return rest
+
+
 def tables(tiles):
     return [(tile.tile, tile.record.status, tile.candidates.table) for tile in tiles]
 
@@ -144,6 +163,45 @@ def test_seconds_are_those_of_the_tile_alone(part):
     tiles = list(segment_tiles(part, part.tiles[:6], Steps(lambda: time.sleep(0.02))))
     assert all(tile.record.seconds >= 0.06 for tile in tiles)
     assert min(tile.record.seconds for tile in tiles) < 0.12  # not the wait for those before it
+
+
+def test_a_tile_is_finished_while_the_next_is_computed(part):
+    """The network must not wait for what the host alone has to do."""
+    second = threading.Event()
+
+    def rest(number):
+        if number == 0:
+            assert second.wait(30)
+
+    class Late(InTwo):
+        def begin(self, image, watch=None):
+            if len(self.begun) == 1:
+                second.set()
+            return super().begin(image)
+
+    segmenter = Late(rest)
+    found = tables(segment_tiles(part, part.tiles, segmenter))
+    assert found == tables(segment_tiles(part, part.tiles, KnownObjects(RULES)))
+    assert {name.split("_")[0] for name in segmenter.begun} == {"compute"}
+
+
+def test_the_network_is_not_far_ahead_of_what_is_finished(part):
+    """What it leaves for the host is held in memory."""
+    ahead = []
+    segmenter = InTwo(lambda number: ahead.append(len(segmenter.begun) - number))
+    assert len(list(segment_tiles(part, part.tiles, segmenter))) == len(part.tiles)
+    assert max(ahead) <= segmenting.TILES_IN_WORK
+
+
+def test_C6_an_error_after_the_network_is_in_the_record_of_its_tile(part):
+    def rest(number):
+        if number == 1:
+            raise OSError("no such luck")
+
+    tiles = list(segment_tiles(part, part.tiles, InTwo(rest)))
+    assert [tile.tile for tile in tiles] == list(part.tiles)
+    (failed,) = [tile for tile in tiles if tile.record.status == "failed"]
+    assert (failed.tile, failed.record.error) == (part.tiles[1], "OSError: no such luck")
 
 
 def test_no_tiles_are_no_work(part):

@@ -114,11 +114,16 @@ class Candidates:
 
     def at_tile(self, row: int, col: int) -> Candidates:
         """Say which tile the rows belong to."""
-        table = self.table
-        for name, value in (("tile_row", row), ("tile_col", col)):
-            column = pa.array(np.full(len(self), value, np.int32))
-            table = table.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column)
-        return replace(self, table=table)
+        rows, cols = np.full(len(self), row), np.full(len(self), col)
+        return self.with_column("tile_row", rows).with_column("tile_col", cols)
+
+    def with_column(self, name: str, values: Any) -> Candidates:
+        """Replace a column by `(n,)` values."""
+        field = SCHEMA.field(name)
+        column = pa.array(values, type=field.type)
+        return replace(
+            self, table=self.table.set_column(SCHEMA.get_field_index(name), field, column)
+        )
 
     def masks(self) -> Iterator[NDArray[np.bool_]]:
         """Decode the masks one by one, each `(height, width)` of the tile."""
@@ -147,6 +152,16 @@ class Segmenter(Protocol):
         A Segmenter that takes long tells `watch` how far it is.
         """
 
+    def begin(
+        self, image: NDArray[np.uint8], watch: Watch | None = None
+    ) -> Callable[[], Candidates]:
+        """Do what a tile at a time can do, as with a network; return what is left of `propose`.
+
+        That may be done in another thread, while the next tile has begun.
+        """
+        found = self.propose(image, watch)
+        return lambda: found
+
 
 def encode_masks(masks: NDArray[np.bool_]) -> list[bytes]:
     """Encode `(n, h, w)` masks as COCO compressed counts."""
@@ -154,6 +169,31 @@ def encode_masks(masks: NDArray[np.bool_]) -> list[bytes]:
         return []
     columns = np.asfortranarray(masks.transpose(1, 2, 0).view(np.uint8))
     return [rle["counts"] for rle in coco.encode(columns)]
+
+
+def encode_edges(
+    mask: NDArray[Any], place: NDArray[Any], n: int, height: int, width: int
+) -> list[bytes]:
+    """Encode `n` masks of `(height, width)`, given where their runs of pixels begin and end.
+
+    One entry, in any order, for each edge of a run: the number of its mask, and its place, x times
+    height plus y. A run that ends where the next column's begins need not be joined to it.
+    """
+    if not n:
+        return []
+    size = height * width
+    key = np.sort(mask.astype(np.int64) * (size + 1) + place)
+    alone = np.ones(len(key), bool)
+    alone[1:] &= key[1:] != key[:-1]
+    alone[:-1] &= key[1:] != key[:-1]
+    end = np.arange(n) * (size + 1) + size  # the last pixel's; what ends there is ended
+    key = np.sort(np.concatenate([key[alone & (key % (size + 1) < size)], end]))
+    first = np.concatenate([[0], np.searchsorted(key, end) + 1])
+    counts = np.diff(key, prepend=-1)
+    counts[first[:-1]] -= 1
+    parts = np.split(counts.astype(np.uint32), first[1:-1])
+    rles = coco.frPyObjects([{"size": [height, width], "counts": part} for part in parts], 0, 0)
+    return [rle["counts"] for rle in rles]
 
 
 def concat(tables: Sequence[Candidates]) -> Candidates:

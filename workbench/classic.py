@@ -23,11 +23,10 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco
 from scipy import sparse
 from skimage.segmentation import watershed
 
-from workbench.candidates import Candidates, Rules, Watch, prune
+from workbench.candidates import Candidates, Rules, Segmenter, Watch, encode_edges, prune
 
 VERSION = 1  # part of the key: candidates of another method or other constants are others
 
@@ -36,7 +35,7 @@ EDGE_EXPONENTS = (0, 2)
 
 
 @dataclass(frozen=True)
-class ClassicSegmenter:
+class ClassicSegmenter(Segmenter):
     """Proposes regions of two superpixel hierarchies; the rules are SAM's."""
 
     pred_iou_floor: float = 0.5
@@ -441,15 +440,6 @@ def _encode(
     last = np.searchsorted(ranks, hierarchy.start[rows] + hierarchy.count[rows])
     encoded = np.empty(len(rows), object)
     for i, (low, high) in enumerate(zip(first, last, strict=True)):
-        # a run that ends where another starts cancels out with it: what is left are the changes
-        begin, end = np.sort(starts[low:high]), np.sort(stops[low:high])
-        apart = begin[1:] != end[:-1]
-        changes = np.empty(2 * (1 + np.count_nonzero(apart)), np.int64)
-        changes[0], changes[-1] = begin[0], end[-1]
-        changes[1:-1:2], changes[2::2] = end[:-1][apart], begin[1:][apart]
-        counts = np.diff(changes, prepend=0).tolist()
-        if end[-1] < len(columns_first):
-            counts.append(len(columns_first) - int(end[-1]))
-        rle = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-        encoded[i] = rle["counts"]
+        place = np.concatenate((starts[low:high], stops[low:high]))
+        encoded[i] = encode_edges(np.zeros(len(place), int), place, 1, height, width)[0]
     return encoded

@@ -77,6 +77,10 @@ class _SegmenterThere:
         """Never: tiles are computed where the model is."""
         raise NotImplementedError
 
+    def begin(self, image: NDArray[np.uint8], watch: Any = None) -> Callable[[], Candidates]:
+        """Never, either."""
+        raise NotImplementedError
+
 
 def segmenter_there(address: str, share: Share, before: Mapping[str, Any]) -> Segmenter:
     """Check the workers, and let one of them load the model and say what it resolves to.

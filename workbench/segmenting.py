@@ -1,4 +1,4 @@
-"""Tiles through a Segmenter, in order: while one is computed, the next ones are read."""
+"""Tiles through a Segmenter, in order: while one is computed, others are read and finished."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from workbench.candidates import (
 from workbench.raster import Scene
 from workbench.tiles import Tile, TileGrid
 
-TILES_IN_WORK = 3  # one is computed, the next is read and one waits: what bounds the memory
+# one is computed, the next is read, the one before is finished and one waits: bounds the memory
+TILES_IN_WORK = 4
 
 
 @dataclass(frozen=True)
@@ -74,24 +75,24 @@ def segment_tiles(
 ) -> Generator[SegmentedTile, None, None]:
     """Compute tiles of a scene and yield them in their order, each as soon as it is finished.
 
-    Reading and computing run in a thread each, a few tiles ahead; `watch` is called in the
-    caller's. What fails in a tile is in its record. Closing the iterator, or an interrupt, does not
-    wait for the threads: they end after the step that they are at.
+    Reading, computing and what comes after the network run in a thread each, a few tiles ahead;
+    `watch` is called in the caller's. What fails in a tile is in its record. Closing the iterator,
+    or an interrupt, does not wait for the threads: they end after the step that they are at.
     """
-    reader, network = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(1, "compute")
+    threads = tuple(ThreadPoolExecutor(1, name) for name in ("read", "compute", "finish"))
     stop = Event()
     waiting: deque[_Work] = deque()
     try:
         for tile in tiles:
-            waiting.append(_Work(part, tile, segmenter, stop, watch).begin(reader, network))
+            waiting.append(_Work(part, tile, segmenter, stop, watch).begin(*threads))
             if len(waiting) == TILES_IN_WORK:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
         stop.set()
-        for executor in (reader, network):
-            executor.shutdown(wait=False, cancel_futures=True)
+        for thread in threads:
+            thread.shutdown(wait=False, cancel_futures=True)
 
 
 class _Stopped(BaseException):
@@ -115,16 +116,17 @@ class _Work:
         self.told: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self.seconds = 0.0
 
-    def begin(self, reader: ThreadPoolExecutor, network: ThreadPoolExecutor) -> _Work:
-        read = reader.submit(self._read)
-        self.computed: Future[SegmentedTile] = network.submit(self._compute, read)
-        self.computed.add_done_callback(lambda _: self.told.put(None))
+    def begin(self, *threads: ThreadPoolExecutor) -> _Work:
+        reader, network, finisher = threads
+        computed = network.submit(self._compute, reader.submit(self._read))
+        self.finished: Future[SegmentedTile] = finisher.submit(self._finish, computed)
+        self.finished.add_done_callback(lambda _: self.told.put(None))
         return self
 
     def result(self) -> SegmentedTile:
         while (tell := self.told.get()) is not None:
             tell()
-        return self.computed.result()
+        return self.finished.result()
 
     def _read(self) -> tuple[NDArray[np.uint8] | None, str | None]:
         """The image, None if no pixel of it is valid, and the RLE of those that are if not all."""
@@ -134,33 +136,50 @@ class _Work:
         self.seconds = time.perf_counter() - start
         return (image if valid.any() else None), rle
 
-    def _compute(self, read: Future[tuple[NDArray[np.uint8] | None, str | None]]) -> SegmentedTile:
-        try:
+    def _compute(
+        self, read: Future[tuple[NDArray[np.uint8] | None, str | None]]
+    ) -> tuple[Callable[[], Candidates] | None, str | None]:
+        """What is left to do on the host, None if no pixel is valid, and the RLE of those."""
+        if self.stop.is_set():
+            raise _Stopped
+        image, rle = read.result()
+        if image is None:
+            return None, rle
+        start = time.perf_counter() - self.seconds
+
+        def tell(share: float, so_far: Callable[[], Candidates]) -> None:
             if self.stop.is_set():
                 raise _Stopped
-            image, rle = read.result()
+            watch = self.watch
+            if watch is not None and self.told.empty():  # a slow caller hears of less
+                tile = partial(self._made, "ok", start, valid_rle=rle)
+                self.told.put(lambda: watch(share, lambda: tile(found=so_far())))
+
+        try:
+            rest = self.segmenter.begin(image, tell)
+        except Exception:
+            raise
+        except BaseException:  # an interrupt, which ends the tiles behind this one, too
+            self.stop.set()
+            raise
+        self.seconds = time.perf_counter() - start
+        return rest, rle
+
+    def _finish(
+        self, computed: Future[tuple[Callable[[], Candidates] | None, str | None]]
+    ) -> SegmentedTile:
+        try:
+            rest, rle = computed.result()
             start = time.perf_counter() - self.seconds
-            if image is None:
+            if rest is None:
                 return self._made("nodata", start)
-
-            def tell(share: float, so_far: Callable[[], Candidates]) -> None:
-                if self.stop.is_set():
-                    raise _Stopped
-                watch = self.watch
-                if watch is not None and self.told.empty():  # a slow caller hears of less
-                    tile = partial(self._made, "ok", start, valid_rle=rle)
-                    self.told.put(lambda: watch(share, lambda: tile(found=so_far())))
-
-            found = self.segmenter.propose(image, tell)
+            found = rest()
             return self._made("ok" if len(found) else "empty", start, found, valid_rle=rle)
         except Exception as problem:
             # one bad tile must not cost the others; it is in the ledger, and the run fails at its
             # end
             start = time.perf_counter() - self.seconds
             return self._made("failed", start, error=f"{type(problem).__name__}: {problem}")
-        except BaseException:  # an interrupt, which ends the tiles behind this one, too
-            self.stop.set()
-            raise
 
     def _made(
         self, status: Status, start: float, found: Candidates | None = None, **more: Any

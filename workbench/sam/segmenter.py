@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,15 @@ from segment_anything.utils.amg import (
 )
 from torch.nn.functional import interpolate
 
-from workbench.candidates import Candidates, Rules, Watch, concat, encode_masks, prune
+from workbench.candidates import (
+    Candidates,
+    Rules,
+    Segmenter,
+    Watch,
+    concat,
+    encode_edges,
+    prune,
+)
 from workbench.errors import JobError, WorkbenchError
 from workbench.sam.decoder import decoder_of
 from workbench.sam.device import (
@@ -39,7 +48,13 @@ from workbench.sam.device import (
     resolve_precision,
 )
 from workbench.sam.encoder import Predictor
-from workbench.sam.measure import Measured, measure_enlarged, measure_fused, measure_whole
+from workbench.sam.measure import (
+    Measured,
+    joined,
+    measure_enlarged,
+    measure_fused,
+    measure_whole,
+)
 from workbench.sam.models import MODELS, fetch_checkpoint, load_model, refuse_missing
 
 # More upsampled masks of 1024 x 1024 than a few leave the CPU's caches: 4 ms a mask by threes,
@@ -52,7 +67,7 @@ CROP_OVERLAP_RATIO = 512 / 1500  # as SamAutomaticMaskGenerator
 
 
 @dataclass(frozen=True, eq=False)
-class SamSegmenter:
+class SamSegmenter(Segmenter):
     """A SAM model with its prompt grid and floors; satisfies `candidates.Segmenter`.
 
     The model is loaded when first used and lives as long as this value does; the key is known
@@ -107,19 +122,26 @@ class SamSegmenter:
             "threads": self._threads,
         }
 
-    @torch.inference_mode()
     def propose(self, image: NDArray[np.uint8], watch: Watch | None = None) -> Candidates:
         """Return the pruned candidates of one RGB tile `(h, w, 3)`, at tile row and column 0.
 
         `watch` is told after each batch of prompts; what it gets so far is pruned as if it were
         all. Raises `WorkbenchError` if the network overflows its precision.
+        """
+        return self.begin(image, watch)()
+
+    @torch.inference_mode()
+    def begin(
+        self, image: NDArray[np.uint8], watch: Watch | None = None
+    ) -> Callable[[], Candidates]:
+        """Run the network; what is left of `propose` is work for the host alone.
 
         Where the device's memory does not hold a batch of prompts, this tile is done again in
         batches of half the size, and so are all after it; `key` then has the smaller batch.
         """
         while True:
             try:
-                return self._propose(image, watch)
+                return self._begin(image, watch)
             except torch.cuda.OutOfMemoryError:
                 if self._batch.size == 1:
                     raise
@@ -127,7 +149,7 @@ class SamSegmenter:
             self._batch.size //= 2
             torch.cuda.empty_cache()
 
-    def _propose(self, image: NDArray[np.uint8], watch: Watch | None) -> Candidates:
+    def _begin(self, image: NDArray[np.uint8], watch: Watch | None) -> Callable[[], Candidates]:
         height, width = image.shape[:2]
         rules = Rules(
             height=height,
@@ -141,23 +163,19 @@ class SamSegmenter:
         grid = build_point_grid(self.points_per_side)  # the same in every crop layer
         masks_per_point = self.model.mask_decoder.num_multimask_outputs
         boxes, _ = generate_crop_boxes((height, width), self.crop_n_layers, CROP_OVERLAP_RATIO)
-        # pruning looks at one crop at a time, so each is pruned and encoded before the next
-        done: list[Candidates] = []
+        found: list[_Proposals] = []
         for i, box in enumerate(boxes):
             crop = _Crop(tuple(box), i, grid, masks_per_point, rules)
-            proposals: list[_Proposal] = []
             for share, some in self._proposals(image, crop):
-                proposals += some
+                found.append(some)
                 if watch is not None:
-                    # copies, since it may be called in another thread
-                    so_far = partial(_survivors, [*done], [*proposals], crop)
-                    watch((i + share) / len(boxes), so_far)
-            done = [_survivors(done, proposals, crop)]
-        return done[0]
+                    # a copy, since it may be called in another thread
+                    watch((i + share) / len(boxes), partial(_survivors, [*found], rules))
+        return partial(_survivors, found, rules)
 
     def _proposals(
         self, image: NDArray[np.uint8], crop: _Crop
-    ) -> Iterator[tuple[float, list[_Proposal]]]:
+    ) -> Iterator[tuple[float, _Proposals]]:
         """Yield, batch by batch, the share of a crop that is done and those of its masks that pass.
 
         They are above the floors and clear of inner crop edges.
@@ -200,29 +218,30 @@ class SamSegmenter:
         return embedded
 
     def _refuse_overflow(self, *values: torch.Tensor) -> None:
-        if not all(value.isfinite().all() for value in values):
+        if not torch.stack([value.isfinite().all() for value in values]).all():
             raise WorkbenchError(
                 f"{self.name} gave values that are not finite in precision {self.precision}. "
                 "Set precision to fp32; if it is, the weights are damaged."
             )
 
-    def _measure(
-        self, predictor: Predictor, low_res: torch.Tensor, channels: int
-    ) -> Iterator[Measured]:
+    def _measure(self, predictor: Predictor, low_res: torch.Tensor, channels: int) -> Measured:
         """Bring `(n, h, w)` logits to the size of the crop and measure their masks."""
         size, threshold = self.model.image_encoder.img_size, self.model.mask_threshold
         if self._fuses:
             frame = predictor.input_size, predictor.original_size
-            yield from measure_fused(low_res, size, *frame, threshold)
-            return
+            return measure_fused(low_res, size, *frame, threshold)
         scale = size // low_res.shape[-1]
         whole = predictor.input_size == predictor.original_size == (size, size)
         if self._device_type == "cpu" and whole and scale * low_res.shape[-1] == size:
-            yield from measure_enlarged(low_res, scale, threshold)
-            return
-        for some in low_res.split(MASKS_AT_ONCE.get(self._device_type, max(1, len(low_res)))):
-            if len(some):
-                yield from measure_whole(self._upsample(predictor, some, channels), threshold)
+            return measure_enlarged(low_res, scale, threshold)
+        parts = low_res.split(MASKS_AT_ONCE.get(self._device_type, max(1, len(low_res))))
+        return joined(
+            [
+                measure_whole(self._upsample(predictor, some, channels), threshold)
+                for some in parts
+                if len(some)
+            ]
+        )
 
     def _upsample(self, predictor: Predictor, low_res: torch.Tensor, channels: int) -> torch.Tensor:
         """Bring `(n, h, w)` logits, n > 0, to the size of the crop.
@@ -247,19 +266,18 @@ class SamSegmenter:
         self,
         ordinals: torch.Tensor,
         ious: torch.Tensor,
-        measured: Iterator[Measured],
+        masks: Measured,
         crop: _Crop,
-    ) -> list[_Proposal]:
+    ) -> _Proposals:
         """Those that are stable and clear of inner crop edges."""
-        stable = [
-            _Proposal(ordinal, iou, mask)
-            for ordinal, iou, mask in zip(ordinals.tolist(), ious.tolist(), measured, strict=True)
-            if self.stability_floor <= 0 or mask.stability_score >= np.float32(self.stability_floor)
-        ]
-        boxes = torch.tensor([one.mask.box for one in stable]).view(-1, 4)
         tile_box = [0, 0, crop.rules.width, crop.rules.height]
-        at_edge = is_box_near_crop_edge(boxes, list(crop.box), tile_box).tolist()
-        return [one for one, near in zip(stable, at_edge, strict=True) if not near]
+        boxes = torch.from_numpy(masks.boxes)
+        keep = ~is_box_near_crop_edge(boxes, list(crop.box), tile_box).numpy()
+        if self.stability_floor > 0:
+            keep &= masks.stability >= np.float32(self.stability_floor)
+        return _Proposals(
+            crop, ordinals.cpu().numpy()[keep], ious.cpu().numpy()[keep], masks.take(keep)
+        )
 
     def _autocast(self) -> AbstractContextManager[None]:
         if self.precision == "fp32":
@@ -313,61 +331,69 @@ class _Crop:
 
 
 @dataclass(frozen=True, eq=False)
-class _Proposal:
-    """One mask of a crop."""
+class _Proposals:
+    """Masks of a crop that passed, in the generator's order."""
 
-    ordinal: int
-    pred_iou: float
-    mask: Measured
+    crop: _Crop
+    ordinals: NDArray[np.int64]  # (n,)
+    ious: NDArray[np.float32]  # (n,)
+    masks: Measured
 
-
-def _survivors(
-    before: Sequence[Candidates], proposals: Sequence[_Proposal], crop: _Crop
-) -> Candidates:
-    """Prune the proposals of a crop and put them below what crops before it have left."""
-    table = _tabulate(proposals, [b""] * len(proposals), crop)
-    alive = set(prune(table).column("ordinal").tolist())
-    proposals = [proposal for proposal in proposals if proposal.ordinal in alive]
-    rles = [_encode(proposal.mask, crop) for proposal in proposals]
-    return concat([*before, _tabulate(proposals, rles, crop)])
-
-
-def _tabulate(proposals: Sequence[_Proposal], rles: Sequence[bytes], crop: _Crop) -> Candidates:
-    """Put the proposals of one crop into tile pixels."""
-    n = len(proposals)
-    ordinals = np.array([proposal.ordinal for proposal in proposals], int)
-    masks = [proposal.mask for proposal in proposals]
-    boxes = np.array([mask.box for mask in masks], int).reshape(n, 4)
-    boxes += np.tile(crop.box[:2], 2)
-    points = crop.points[(ordinals - crop.first_ordinal) // crop.masks_per_point] + crop.box[:2]
-    return Candidates.from_columns(
-        crop.rules,
-        {
-            "tile_row": np.zeros(n, int),
-            "tile_col": np.zeros(n, int),
-            "ordinal": ordinals,
-            "pred_iou": np.array([proposal.pred_iou for proposal in proposals], np.float32),
-            "stability_score": np.array([mask.stability_score for mask in masks], np.float32),
-            **dict(zip(("x0", "y0", "x1", "y1"), boxes.T, strict=True)),
-            "area_px": np.array([mask.area_px for mask in masks], int),
-            "point_x": points[:, 0],
-            "point_y": points[:, 1],
-            **{
-                f"crop_{name}": np.full(n, value)
-                for name, value in zip(("x0", "y0", "x1", "y1"), crop.box, strict=True)
+    def table(self) -> Candidates:
+        """Put them into tile pixels, without their RLEs."""
+        crop, n = self.crop, len(self.ordinals)
+        x0, y0, x1, y1 = (self.masks.boxes + np.tile(crop.box[:2], 2)).T
+        points = crop.points[(self.ordinals - crop.first_ordinal) // crop.masks_per_point]
+        point_x, point_y = (points + crop.box[:2]).T
+        crop_x0, crop_y0, crop_x1, crop_y1 = np.tile(crop.box, (n, 1)).T
+        return Candidates.from_columns(
+            crop.rules,
+            {
+                "tile_row": np.zeros(n, int),
+                "tile_col": np.zeros(n, int),
+                "ordinal": self.ordinals,
+                "pred_iou": self.ious,
+                "stability_score": self.masks.stability,
+                "x0": x0,
+                "y0": y0,
+                "x1": x1,
+                "y1": y1,
+                "area_px": self.masks.areas,
+                "point_x": point_x,
+                "point_y": point_y,
+                "crop_x0": crop_x0,
+                "crop_y0": crop_y0,
+                "crop_x1": crop_x1,
+                "crop_y1": crop_y1,
+                "rle": [b""] * n,
             },
-            "rle": rles,
-        },
+        )
+
+    def encode(self, alive: NDArray[np.bool_]) -> list[bytes]:
+        """Encode some of the masks, `(n,)`."""
+        masks, rules = self.masks.take(alive), self.crop.rules
+        x, y = masks.edges.T.astype(np.int64)
+        place = (x + self.crop.box[0]) * rules.height + y + self.crop.box[1]
+        mask = np.repeat(np.arange(len(masks)), masks.n_edges)
+        return encode_edges(mask, place, len(masks), rules.height, rules.width)
+
+
+def _survivors(found: Sequence[_Proposals], rules: Rules) -> Candidates:
+    """Prune the proposals of a tile, and encode what is left."""
+    crops = [_joined(list(some)) for _, some in groupby(found, lambda one: one.crop.number)]
+    kept = prune(concat([Candidates.empty(rules), *(some.table() for some in crops)]))
+    alive = kept.column("ordinal")
+    rles = [rle for some in crops for rle in some.encode(np.isin(some.ordinals, alive))]
+    return kept.with_column("rle", rles)
+
+
+def _joined(parts: Sequence[_Proposals]) -> _Proposals:
+    return _Proposals(
+        parts[0].crop,
+        np.concatenate([part.ordinals for part in parts]),
+        np.concatenate([part.ious for part in parts]),
+        joined([part.masks for part in parts]),
     )
-
-
-def _encode(mask: Measured, crop: _Crop) -> bytes:
-    x0, y0, x1, y1 = mask.box
-    left, top, _, _ = crop.box
-    # column by column in memory, as an RLE runs: else a copy takes longer than encoding
-    tile = np.zeros((1, crop.rules.width, crop.rules.height), bool).transpose(0, 2, 1)
-    tile[0, top + y0 : top + y1 + 1, left + x0 : left + x1 + 1] = mask.pixels
-    return encode_masks(tile)[0]
 
 
 def sam_segmenter(
