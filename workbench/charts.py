@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import shapely
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
+
+from workbench.layer import BATCH
+from workbench.spill import SpilledPolygons
 
 STATUS_COLORS = {"ok": "#2e9e5b", "empty": "#b9d8c4", "nodata": "#d5d5d5", "failed": "#d50000"}
 MAX_CHECKED = 50_000  # polygons; checking all pairs of more would take minutes
@@ -56,7 +61,7 @@ def tile_maps(tiles: gpd.GeoDataFrame) -> dict[str, Figure]:
 
 
 def distributions(
-    layer: gpd.GeoDataFrame, pred_iou_thresh: float, stability_score_thresh: float
+    layer: pd.DataFrame, pred_iou_thresh: float, stability_score_thresh: float
 ) -> dict[str, Figure]:
     """Histograms of the two scores, with their thresholds, and of the ground area (log scale)."""
     figures = {}
@@ -81,30 +86,49 @@ def distributions(
     return figures
 
 
-def seams(layer: gpd.GeoDataFrame) -> dict[str, int]:
+def seams(layer: pd.DataFrame) -> dict[str, int]:
     """Count the polygons by how many tiles saw them."""
     counts = layer["n_tiles"].value_counts().sort_index()
     return {f"seen by {n} tile{'' if n == 1 else 's'}": int(count) for n, count in counts.items()}
 
 
-def topology(layer: Iterable[gpd.GeoDataFrame]) -> dict[str, str]:
-    """Check the geometry of batches: validity, emptiness, and pairs that partly overlap."""
+def topology(layer: Iterable[gpd.GeoDataFrame], folder: Path | None = None) -> dict[str, str]:
+    """Check the geometry of batches: validity, emptiness, and pairs that partly overlap.
+
+    Geometry lies in a file in `folder` meanwhile.
+    """
     invalid = empty = n = 0
-    held: list[NDArray[np.object_]] = []
-    for batch in layer:
-        geometry = np.asarray(batch.geometry.array)
-        invalid += int(np.count_nonzero(~shapely.is_valid(geometry)))
-        empty += int(np.count_nonzero(shapely.is_empty(geometry)))
-        n += len(geometry)
-        held = [*held, geometry] if n <= MAX_CHECKED else []
-    checks = {"invalid polygons": f"{invalid:,}", "empty polygons": f"{empty:,}"}
-    if n > MAX_CHECKED:
-        checks["overlapping pairs"] = f"not counted in more than {MAX_CHECKED:,} polygons"
-    else:
-        geometry = np.concatenate([np.empty(0, object), *held])
-        one, other = shapely.STRtree(geometry).query(geometry, predicate="overlaps")
-        checks["overlapping pairs"] = f"{np.count_nonzero(one < other):,}"
-    return checks
+    with closing(SpilledPolygons(folder)) as shapes:
+        for batch in layer:
+            geometry = np.asarray(batch.geometry.array)
+            invalid += int(np.count_nonzero(~shapely.is_valid(geometry)))
+            empty += int(np.count_nonzero(shapely.is_empty(geometry)))
+            n += len(geometry)
+            if n <= MAX_CHECKED:
+                shapes.append(geometry)
+        shapes.settle()
+        overlaps = f"not counted in more than {MAX_CHECKED:,} polygons"
+        if n <= MAX_CHECKED:
+            overlaps = f"{_count_overlaps(shapes):,}"
+    return {
+        "invalid polygons": f"{invalid:,}",
+        "empty polygons": f"{empty:,}",
+        "overlapping pairs": overlaps,
+    }
+
+
+def _count_overlaps(shapes: SpilledPolygons) -> int:
+    frames = np.asarray(shapely.box(*shapes.bounds.T), object)
+    tree, count = shapely.STRtree(frames), 0
+    for start in range(0, len(frames), BATCH):
+        rows = np.arange(start, min(start + BATCH, len(frames)))
+        one, other = tree.query(frames[rows])
+        one, other = one[rows[one] < other], other[rows[one] < other]
+        near, place = np.unique(other, return_inverse=True)
+        here = shapes[rows]
+        shapely.prepare(here)
+        count += int(np.count_nonzero(shapely.overlaps(here[one], shapes[near][place])))
+    return count
 
 
 _EDGES = {"edgecolor": "white", "linewidth": 0.4}

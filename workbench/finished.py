@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 import geopandas as gpd
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import shapely
@@ -46,21 +45,10 @@ class Run:
         """The pre-labels in batches, at least one, for what need not hold them all."""
         return read_batches(self.folder / LAYER)
 
-    @cached_property
-    def sketch(self) -> gpd.GeoDataFrame:
-        """All pre-labels with outlines as fine as a picture of their raster needs them."""
-        sides = self.tiles.bounds.groupby(self.tiles["source"]).agg(
-            {"minx": "min", "miny": "min", "maxx": "max", "maxy": "max"}
-        )
-        longer = np.maximum(sides["maxx"] - sides["minx"], sides["maxy"] - sides["miny"])
-        half_pixel = longer.min() / PICTURE_PX / 2
-        coarse = [batch.set_geometry(batch.simplify(half_pixel)) for batch in self.batches()]
-        return gpd.GeoDataFrame(pd.concat(coarse, ignore_index=True))
-
     @property
     def summary(self) -> pd.DataFrame:
         """What a person wants to know of the run, a row for each quantity."""
-        return report.summary_table(self.sketch, self.tiles)
+        return report.summary_table(self.batches, self.tiles)
 
     def picture(self) -> bytes:
         """Draw the layer over its imagery (of many scenes: the first; of it the AOI), as PNG."""
@@ -70,14 +58,13 @@ class Run:
             part = shapely.intersection(self.aoi, scene.window_polygon(scene.window))
             window = scene.window_around(part.bounds, PICTURE_MARGIN)
         rgb, valid, transform = scene.overview(PICTURE_PX, window)
-        here = self.sketch[self.sketch["source"] == scene.name]
         n = len(self.scenes)
         aoi = None if self.aoi is None else gpd.GeoDataFrame(geometry=[self.aoi], crs=scene.crs)
         figure = report.draw_map(
             rgb,
             valid,
             transform,
-            here,
+            lambda: (batch[batch["source"] == scene.name] for batch in self.batches()),
             tiles=self.tiles,
             aoi=aoi,
             title=f"{scene.name} (1 of {n} rasters)" if n > 1 else scene.name,

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -186,9 +186,10 @@ def read_batches(parquet: Path) -> Iterator[gpd.GeoDataFrame]:
             yield as_layer(gpd.GeoDataFrame(frame, geometry=shapes, crs=crs))
 
 
-def read_attributes(parquet: Path) -> pd.DataFrame:
-    """Read all of the pre-labels but their geometry."""
-    return pd.read_parquet(parquet, columns=list(COLUMNS))
+def read_numbers(parquet: Path) -> pd.DataFrame:
+    """Read the columns of the pre-labels that are numbers."""
+    numbers = [name for name, dtype in COLUMNS.items() if dtype in ("float64", "int64")]
+    return pd.read_parquet(parquet, columns=numbers)
 
 
 def read_layer(path: Path) -> gpd.GeoDataFrame:
@@ -224,30 +225,31 @@ def count_reviewed(gpkg: Path) -> int:
             written = gpkg.with_suffix(".parquet")
             if not written.exists():
                 return sum(int((frame["status"] != "unreviewed").sum()) for frame in frames)
-            labels = _review_of(frames)
-        before = _review_of(read_batches(written))
+            differ: Counter[tuple[str, bytes]] = Counter()
+            for batches in zip_longest(frames, read_batches(written)):
+                for sign, batch in zip((1, -1), batches, strict=True):
+                    for label in [] if batch is None else _reviews(batch):
+                        differ[label] += sign
+                        if not differ[label]:  # where nobody was, which is nearly everywhere
+                            del differ[label]
     except (*_GPKG_ERRORS, pa.ArrowException, KeyError, ValueError) as error:
         raise RunFolderError(
             f"{gpkg} is no layer of pre-labels that a run has written, or is damaged ({error}). "
             "Move it out of the run folder, or choose another out_dir."
         ) from error
-    deleted = {label[0] for label in before} - {label[0] for label in labels}
-    return (labels - before).total() + len(deleted)
+    before = {label for (label, _), sign in differ.items() if sign < 0}
+    after = {label for (label, _), sign in differ.items() if sign > 0}
+    return (+differ).total() + len(before - after)  # split in QGIS, two labels have one id
 
 
-def _review_of(layer: Iterable[gpd.GeoDataFrame]) -> Counter[tuple[str, bytes]]:
-    """Count what a review may change of each label, by id: split in QGIS, two have the same."""
-    found: Counter[tuple[str, bytes]] = Counter()
-    for batch in layer:
-        classes = _column(batch["class_id"], "Int64").astype(object).map(str)
-        shapes = shapely.to_wkb(_multi(np.asarray(batch.geometry.array)))
-        rows = zip(batch["id"], classes, batch["status"], shapes, strict=True)
-        # digests, as the shapes themselves would fill the memory
-        found.update(
-            (label, hashlib.sha256(f"{class_id} {status} ".encode() + shape).digest())
-            for label, class_id, status, shape in rows
-        )
-    return found
+def _reviews(batch: gpd.GeoDataFrame) -> Iterator[tuple[str, bytes]]:
+    """The id of each label and a digest of what a review may change of it."""
+    classes = _column(batch["class_id"], "Int64").astype(object).map(str)
+    shapes = shapely.to_wkb(_multi(np.asarray(batch.geometry.array)))
+    for label, class_id, status, shape in zip(
+        batch["id"], classes, batch["status"], shapes, strict=True
+    ):
+        yield label, hashlib.sha256(f"{class_id} {status} ".encode() + shape).digest()
 
 
 def crs_name(crs: CRS) -> str:

@@ -407,7 +407,7 @@ def _write(result: Run, seconds: float) -> None:
     """Write the rest, when the layer has been written in so many seconds."""
     start = time.perf_counter()
     folder, classes, scene = result.folder, result.job.classes, result.scenes[0]
-    attributes = layers.read_attributes(folder / "prelabels.parquet")
+    numbers = layers.read_numbers(folder / "prelabels.parquet")
     write_job(result.job, folder)
     with atomic_path(folder / "tiles.parquet") as path:
         result.tiles.to_parquet(path, index=False)
@@ -432,12 +432,12 @@ def _write(result: Run, seconds: float) -> None:
         charts={
             "Tiles": charts.tile_maps(result.tiles),
             "Scores and areas": charts.distributions(
-                attributes, result.job.pred_iou_thresh, result.job.stability_score_thresh
+                numbers, result.job.pred_iou_thresh, result.job.stability_score_thresh
             ),
         },
         tables={
-            "Seams": charts.seams(attributes),
-            "Topology": charts.topology(result.batches()),
+            "Seams": charts.seams(numbers),
+            "Topology": charts.topology(result.batches(), folder),
             "Time": {
                 "segmenting, sum over tiles": report.duration(float(result.tiles["seconds"].sum())),
                 "polygons, seams, cleaning and the layer's files": report.duration(seconds),

@@ -6,8 +6,10 @@ import base64
 import html
 import io
 import warnings
-from collections.abc import Collection, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,14 @@ import shapely
 from affine import Affine
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PathCollection
 from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
+from matplotlib.image import imsave
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.path import Path as Outline
@@ -36,6 +41,9 @@ from workbench.atomic import atomic_path
 from workbench.crs import ground_scale
 from workbench.layer import crs_name
 from workbench.qgis import CONFIDENCE_CLASSES, NO_SCORE_COLOR, confidence_labels
+
+# a layer in batches, at least one; each call goes through all of them
+Batches = Callable[[], Iterable[gpd.GeoDataFrame]]
 
 # what lies in a run folder, for those who have been sent one
 FILES: Mapping[str, str] = {
@@ -64,7 +72,7 @@ def draw_map(
     rgb: NDArray[np.uint8],
     valid: NDArray[np.bool_],
     transform: Affine,
-    layer: gpd.GeoDataFrame,
+    layer: Batches,
     *,
     tiles: gpd.GeoDataFrame | None = None,
     aoi: gpd.GeoDataFrame | None = None,
@@ -74,20 +82,31 @@ def draw_map(
 
     `rgb` is `(h, w, 3)`, `valid` `(h, w)`; `transform` leads from its pixels, north up, to the
     CRS of `layer`, which `aoi` is turned to. Tiles show as thin lines, failed ones hatched. What
-    has no valid pixels is hatched grey. Belongs to no pyplot state: show `figure_png` of it.
+    has no valid pixels is hatched grey. Belongs to no pyplot state: show `figure_png` of it, which
+    takes the polygons batch by batch.
     """
-    count = f"{len(layer):,} polygon{'' if len(layer) == 1 else 's'}"
-    figure, axes = _imagery(rgb, valid, transform, layer.crs, title, count)
+    counts = np.zeros(len(_COLORS) + 1, np.int64)
+    for batch in layer():
+        crs = batch.crs
+        counts += np.bincount(_confidence_classes(batch), minlength=len(counts))
+    n = int(counts.sum())
+    figure, axes = _imagery(
+        rgb, valid, transform, crs, title, f"{n:,} polygon{'' if n == 1 else 's'}"
+    )
     if tiles is not None:
         _draw_tiles(axes, tiles)
     if aoi is not None and len(aoi):
-        _draw_outlines(axes, aoi.to_crs(layer.crs), "black", linewidth=2.5, alpha=0.6)
-        _draw_outlines(axes, aoi.to_crs(layer.crs), "white", linewidth=1.5, linestyle=(0, (5, 3)))
-    confidence = layer["confidence"].to_numpy(np.float64)
-    classes = np.where(np.isnan(confidence), -1, np.digitize(confidence, _LOWS[1:]))
-    _draw_polygons(axes, layer.geometry, np.array([*_COLORS, NO_SCORE_COLOR])[classes])
-    _legend(figure, axes, layer)
+        _draw_outlines(axes, aoi.to_crs(crs), "black", linewidth=2.5, alpha=0.6)
+        _draw_outlines(axes, aoi.to_crs(crs), "white", linewidth=1.5, linestyle=(0, (5, 3)))
+    axes.add_artist(_Layer(layer, n))
+    _legend(figure, axes, counts[: len(_COLORS)])
     return figure
+
+
+def _confidence_classes(layer: gpd.GeoDataFrame) -> NDArray[np.int64]:
+    """The class of confidence of each polygon, the one behind the last for those without any."""
+    confidence = layer["confidence"].to_numpy(np.float64)
+    return np.where(np.isnan(confidence), len(_COLORS), np.digitize(confidence, _LOWS[1:]))
 
 
 def draw_map_by(
@@ -112,7 +131,8 @@ def draw_map_by(
     for value, color in colors.items():
         here = layer.geometry[layer[column] == value]
         fill = 0.0 if value in hollow else _FILL
-        _draw_polygons(axes, here, np.full(len(here), color), many=len(layer), fill=fill)
+        for draw in (_rims, partial(_polygons, colors=np.full(len(here), color), fill=fill)):
+            axes.add_collection(draw(_outlines(here), _line_width(len(layer))), autolim=False)
     handles: list[Artist] = [
         Patch(
             facecolor=to_rgba(color, 0.0 if value in hollow else 2 * _FILL),
@@ -171,14 +191,24 @@ def figure_png(figure: Figure, dpi: int = 150) -> bytes:
     for text in figure.findobj(Text):
         text.set_fontfamily(["sans-serif", *wide])
     buffer = io.BytesIO()
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
-        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+        canvas.draw()  # `savefig` would go through all batches once more, for the layout alone
+    no_name: dict[str, Any] = {"Software": None}
+    imsave(buffer, canvas.buffer_rgba(), format="png", dpi=dpi, metadata=no_name)
     return buffer.getvalue()
 
 
-def summary_table(layer: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> pd.DataFrame:
-    """Sum up a run for a person: one row for each quantity, its text in the column `value`."""
+def summary_table(layer: Batches, tiles: gpd.GeoDataFrame) -> pd.DataFrame:
+    """Sum up a run for a person: one row for each quantity, its text in the column `value`.
+
+    The polygons of one raster follow each other in `layer`.
+    """
+    numbers = pd.concat(
+        [pd.DataFrame(batch[["confidence", "area_m2", "at_edge"]]) for batch in layer()]
+    )
     statuses = tiles["status"].value_counts()
     rows = {"tiles": f"{len(tiles):,}"}
     for status, meaning in (
@@ -190,10 +220,10 @@ def summary_table(layer: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> pd.DataFr
         if status in statuses or status == "failed":
             rows[f"tiles {meaning}"] = f"{statuses.get(status, 0):,}"
     rows["candidates stored"] = f"{tiles['n_candidates'].sum():,}"
-    rows["polygons"] = f"{len(layer):,}"
-    rows["polygons at an edge of the imagery"] = f"{layer['at_edge'].sum():,}"
-    rows["area, median"] = _text_of(layer["area_m2"].median(), "{:,.4g} m²")
-    low, middle, high = layer["confidence"].quantile([0.25, 0.5, 0.75])
+    rows["polygons"] = f"{len(numbers):,}"
+    rows["polygons at an edge of the imagery"] = f"{numbers['at_edge'].sum():,}"
+    rows["area, median"] = _text_of(numbers["area_m2"].median(), "{:,.4g} m²")
+    low, middle, high = numbers["confidence"].quantile([0.25, 0.5, 0.75])
     rows["confidence, median (quartiles)"] = (
         _text_of(middle, "{:.3f}")
         + _text_of(low, " ({:.3f}", "")
@@ -257,31 +287,49 @@ def _with_hatch(rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.
     return np.where(valid[..., None], rgb, hatch[..., None])
 
 
-def _draw_polygons(
-    axes: Axes,
-    geometry: gpd.GeoSeries,
-    colors: NDArray[np.str_],
-    *,
-    many: int | None = None,
-    fill: float = _FILL,
-) -> None:
-    """Draw polygons, each in its color `(n,)`; `many` is how many the map has in all."""
-    outlines = _outlines(geometry)
-    if not outlines:
-        return
-    edges = to_rgba_array(colors)
-    faces = edges * [1, 1, 1, fill]
-    # thousands of polygons on one page: thinner lines, or the imagery is gone
-    width = float(np.clip(30 / np.sqrt(many or len(outlines)), 0.35, 1.2))
-    axes.add_collection(  # a dark rim tells the line from bright ground
-        PathCollection(
-            outlines, facecolors="none", edgecolors=(0, 0, 0, 0.5), linewidths=2 * width
-        ),
-        autolim=False,
+class _Layer(Artist):
+    """All polygons of a layer in the colours of their confidence; memory holds a batch of them."""
+
+    def __init__(self, layer: Batches, n: int) -> None:
+        super().__init__()
+        self.set_in_layout(False)
+        self._layer, self._width = layer, _line_width(n)
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw the rims of all batches, then all colours: no rim lies on a neighbour's colour."""
+        assert self.axes is not None  # it has been added to a map
+        for only_rims in (True, False):
+            for batch in self._layer():
+                outlines = _outlines(batch.geometry)
+                if only_rims:
+                    drawn = _rims(outlines, self._width)
+                else:
+                    colors = np.array([*_COLORS, NO_SCORE_COLOR])[_confidence_classes(batch)]
+                    drawn = _polygons(outlines, self._width, colors=colors, fill=_FILL)
+                self.axes.add_collection(drawn, autolim=False)
+                drawn.draw(renderer)
+                drawn.remove()
+
+
+def _line_width(n: int) -> float:
+    """Thinner lines for thousands of polygons on one page, or the imagery is gone."""
+    return float(np.clip(30 / np.sqrt(max(n, 1)), 0.35, 1.2))
+
+
+def _rims(outlines: list[Outline], width: float) -> PathCollection:
+    """Dark rims, which tell the lines of polygons from bright ground."""
+    return PathCollection(
+        outlines, facecolors="none", edgecolors=(0, 0, 0, 0.5), linewidths=2 * width
     )
-    axes.add_collection(
-        PathCollection(outlines, facecolors=faces, edgecolors=edges, linewidths=width),
-        autolim=False,
+
+
+def _polygons(
+    outlines: list[Outline], width: float, *, colors: NDArray[np.str_], fill: float
+) -> PathCollection:
+    """Polygons, each in its color `(n,)`."""
+    edges = to_rgba_array(colors)
+    return PathCollection(
+        outlines, facecolors=edges * [1, 1, 1, fill], edgecolors=edges, linewidths=width
     )
 
 
@@ -371,14 +419,11 @@ def _scale_bar(axes: Axes, crs: pyproj.CRS) -> None:
     )
 
 
-def _legend(figure: Figure, axes: Axes, layer: gpd.GeoDataFrame) -> None:
+def _legend(figure: Figure, axes: Axes, counts: NDArray[np.int64]) -> None:
     """Name the classes of confidence, in the colours that QGIS shows too."""
     norm = BoundaryNorm(range(len(_COLORS) + 1), len(_COLORS))
     bar = figure.colorbar(
         ScalarMappable(norm, ListedColormap(_COLORS)), ax=axes, shrink=0.6, aspect=12, pad=0.02
-    )
-    counts = np.bincount(
-        np.digitize(layer["confidence"].dropna(), _LOWS[1:]), minlength=len(_COLORS)
     )
     labels = [
         f"{label}\n({count:,})" for label, count in zip(confidence_labels(), counts, strict=True)
@@ -391,26 +436,36 @@ def _legend(figure: Figure, axes: Axes, layer: gpd.GeoDataFrame) -> None:
 # ----------------------------------------------------------------------------------- summary
 
 
-def _covered_share(layer: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> float:
+def _covered_share(layer: Batches, tiles: gpd.GeoDataFrame) -> float:
     """Share of the finished tiles' area that polygons cover, overlaps counted once; else nan.
 
     Counted on a grid of some million cells for each raster: a union of 200,000 polygons takes
     minutes.
     """
     done = tiles[tiles["status"].isin(["ok", "empty"])]
-    covered_area = tiled_area = 0.0
-    for source, here in done.groupby("source"):
-        left, bottom, right, top = here.total_bounds
-        cell = max(right - left, top - bottom) / _COVERAGE_PX
-        shape = (max(1, round((top - bottom) / cell)), max(1, round((right - left) / cell)))
-        transform = Affine(cell, 0, left, 0, -cell, top)
-        tiled = rasterize(here.geometry, shape, transform=transform).astype(bool)
-        polygons = layer[layer["source"] == source].geometry
-        tiled_area += cell**2 * tiled.sum()
-        if len(polygons):
-            covered = rasterize(polygons, shape, transform=transform).astype(bool)
-            covered_area += cell**2 * (covered & tiled).sum()
+    finished = {source: here.geometry for source, here in done.groupby("source")}
+    tiled_area = covered_area = 0.0
+    for here in finished.values():
+        tiled, transform = _counted(here)
+        tiled_area += transform.a**2 * np.count_nonzero(tiled)
+    parts = (part for batch in layer() for part in batch.groupby("source", sort=False))
+    for source, same in groupby(parts, key=itemgetter(0)):
+        if source in finished:
+            tiled, transform = _counted(finished[source])
+            covered = np.zeros_like(tiled)
+            for _, part in same:
+                rasterize(part.geometry, out=covered, transform=transform)
+            covered_area += transform.a**2 * np.count_nonzero(covered & tiled)
     return float(covered_area / tiled_area) if tiled_area else float("nan")
+
+
+def _counted(tiles: gpd.GeoSeries) -> tuple[NDArray[np.uint8], Affine]:
+    """A grid over a raster's tiles: 1 where they are."""
+    left, bottom, right, top = tiles.total_bounds
+    cell = max(right - left, top - bottom) / _COVERAGE_PX
+    shape = (max(1, round((top - bottom) / cell)), max(1, round((right - left) / cell)))
+    transform = Affine(cell, 0, left, 0, -cell, top)
+    return rasterize(tiles, shape, transform=transform, dtype=np.uint8), transform
 
 
 def _text_of(value: float, pattern: str, missing: str = "–") -> str:

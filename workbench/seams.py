@@ -16,19 +16,22 @@ have in one large tile. Otherwise overlaps would hold the proposals of two tiles
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import shapely
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from workbench.polygons import only_polygons
 from workbench.spill import SpilledPolygons
@@ -43,29 +46,18 @@ KEY = ["source", "tile_row", "tile_col"]
 _THREADS = ThreadPoolExecutor(os.cpu_count(), "seams")
 
 
-@dataclass(frozen=True, slots=True)
-class _Match:
-    """Two polygons (row numbers) of two windows that look alike in the overlap.
-
-    The surest matches come first in their `order`. `seen`: all of the polygon lies in the other
-    one's window, clear of its edges.
-    """
-
-    order: tuple[float, ...]
-    i: int
-    j: int
-    cut_i: bool
-    cut_j: bool
-    seen_i: bool
-    seen_j: bool
-
-    def replaced(self, rank: NDArray[np.int64]) -> list[int]:
-        """The row that goes because the other one shows the same object better, if one does."""
-        if self.cut_i and self.cut_j:
-            return []
-        if self.seen_i and self.seen_j:
-            return [max((self.cut_i, rank[self.i], self.i), (self.cut_j, rank[self.j], self.j))[2]]
-        return [self.i] * self.seen_i + [self.j] * self.seen_j
+# Two polygons (rows i and j) of two windows that look alike in the overlap, the surest match first
+# in the order of the first six fields. `cut` as above; `seen`: all of the polygon lies in the other
+# one's window, clear of its edges.
+_MATCH = np.dtype(
+    [
+        ("several", "?"),
+        *((name, "f8") for name in ("minus_iou", "minus_common", "minus_smaller")),
+        *((name, "i8") for name in ("i", "j")),
+        *((name, "?") for name in ("cut_i", "cut_j", "seen_i", "seen_j")),
+    ]
+)
+_SUREST = ("several", "minus_iou", "minus_common", "minus_smaller", "i", "j")
 
 
 def merge_seams(
@@ -89,21 +81,21 @@ def merge_seams(
         tile = _tile_numbers(rows, windows)
         rank = _ranks(rows)
         # of most pairs there is nothing to say: what is said is kept, and not that it was asked
-        matches, foreign, cut = [], [_pairs([])], [_pairs([])]
+        said = [bytearray(), bytearray(), bytearray()]
         for verdicts in _compare_neighbours(shapes, tile, windows):
-            matches += verdicts.matches
-            foreign += [verdicts.foreign] if len(verdicts.foreign) else []
-            cut += [verdicts.cut] if len(verdicts.cut) else []
-        groups = _group(sorted(matches, key=lambda match: match.order), shapes, tile)
-        group_of = {int(row): number for number, group in enumerate(groups) for row in group}
-        matches = [match for match in matches if group_of[match.i] == group_of[match.j]]
-        i, j = _pairs([(match.i, match.j) for match in matches]).T
+            for all_of, of_pair in zip(said, verdicts, strict=True):
+                all_of += of_pair.tobytes()
+        matches = np.frombuffer(said[0], _MATCH)
+        foreign, cut = (np.frombuffer(pairs, np.int64).reshape(-1, 2) for pairs in said[1:])
+        groups = _Groups.of(matches, shapes, tile)
+        matches = matches[groups.label[matches["i"]] == groups.label[matches["j"]]]
+        i, j = matches["i"], matches["j"]
         matched = np.column_stack((np.append(i, j), np.append(tile[j], tile[i])))
         unmatched = partial(_not_among, matched, len(windows))
         disowned = np.zeros(len(rows), bool)
-        disowned[unmatched(np.concatenate(foreign))] = True
+        disowned[unmatched(foreign)] = True
         replaced = np.zeros(len(rows), bool)
-        replaced[[row for match in matches for row in match.replaced(rank)]] = True
+        replaced[_replaced(matches, rank)] = True
 
         keep = ~(replaced | disowned)
         for members in groups:
@@ -111,15 +103,10 @@ def merge_seams(
                 left = members[~disowned[members]]
                 keep[left[np.argsort(rank[left])[:1]]] = True
         at_edge = rows["at_edge"].to_numpy() | _reach_the_end(shapes, windows)
-        at_edge[unmatched(np.concatenate(cut))] = True
+        at_edge[unmatched(cut)] = True
         rows = _unite(rows.assign(n_tiles=1, at_edge=at_edge), shapes, groups, keep, tile, rank)
-
-        def seen_by(row: int) -> set[int]:
-            members = groups[group_of[row]] if row in group_of else np.array([row])
-            return set(tile[members].tolist())
-
-        shared = np.flatnonzero(keep & _reach_overlaps(shapes.bounds, windows))
-        keep[_duplicates(shapes, shared, seen_by, rank)] = False
+        seen_by = partial(_seen_by, groups, tile)
+        keep[_duplicates(shapes, np.flatnonzero(keep), windows, seen_by, rank)] = False
         for batch in _in_batches(np.flatnonzero(keep)):
             frame = gpd.GeoDataFrame(rows.iloc[batch], geometry=shapes[batch], crs=windows.crs)
             yield frame.reset_index(drop=True)
@@ -149,10 +136,26 @@ def _not_among(
     return np.asarray(pairs[~known, 0])
 
 
+def _replaced(matches: NDArray[Any], rank: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows that go because the other one of a match shows the same object better."""
+    i, j, cut_i, cut_j = (matches[name] for name in ("i", "j", "cut_i", "cut_j"))
+    one = ~(cut_i & cut_j)
+    both = matches["seen_i"] & matches["seen_j"]
+    worse_i = np.where(cut_i == cut_j, rank[i] > rank[j], cut_i)
+    i_goes = one & matches["seen_i"] & (~both | worse_i)
+    j_goes = one & matches["seen_j"] & (~both | ~worse_i)
+    return np.append(i[i_goes], j[j_goes])
+
+
+def _seen_by(groups: _Groups, tile: NDArray[np.int64], row: int) -> set[int]:
+    """The tiles that saw an object."""
+    return set(tile[groups.members(row)].tolist())
+
+
 def _unite(
     rows: pd.DataFrame,
     shapes: SpilledPolygons,
-    groups: list[NDArray[np.int64]],
+    groups: _Groups,
     keep: NDArray[np.bool_],
     tile: NDArray[np.int64],
     rank: NDArray[np.int64],
@@ -206,13 +209,12 @@ class _Side:
     seen: NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class _Verdicts:
-    """What two windows say of their polygons (row, other window)."""
+class _Verdicts(NamedTuple):
+    """What two windows say of their polygons."""
 
-    matches: list[_Match]
-    foreign: NDArray[np.int64]  # (n, 2): the other window's to decide
-    cut: NDArray[np.int64]  # (n, 2)
+    matches: NDArray[Any]  # of _MATCH
+    foreign: NDArray[np.int64]  # (n, 2), row and other window: which is to decide
+    cut: NDArray[np.int64]  # (n, 2), the same
 
 
 def _compare_neighbours(
@@ -242,30 +244,30 @@ def _compare_neighbours(
         cut = shapely.intersects(whole, _cut_strip(boxes[here], boxes[there], touch[here]))
         return _Side(boxes[here], rows, whole, shared, cut, seen)
 
-    def compare(pair: tuple[int, int]) -> _Verdicts:
-        i, j = pair
+    def compare(i: int, j: int) -> _Verdicts:
         overlap = shapely.intersection(boxes[i], boxes[j])
         if overlap.area == 0:
-            return _Verdicts([], _pairs([]), _pairs([]))
+            return _Verdicts(np.empty(0, _MATCH), _pairs(), _pairs())
         one, other = side(i, j, overlap), side(j, i, overlap)
-        foreign = [(row, j) for row in _others_to_decide(one, other)]
-        foreign += [(row, i) for row in _others_to_decide(other, one)]
-        cut = [(row, j) for row in one.rows[one.cut].tolist()]
-        cut += [(row, i) for row in other.rows[other.cut].tolist()]
-        return _Verdicts(_agreeing(one, other), _pairs(foreign), _pairs(cut))
+        foreign = _pairs((_others_to_decide(one, other), j), (_others_to_decide(other, one), i))
+        cut = _pairs((one.rows[one.cut], j), (other.rows[other.cut], i))
+        return _Verdicts(_agreeing(one, other), foreign, cut)
 
-    pairs = sorted(zip(a[a < b].tolist(), b[a < b].tolist(), strict=True))
+    pairs = np.column_stack((a, b))[a < b]
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
     for start in range(0, len(pairs), BATCH):
         # shapely does not hold Python's lock while it works
-        yield from _THREADS.map(compare, pairs[start : start + BATCH])
+        yield from _THREADS.map(compare, *pairs[start : start + BATCH].T.tolist())
 
 
-def _pairs(pairs: list[tuple[int, int]]) -> NDArray[np.int64]:
-    return np.array(pairs, np.int64).reshape(-1, 2)
+def _pairs(*pairs: tuple[NDArray[np.int64], int]) -> NDArray[np.int64]:
+    """Rows, and the window that they have in common, as `(n, 2)`."""
+    columns = [np.column_stack((rows, np.full(len(rows), window))) for rows, window in pairs]
+    return np.concatenate([np.empty((0, 2), np.int64), *columns])
 
 
-def _agreeing(one: _Side, other: _Side) -> list[_Match]:
-    """All pairs that look alike in the overlap."""
+def _agreeing(one: _Side, other: _Side) -> NDArray[Any]:
+    """All pairs that look alike in the overlap, as `_MATCH`."""
     m, n = shapely.STRtree(other.shared).query(one.shared)
     area, other_area = shapely.area(one.shared), shapely.area(other.shared)
     bounds, other_bounds = shapely.bounds(one.shared), shapely.bounds(other.shared)
@@ -285,33 +287,25 @@ def _agreeing(one: _Side, other: _Side) -> list[_Match]:
     other_piece = np.where(both_cut, other_piece, other_area[n])
     union = piece + other_piece - common
     same = (common > 0) & (common >= AGREE * union)
-    alike = [
-        (int(i), int(j), float(both), float(both / of))
-        for i, j, both, of in zip(m[same], n[same], common[same], union[same], strict=True)
-    ]
-    partners = Counter(i for i, *_ in alike)
-    other_partners = Counter(j for _, j, *_ in alike)
-    return [
-        _Match(
-            # a whole and its part may look alike in one overlap and different in another, where
-            # they are told apart; large overlaps tell more than the corner of four tiles
-            (
-                partners[i] > 1 or other_partners[j] > 1,
-                -round(iou, 6),
-                -round(both, 6),
-                -min(one.whole[i].area, other.whole[j].area),
-                int(one.rows[i]),
-                int(other.rows[j]),
-            ),
-            int(one.rows[i]),
-            int(other.rows[j]),
-            bool(one.cut[i]),
-            bool(other.cut[j]),
-            bool(one.seen[i]),
-            bool(other.seen[j]),
-        )
-        for i, j, both, iou in alike
-    ]
+    m, n, common, union = m[same], n[same], common[same], union[same]
+    # a whole and its part may look alike in one overlap and different in another, where they are
+    # told apart; large overlaps tell more than the corner of four tiles
+    several = (np.bincount(m, minlength=len(area))[m] > 1) | (
+        np.bincount(n, minlength=len(other_area))[n] > 1
+    )
+    smaller = np.minimum(shapely.area(one.whole[m]), shapely.area(other.whole[n]))
+    iou, common = np.round(common / union, 6), np.round(common, 6)
+    found = np.empty(len(m), _MATCH)
+    for name, values in zip(
+        _MATCH.names or (),
+        (
+            *(several, -iou, -common, -smaller),
+            *(one.rows[m], other.rows[n], one.cut[m], other.cut[n], one.seen[m], other.seen[n]),
+        ),
+        strict=True,
+    ):
+        found[name] = values
+    return found
 
 
 def _common_frame(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -352,9 +346,9 @@ def _sums(row: NDArray[np.int64], values: NDArray[np.float64], n: int) -> NDArra
     return np.bincount(row, values, n).astype(np.float64)
 
 
-def _others_to_decide(one: _Side, other: _Side) -> list[int]:
+def _others_to_decide(one: _Side, other: _Side) -> NDArray[np.int64]:
     """Rows of one window that the other sees as well or better: its own proposals count there."""
-    return one.rows[one.seen & (one.cut | _nearer(one.whole, other.box, one.box))].tolist()
+    return one.rows[one.seen & (one.cut | _nearer(one.whole, other.box, one.box))]
 
 
 def _nearer(
@@ -394,18 +388,53 @@ def _overlap(geometry: NDArray[np.object_], others: NDArray[np.object_]) -> bool
     return bool((common > 0.1 * smaller).any())
 
 
-def _group(
-    matches: list[_Match], shapes: SpilledPolygons, tile: NDArray[np.int64]
-) -> list[NDArray[np.int64]]:
-    """Join matches to objects, best first, but never two overlapping polygons of one tile.
+@dataclass(frozen=True)
+class _Groups:
+    """Which rows are one object; goes through the groups of two and more rows."""
 
-    Those are different objects, or a whole and its part: without this, a chain of neighbours
-    would unite them.
-    """
+    label: NDArray[np.int64]  # (n,) the first row of each row's group
+    by_label: NDArray[np.int64]  # (n,) all rows, group after group
+
+    @classmethod
+    def of(cls, matches: NDArray[Any], shapes: SpilledPolygons, tile: NDArray[np.int64]) -> _Groups:
+        """Join matches to objects, best first, but never two overlapping polygons of one tile.
+
+        Those are different objects, or a whole and its part: without this, a chain of neighbours
+        would unite them. What is not connected by any match is no neighbour.
+        """
+        label = np.arange(len(tile))
+        links = coo_array(
+            (np.ones(len(matches), np.int8), (matches["i"], matches["j"])), shape=(len(tile),) * 2
+        )
+        component = connected_components(links, directed=False)[1][matches["i"]]
+        order = np.lexsort((*(matches[name] for name in reversed(_SUREST)), component))
+        ends = np.flatnonzero(np.diff(component[order], append=-1)) + 1
+        for first, last in pairwise([0, *ends.tolist()]):
+            for group in _joined(matches[order[first:last]], shapes, tile):
+                label[group] = min(group)
+        return cls(label, np.argsort(label, kind="stable"))
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        sizes = np.bincount(self.label, minlength=1)
+        for first in np.flatnonzero(sizes > 1).tolist():
+            yield self.members(first)
+
+    def members(self, row: int) -> NDArray[np.int64]:
+        """The rows of a row's group, in order."""
+        label = self.label[row]
+        place = int(np.searchsorted(self.label, label, sorter=self.by_label))
+        end = int(np.searchsorted(self.label, label, side="right", sorter=self.by_label))
+        return self.by_label[place:end]
+
+
+def _joined(
+    matches: NDArray[Any], shapes: SpilledPolygons, tile: NDArray[np.int64]
+) -> Iterable[list[int]]:
+    """Join the matches, in this order, of rows that these connect."""
     group_of: dict[int, list[int]] = {}
-    for match in matches:
-        one = group_of.setdefault(match.i, [match.i])
-        other = group_of.setdefault(match.j, [match.j])
+    for match_i, match_j in zip(matches["i"].tolist(), matches["j"].tolist(), strict=True):
+        one = group_of.setdefault(match_i, [match_i])
+        other = group_of.setdefault(match_j, [match_j])
         if one is other:
             continue
         rivals = ((i, [j for j in other if tile[j] == tile[i]]) for i in one)
@@ -418,18 +447,7 @@ def _group(
         one.extend(other)
         for row in other:
             group_of[row] = one
-    groups = {id(group): np.array(sorted(group)) for group in group_of.values()}
-    return sorted(groups.values(), key=lambda group: int(group[0]))
-
-
-def _reach_overlaps(bounds: NDArray[np.float64], windows: gpd.GeoDataFrame) -> NDArray[np.bool_]:
-    """Whether the bounds of each polygon lie in more than one window."""
-    tree = shapely.STRtree(windows.geometry.to_numpy())
-    reach = np.zeros(len(bounds), bool)
-    for rows in _in_batches(np.arange(len(bounds))):
-        row, _ = tree.query(shapely.box(*bounds[rows].T))
-        reach[rows] = np.bincount(row, minlength=len(rows)) > 1
-    return reach
+    return {id(group): group for group in group_of.values()}.values()
 
 
 def _reach_the_end(shapes: SpilledPolygons, windows: gpd.GeoDataFrame) -> NDArray[np.bool_]:
@@ -443,9 +461,31 @@ def _reach_the_end(shapes: SpilledPolygons, windows: gpd.GeoDataFrame) -> NDArra
     return reach
 
 
+def _neighbourhoods(
+    bounds: NDArray[np.float64], rows: NDArray[np.int64], windows: gpd.GeoDataFrame
+) -> Iterator[NDArray[np.int64]]:
+    """Those of the rows that reach a few windows, if they reach more than one, in their order."""
+    tree = shapely.STRtree(windows.geometry.to_numpy())
+    reached = [np.empty((0, 2), np.int32)]
+    for batch in _in_batches(rows):
+        row, window = tree.query(shapely.box(*bounds[batch].T))
+        shared = np.bincount(row, minlength=len(batch))[row] > 1
+        pairs = np.column_stack((window[shared], batch[row[shared]]))
+        reached.append(pairs.astype(np.int32))
+    pairs = np.concatenate(reached)
+    pairs = pairs[np.lexsort(pairs.T[::-1])]
+    last = np.flatnonzero(np.diff(pairs[:, 0], append=-1)) + 1
+    start = 0
+    while start < len(pairs):
+        end = last[np.searchsorted(last, min(start + BATCH, len(pairs)))]
+        yield np.unique(pairs[start:end, 1]).astype(np.int64)
+        start = end
+
+
 def _duplicates(
     shapes: SpilledPolygons,
     rows: NDArray[np.int64],
+    windows: gpd.GeoDataFrame,
     seen_by: Callable[[int], set[int]],
     rank: NDArray[np.int64],
 ) -> list[int]:
@@ -453,24 +493,23 @@ def _duplicates(
 
     `seen_by` gives the tiles that saw a row.
     """
-    frames = np.asarray(shapely.box(*shapes.bounds[rows].T))
-    tree = shapely.STRtree(frames)
-    pairs = []
-    for batch in _in_batches(np.arange(len(rows))):
-        i, j = tree.query(frames[batch])
-        i = i + batch[0] if len(batch) else i
-        i, j = rows[i[i < j]], rows[j[i < j]]
+    found: set[tuple[int, int]] = set()
+    for near in _neighbourhoods(shapes.bounds, rows, windows):
+        frames = np.asarray(shapely.box(*shapes.bounds[near].T), object)
+        i, j = shapely.STRtree(frames).query(frames)
+        i, j = near[i[i < j]], near[j[i < j]]
         # sizes and frames alone rule nearly all pairs out, at a fraction of an intersection's cost
         area, other_area = shapes.area[i], shapes.area[j]
         most = np.minimum(
             _common_frame(shapes.bounds[i], shapes.bounds[j]), np.minimum(area, other_area)
         )
         possible = most > DUPLICATE * (area + other_area - most)
-        pairs += [
+        found.update(
             (m, n)
             for m, n in zip(i[possible].tolist(), j[possible].tolist(), strict=True)
             if not seen_by(m) & seen_by(n)
-        ]
+        )
+    pairs = sorted(found)
     same: list[tuple[int, int]] = []
     for batch in _in_batches(np.arange(len(pairs))):
         i, j = np.array(pairs, np.int64).reshape(-1, 2)[batch].T

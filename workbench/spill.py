@@ -32,12 +32,13 @@ class SpilledPolygons:
         self._write(geometry)
         self._appended.append((shapely.bounds(geometry).reshape(-1, 4), shapely.area(geometry)))
 
-    def settle(self, order: NDArray[np.int64]) -> None:
+    def settle(self, order: NDArray[np.int64] | None = None) -> None:
         """Make the appended polygons the rows, in this order: `(n,)` places among them."""
         bounds, area = zip(*self._appended, strict=True)
-        self.bounds: NDArray[np.float64] = np.concatenate(bounds)[order]
-        self.area: NDArray[np.float64] = np.concatenate(area)[order]
-        self._appended, self._place = [], order.copy()
+        self._place = np.arange(len(self._ends) - 1) if order is None else order.copy()
+        self.bounds: NDArray[np.float64] = np.concatenate(bounds)[self._place]
+        self.area: NDArray[np.float64] = np.concatenate(area)[self._place]
+        self._appended = []
 
     def replace(self, row: int, shape: shapely.MultiPolygon) -> None:
         """Give a row another geometry."""

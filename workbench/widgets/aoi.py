@@ -377,7 +377,7 @@ def area_picture(session: Session) -> bytes:
         rgb,
         valid,
         transform,
-        nothing,
+        lambda: [nothing],
         tiles=tile_cores(session.area).assign(status="ok"),
         aoi=None if aoi is None else gpd.GeoDataFrame(geometry=[aoi], crs=scene.crs),
     )
