@@ -312,7 +312,7 @@ def measure_first_tile(notebook: Notebook) -> None:
         notebook.until("len(tuner.session.samples) == 1 and not tuner.session.busy", seconds=180)
         whole = time.monotonic() - start
         print(f"| first polygons {name}: {first:.1f} s, the tile {whole:.1f} s | | |", flush=True)
-        notebook.ask("tuner._clear(); tuner.n_tiles.value = 1")
+        notebook.ask("tuner.tiles.clear(); tuner.n_tiles.value = 1")
         notebook.ask("import shutil; shutil.rmtree(tuner.session.folder / 'candidates')")
         page.wait_for_timeout(1000)
 

@@ -69,7 +69,7 @@ def picture_of_the_tuner(folder: Path) -> bytes:
             page = opened.page
             page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
             opened.run_all()
-            opened.ask(f"tuner.compute([{TILE}])")
+            opened.ask(f"tuner.tiles.compute([{TILE}])")
             opened.until("len(tuner.session.samples) == 1 and not tuner.session.busy", seconds=300)
             view = page.locator(".sam-workbench-tuner")
             view.scroll_into_view_if_needed()

@@ -18,7 +18,7 @@ LAYERS = [
     "annotations", "dataset", "reviewing", "cluster", "pipeline", "lesson", "lesson_charts",
     "webmap", "preview", "background", "widgets.session", "widgets.cells", "widgets.controls",
     "widgets.settings", "widgets.scenemap", "widgets.aoi", "widgets.overlay", "widgets.plane",
-    "widgets.tuner", "widgets.run", "widgets",
+    "widgets.sampling", "widgets.tuner", "widgets.run", "widgets",
 ]  # fmt: skip
 PACKAGE = Path(workbench.__file__).parent
 

@@ -262,9 +262,9 @@ def test_a_click_beside_the_samples_adds_the_tile(tuner):
 
 def test_cancelling_says_so_and_a_failed_tile_too(tuner):
     tuner._propose()
-    tuner._cancel()
+    tuner.tiles.cancel()
     assert "Cancelled" in tuner.message.value
-    assert tuner.progress_row.layout.display == "none"
+    assert tuner.tiles.widget.layout.display == "none"
     tuner._propose()
     record = TileRecord("scene", 0, 1, "failed", error="OSError: <no luck>")
     tuner.session._hear(TileDone(record, None, stored=False))
@@ -290,7 +290,7 @@ def test_cleared_while_computing_is_cleared(tuner):
     sampled(tuner)
     tuner.n_tiles.value = 6
     tuner._propose()
-    tuner._clear()
+    tuner.tiles.clear()
     assert not tuner.session.busy
     assert tuner.session.samples == ()
 
@@ -319,13 +319,13 @@ def test_a_tile_underway_shows_how_far_it_is_and_what_there_is_of_it(tuner):
     hear = tuner.session._hear
     hear(Planned(1, 0))
     hear(TileUnderway(0.25))
-    assert tuner.progress.value >= 0.25
+    assert tuner.tiles.progress.value >= 0.25
     hear(TileUnderway(0.5, record, some))
     assert [len(sample.candidates) for sample in tuner.session.samples] == [len(some)]
     assert len(shown(tuner)) == len(tuner.view.kept)
     hear(TileUnderway(0.75, record, found.take(np.arange(len(found) - 1))))
     assert len(tuner.session.samples) == 1
-    tuner._cancel()
+    tuner.tiles.cancel()
     assert tuner.session.samples == ()  # half a tile is no sample to tune on
     tuner._propose()
     tuner.computed.answer()
@@ -461,10 +461,10 @@ def test_the_cell_of_a_tuner_that_runs_again_goes_on_with_its_tiles(tuner, in_ce
     first = ThresholdTuner(tuner)
     first._propose()
     again = ThresholdTuner(tuner)
-    assert again.progress_row.layout.display == "flex"
+    assert again.tiles.widget.layout.display == "flex"
     tuner.computed.answer()
     assert len(again.session.samples) == 4
-    assert again.progress_row.layout.display == "none"
+    assert again.tiles.widget.layout.display == "none"
     again.detach()
 
 

@@ -284,7 +284,7 @@ class RunPanel(CellWidget):
             return
         tiles = [part.index(tile) for part in self.session.area.parts for tile in part.tiles]
         step = -(-len(tiles) // TUNED_AT_MOST)
-        self.tuner.compute(tiles[::step])
+        self.tuner.tiles.compute(tiles[::step])
         n = len(tiles[::step])
         which = f"All {n}" if step == 1 else f"{n} of {len(tiles)}"
         self.message.value = f"{which} tiles of the area are at the sliders above."

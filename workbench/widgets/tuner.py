@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import threading
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import geopandas as gpd
@@ -15,26 +14,25 @@ import numpy as np
 import pandas as pd
 import shapely
 
-from workbench.background import Event, Finished, Index, Planned, Stopped, TileDone, TileUnderway
+from workbench.background import Index
 from workbench.crs import from_lonlat
-from workbench.errors import ReviewError, WorkbenchError
+from workbench.errors import ReviewError
 from workbench.judged import advise_judged
 from workbench.polygons import Cleaning
-from workbench.preview import Fate, Preview, Sample, Verdict, View, propose_tiles, stack
+from workbench.preview import Fate, Preview, Verdict, View, propose_tiles, stack
 from workbench.qgis import CONFIDENCE_CLASSES
-from workbench.report import duration
 from workbench.widgets.aoi import AOIPicker, tile_cores
 from workbench.widgets.cells import CellWidget
 from workbench.widgets.controls import TUNED, Controls, button, paragraph, row, sentence
 from workbench.widgets.overlay import Flag, PolygonOverlay
 from workbench.widgets.plane import ScorePlane
+from workbench.widgets.sampling import SampleTiles
 from workbench.widgets.scenemap import SceneMap, feature
 from workbench.widgets.settings import Settings
 
 AHEAD_AT_MOST = 30_000  # candidates that are traced before a slider asks for them
 AHEAD_AT_ONCE = 20  # a slider waits for no more than these
 QUIET_SECONDS = 0.3  # no slider has moved for so long: time for figures and work ahead
-USUAL_SECONDS = 10.0  # of a tile, until one has been timed
 _AREA = {"color": "#d500f9", "weight": 2, "fill": False, "interactive": False}
 _WINDOW = _AREA | {"color": "#ffffff"}
 _ALTERNATIVE = _WINDOW | {"dashArray": "4 4"}
@@ -70,7 +68,7 @@ class ThresholdTuner(CellWidget):
         self.session.unobserve(self._job_changed, "job")
         self.session.unobserve(self._samples_changed, ["samples", "area"])
         self.session.unobserve(self._fit, "area")
-        self.session.unobserve(self._go_on, "busy")
+        self.tiles.close()
         self.controls.close()
         self.settings.close()
         self.scene_map.close()
@@ -83,9 +81,6 @@ class ThresholdTuner(CellWidget):
         self._closed = False
         self._wake = threading.Event()
         self._touched = 0.0
-        self._queue: set[Index] = set()
-        self._timed: tuple[int, int, float] | None = None  # tiles wanted, done, time of the last
-        self._share = 0.0  # of the next tile, as far as the model tells
         # the polygons that the browser has: their frames, rows, and where each candidate is
         self._drawn: tuple[gpd.GeoDataFrame, ...] = ()
         self._rows = self._place = np.empty(0, np.int64)
@@ -113,13 +108,13 @@ class ThresholdTuner(CellWidget):
             self.scene_map.map.add(layer)
         self.figures, self.message, self.verdicts = (widgets.HTML() for _ in range(3))
         self.settings = Settings(session, self.message)
+        self.tiles = SampleTiles(session, self.message, self._wake.set)
         box = self._layout()
         self.preview = Preview(())
         self.view = self.preview.look(session.job.thresholds, session.job.cleaning)
         session.observe(self._job_changed, "job")
         session.observe(self._samples_changed, ["samples", "area"])
         session.observe(self._fit, "area")
-        session.observe(self._go_on, "busy")
         threading.Thread(target=self._when_quiet, daemon=True).start()
         self._samples_changed(None)
         self._fit(None)
@@ -127,12 +122,7 @@ class ThresholdTuner(CellWidget):
 
     def take_over(self, before: ThresholdTuner) -> None:
         """Hear the rest of what an earlier tuner has begun."""
-        with before._lock:
-            self._queue, self._timed, self._share = before._queue, before._timed, before._share
-        if self._timed is not None:
-            self.session.listener = self._hear
-        self._show_progress()
-        self._wake.set()
+        self.tiles.take_over(before.tiles)
 
     def tell(self, text: str) -> None:
         """Show a sentence under the map."""
@@ -142,16 +132,11 @@ class ThresholdTuner(CellWidget):
         self.scene_map.fit_area(self.session.area)
 
     def _layout(self) -> widgets.Widget:
-        self.progress = widgets.FloatProgress(max=1.0, layout={"width": "160px"})
-        self.progress_text = widgets.HTML()
-        cancel = button("Cancel", self._cancel, "stop computing; finished tiles stay", "stop")
-        self.progress_row = row(self.progress, self.progress_text, cancel)
-        self.progress_row.layout.display = "none"
         self.n_tiles = widgets.BoundedIntText(4, min=1, max=64, layout={"width": "60px"})
         propose = button(
             "Propose tiles", self._propose, "spread over the area and over what it looks like"
         )
-        clear = button("Clear tiles", self._clear, "start over with other sample tiles")
+        clear = button("Clear tiles", self.tiles.clear, "start over with other sample tiles")
         self.mode = widgets.ToggleButtons(
             options=[("Explain", "explain"), ("Good", "good"), ("Bad", "bad")],
             tooltips=[f"click, or Enter at the cross of the map: {what}" for what in (
@@ -178,7 +163,7 @@ class ThresholdTuner(CellWidget):
         left = widgets.VBox(
             [
                 row(propose, self.n_tiles, clear, self.mode, advise), row(colour, fill, opacity),
-                self.scene_map.widget, self.overlay, widgets.HTML(_legend()), self.progress_row,
+                self.scene_map.widget, self.overlay, widgets.HTML(_legend()), self.tiles.widget,
                 self.message, self.figures, self.verdicts,
             ], layout=widgets.Layout(flex="1 1 500px", min_width="0"),
         )  # fmt: skip
@@ -250,11 +235,11 @@ class ThresholdTuner(CellWidget):
             self.session.get_ready()
         done = 0.0
         while True:
-            self._wake.wait(timeout=0.3 if self._timed else None)
+            self._wake.wait(timeout=0.3 if self.tiles.underway else None)
             if self._closed:
                 return
             self._wake.clear()
-            self._show_progress()
+            self.tiles.show_progress()
             touched = self._touched
             if touched == done:
                 continue  # it was only the progress that had to be shown
@@ -345,100 +330,7 @@ class ThresholdTuner(CellWidget):
             self.message.value = sentence(self.session.problem)
             return
         chosen = propose_tiles(area.parts, self.n_tiles.value)
-        self.compute({part.index(tile) for part, tile in chosen})
-
-    def _clear(self) -> None:
-        self._queue.clear()
-        if self._timed is not None:
-            self.session.cancel()
-        with self._lock:
-            self.session.samples = ()
-
-    def compute(self, tiles: Iterable[Index]) -> None:
-        """Make samples of tiles that are none yet, now or after what is being computed."""
-        there = {sample.record.index for sample in self.session.samples}
-        self._queue |= set(tiles) - there
-        if not self._queue:
-            return
-        if self.session.busy:
-            if self._timed is None:
-                self.message.value = "The run comes first; these tiles follow it."
-            return
-        wanted, self._queue = frozenset(self._queue), set()
-        self.message.value = ""
-        self._timed, self._share = (len(wanted), 0, time.monotonic()), 0.0
-        self.progress.value = 0
-        self._show_progress()
-        try:
-            self.session.compute(wanted, self._hear)
-        except WorkbenchError as error:
-            self._timed = None
-            self.message.value = sentence(str(error))
-        self._wake.set()
-
-    def _go_on(self, change: Any) -> None:
-        if not change["new"]:
-            self.compute(())
-
-    def _hear(self, event: Event) -> None:
-        try:
-            self._follow(event)
-        except Exception as error:  # in a thread of its own, where nobody would see it
-            self.tell(f"{type(error).__name__}: {error}")
-        self._show_progress()
-        self._wake.set()
-
-    def _follow(self, event: Event) -> None:
-        match event:
-            case Planned(n_tiles):
-                self._timed = (n_tiles, 0, time.monotonic())
-            case TileUnderway(share, record):
-                self._share = share
-                if record is not None:
-                    self._take(self.session.sample_of(event))
-            case TileDone(record):
-                self._share = 0.0
-                if self._timed is not None:
-                    self._timed = (self._timed[0], self._timed[1] + 1, time.monotonic())
-                if record.status == "failed":
-                    name = f"r{record.tile_row}c{record.tile_col}"
-                    self.message.value = sentence(f"Tile {name} failed: {record.error}")
-                else:
-                    self._take(self.session.sample_of(event))
-            case Finished() | Stopped():
-                self._timed, self._share = None, 0.0
-                self._take(None)
-                if isinstance(event, Stopped):
-                    self._queue.clear()
-                    self.message.value = sentence(event.reason) if event.reason else "Cancelled."
-
-    def _take(self, sample: Sample | None) -> None:
-        """Add a sample in place of what there was of its tile before it was whole."""
-        with self._lock:
-            whole = tuple(old for old in self.session.samples if old.whole)
-            if sample is not None or len(whole) < len(self.session.samples):
-                self.session.samples = whole if sample is None else (*whole, sample)
-
-    def _cancel(self) -> None:
-        self._queue.clear()
-        self.session.cancel()
-
-    def _show_progress(self) -> None:
-        timed = self._timed  # which another thread may change
-        if timed is None:
-            self.progress_row.layout.display = "none"
-            return
-        n, done, since = timed
-        passed = time.monotonic() - since
-        usual = self.session.forecast.seconds_per_tile or USUAL_SECONDS
-        if self._share > 0.05:  # it tells itself how far it is
-            usual = passed / self._share
-        share = self._share or min(0.95, passed / usual)
-        # a first guess may have been too hopeful: never backwards
-        self.progress.value = max((done + share) / max(n, 1), done and self.progress.value)
-        left = max(1.0, (n - done - share) * usual)
-        self.progress_text.value = f"tile {min(done + 1, n)} of {n} · {duration(left)} left"
-        self.progress_row.layout.display = "flex"
+        self.tiles.compute({part.index(tile) for part, tile in chosen})
 
     # ------------------------------------------------------------------------------------ clicks
 
@@ -463,7 +355,7 @@ class ThresholdTuner(CellWidget):
             for tile in part.tiles:
                 left, bottom, right, top = part.scene.window_polygon(tile.core).bounds
                 if left <= x <= right and bottom <= y <= top:
-                    self.compute([part.index(tile)])
+                    self.tiles.compute([part.index(tile)])
                     return
 
     def _judge(self, row: int, good: bool) -> None:
