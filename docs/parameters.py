@@ -24,7 +24,7 @@ PAGE, README = ROOT / "docs" / "parameters.md", ROOT / "README.md"
 # what most people set; the README shows no others
 OFTEN = (
     "source", "aoi", "out_dir", "model", "resolution_m", "pred_iou_thresh",
-    "stability_score_thresh", "max_area_m2", "simplify_m", "classes",
+    "stability_score_thresh", "min_area_px", "max_area_m2", "simplify_m", "classes",
 )  # fmt: skip
 START, END = "<!-- made by docs/parameters.py: {} -->\n", "<!-- end -->"
 

@@ -207,7 +207,7 @@ def test_summary_counts_what_a_person_asks_for() -> None:
     assert "tiles without candidates" not in table
     assert table["candidates stored"] == "2,000"
     assert table["polygons"] == "3"
-    assert table["area, median"] == "2,500 m²"
+    assert table["area, median (largest)"] == "2,500 m² (2,500 m²)"
     assert table["confidence, median (quartiles)"] == "0.900 (0.850 – 0.950)"
     # twice the same square counts once: 5,000 m² of the 20,000 m² of the two finished tiles
     assert table["area covered"] == "25.0% of the tiles' area"
@@ -218,7 +218,7 @@ def test_summary_of_nothing() -> None:
     table = summary_table(lambda: [labels([], [])], tiles("empty"))["value"]
     assert table["polygons"] == "0"
     assert table["tiles failed"] == "0"
-    assert table["area, median"] == "–"
+    assert table["area, median (largest)"] == "–"
     assert table["confidence, median (quartiles)"] == "–"
     assert table["area covered"] == "0.0% of the tiles' area"
     unfinished = summary_table(lambda: [labels([], [])], tiles("failed"))["value"]

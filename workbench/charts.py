@@ -50,8 +50,9 @@ def tile_maps(tiles: gpd.GeoDataFrame) -> dict[str, Figure]:
     figures["Status"] = figure
     for title, column in (("Candidates", "n_candidates"), ("Seconds", "seconds")):
         figure, axes = _panel()
+        bar = {"orientation": "horizontal", "shrink": 0.7, "pad": 0.02}
         here.plot(
-            column, ax=axes, cmap="viridis", legend=True, legend_kwds={"shrink": 0.7}, **_EDGES
+            column, ax=axes, cmap="viridis", vmin=0, legend=True, legend_kwds=bar, **_EDGES
         )
         figures[title] = figure
     for title, figure in figures.items():

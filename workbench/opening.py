@@ -229,7 +229,8 @@ def _refuse_foreign(
         raise SceneError(
             f"crs: {wanted.to_string()} ({wanted.name}) is made for {area.name}, but {name} lies "
             f"at {lat:.2f}° N, {lon:.2f}° E. Choose a CRS for that place, such as "
-            f"{metric_crs(pyproj.CRS.from_epsg(4326), lon, lat).to_string()}."
+            f"{metric_crs(pyproj.CRS.from_epsg(4326), lon, lat).to_string()}; rasters that are far "
+            "apart are jobs of their own."
         )
 
 

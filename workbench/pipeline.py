@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -424,7 +425,7 @@ def _write(result: Run, seconds: float) -> None:
     )
     report.write_report(
         folder / "report.html",
-        title=folder.name,
+        title=f"Run {folder.name}",
         picture_png=result.picture(),
         summary=result.summary,
         parameters=result.job.parameters(),
@@ -439,6 +440,7 @@ def _write(result: Run, seconds: float) -> None:
             "Seams": charts.seams(numbers),
             "Topology": charts.topology(result.batches(), folder),
             "Time": {
+                "finished": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
                 "segmenting, sum over tiles": report.duration(float(result.tiles["seconds"].sum())),
                 "polygons, seams, cleaning and the layer's files": report.duration(seconds),
                 "the other files": report.duration(time.perf_counter() - start),

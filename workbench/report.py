@@ -222,7 +222,9 @@ def summary_table(layer: Batches, tiles: gpd.GeoDataFrame) -> pd.DataFrame:
     rows["candidates stored"] = f"{tiles['n_candidates'].sum():,}"
     rows["polygons"] = f"{len(numbers):,}"
     rows["polygons at an edge of the imagery"] = f"{numbers['at_edge'].sum():,}"
-    rows["area, median"] = _text_of(numbers["area_m2"].median(), "{:,.4g} m²")
+    rows["area, median (largest)"] = _text_of(
+        numbers["area_m2"].median(), "{:,.4g} m²"
+    ) + _text_of(numbers["area_m2"].max(), " ({:,.0f} m²)", "")
     low, middle, high = numbers["confidence"].quantile([0.25, 0.5, 0.75])
     rows["confidence, median (quartiles)"] = (
         _text_of(middle, "{:.3f}")
@@ -387,6 +389,9 @@ def _label_axes(axes: Axes, crs: pyproj.CRS) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(4, integer=True))
         axis.set_major_formatter(StrMethodFormatter("{x:.0f}"))  # 452 000, not 2e2 + 4.52e5
+    low, high = axes.get_ylim()
+    clear = low + 0.06 * (high - low)  # of the corner, where a label of the x axis may be
+    axes.set_yticks([tick for tick in axes.get_yticks() if clear < tick <= high])
     axes.tick_params(labelsize=8)
     for label in axes.get_yticklabels():
         label.set(rotation=90, va="center")
