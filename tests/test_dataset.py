@@ -452,6 +452,14 @@ def test_nothing_to_export_says_why_and_leaves_nothing(scene: Scene, tmp_path: P
     assert not [p for p in tmp_path.iterdir() if "set" in p.name]
 
 
+def test_a_label_that_keeps_all_chips_waiting_is_named(scene: Scene, tmp_path: Path) -> None:
+    layer = label_layer([*shapes(), shape(0, 0, 1000, 1000)])
+    layer.loc[layer.index[-1], "status"] = "unreviewed"
+    giant = layer["id"].iloc[-1]
+    with pytest.raises(DatasetError, match=f"One label alone, {giant}, waits for review in"):
+        export(scene, tmp_path / "set", layer)
+
+
 def test_an_object_across_everything_does_not_tie_the_splits(scene: Scene, tmp_path: Path) -> None:
     layer = label_layer([*shapes(), shape(20, 150, 300, 12)])
     made = export(scene, tmp_path / "set", layer, Chips(chip_size=32, seed=1))

@@ -51,9 +51,7 @@ def tile_maps(tiles: gpd.GeoDataFrame) -> dict[str, Figure]:
     for title, column in (("Candidates", "n_candidates"), ("Seconds", "seconds")):
         figure, axes = _panel()
         bar = {"orientation": "horizontal", "shrink": 0.7, "pad": 0.02}
-        here.plot(
-            column, ax=axes, cmap="viridis", vmin=0, legend=True, legend_kwds=bar, **_EDGES
-        )
+        here.plot(column, ax=axes, cmap="viridis", vmin=0, legend=True, legend_kwds=bar, **_EDGES)
         figures[title] = figure
     for title, figure in figures.items():
         figure.axes[0].set_title(title, loc="left", fontsize=11)

@@ -163,7 +163,8 @@ def write_dataset(
             raise DatasetError(
                 "No chip is left to export: "
                 + ", ".join(f"{n} with {why}" for why, n in reasons.most_common())
-                + ". Review more labels, export other statuses, or take a smaller chip_size."
+                + f". {_in_the_way(layer[cut.waiting], index)}Review more labels, export other "
+                "statuses, or take a smaller chip_size."
             )
         used = [chip for chip in all_chips if chip.split]
         for split in SPLITS:
@@ -404,6 +405,18 @@ def _index(all_chips: list[_Chip]) -> gpd.GeoDataFrame:
     }
     outlines = [c.scene.window_polygon(c.window) for c in all_chips]
     return gpd.GeoDataFrame(rows, geometry=outlines, crs=all_chips[0].scene.crs)
+
+
+def _in_the_way(waiting: gpd.GeoDataFrame, index: gpd.GeoDataFrame) -> str:
+    """Name the label that waits for review in most chips: large ones keep many from being used."""
+    outlines = index.geometry[index["left_out"] == UNREVIEWED].to_numpy()
+    _, rows = shapely.STRtree(waiting.geometry.to_numpy()).query(outlines, predicate="intersects")
+    if not len(rows):
+        return ""
+    n_chips = np.bincount(rows)
+    most = int(n_chips.argmax())
+    name = waiting["id"].iloc[most]
+    return f"One label alone, {name}, waits for review in {n_chips[most]} of them. "
 
 
 # ------------------------------------------------------------------------------------ formats

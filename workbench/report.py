@@ -222,9 +222,9 @@ def summary_table(layer: Batches, tiles: gpd.GeoDataFrame) -> pd.DataFrame:
     rows["candidates stored"] = f"{tiles['n_candidates'].sum():,}"
     rows["polygons"] = f"{len(numbers):,}"
     rows["polygons at an edge of the imagery"] = f"{numbers['at_edge'].sum():,}"
-    rows["area, median (largest)"] = _text_of(
-        numbers["area_m2"].median(), "{:,.4g} m²"
-    ) + _text_of(numbers["area_m2"].max(), " ({:,.0f} m²)", "")
+    rows["area, median (largest)"] = _text_of(numbers["area_m2"].median(), "{:,.4g} m²") + _text_of(
+        numbers["area_m2"].max(), " ({:,.0f} m²)", ""
+    )
     low, middle, high = numbers["confidence"].quantile([0.25, 0.5, 0.75])
     rows["confidence, median (quartiles)"] = (
         _text_of(middle, "{:.3f}")
