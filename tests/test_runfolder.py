@@ -2,6 +2,7 @@
 
 import sqlite3
 import subprocess
+from contextlib import closing
 
 import geopandas as gpd
 import numpy as np
@@ -90,6 +91,26 @@ def test_a_review_that_begins_during_a_run_is_kept(raster, tmp_path):
     edit(tmp_path / "run" / "prelabels.gpkg", "DELETE FROM prelabels WHERE fid = 1")
     with pytest.raises(RunFolderError, match="holds 1 reviewed labels"):
         running.finish(plan)
+
+
+def test_sample_tiles_of_a_reviewed_run_are_computed_and_the_review_stays(raster, tmp_path):
+    folder = tmp_path / "run"
+    job = job_for(raster, folder)
+    left, bottom, right, top = running.open_scenes(job)[0].bounds
+    half = shapely.box(left, bottom, (left + right) / 2, top)
+    area = gpd.GeoSeries([half], crs=32633).to_crs(4326)[0]
+    run(job.changed(aoi=shapely.geometry.mapping(area)))
+    gpkg = folder / "prelabels.gpkg"
+    edit(gpkg, "UPDATE prelabels SET status = 'accepted' WHERE fid = 1")
+    before = {path: path.read_bytes() for path in (gpkg, folder / "job.yaml")}
+    tile = ("scene", 1, 4)
+    with closing(running.prepare(job, tiles=[tile])) as plan:
+        assert [t.record.index for t in running.segment(plan)] == [tile]
+        with pytest.raises(RunFolderError, match="holds 1 reviewed labels"):
+            running.finish(plan)
+    assert {path: path.read_bytes() for path in before} == before
+    with pytest.raises(RunFolderError, match="holds 1 reviewed labels"):
+        running.prepare(job.changed(resume=False), tiles=[tile])
 
 
 def test_a_layer_that_is_not_ours_is_refused(raster, tmp_path):

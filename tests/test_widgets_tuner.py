@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from known_objects import KnownObjects
 from known_runs import EXACT, until
+from reviews import save_reviewed
 
 from workbench import Job, run
 from workbench.background import Finished, Planned, Stopped, TileDone, TileUnderway
@@ -408,6 +409,15 @@ def test_the_command_and_the_job_file_follow_the_sliders(panel, tuner, tmp_path)
     panel.path.value = "/proc/no/such/place.yaml"
     panel.save()
     assert "cannot be written" in panel.message.value
+
+
+def test_to_save_a_job_whose_run_folder_is_reviewed_warns(panel, tuner, known_objects_only):
+    result = run(tuner.job)
+    (result.folder / "prelabels.gpkg").unlink()
+    save_reviewed(result.layer.assign(status="accepted"), result.folder / "prelabels.gpkg")
+    panel.save()
+    assert f"{len(result.layer)} reviewed labels" in panel.message.value
+    assert panel.message.value.index("Saved") < panel.message.value.index("reviewed")
 
 
 def test_a_run_shows_its_tiles_its_failures_and_its_layer(panel, tuner, known_objects_only):

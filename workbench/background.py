@@ -268,7 +268,7 @@ def _serve(connection: Connection) -> None:
             continue
         try:
             signal.signal(signal.SIGINT, send.interrupt)
-            with closing(prepare(work.job, segmenter)) as plan:
+            with closing(prepare(work.job, segmenter, work.tiles)) as plan:
                 segmenter = plan.segmenter
                 result: Event = _do(plan, work, send)
         except KeyboardInterrupt:
@@ -283,8 +283,6 @@ def _serve(connection: Connection) -> None:
 
 
 def _do(plan: Plan, work: Work, send: Callable[[Event], None]) -> Finished:
-    if work.tiles is not None:
-        plan = plan.only(work.tiles)
     send(Planned(plan.n_tiles, plan.n_tiles - len(pending(plan))))
     if work.tiles is not None:
         for record, candidates in _stored(plan):

@@ -121,17 +121,22 @@ def run(job: Job) -> Run:
 # --------------------------------------------------------------------------------- 1. check
 
 
-def prepare(job: Job, loaded: Segmenter | None = None) -> Plan:
+def prepare(
+    job: Job,
+    loaded: Segmenter | None = None,
+    tiles: Collection[tuple[str, int, int]] | None = None,
+) -> Plan:
     """Open and check everything that a job names; leaves no trace if it cannot be done.
 
     The plan has the run folder to itself until it is closed. A Segmenter of an earlier plan that is
-    `loaded` is used again if it has the same key.
+    `loaded` is used again if it has the same key. A plan for some `tiles` only, by their index in
+    the ledger, is to store their candidates and no layer: a folder with a reviewed layer will do.
     """
     scenes = open_scenes(job)
     aoi = load_aoi(job.aoi) if job.aoi is not None else None
     lock = FolderLock(folder_of(job, scenes))
     try:
-        return _prepare(job, scenes, aoi, lock, loaded)
+        return _prepare(job, scenes, aoi, lock, loaded, tiles)
     except BaseException:
         lock.release()
         raise
@@ -143,6 +148,7 @@ def _prepare(
     aoi: gpd.GeoSeries | None,
     lock: FolderLock,
     loaded: Segmenter | None,
+    tiles: Collection[tuple[str, int, int]] | None,
 ) -> Plan:
     folder = lock.folder
     recorded = read_record(folder)  # without resume, too: what no run has written is refused
@@ -158,8 +164,11 @@ def _prepare(
         segmenter = loaded
     record = continue_run(folder, before, resolve(job, scenes, segmenter))
     refuse_foreign(folder)
-    refuse_to_lose_review(folder)
+    if tiles is None or not before:  # without resume, candidates go that the review may need
+        refuse_to_lose_review(folder)
     plan = Plan(job, folder, planned, segmenter, lock, area)
+    if tiles is not None:
+        plan = plan.only(tiles)
     if not before or pending(plan):
         segmenter.load()
     claim(folder, job, record, before)

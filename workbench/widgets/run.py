@@ -22,6 +22,7 @@ from workbench.job import Job
 from workbench.layer import read_layer
 from workbench.preview import Preview, stack
 from workbench.report import duration, summary_table
+from workbench.runfolder import refuse_to_lose_review
 from workbench.widgets.aoi import tile_cores
 from workbench.widgets.cells import CellWidget
 from workbench.widgets.controls import button, row, sentence
@@ -167,6 +168,10 @@ class RunPanel(CellWidget):
         self._saved = path, self._job()
         self._show_command()
         self.message.value = "Saved. The command above runs it as a batch job."
+        try:
+            refuse_to_lose_review(self.session.folder)
+        except WorkbenchError as error:
+            self.message.value = sentence(f"Saved, but as it is it cannot be run: {error}")
 
     def start(self) -> None:
         """Run the job in the background; what is stored already is not computed again."""
