@@ -1,5 +1,7 @@
 """What the widgets share: one job, its area, and memory for cells that run again."""
 
+import shutil
+
 import ipywidgets as widgets
 import pytest
 from shapely.geometry import box, mapping
@@ -82,6 +84,21 @@ def test_a_cell_that_runs_again_keeps_what_was_done_by_hand(job, monkeypatch):
     assert session_of_cell(job.changed(tile_size=96)).judged == {}
     monkeypatch.setattr(cells, "_cell", lambda: "cell-2")
     assert session_of_cell(job).job == job
+
+
+def test_another_source_begins_with_what_the_cell_says(job, raster, tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "_cell", lambda: "cell-1")
+    monkeypatch.setattr(cells, "_of_cells", {})
+    first = session_of_cell(job)
+    first.change(pred_iou_thresh=0.95, min_area_px=20, aoi=part_of(first, 0.2))
+    first.judged = {("scene", 0, 0, 1): True}
+    other = job.changed(source=str(shutil.copy(raster, tmp_path / "other.tif")))
+    second = session_of_cell(other)
+    assert second.job == other
+    assert second.judged == {}
+    assert second.area.n_tiles > first.area.n_tiles
+    second.change(pred_iou_thresh=0.7)
+    assert session_of_cell(other).job.pred_iou_thresh == 0.7
 
 
 def test_a_widget_replaces_only_its_own_kind_in_its_own_cell(monkeypatch):

@@ -64,11 +64,12 @@ _shown_in_cells: dict[tuple[str, str], CellWidget] = {}
 def session_of_cell(job: Job) -> Session:
     """Make a session for a job; in a cell that runs again, keep what a person has changed there.
 
-    A parameter that the cell's job has changed since then counts more than what was done by hand.
+    A parameter that the cell's job has changed since then counts more than what was done by hand,
+    and another source begins anew: area and thresholds were meant for the one before.
     """
     cell = _cell()
     given, earlier = _of_cells.get(cell, (job, None))
-    if earlier is None:
+    if earlier is None or given.source != job.source:
         session = Session(job)
     else:
         earlier.cancel()
