@@ -34,7 +34,7 @@ from skimage.segmentation import felzenszwalb
 
 from workbench import Job
 from workbench.atomic import atomic_path
-from workbench.candidates import Candidates, Thresholds, concat, select, valid_masks
+from workbench.candidates import Candidates, Thresholds, concat, select
 from workbench.opening import open_scene
 from workbench.pipeline import Plan, ScenePlan, finish, prepare, segment
 from workbench.polygons import clean, to_polygons
@@ -53,6 +53,7 @@ from workbench.quality import (
     with_area,
 )
 from workbench.raster import Scene
+from workbench.store import valid_masks
 from workbench.tiles import TileGrid
 
 PER_MEGAPIXEL = (100, 300, 1000)

@@ -11,8 +11,8 @@ from known_objects import objects, write_labels
 
 from workbench import Job, run
 from workbench.background import Background, Finished, Planned, Stopped, TileDone, Work
-from workbench.candidates import CandidateStore
 from workbench.errors import WorkbenchError
+from workbench.store import CandidateStore
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from known_runs import counted_calls, equal_layers, files_in, job_for
 
 from workbench import Job, run
 from workbench import pipeline as running
-from workbench.candidates import CandidateStore, Rules, select
+from workbench.candidates import Rules, select
 from workbench.errors import (
     AOIError,
     CheckpointError,
@@ -30,6 +30,7 @@ from workbench.errors import (
 )
 from workbench.layer import COLUMNS, read_layer
 from workbench.polygons import clean, to_polygons
+from workbench.store import CandidateStore
 from workbench.tiles import tile_windows
 
 FILES = [

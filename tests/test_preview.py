@@ -11,7 +11,7 @@ from known_objects import TRANSFORM, UTM, candidates_of, scene_of
 from known_runs import equal_layers, job_for
 
 from workbench import run
-from workbench.candidates import Candidates, Rules, Thresholds, TileRecord, select, valid_masks
+from workbench.candidates import Candidates, Rules, Thresholds, select
 from workbench.opening import open_scene
 from workbench.pipeline import ScenePlan, prepare, segment
 from workbench.polygons import Cleaning, clean, to_polygons
@@ -22,6 +22,7 @@ from workbench.preview import (
     Sample,
     propose_tiles,
 )
+from workbench.store import TileRecord, valid_masks
 from workbench.tiles import TileGrid
 
 SIDE = 96

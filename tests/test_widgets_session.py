@@ -8,9 +8,9 @@ from shapely.geometry import box, mapping
 
 from workbench import Job
 from workbench.background import TileDone
-from workbench.candidates import TileRecord
 from workbench.crs import to_lonlat
 from workbench.errors import JobError
+from workbench.store import TileRecord
 from workbench.widgets import cells
 from workbench.widgets.cells import CellWidget, session_of_cell
 from workbench.widgets.session import Session

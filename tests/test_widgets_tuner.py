@@ -12,10 +12,11 @@ from reviews import save_reviewed
 
 from workbench import Job, run
 from workbench.background import Finished, Planned, Stopped, TileDone, TileUnderway
-from workbench.candidates import Rules, TileRecord
+from workbench.candidates import Rules
 from workbench.crs import to_lonlat
 from workbench.layer import read_layer
 from workbench.preview import Fate
+from workbench.store import TileRecord
 from workbench.widgets import AOIPicker, RunPanel, ThresholdTuner, cells
 from workbench.widgets.controls import TUNED
 from workbench.widgets.overlay import Flag

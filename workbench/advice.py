@@ -16,7 +16,7 @@ import pandas as pd
 import shapely
 from numpy.typing import NDArray
 
-from workbench.candidates import Candidates, Thresholds, valid_masks
+from workbench.candidates import Candidates, Thresholds
 from workbench.errors import ReviewError
 from workbench.finished import Run
 from workbench.polygons import clean, to_polygons
@@ -30,6 +30,7 @@ from workbench.quality import (
 )
 from workbench.review import home_in
 from workbench.runfolder import store_in
+from workbench.store import valid_masks
 from workbench.tiles import TileGrid
 
 AXES = ["pred_iou_thresh", "stability_score_thresh"]

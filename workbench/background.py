@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from workbench.candidates import Candidates, Segmenter, TileRecord
+from workbench.candidates import Candidates, Segmenter
 from workbench.errors import RunFailedError, WorkbenchError
 from workbench.job import Job
 from workbench.pipeline import (
@@ -31,6 +31,7 @@ from workbench.pipeline import (
     prepare,
     segment,
 )
+from workbench.store import TileRecord
 
 FLUSH_SECONDS = 5.0
 TELL_SECONDS = 0.25  # between two words on how far a tile is

@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from workbench.candidates import Candidates, Segmenter, TileRecord
+from workbench.candidates import Candidates, Segmenter
 from workbench.errors import ClusterError, RunFolderError, WorkbenchError
 from workbench.job import Job
 from workbench.runfolder import is_owned_by, record_change, store_in
 from workbench.segmenting import ScenePlan, SegmentedTile, segment_tiles, store_tiles
+from workbench.store import TileRecord
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -20,13 +20,7 @@ from workbench import charts, qgis, report
 from workbench import layer as layers
 from workbench.aoi import load_aoi, parts_in
 from workbench.atomic import atomic_path
-from workbench.candidates import (
-    Candidates,
-    CandidateStore,
-    Segmenter,
-    select,
-    valid_masks,
-)
+from workbench.candidates import Candidates, Segmenter, select
 from workbench.classic import ClassicSegmenter
 from workbench.cluster import Share, segment_there, segmenter_there
 from workbench.crs import to_lonlat
@@ -56,6 +50,7 @@ from workbench.sample import sample_scene
 from workbench.seams import merge_seams
 from workbench.segmenting import ScenePlan, SegmentedTile, TileWatch, segment_tiles, store_tiles
 from workbench.sources import find_sources
+from workbench.store import CandidateStore, valid_masks
 from workbench.tiles import Tile, TileGrid, tile_windows, tiles_over
 
 FLUSH_SECONDS = 20.0  # a kill costs at most this much finished work

@@ -23,17 +23,11 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
-from workbench.candidates import (
-    Candidates,
-    Selector,
-    Thresholds,
-    TileRecord,
-    passes,
-    valid_masks,
-)
+from workbench.candidates import Candidates, Selector, Thresholds, passes
 from workbench.pipeline import ScenePlan
 from workbench.polygons import Cleaning, clean, to_polygons
 from workbench.report import duration
+from workbench.store import TileRecord, valid_masks
 from workbench.tiles import Tile
 
 Key = tuple[str, int, int, int]  # source, tile row, tile column, ordinal

@@ -24,11 +24,12 @@ from filelock import FileLock, Timeout
 
 from workbench import layer as layers
 from workbench.atomic import atomic_path, remove_stale
-from workbench.candidates import CandidateStore, Segmenter
+from workbench.candidates import Segmenter
 from workbench.errors import RunFolderError
 from workbench.job import Job
 from workbench.plain_yaml import read_yaml
 from workbench.raster import Scene
+from workbench.store import CandidateStore
 
 # what a run writes beside its candidates, job.yaml and run.yaml
 OUTPUTS = (

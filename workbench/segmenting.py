@@ -15,17 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.candidates import (
-    Candidates,
-    CandidateStore,
-    Rules,
-    Segmenter,
-    Status,
-    TileRecord,
-    concat,
-    encode_masks,
-)
+from workbench.candidates import Candidates, Rules, Segmenter, concat, encode_masks
 from workbench.raster import Scene
+from workbench.store import CandidateStore, Status, TileRecord
 from workbench.tiles import Tile, TileGrid
 
 # one is computed, the next is read, the one before is finished and one waits: bounds the memory
