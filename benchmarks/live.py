@@ -36,7 +36,8 @@ SIDE = 1024
 SAMPLES = """
 import cv2, numpy as np
 from workbench.background import TileDone
-from workbench.candidates import Candidates, Rules, TileRecord, encode_masks, prune
+from workbench.candidates import Candidates, Rules, encode_masks, prune
+from workbench.store import TileRecord
 
 def blobs(n, seed, side):
     rng = np.random.default_rng(seed)
