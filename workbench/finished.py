@@ -22,7 +22,6 @@ from workbench.raster import Scene
 from workbench.runfolder import read_record
 
 LAYER = "prelabels.parquet"
-PICTURE_PX = 2048
 PICTURE_MARGIN = 0.1  # around an AOI, of its longer side
 
 
@@ -57,7 +56,7 @@ class Run:
         if self.aoi is not None:
             part = shapely.intersection(self.aoi, scene.window_polygon(scene.window))
             window = scene.window_around(part.bounds, PICTURE_MARGIN)
-        rgb, valid, transform = scene.overview(PICTURE_PX, window)
+        rgb, valid, transform = scene.overview(report.MAP_PX, window)
         n = len(self.scenes)
         aoi = None if self.aoi is None else gpd.GeoDataFrame(geometry=[self.aoi], crs=scene.crs)
         figure = report.draw_map(

@@ -63,6 +63,8 @@ _WIDE_FONTS = (
     "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Microsoft YaHei",
     "Yu Gothic", "Malgun Gothic", "Arial Unicode MS", "PingFang SC", "Hiragino Sans",
 )  # fmt: skip
+_MAP_INCHES, _DPI = 8.0, 150
+MAP_PX = round(_MAP_INCHES * _DPI)  # of imagery, the longer side of a map in its PNG
 _MAX_FAILED_ROWS = 50
 _MAX_TITLE = 60
 _COVERAGE_PX = 2048  # the longer side of the grid on which the covered area is counted
@@ -181,7 +183,7 @@ def _imagery(
     return figure, axes
 
 
-def figure_png(figure: Figure, dpi: int = 150) -> bytes:
+def figure_png(figure: Figure, dpi: int = _DPI) -> bytes:
     """Render a figure as PNG; equal figures give equal bytes.
 
     Names in scripts that the usual font lacks are drawn in one of `_WIDE_FONTS`, where there is
@@ -274,7 +276,7 @@ def write_report(
 
 def _figure_size(aspect: float) -> tuple[float, float]:
     """Inches for a map of this width / height, with room for title and legend."""
-    side = 8.0
+    side = _MAP_INCHES
     width, height = (side, side / aspect) if aspect >= 1 else (side * aspect, side)
     return max(width, 3.0) + 1.8, max(height, 2.0) + 0.8
 

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from workbench.advice import AXES, Advice
-from workbench.finished import PICTURE_PX, Run
-from workbench.report import draw_map_by
+from workbench.finished import Run
+from workbench.report import MAP_PX, draw_map_by
 from workbench.review import CHANGES, Change
 
 # told apart by the colour blind, and by lightness
@@ -95,7 +95,7 @@ def draw_change_map(told: pd.DataFrame, labels: gpd.GeoDataFrame, run: Run) -> F
     return draw_map_by(
         "change",
         _ON_IMAGERY,
-        *scene.overview(PICTURE_PX),
+        *scene.overview(MAP_PX),
         drawn[drawn.intersects(frames[place])],
         hollow=("unreviewed", "rejected", "deleted"),
         before=before[before.intersects(frames[place])],

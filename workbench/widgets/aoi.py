@@ -23,7 +23,7 @@ from workbench.atomic import atomic_path
 from workbench.crs import ground_area_m2
 from workbench.errors import AOIError, WorkbenchError
 from workbench.job import Job
-from workbench.report import draw_map, figure_png
+from workbench.report import MAP_PX, draw_map, figure_png
 from workbench.webmap import degrees_from_web
 from workbench.widgets.cells import CellWidget, session_of_cell
 from workbench.widgets.controls import button, paragraph, sentence
@@ -33,7 +33,6 @@ from workbench.widgets.session import Area, Session
 _CLOSE = 1e-6  # degrees: the browser rounds to six decimals
 _DRAWN = {"color": "#d500f9", "weight": 2, "fillColor": "#d500f9", "fillOpacity": 0.02}
 _INSIDE = {"stroke": False, "fillColor": "#d500f9", "fillOpacity": 0.04, "interactive": False}
-_PICTURE_PX = 2048
 _EQUAL_AREA = 6933  # EPSG; for shares
 
 
@@ -370,7 +369,7 @@ def area_picture(session: Session) -> bytes:
     if session.area is None:
         raise AOIError(session.problem)
     scene = session.area.parts[0].scene
-    rgb, valid, transform = scene.overview(_PICTURE_PX)
+    rgb, valid, transform = scene.overview(MAP_PX)
     nothing = gpd.GeoDataFrame({"confidence": pd.Series(dtype=float)}, geometry=[], crs=scene.crs)
     aoi = session.area.aoi
     figure = draw_map(
