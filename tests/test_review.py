@@ -75,6 +75,23 @@ def test_a_folder_without_a_finished_run_is_refused(name, finished, tmp_path):
         read_run(folder)
 
 
+def test_a_layer_cut_short_is_told_at_once_and_other_damage_when_it_is_read(finished, tmp_path):
+    folder = shutil.copytree(finished.folder, tmp_path / "run")
+    path, whole = folder / "prelabels.parquet", (finished.folder / "prelabels.parquet").read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(RunFolderError, match="layer or its ledger is damaged"):
+        read_run(folder)
+    gpd.read_parquet(finished.folder / "prelabels.parquet").drop(columns="n_tiles").to_parquet(path)
+    with pytest.raises(RunFolderError, match="n_tiles"):
+        read_run(folder)
+    path.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
+    run = read_run(folder)  # a large layer is not read for this
+    with pytest.raises(RunFolderError, match="layer or its ledger is damaged"):
+        _ = run.layer
+    with pytest.raises(RunFolderError, match="layer or its ledger is damaged"):
+        list(run.batches())
+
+
 # ------------------------------------------------------------------------------------- reading
 
 

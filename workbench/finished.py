@@ -12,6 +12,7 @@ import geopandas as gpd
 import pandas as pd
 import pyarrow as pa
 import shapely
+from shapely.errors import ShapelyError
 
 from workbench import report
 from workbench.aoi import load_aoi, parts_in
@@ -37,12 +38,20 @@ class Run:
 
     @cached_property
     def layer(self) -> gpd.GeoDataFrame:
-        """All pre-labels as the run wrote them, read when first asked for: some kB for each."""
-        return read_layer(self.folder / LAYER)
+        """All pre-labels as the run wrote them, read when first asked for: some kB for each.
+
+        Raises `RunFolderError` if the file is damaged.
+        """
+        with _undamaged(self.folder):
+            return read_layer(self.folder / LAYER)
 
     def batches(self) -> Iterator[gpd.GeoDataFrame]:
-        """The pre-labels in batches, at least one, for what need not hold them all."""
-        return read_batches(self.folder / LAYER)
+        """The pre-labels in batches, at least one, for what need not hold them all.
+
+        Raises `RunFolderError` if the file is damaged.
+        """
+        with _undamaged(self.folder):
+            yield from read_batches(self.folder / LAYER)
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -74,8 +83,9 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Read a finished run back from its folder, pre-labels as they were before any review.
 
-    No raster is opened: the scenes are those that `run.yaml` describes. Raises `RunFolderError` if
-    the folder holds no finished run.
+    No raster is opened: the scenes are those that `run.yaml` describes. Of the layer only the
+    columns, CRS and end of its file are looked at. Raises `RunFolderError` if the folder holds no
+    finished run.
     """
     folder = Path(folder).absolute()
     record = read_record(folder)
@@ -97,8 +107,7 @@ def read_run(folder: Path) -> Run:
     if job.aoi is not None:
         aoi = shapely.union_all(parts_in(scenes, load_aoi(job.aoi)))
     run = Run(job, folder, scenes, tiles, aoi)
-    with _undamaged(folder):
-        _ = run.layer
+    next(run.batches())  # the first is empty: what the file says of itself
     return run
 
 
@@ -106,7 +115,7 @@ def read_run(folder: Path) -> Run:
 def _undamaged(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+    except (pa.ArrowException, ShapelyError, OSError, KeyError, ValueError) as error:
         raise RunFolderError(
             f"{folder}: its layer or its ledger is damaged ({error}). Run again with the same "
             "out_dir to make them anew."

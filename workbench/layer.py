@@ -176,14 +176,18 @@ def _write_labels(parquet: Path, crs: CRS, gpkg: Path) -> None:
 
 
 def read_batches(parquet: Path) -> Iterator[gpd.GeoDataFrame]:
-    """Read the pre-labels of a `.parquet` in batches, at least one."""
+    """Read the pre-labels of a `.parquet` in batches, the first without rows."""
+
+    def as_frame(batch: pa.Table | pa.RecordBatch) -> gpd.GeoDataFrame:
+        frame = batch.to_pandas()
+        shapes = shapely.from_wkb(frame.pop("geometry").to_numpy())
+        return as_layer(gpd.GeoDataFrame(frame, geometry=shapes, crs=crs))
+
     with pq.ParquetFile(parquet) as file:
         geo = json.loads(file.metadata.metadata[b"geo"])
         crs = CRS.from_json_dict(geo["columns"]["geometry"]["crs"])
-        for batch in chain([file.schema_arrow.empty_table()], file.iter_batches(BATCH)):
-            frame = batch.to_pandas()
-            shapes = shapely.from_wkb(frame.pop("geometry").to_numpy())
-            yield as_layer(gpd.GeoDataFrame(frame, geometry=shapes, crs=crs))
+        yield as_frame(file.schema_arrow.empty_table())
+        yield from map(as_frame, file.iter_batches(BATCH))
 
 
 def read_numbers(parquet: Path) -> pd.DataFrame:

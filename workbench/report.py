@@ -282,13 +282,18 @@ def _figure_size(aspect: float) -> tuple[float, float]:
 
 
 def _with_hatch(rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Hatch what is not valid, in light grey, at a width that is seen at any image size."""
+    """Hatch what is not valid, in light grey, at a width that is seen at any image size.
+
+    Returns RGBA: of RGB, matplotlib makes RGBA in double precision.
+    """
     height, width = valid.shape
     period = max(2, max(height, width) // 60)
     row, column = np.ogrid[:height, :width]
     stripe = (row + column) % period < period // 2
     hatch = np.where(stripe, np.uint8(222), np.uint8(238))
-    return np.where(valid[..., None], rgb, hatch[..., None])
+    drawn = np.full((height, width, 4), 255, np.uint8)
+    drawn[..., :3] = np.where(valid[..., None], rgb, hatch[..., None])
+    return drawn
 
 
 class _Layer(Artist):
