@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import date
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 from torch.utils.flop_counter import FlopCounterMode
 
-from workbench.candidates import Thresholds, select
+from workbench.candidates import Candidates, Thresholds, select
 from workbench.sam import MODELS, SamSegmenter, encoder, load_model, resolve_device
 from workbench.sam.device import DTYPES, resolve_precision
 from workbench.sam.models import Embedded, Sam
@@ -52,7 +53,8 @@ WAYS = {
     "bf16": "engine, bf16",
     "compiled": "engine, encoder compiled",
 }
-# a stage takes the time of these functions; where they call each other, of the outermost
+# a stage takes the time of these functions; where they call each other, of the outermost; the
+# engine's RLEs are made in a thread of their own
 OFFICIAL_STAGES = {
     "encoder": {("predictor.py", "set_image")},
     "decoder": {("prompt_encoder.py", "forward"), ("mask_decoder.py", "forward")},
@@ -76,7 +78,6 @@ ENGINE_STAGES = {
         ("decoder.py", "_upscale"),
     },
     "masks": {("segmenter.py", "_measure"), ("segmenter.py", "_passing")},
-    "RLE": {("segmenter.py", "_survivors")},
 }
 Masks = list[dict[str, Any]]  # COCO's RLEs of one tile, with SAM's scores
 
@@ -186,21 +187,25 @@ def matmul_speed(segmenter: SamSegmenter) -> float:
     return 2 * side**3 / best
 
 
-def masker(name: str, setting: Setting) -> Callable[[NDArray[np.uint8]], Masks]:
-    """Return what makes the masks of a tile."""
+def masker(name: str, setting: Setting) -> Callable[[NDArray[np.uint8]], tuple[list[Masks], float]]:
+    """Return what makes the masks of tiles, and says how long a thread beside the network took."""
     if name not in ("published", "best"):
         if name == "compiled":
             encoder.encode = torch.compile(encoder.encode, mode="reduce-overhead")
         segmenter = setting.engine("bf16" if name == "bf16" else "fp32")
         segmenter.load()
 
-        def ours(image: NDArray[np.uint8]) -> Masks:
-            kept = select(segmenter.propose(image), Thresholds(setting.threshold, 0.0))
-            rows = kept.table.select(["rle", "pred_iou", "stability_score"]).to_pylist()
-            return [
-                described(row["rle"].decode(), row["pred_iou"], row["stability_score"])
-                for row in rows
-            ]
+        def finished(rest: Callable[[], Candidates]) -> tuple[Candidates, float]:
+            start = time.perf_counter()
+            return rest(), time.perf_counter() - start
+
+        def ours(images: NDArray[np.uint8]) -> tuple[list[Masks], float]:
+            with ThreadPoolExecutor(1) as host:  # as `workbench.segmenting` does
+                work = [host.submit(finished, segmenter.begin(image)) for image in images]
+            found = [one.result() for one in work]
+            return [kept(candidates, setting.threshold) for candidates, _ in found], sum(
+                seconds for _, seconds in found
+            )
 
         return ours
     settings: dict[str, Any] = {}
@@ -222,17 +227,29 @@ def masker(name: str, setting: Setting) -> Callable[[NDArray[np.uint8]], Masks]:
         **settings,
     )
 
-    def theirs(image: NDArray[np.uint8]) -> Masks:
+    def theirs(images: NDArray[np.uint8]) -> tuple[list[Masks], float]:
         with precision:
-            found = generator.generate(image)
+            found = [generator.generate(image) for image in images]
         return [
-            described(
-                text(record["segmentation"]), record["predicted_iou"], record["stability_score"]
-            )
-            for record in found
-        ]
+            [
+                described(
+                    text(mask["segmentation"]), mask["predicted_iou"], mask["stability_score"]
+                )
+                for mask in tile
+            ]
+            for tile in found
+        ], 0.0
 
     return theirs
+
+
+def kept(candidates: Candidates, threshold: float) -> Masks:
+    """Describe what the official generator keeps."""
+    table = select(candidates, Thresholds(threshold, 0.0)).table
+    return [
+        described(row["rle"].decode(), row["pred_iou"], row["stability_score"])
+        for row in table.select(["rle", "pred_iou", "stability_score"]).to_pylist()
+    ]
 
 
 def text(mask: Any) -> str:
@@ -254,12 +271,12 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
     images = setting.images()
     on_cuda = setting.device_type == "cuda"
     if on_cuda:  # kernels are compiled and memory is pooled at first
-        masks_of(images[0])
+        masks_of(images[:1])
         torch.cuda.reset_peak_memory_stats()
     profile = cProfile.Profile()
     start, worked = time.perf_counter(), time.process_time()
     with profile:
-        masks = [masks_of(image) for image in images]
+        masks, beside = masks_of(images)
         if on_cuda:
             torch.cuda.synchronize()
     seconds, worked = time.perf_counter() - start, time.process_time() - worked
@@ -267,7 +284,7 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
     return {
         "ms": 1000 * seconds / len(images),
         "cpu": 1000 * worked / len(images),  # of all threads: what other programs take is not in it
-        "stages": {stage: ms / len(images) for stage, ms in stages(profile, name).items()},
+        "stages": {stage: ms / len(images) for stage, ms in stages(profile, name, beside).items()},
         "gb": memory / 1e9,
         "masks": masks,
     }
@@ -283,10 +300,10 @@ def peak_memory() -> int:
     return 1024 * int(line.split()[1])
 
 
-def stages(profile: cProfile.Profile, name: str) -> dict[str, float]:
-    """Return the milliseconds of each stage."""
+def stages(profile: cProfile.Profile, name: str, beside: float) -> dict[str, float]:
+    """Return the milliseconds of each stage, `beside` seconds of them in a thread of their own."""
     places = OFFICIAL_STAGES if name in ("published", "best") else ENGINE_STAGES
-    found = dict.fromkeys(places, 0.0)
+    found = dict.fromkeys(places, 0.0) | {"RLE": 1000 * beside}
     for place, (*_, callers) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         for stage, functions in places.items():
             if named(place) in functions:

@@ -174,16 +174,18 @@ def encode_edges(
     if not n:
         return []
     size = height * width
-    key = np.sort(mask.astype(np.int64) * (size + 1) + place)
-    alone = np.ones(len(key), bool)
-    alone[1:] &= key[1:] != key[:-1]
-    alone[:-1] &= key[1:] != key[:-1]
-    end = np.arange(n) * (size + 1) + size  # the last pixel's; what ends there is ended
-    key = np.sort(np.concatenate([key[alone & (key % (size + 1) < size)], end]))
-    first = np.concatenate([[0], np.searchsorted(key, end) + 1])
+    stride = size + 2  # of a mask: its places, one after the last pixel, and its end
+    end = np.arange(n) * stride + size + 1
+    key = np.sort(np.concatenate([mask.astype(np.int64) * stride + place, end]))
+    keep = key % stride != size  # a run that ends with the last pixel needs no end
+    keep[1:] &= key[1:] != key[:-1]
+    keep[:-1] &= key[1:] != key[:-1]
+    key = key[keep]
+    after = np.searchsorted(key, end) + 1
     counts = np.diff(key, prepend=-1)
-    counts[first[:-1]] -= 1
-    parts = np.split(counts.astype(np.uint32), first[1:-1])
+    counts[[0, *after[:-1]]] -= 1
+    counts[after - 1] -= 1
+    parts = np.split(counts.astype(np.uint32), after[:-1])
     rles = coco.frPyObjects([{"size": [height, width], "counts": part} for part in parts], 0, 0)
     return [rle["counts"] for rle in rles]
 

@@ -40,7 +40,7 @@ class Measured:
             self.boxes[keep],
             self.areas[keep],
             self.n_edges[keep],
-            self.edges[np.repeat(keep, self.n_edges)],
+            self.edges.compress(np.repeat(keep, self.n_edges), axis=0),
         )
 
 
