@@ -364,6 +364,16 @@ def test_what_is_pruned_is_not_encoded(
     assert 0 < sum(encoded) == len(candidates) < len(passed)
 
 
+def test_candidates_are_the_same_however_many_are_encoded_at_once(
+    segmenter: SamSegmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = replace(segmenter, crop_n_layers=1).begin(picture(160, 200))
+    expected = rest()
+    monkeypatch.setattr("workbench.sam.segmenter.EDGES_AT_ONCE", 100)
+    assert rest().table == expected.table
+    assert len(expected)
+
+
 def test_what_is_left_after_the_network_needs_no_model(segmenter: SamSegmenter) -> None:
     image = picture(160, 200)
     layered = replace(segmenter, load_model=lambda: segmenter.model, crop_n_layers=1)

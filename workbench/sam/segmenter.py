@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.util import find_spec
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ from workbench.sam.models import MODELS, fetch_checkpoint, load_model, refuse_mi
 # More upsampled masks of 1024 x 1024 than a few leave the CPU's caches: 4 ms a mask by threes,
 # 8 ms by twelves and more. On other devices a whole batch goes at once.
 MASKS_AT_ONCE = {"cpu": 3}
+
+# of masks that are encoded together, which takes 50 bytes for each; a usual tile has half of it
+EDGES_AT_ONCE = 2**20
 
 ARITHMETIC = 3  # goes up when a change moves the last bits of what the network gives
 
@@ -380,20 +384,25 @@ class _Proposals:
 
 def _survivors(found: Sequence[_Proposals], rules: Rules) -> Candidates:
     """Prune the proposals of a tile, and encode what is left."""
-    crops = [_joined(list(some)) for _, some in groupby(found, lambda one: one.crop.number)]
-    kept = prune(concat([Candidates.empty(rules), *(some.table() for some in crops)]))
+    tables = [some.table() for some in _joined(found)]
+    kept = prune(concat([Candidates.empty(rules), *tables]))
     alive = kept.column("ordinal")
-    rles = [rle for some in crops for rle in some.encode(np.isin(some.ordinals, alive))]
+    rles = [rle for some in _joined(found) for rle in some.encode(np.isin(some.ordinals, alive))]
     return kept.with_column("rle", rles)
 
 
-def _joined(parts: Sequence[_Proposals]) -> _Proposals:
-    return _Proposals(
-        parts[0].crop,
-        np.concatenate([part.ordinals for part in parts]),
-        np.concatenate([part.ious for part in parts]),
-        joined([part.masks for part in parts]),
-    )
+def _joined(found: Sequence[_Proposals]) -> Iterator[_Proposals]:
+    """Join those of a crop, as many as memory should hold at once."""
+    pieces = np.cumsum([len(some.masks.edges) for some in found]) // EDGES_AT_ONCE
+    keys = ((some.crop.number, piece) for some, piece in zip(found, pieces, strict=True))
+    for _, group in groupby(zip(keys, found, strict=True), itemgetter(0)):
+        parts = [some for _, some in group]
+        yield _Proposals(
+            parts[0].crop,
+            np.concatenate([part.ordinals for part in parts]),
+            np.concatenate([part.ious for part in parts]),
+            joined([part.masks for part in parts]),
+        )
 
 
 def sam_segmenter(
