@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## pre-label the sample scene
 	@mkdir -p runs
 	$(BIN)/papermill notebooks/prelabel.ipynb runs/demo.ipynb -p out_dir "$(CURDIR)/runs/demo" \
-		--log-output --no-progress-bar
+		-p source null -p aoi null -p model classic --log-output --no-progress-bar
 	@echo
 	@echo "The run folder: $(CURDIR)/runs/demo"
 	@echo "  review.qgz       open it in QGIS: imagery, pre-labels and tiles, ready for review"
@@ -33,9 +33,14 @@ lint: $(READY)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lab: $(READY)  ## open the notebook in JupyterLab
+lab: $(READY) prelabel.ipynb  ## open your copy of the notebook in JupyterLab
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir="$(CURDIR)" \
-		--LabApp.default_url=/lab/tree/notebooks/prelabel.ipynb
+		--LabApp.default_url=/lab/tree/prelabel.ipynb
+
+# JupyterLab saves by itself: what is set by hand must not become the defaults of batch jobs.
+# Made only where there is none, for it is the user's.
+prelabel.ipynb:
+	cp notebooks/prelabel.ipynb $@
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

@@ -1,6 +1,7 @@
 """The notebooks: stripped, without functions, and run by papermill as a user would."""
 
 import ast
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,30 @@ def papermill(tmp_path, *arguments, cwd=None, notebook="prelabel"):
         timeout=300,
     )
     return done, out
+
+
+def test_the_lab_opens_a_copy_that_is_made_once_and_left_to_its_user(tmp_path):
+    for name in ("Makefile", "notebooks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    mine, original = tmp_path / "prelabel.ipynb", ROOT / "notebooks" / "prelabel.ipynb"
+    for content in (original.read_text(), "what I have set"):
+        subprocess.run(["make", "-C", tmp_path, mine.name], check=True, capture_output=True)
+        assert mine.read_text() == content
+        mine.write_text("what I have set")
+    assert f"/{mine.name}" in (ROOT / ".gitignore").read_text().splitlines()
+    command = ["make", "-n", "-C", tmp_path, "lab", "READY="]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert f"default_url=/lab/tree/{mine.name}" in told
+
+
+def test_the_demo_takes_the_sample_scene_whatever_the_notebook_says():
+    command = ["make", "-n", "-C", ROOT, "demo", "READY="]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    (line,) = (line for line in told.replace("\\\n", "").splitlines() if "/papermill " in line)
+    words = shlex.split(line)
+    given = {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == "-p"}
+    edited = {"source": "mine.tif", "aoi": "area.gpkg", "model": "vit_h"}
+    assert Job.create(**edited | given) == Job(out_dir=str(ROOT / "runs" / "demo"))
 
 
 @pytest.fixture

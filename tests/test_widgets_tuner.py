@@ -400,7 +400,7 @@ def test_the_command_and_the_job_file_follow_the_sliders(panel, tuner, tmp_path)
     panel.save()
     saved = Job.from_yaml(tmp_path / "run-job.yaml")
     assert saved.pred_iou_thresh == 0.91
-    assert panel.copy.text.endswith(f"-f {tmp_path / 'run-job.yaml'}")
+    assert f"-f {tmp_path / 'run-job.yaml'} --log-output" in panel.copy.text
     tuner.controls.of["pred_iou_thresh"].value = 0.92
     assert "-p pred_iou_thresh 0.92" in panel.copy.text
     # papermill begins with the notebook's cell: what is the usual value, but not there, is named

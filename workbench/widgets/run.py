@@ -136,6 +136,7 @@ class RunPanel(CellWidget):
         else:
             given = self.session.given.changed(interactive=None)
             text = job.command(_notebook(), output, given)
+        text += " --log-output --no-progress-bar"  # papermill hides what a run tells otherwise
         self.copy.text = text
         self.command.value = (
             '<pre style="white-space: pre-wrap; overflow-wrap: anywhere; margin: 0">'
