@@ -1,6 +1,7 @@
 """Imports point upward, and importing the package stays light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +71,10 @@ def test_importing_the_package_loads_neither_torch_nor_a_map():
     code = "import sys, workbench; print(*sorted({'torch', 'ipyleaflet'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == []
+
+
+def test_the_page_on_architecture_lists_the_modules_in_this_order():
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| (`[^|]+) \|", page.split("## Modules")[1], re.MULTILINE)
+    listed = [name.rstrip("/") for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    assert listed == list(dict.fromkeys(module.split(".")[0] for module in LAYERS))
