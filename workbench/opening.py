@@ -148,7 +148,10 @@ def crs_of(dataset: rasterio.DatasetReader, name: str) -> pyproj.CRS:
         )
         raise SceneError(f"{name} has no transform: where its pixels lie is not known. {remedy}")
     if dataset.transform.is_degenerate:
-        raise SceneError(f"{name} has a transform without area ({dataset.transform[:6]}).")
+        raise SceneError(
+            f"{name} has a transform without area ({dataset.transform[:6]}). Export it again with "
+            "its place, or georeference it (QGIS Georeferencer)."
+        )
     try:
         crs = pyproj.CRS.from_wkt(found.to_wkt())
     except CRSError as error:
@@ -188,7 +191,10 @@ def _working_crs(
         try:
             wanted = as_registered(pyproj.CRS.from_user_input(crs))
         except CRSError as error:
-            raise SceneError(f"crs: {crs!r} is no CRS that PROJ knows ({cause(error)}).") from error
+            raise SceneError(
+                f"crs: {crs!r} is no CRS that PROJ knows ({cause(error)}). Take a code as "
+                "EPSG:32633, or leave crs out."
+            ) from error
         if not is_metric(wanted):
             usual = metric_crs(source_crs, centre_lon, centre_lat)
             raise SceneError(
@@ -196,7 +202,10 @@ def _working_crs(
                 f"one that is, such as {usual.to_string()}."
             )
         if not is_earth(wanted):
-            raise SceneError(f"crs: {wanted.to_string()} ({wanted.name}) is not on Earth.")
+            raise SceneError(
+                f"crs: {wanted.to_string()} ({wanted.name}) is not on Earth. Choose one that is, "
+                "or leave crs out."
+            )
         _refuse_foreign(name, wanted, source_crs, centre_lon, centre_lat)
         return wanted
     working = metric_crs(source_crs, centre_lon, centre_lat)
@@ -327,7 +336,7 @@ def _choose_bands(
             if not 1 <= band <= dataset.count:
                 raise SceneError(
                     f"bands: there is no band {band} in {name}, which has {dataset.count} "
-                    f"(counted from 1)."
+                    "(counted from 1). Name three of these, or leave bands out."
                 )
         return int(bands[0]), int(bands[1]), int(bands[2])
     tags = list(dataset.colorinterp)
@@ -354,7 +363,9 @@ def _choose_stretch(
         return None
     low_high = _SAMPLE_PERCENTILES if stretch is None else stretch
     if not (len(low_high) == 2 and 0 <= low_high[0] < low_high[1] <= 100):
-        raise SceneError(f"stretch: {low_high} are not two rising percentiles from 0 to 100.")
+        raise SceneError(
+            f"stretch: {low_high} are not two rising percentiles from 0 to 100. Take such as 2, 98."
+        )
     values = _sample(layers)
     if values.shape[1] == 0:  # nothing valid to look at: any stretch will do, but always the same
         return Stretch((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))

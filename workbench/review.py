@@ -50,7 +50,10 @@ def read_reviewed(gpkg: Path, run: Run) -> gpd.GeoDataFrame:
             "reviewed, with all programs closed that use it."
         ) from error
     if not isinstance(labels, gpd.GeoDataFrame):
-        raise ReviewError(f"{gpkg}: its layer `{LABELS}` has no geometry.")
+        raise ReviewError(
+            f"{gpkg}: its layer `{LABELS}` has no geometry. Give the "
+            "prelabels.gpkg that was reviewed."
+        )
     _refuse_another_layer(gpkg, labels, run)
     closed = shapely.from_wkb(stored, on_invalid="ignore")
     unclosed = shapely.is_missing(closed) & ~shapely.is_missing(labels.geometry.to_numpy())
