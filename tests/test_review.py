@@ -84,7 +84,7 @@ def test_a_layer_cut_short_is_told_at_once_and_other_damage_when_it_is_read(fini
     gpd.read_parquet(finished.folder / "prelabels.parquet").drop(columns="n_tiles").to_parquet(path)
     with pytest.raises(RunFolderError, match="n_tiles"):
         read_run(folder)
-    path.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
+    path.write_bytes(whole[:4] + bytes(400) + whole[404:])  # its footer is whole
     run = read_run(folder)  # a large layer is not read for this
     with pytest.raises(RunFolderError, match="layer or its ledger is damaged"):
         _ = run.layer
