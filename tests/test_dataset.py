@@ -20,12 +20,9 @@ import shapely
 import supervision
 import yaml
 from affine import Affine
-from hypothesis import given, settings
-from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools.coco import COCO
 from rasterio.features import rasterize
 
-from workbench.annotations import yolo_rings
 from workbench.dataset import (
     EMPTY,
     GAP,
@@ -193,25 +190,6 @@ def test_yolo_gives_back_every_pixel(scene: Scene, tmp_path: Path) -> None:
         assert len(masks) >= len(wanted)
         found += len(masks)
     assert found > 50
-
-
-@settings(deadline=None, max_examples=60)
-@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=14)))
-def test_yolo_rings_fill_to_the_mask(mask: np.ndarray) -> None:
-    filled = np.zeros(mask.shape, np.uint8)
-    for ring in yolo_rings(mask):
-        assert len(ring) >= 3
-        cv2.fillPoly(filled, [ring.astype(np.int32)], 1)
-    np.testing.assert_array_equal(filled.astype(bool), mask)
-
-
-def test_yolo_joins_holes_by_a_cut_and_splits_parts() -> None:
-    mask = np.zeros((9, 20), bool)
-    mask[1:8, 1:8] = True
-    mask[3:5, 3:5] = False
-    assert len(yolo_rings(mask)) == 1
-    mask[2:6, 12:18] = True
-    assert len(yolo_rings(mask)) == 2
 
 
 def test_chips_are_the_stretched_pixels_and_lie_on_the_map(scene: Scene, tmp_path: Path) -> None:
