@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 from small_sams import picture, small_sam
+from torch import nn
 
 from workbench.candidates import (
     SCHEMA,
@@ -422,6 +423,20 @@ def test_a_gpu_is_warmed_up_before_the_first_tile(
     monkeypatch.setattr(SamSegmenter, "_fuses", False)
     segmenter.load()
     assert sizes == [(64, 64, 3)]
+
+
+def test_weights_are_cast_once_for_the_bits_of_autocast() -> None:
+    low = {"pred_iou_floor": 0.3, "stability_floor": 0.3}
+    plain = SamSegmenter(small_sam, "small", "", points_per_side=4, **low)
+    cast, each_time = replace(plain, precision="bf16"), replace(plain, precision="bf16")
+    object.__setattr__(each_time, "model", small_sam())
+    image = picture(128, 128)
+    expected = each_time.propose(image)
+    assert cast.propose(image).table == expected.table
+    assert plain.propose(image).table != expected.table
+    assert len(expected)
+    linear = [layer for layer in cast.model.modules() if isinstance(layer, nn.Linear)]
+    assert {layer.weight.dtype for layer in linear} == {torch.bfloat16}
 
 
 def test_the_model_goes_with_its_segmenter() -> None:
