@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +300,15 @@ def test_a_layer_that_geopandas_has_written_is_read_in_batches(tmp_path: Path) -
     sample().to_parquet(tmp_path / "prelabels.parquet", index=False)
     again = pd.concat(layers.read_batches(tmp_path / "prelabels.parquet"), ignore_index=True)
     assert_geodataframe_equal(gpd.GeoDataFrame(again), sample())
+
+
+def test_the_least_certain_label_that_waits_is_found_by_an_index(tmp_path):
+    gpkg = write_layer(sample(), tiles(), tmp_path, styles=STYLES).gpkg
+    question = (
+        "EXPLAIN QUERY PLAN SELECT confidence, fid + 0 FROM prelabels WHERE status = 'unreviewed' "
+        "ORDER BY confidence, fid LIMIT 1"
+    )
+    with closing(sqlite3.connect(gpkg)) as db:
+        plan = " ".join(row[-1] for row in db.execute(question))
+    assert "USING INDEX" in plan
+    assert "TEMP B-TREE" not in plan  # nothing is left to sort

@@ -127,6 +127,7 @@ def write_layer(
             _write_labels(written, crs, path)
             write_gpkg_layer(ledger, path, TILES, "Polygon")
             _add_styles(path, styles)
+            _add_index(path)
         with atomic_path(geojson) as path:
             _write_geojson(read_batches(written), path)
         with atomic_path(qml) as path:
