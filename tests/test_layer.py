@@ -310,5 +310,5 @@ def test_the_least_certain_label_that_waits_is_found_by_an_index(tmp_path):
     )
     with closing(sqlite3.connect(gpkg)) as db:
         plan = " ".join(row[-1] for row in db.execute(question))
-    assert "USING INDEX" in plan
+    assert "INDEX prelabels_to_review" in plan
     assert "TEMP B-TREE" not in plan  # nothing is left to sort
