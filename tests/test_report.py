@@ -241,7 +241,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.links += [v or "" for k, v in attrs if k in ("href", "src")]
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "wbr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -296,3 +296,9 @@ def test_page_lists_failed_tiles_first(tmp_path: Path) -> None:
     assert "… and 10 more, in tiles.parquet." in shown
     assert text.index("tiles failed") < text.index("<img")
     assert "failed</h2>" not in report(tmp_path, tiles=tiles("ok"))
+
+
+def test_long_names_break_between_words_on_a_narrow_screen(tmp_path: Path) -> None:
+    text = report(tmp_path, parameters={"stability_score_thresh": 0.92})
+    assert "<th>stability_<wbr>score_<wbr>thresh</th>" in text
+    assert "stability_score_thresh" in "".join(Page(text).text)

@@ -508,9 +508,14 @@ def _chart_row(heading: str, figures: Mapping[str, Figure]) -> str:
     return f'<h2>{html.escape(heading)}</h2>\n<div class="charts">\n{images}\n</div>'
 
 
+def _breakable(name: str) -> str:
+    """A name as HTML that a narrow screen breaks at its underscores."""
+    return html.escape(name).replace("_", "_<wbr>")
+
+
 def _table(rows: Mapping[str, Any]) -> str:
     cells = (
-        f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
+        f"<tr><th>{_breakable(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
         for name, value in rows.items()
     )
     return "<table>\n" + "\n".join(cells) + "\n</table>"
