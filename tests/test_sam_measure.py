@@ -53,7 +53,7 @@ def test_C1_each_bit_is_that_of_the_whole(scale: int, threads: int) -> None:
 
 
 @pytest.mark.parametrize("width", [32, 37])
-def test_edges_are_what_masks_are_encoded_from(width: int) -> None:
+def test_edges_are_what_masks_are_encoded_from(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole columns, too, of which one run joins the next, and masks of all or no pixels."""
     masks = np.random.default_rng(0).random((40, 11, width)) < np.linspace(0, 1, 40)[:, None, None]
     masks[5:20, :, 3:9] = True
@@ -61,7 +61,12 @@ def test_edges_are_what_masks_are_encoded_from(width: int) -> None:
     assert masks[-1].all()
     assert not masks[0].any()
     n_edges, edges = edges_of(masks)
-    of_bits = edges_of_bits(torch.from_numpy(np.packbits(masks, axis=2)))
+    bits = torch.from_numpy(np.packbits(masks, axis=2))
+    of_bits = edges_of_bits(bits)
+    monkeypatch.setattr("workbench.sam.measure.BYTES_AT_ONCE", 100)
+    in_pieces = edges_of_bits(bits)
+    for one, other in zip(in_pieces, of_bits, strict=True):
+        np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(of_bits[0], n_edges)
     # in another order, which does not matter
     number = np.repeat(np.arange(len(masks)), n_edges)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 STABILITY_SCORE_OFFSET = 1.0  # as SamAutomaticMaskGenerator
+BYTES_AT_ONCE = 2**28  # of packed masks that are searched for edges; CUDA cannot search 2**31
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +115,12 @@ def measure_fused(
 def measure_whole(logits: Tensor, threshold: float) -> Measured:
     """Measure `(n, h, w)` logits of full size, on any device."""
     masks = logits > threshold
+    pixels: NDArray[np.bool_] = masks.cpu().numpy()
     return Measured(
         calculate_stability_score(logits, threshold, STABILITY_SCORE_OFFSET).cpu().numpy(),
         batched_mask_to_box(masks).cpu().numpy(),
-        masks.count_nonzero((1, 2)).cpu().numpy(),
-        *edges_of(masks.cpu().numpy()),
+        np.count_nonzero(pixels, axis=(1, 2)),
+        *edges_of(pixels),
     )
 
 
@@ -131,6 +133,12 @@ def edges_of(masks: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.in
 
 def edges_of_bits(bits: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int16]]:
     """Find the same on any device, of masks that are packed as by `np.packbits(masks, axis=2)`."""
+    some = bits.split(max(1, BYTES_AT_ONCE // (bits.shape[1] * bits.shape[2])))
+    n_edges, edges = zip(*(_edges_of_bits(part) for part in some), strict=True)
+    return np.concatenate(n_edges), np.concatenate(edges)
+
+
+def _edges_of_bits(bits: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int16]]:
     changes = torch.cat([bits[:, :1], bits[:, 1:] ^ bits[:, :-1], bits[:, -1:]], 1)
     mask, y, byte = changes.nonzero(as_tuple=True)
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
