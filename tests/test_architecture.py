@@ -16,10 +16,10 @@ LAYERS = [
     "sam.measure", "sam.segmenter", "sam", "classic", "scenery", "countryside", "sample", "layer",
     "aoi", "qgis.xml", "qgis.style", "qgis.project", "qgis", "quality", "report", "charts", "job",
     "runfolder", "finished", "review", "advice", "judged", "review_charts", "topology", "split",
-    "annotations", "dataset", "reviewing", "cluster", "pipeline", "lesson", "lesson_charts",
-    "webmap", "preview", "background", "widgets.session", "widgets.cells", "widgets.controls",
-    "widgets.settings", "widgets.scenemap", "widgets.aoi", "widgets.overlay", "widgets.plane",
-    "widgets.sampling", "widgets.tuner", "widgets.run", "widgets",
+    "annotations", "chips", "dataset", "reviewing", "cluster", "pipeline", "lesson",
+    "lesson_charts", "webmap", "preview", "background", "widgets.session", "widgets.cells",
+    "widgets.controls", "widgets.settings", "widgets.scenemap", "widgets.aoi", "widgets.overlay",
+    "widgets.plane", "widgets.sampling", "widgets.tuner", "widgets.run", "widgets",
 ]  # fmt: skip
 PACKAGE = Path(workbench.__file__).parent
 

@@ -23,16 +23,20 @@ from affine import Affine
 from pycocotools.coco import COCO
 from rasterio.features import rasterize
 
-from workbench.dataset import (
+from workbench.chips import (
+    BEYOND,
+    CHIP_SIZES,
     EMPTY,
     GAP,
+    NODATA,
     ONLY_PIECES,
+    OUTSIDE,
     UNFINISHED,
     UNREVIEWED,
+    UNSEGMENTED,
     Chips,
-    Dataset,
-    write_dataset,
 )
+from workbench.dataset import Dataset, write_dataset
 from workbench.errors import DatasetError
 from workbench.layer import as_layer
 from workbench.opening import open_scene
@@ -400,8 +404,8 @@ def test_invalid_labels_are_exported_as_mended(scene: Scene, tmp_path: Path) -> 
     coco = coco_of(tmp_path / "set")
     assert [a["label_id"] for a in coco.anns.values()] == ["ortho/r0c0/0"]
     (chip,) = (
-        Dataset(tmp_path / "set", pyogrio.read_dataframe(tmp_path / "set/chips.gpkg"))
-        .chips[lambda chips: chips["n_labels"] > 0]
+        pyogrio.read_dataframe(tmp_path / "set/chips.gpkg")
+        .loc[lambda chips: chips["n_labels"] > 0]
         .itertuples()
     )
     pixels = expected(scene, mended, chip, 64)
@@ -415,6 +419,7 @@ def test_invalid_labels_are_exported_as_mended(scene: Scene, tmp_path: Path) -> 
         (Chips(min_kept=2), "min_kept"),
         (Chips(val=0.6, test=0.4), "nothing for train"),
         (Chips(statuses=()), "statuses"),
+        (Chips(default_class=5), r"default_class is 5: the classes are 3 \(roof\), 7"),
     ],
 )
 def test_impossible_values_are_named(
@@ -425,17 +430,9 @@ def test_impossible_values_are_named(
 
 
 def test_nothing_to_export_says_why_and_leaves_nothing(scene: Scene, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"with unreviewed labels"):
+    with pytest.raises(DatasetError, match=r"15 unreviewed labels, 10 mostly in tiles that failed"):
         export(scene, tmp_path / "set", label_layer(status="unreviewed"), tiles=ledger("failed"))
     assert not [p for p in tmp_path.iterdir() if "set" in p.name]
-
-
-def test_a_label_that_keeps_all_chips_waiting_is_named(scene: Scene, tmp_path: Path) -> None:
-    layer = label_layer([*shapes(), shape(0, 0, 1000, 1000)])
-    layer.loc[layer.index[-1], "status"] = "unreviewed"
-    giant = layer["id"].iloc[-1]
-    with pytest.raises(DatasetError, match=f"One label alone, {giant}, waits for review in"):
-        export(scene, tmp_path / "set", layer)
 
 
 def test_an_object_across_everything_does_not_tie_the_splits(scene: Scene, tmp_path: Path) -> None:
@@ -445,9 +442,110 @@ def test_an_object_across_everything_does_not_tie_the_splits(scene: Scene, tmp_p
 
 
 def test_too_few_chips_for_a_split_say_so(scene: Scene, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"3 chips leave none for train.*val or test to 0"):
+    with pytest.raises(DatasetError, match=r"^3 chips of 200 .* for train.*chip_size 128"):
         export(scene, tmp_path / "set", label_layer(), Chips(chip_size=200))
     assert not (tmp_path / "set").exists()
+
+
+def test_the_largest_size_that_gives_a_data_set_is_taken(scene: Scene, tmp_path: Path) -> None:
+    made = export(scene, tmp_path / "set", label_layer(), Chips())
+    assert {"train", "val", "test"} <= set(made.chips["split"])
+    assert len(coco_of(made.folder, "val").imgs) > 0
+    for larger in CHIP_SIZES[: CHIP_SIZES.index(made.chip_size)]:
+        with pytest.raises(DatasetError, match=f"-p chip_size {made.chip_size}` gives a data set"):
+            export(scene, tmp_path / "larger", label_layer(), Chips(chip_size=larger))
+    given = export(scene, tmp_path / "given", label_layer(), Chips(chip_size=made.chip_size))
+    assert files_of(given.folder) == files_of(made.folder)
+    assert f"chips of {made.chip_size} × {made.chip_size} pixels" in str(made)
+
+
+def test_what_no_size_can_split_may_do_for_training(scene: Scene, tmp_path: Path) -> None:
+    layer, chips = label_layer([shape(70, 70, 20, 20)]), Chips(keep_empty=False)
+    with pytest.raises(DatasetError, match=r"^1 chip of 512 .* leave") as caught:
+        export(scene, tmp_path / "set", layer, replace(chips, min_valid=0))
+    assert "No smaller chip_size, down to 64" in str(caught.value)
+    assert "`-p chip_size 512 -p val 0 -p test 0` gives 1 chip." in str(caught.value)
+    assert "Review more" not in str(caught.value)  # all of it is
+
+
+@pytest.mark.parametrize(
+    ("aoi", "status", "size", "reasons"),
+    [
+        (shape(0, 0, 128, 128), "ok", 128, {OUTSIDE: 7, BEYOND: 1}),
+        (None, "failed", 128, {UNSEGMENTED: 5, BEYOND: 1}),
+        (None, "ok", 36, {NODATA: 9, BEYOND: 0}),
+    ],
+)
+def test_what_lies_beside_all_imagery_has_its_reason(
+    scene: Scene, tmp_path: Path, aoi: Any, status: str, size: int, reasons: dict[str, int]
+) -> None:
+    chips = replace(ALL_TRAIN, chip_size=size)
+    made = export(scene, tmp_path / "set", label_layer(), chips, ledger(status), aoi=aoi)
+    there = made.chips["left_out"].value_counts()
+    assert {why: there.get(why, 0) for why in reasons} == reasons
+
+
+def test_a_piece_of_an_unreviewed_label_is_neither_background_nor_object(
+    scene: Scene, tmp_path: Path
+) -> None:
+    # all of the scene but for 10 px, of which each chip has 4 %
+    layer = label_layer(
+        [shape(10, 10, 300, 300), shape(70, 70, 20, 20), shape(150, 80, 9, 9)],
+        ["unreviewed", "accepted", "rejected"],
+        [pd.NA, 7, pd.NA],
+    )
+    made = export(scene, tmp_path / "set", layer)
+    by_chip = made.chips.set_index("chip")
+    assert list(by_chip.index[by_chip["split"] != ""]) == ["ortho_r1c1"]
+    # what the chip shows else is not known, so it is not empty
+    assert by_chip.loc["ortho_r1c2", "left_out"] == UNREVIEWED
+    annotations = coco_of(made.folder).dataset["annotations"]
+    pieces = [a for a in annotations if a["label_id"] == "ortho/r0c0/0"]
+    assert [(a["iscrowd"], a["category_id"]) for a in pieces] == [(1, 3), (1, 7)]
+    (row,) = (made.folder / "labels/train/ortho_r1c1.txt").read_text().splitlines()
+    assert row.startswith("1 ")
+    assert "Chips wait most for ortho/r0c0/0 (" in str(made)
+    # as it is when the label is accepted, but for its class
+    accepted = layer.assign(status="accepted", class_id=7)[:2]
+    same = export(scene, tmp_path / "accepted", accepted).folder / "labels/train/ortho_r1c1.txt"
+    assert same.read_text().splitlines() == [row]
+    whole = replace(ALL_TRAIN, chip_size=256)
+    with pytest.raises(DatasetError, match=r"1 unreviewed .* accept or reject this one first"):
+        export(scene, tmp_path / "set", layer, whole)
+
+
+def test_chips_that_wait_for_many_labels_name_none(scene: Scene, tmp_path: Path) -> None:
+    layer = label_layer([shape(70 + 9 * i, 70, 5, 5) for i in range(5)], status="unreviewed")
+    with pytest.raises(DatasetError, match="Review more tiles to their end") as caught:
+        export(scene, tmp_path / "set", layer)
+    assert "ortho/r0c0/" not in str(caught.value)
+
+
+def test_a_data_set_of_an_earlier_review_is_set_aside(scene: Scene, tmp_path: Path) -> None:
+    folder, stale = tmp_path / "set", tmp_path / "set-stale"
+    before = files_of(export(scene, folder, label_layer()).folder)
+    nothing = label_layer(status="unreviewed")
+    with pytest.raises(DatasetError, match=f"earlier review is now in {stale}"):
+        export(scene, folder, nothing)
+    assert not folder.exists()
+    assert files_of(stale) == before
+    export(scene, folder, label_layer(), replace(ALL_TRAIN, chip_size=128))
+    (stale / "images/best.pt").write_text("weights")
+    with pytest.raises(DatasetError, match=f"What is in {folder} is of an earlier review"):
+        export(scene, folder, nothing)
+    assert (folder / "data.yaml").exists()
+    assert (stale / "images/best.pt").exists()
+
+
+def test_pixels_of_what_waits_for_review_are_not_read(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    whole = Scene.read
+    monkeypatch.setattr(Scene, "read", lambda self, w: read.append(w) or whole(self, w))
+    with pytest.raises(DatasetError):
+        export(scene, tmp_path / "set", label_layer([shape(70, 70, 20, 20)], "unreviewed"))
+    assert not read
 
 
 def test_json_is_utf8(scene: Scene, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_the_tables_of_parameters_are_current():
         "| `classes` | {1: object} | map |",
         "| `interactive` | auto | true, false |",
         "| `run_dir` | – | text |",
-        "| `chip_size` | 512 | integer 32 to 8192 |",
+        "| `chip_size` | null | integer 32 to 8192 |",
     ):
         assert f"\n{row} " in text
 

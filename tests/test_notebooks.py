@@ -165,6 +165,10 @@ def test_papermill_takes_a_review_back(tmp_path, finished):
     assert advised.cleaning == finished.job.cleaning
     shown = [o for c in cells(out) for o in c.outputs if "image/png" in o.get("data", {})]
     assert len(shown) == 3
+    said = "".join(o["text"] for c in cells(out) for o in c.outputs if o.output_type == "stream")
+    assert f"labels of {reviewed}; what comes of them is written to {review}" in said
+    assert "F1 " in said
+    assert f"{review / 'dataset'}: " in said
 
 
 def test_a_reference_advises_before_any_review(tmp_path, finished):

@@ -1,5 +1,6 @@
 """What a review asks of its run: each cause that stops advice is told, with what to do."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -11,8 +12,16 @@ from known_runs import job_for, use_known_objects
 from shapely.affinity import translate
 
 from workbench import run
-from workbench.errors import ReviewError
-from workbench.reviewing import ReviewJob, advise_run, read_vector
+from workbench.errors import DatasetError, JobError, ReviewError
+from workbench.job import Job
+from workbench.reviewing import (
+    ReviewJob,
+    advise_run,
+    export_run,
+    forget_advice,
+    read_vector,
+    write_advised_job,
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +99,48 @@ def test_a_complete_review_counts_everywhere(finished):
 def test_degrees_are_no_reason_to_warn(finished, tmp_path):
     finished.layer.to_crs(4326).to_file(tmp_path / "degrees.gpkg")
     assert len(read_vector(str(tmp_path / "degrees.gpkg"))) == len(finished.layer)
+
+
+def test_one_tile_is_no_question_of_reviewing_more(finished):
+    one = replace(finished, tiles=finished.tiles[:1])
+    accepted = finished.layer.assign(status="accepted")
+    with pytest.raises(ReviewError, match=r"this run has one\. Run with a tile_size below 96"):
+        advise_run(ReviewJob.create(run_dir=str(finished.folder)), one, accepted)
+
+
+def test_the_advised_job_names_no_scheduler(finished, tmp_path):
+    job = ReviewJob.create(run_dir=str(finished.folder), out_dir=str(tmp_path / "review"))
+    accepted = finished.layer.assign(status="accepted")
+    on_cluster = replace(finished, job=finished.job.changed(scheduler="tcp://gone:8786"))
+    advice = advise_run(job, on_cluster, accepted)
+    path, _ = write_advised_job(job, on_cluster, accepted, advice)
+    assert Job.from_yaml(path).scheduler is None
+    (path.with_name("advice.png")).write_bytes(b"")
+    assert forget_advice(job) == " advice.png and job.yaml of an earlier review are gone."
+    assert not list(path.parent.iterdir())
+    assert forget_advice(job) == ""
+
+
+def test_the_default_class_of_a_review_is_for_labels_without_one(finished, tmp_path):
+    two = replace(finished, job=finished.job.changed(classes={1: "roof", 2: "road"}))
+    accepted = finished.layer.assign(status="accepted")
+
+    def exported(of, **parameters):
+        job = ReviewJob.create(
+            run_dir=str(of.folder), out_dir=str(tmp_path), chip_size=64, val=0, test=0, **parameters
+        )
+        folder = export_run(job, of, accepted).folder
+        content = json.loads((folder / "annotations/instances_train.json").read_text())
+        return {annotation["category_id"] for annotation in content["annotations"]}
+
+    with pytest.raises(DatasetError, match="as `-p default_class 1`"):
+        exported(two)
+    assert exported(two, default_class=2) == {2}
+    of_the_run = replace(two, job=two.job.changed(default_class=1))
+    assert exported(of_the_run) == {1}
+    assert exported(of_the_run, default_class=2) == {2}
+
+
+def test_shares_that_leave_nothing_for_training_are_refused_at_once(finished):
+    with pytest.raises(JobError, match=r"val \(0\.5\) and test \(0\.5\) leave nothing for train"):
+        ReviewJob.create(run_dir=str(finished.folder), val=0.5, test=0.5)

@@ -76,6 +76,19 @@ class Advice:
         """Whether other thresholds are advised."""
         return self.advised != self.current
 
+    def __str__(self) -> str:
+        a, c = self.advised, self.current
+        where = (
+            f"pred_iou_thresh {a.pred_iou_thresh:g}, stability_score_thresh "
+            f"{a.stability_score_thresh:g}"
+        )
+        if not self.is_change:
+            return f"Keep {where} · F1 {self.at_current}; no other thresholds do better"
+        return (
+            f"Advised: {where} · F1 on tiles held out {self.held_out}, "
+            f"now {self.at_current} at {c.pred_iou_thresh:g}, {c.stability_score_thresh:g}"
+        )
+
     def at(self, thresholds: Thresholds) -> pd.Series:
         """Return the row of the plane that is nearest to some thresholds."""
         far = (self.plane["pred_iou_thresh"] - thresholds.pred_iou_thresh) ** 2

@@ -12,10 +12,9 @@ A label's pixels are those whose centre lies in its polygon and that are valid.
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,55 +25,18 @@ import pyogrio
 import shapely
 import yaml
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as coco_mask
-from rasterio.features import rasterize
-from rasterio.windows import Window
-from tqdm import tqdm
 
 from workbench.annotations import coco_shape, yolo_lines
 from workbench.atomic import atomic_folder, remove_stale
-from workbench.candidates import encode_masks
-from workbench.errors import DatasetError, SceneError
-from workbench.layer import Status, crs_name, frozen_time, write_gpkg_layer
+from workbench.chips import Chip, Chips, Cutter, largest_cut
+from workbench.errors import DatasetError
+from workbench.layer import crs_name, frozen_time, write_gpkg_layer
 from workbench.quality import with_area
 from workbench.raster import Scene
-from workbench.review import reviewed_tiles
-from workbench.split import SPLITS, spatial_split
+from workbench.split import SPLITS
 
 INDEX = "chips.gpkg"
-
-# why a chip is left out
-NO_IMAGERY = "too few valid or labelled pixels"
-UNREVIEWED = "unreviewed labels"
-UNFINISHED = "no labels, in tiles not reviewed to their end"
-EMPTY = "no labels"
-ONLY_PIECES = "only cut-off pieces"
-UNREADABLE = "unreadable pixels"
-GAP = "gap between splits"
-
-
-@dataclass(frozen=True)
-class Chips:
-    """How a layer is cut into chips.
-
-    `statuses` are exported; a chip with other labels that wait for review is left out, and so is
-    one without labels where tiles are not reviewed to their end (`reviewed_tiles`). Of a label
-    that a chip's edge cuts, at least `min_kept` of its area must be in the chip; less is no
-    object there (COCO: `iscrowd`, which evaluation ignores; YOLO: nothing). `min_valid` is the
-    share of a chip's pixels that must be valid and inside the labelled area. `val` and `test`
-    are shares of the chips, the rest is `train`. `default_class` is for labels without a class.
-    """
-
-    chip_size: int = 512
-    statuses: tuple[Status, ...] = ("accepted", "edited")
-    min_kept: float = 0.25
-    min_valid: float = 0.5
-    val: float = 0.15
-    test: float = 0.15
-    seed: int = 0
-    keep_empty: bool = True
-    default_class: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +45,14 @@ class Dataset:
 
     folder: Path
     chips: gpd.GeoDataFrame
+    chip_size: int  # pixels
+    hint: str = ""  # what to review first for more chips
+
+    def __str__(self) -> str:
+        n = int((self.chips["split"] != "").sum())
+        return (
+            f"{self.folder}: {n:,} chips of {self.chip_size} × {self.chip_size} pixels.{self.hint}"
+        )
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -94,30 +64,6 @@ class Dataset:
         table = pd.DataFrame({"chips": groups.size(), "labels": groups.sum()})
         rest = [name for name in table.index if name not in SPLITS]
         return table.reindex([*SPLITS, *rest], fill_value=0).rename_axis(None)
-
-
-@dataclass(frozen=True)
-class _Object:
-    """A label's pixels in one chip."""
-
-    row: int  # in the layer
-    rle: bytes
-    cut_off: bool
-
-
-@dataclass(frozen=True)
-class _Chip:
-    name: str
-    scene: Scene
-    window: Window
-    objects: tuple[_Object, ...] = ()
-    left_out: str = ""
-    split: str = ""
-    whole: tuple[_Object, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        whole = tuple(o for o in self.objects if not o.cut_off)
-        object.__setattr__(self, "whole", whole)
 
 
 def write_dataset(
@@ -135,46 +81,61 @@ def write_dataset(
     `tiles` is the ledger of the run: what it has not segmented, or lies outside `aoi` (in the
     CRS of the layer), is black and not labelled. Invalid labels are mended, as `find_issues` would;
     what has no area has no pixels. Equal input gives equal files. `folder` appears whole or not at
-    all, and replaces only an earlier data set. Raises `DatasetError` for values that cannot be,
-    labels without a class, a folder with other files, and nothing to write.
+    all, and replaces only an earlier data set, which is set aside as `<folder>-stale` if there is
+    nothing to write. Raises `DatasetError` for values that cannot be, labels without a class, a
+    folder with other files, and nothing to write.
     """
-    chips = Chips() if chips is None else chips
     folder = Path(folder).absolute()
-    _check(chips, scenes, classes)
     _refuse_foreign(folder)
+    try:
+        return _write(layer, tiles, scenes, folder, classes, aoi, chips or Chips())
+    except DatasetError as error:
+        why = f"{error}{_set_aside(folder)}"
+        raise DatasetError(why) from None
+
+
+def _write(
+    layer: gpd.GeoDataFrame,
+    tiles: gpd.GeoDataFrame,
+    scenes: Sequence[Scene],
+    folder: Path,
+    classes: Mapping[int, str],
+    aoi: shapely.Geometry | None,
+    chips: Chips,
+) -> Dataset:
+    _check(chips, scenes, classes)
     crs = scenes[0].crs
     if aoi is not None:
         aoi = gpd.GeoSeries([aoi], crs=layer.crs).to_crs(crs).iloc[0]
     layer = with_area(layer.to_crs(crs)).reset_index(drop=True)
-    tiles = tiles.to_crs(crs)
     class_ids = _classes_of(layer, classes, chips)
     remove_stale(folder.parent, folder.name)
+    cutter = Cutter(layer, tiles.to_crs(crs), chips, aoi)
     with atomic_folder(folder) as temporary:
-        (temporary / "images").mkdir()
-        cut = _Cutter(layer, tiles, chips, aoi, temporary / "images")
-        all_chips = [cut.chip(chip) for chip in _progress(_grid(scenes, chips.chip_size))]
-        all_chips = _split(all_chips, chips)
-        for chip in all_chips:
-            if chip.left_out == GAP:  # known only now that all are cut
-                cut.image_of(chip).unlink()
-        index = _index(all_chips)
-        if not (index["split"] != "").any():
-            reasons = Counter(index["left_out"])
-            raise DatasetError(
-                "No chip is left to export: "
-                + ", ".join(f"{n} with {why}" for why, n in reasons.most_common())
-                + f". {_in_the_way(layer[cut.waiting], index)}Review more labels, export other "
-                "statuses, or take a smaller chip_size."
-            )
-        used = [chip for chip in all_chips if chip.split]
+        cut = largest_cut(cutter, scenes, temporary / "images")
+        index = _index(cut.chips)
         for split in SPLITS:
-            part = [chip for chip in used if chip.split == split]
+            part = [chip for chip in cut.used if chip.split == split]
             if part:
                 _write_split(temporary, split, part, layer, class_ids, classes)
         _write_yaml(temporary / "data.yaml", index, classes)
         with frozen_time():
             write_gpkg_layer(index, temporary / INDEX, "chips", "Polygon")
-    return Dataset(folder, index)
+    return Dataset(folder, index, cut.size, cutter.who_waits(cut.chips))
+
+
+def _set_aside(folder: Path) -> str:
+    """Let an earlier data set not pass for one of this review; return a sentence that says so."""
+    if not (folder / INDEX).exists():
+        return ""
+    stale = folder.with_name(f"{folder.name}-stale")
+    try:
+        _refuse_foreign(stale)
+    except DatasetError:
+        return f" What is in {folder} is of an earlier review."
+    shutil.rmtree(stale, ignore_errors=True)
+    folder.replace(stale)
+    return f" The data set of an earlier review is now in {stale}."
 
 
 # ------------------------------------------------------------------------------------- checks
@@ -182,7 +143,7 @@ def write_dataset(
 
 def _check(chips: Chips, scenes: Sequence[Scene], classes: Mapping[int, str]) -> None:
     problems = []
-    if not 32 <= chips.chip_size <= 8192:
+    if chips.chip_size is not None and not 32 <= chips.chip_size <= 8192:
         problems.append(f"chip_size is {chips.chip_size}: choose 32 to 8192 pixels")
     shares = (chips.min_kept, chips.min_valid, chips.val, chips.test)
     for name, share in zip(("min_kept", "min_valid", "val", "test"), shares, strict=True):
@@ -194,6 +155,9 @@ def _check(chips: Chips, scenes: Sequence[Scene], classes: Mapping[int, str]) ->
         problems.append("there is no raster to cut chips from")
     if not classes:
         problems.append("there is no class: name at least one, as {1: roof}")
+    elif chips.default_class is not None and chips.default_class not in classes:
+        names = ", ".join(f"{number} ({name})" for number, name in classes.items())
+        problems.append(f"default_class is {chips.default_class}: the classes are {names}")
     if not chips.statuses:
         problems.append("statuses is empty: name at least one, as accepted")
     if problems:
@@ -203,7 +167,7 @@ def _check(chips: Chips, scenes: Sequence[Scene], classes: Mapping[int, str]) ->
 def _classes_of(
     layer: gpd.GeoDataFrame, classes: Mapping[int, str], chips: Chips
 ) -> NDArray[np.int64]:
-    """The class of each label; -1 for labels that are not exported."""
+    """The class of each label; -1 where it is not known, which no label that is exported has."""
     exported = layer["status"].isin(chips.statuses)
     default = chips.default_class
     if default is None and len(classes) == 1:  # then there is no doubt
@@ -219,9 +183,10 @@ def _classes_of(
             names = ", ".join(layer.loc[wrong, "id"].astype(str).head(3))
             raise DatasetError(
                 f"{wrong.sum()} of {exported.sum()} labels {what}, for instance {names}. Set their "
-                "class in QGIS, or give default_class one of the classes."
+                "class in QGIS (its filter `Without class` shows them), or name the class that "
+                f"they have, as `-p default_class {next(iter(classes))}`."
             )
-    return np.where(exported, ids.fillna(-1), -1).astype(np.int64)
+    return np.where(ids.isin(list(classes)), ids.fillna(-1), -1).astype(np.int64)
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -248,151 +213,7 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-# -------------------------------------------------------------------------------------- chips
-
-
-def _grid(scenes: Sequence[Scene], size: int) -> list[_Chip]:
-    """Chips that partition each scene; the last ones reach beyond its edge."""
-    taken = set[str]()
-    chips = []
-    for scene in scenes:
-        plain = stem = re.sub(r"[^\w.-]", "_", scene.name)
-        n = 1
-        while stem.casefold() in taken:  # some file systems do not tell A from a
-            n += 1
-            stem = f"{plain}-{n}"
-        taken.add(stem.casefold())
-        for row in range(-(-scene.height // size)):
-            for col in range(-(-scene.width // size)):
-                window = Window(col * size, row * size, size, size)
-                chips.append(_Chip(f"{stem}_r{row}c{col}", scene, window))
-    return chips
-
-
-def _progress(chips: list[_Chip]) -> Iterator[_Chip]:
-    yield from tqdm(chips, desc="chips", unit="chip")
-
-
-class _Cutter:
-    """What all chips of one export share: the labels, and where there are any."""
-
-    def __init__(
-        self,
-        layer: gpd.GeoDataFrame,
-        tiles: gpd.GeoDataFrame,
-        chips: Chips,
-        aoi: shapely.Geometry | None,
-        images: Path,
-    ) -> None:
-        self.chips, self.images = chips, images
-        self.geometry = np.asarray(layer.geometry.array)
-        status = layer["status"]
-        self.exported = status.isin(chips.statuses).to_numpy()
-        self.waiting = (status.eq("unreviewed") & ~status.isin(chips.statuses)).to_numpy()
-        self.tree = shapely.STRtree(self.geometry)
-        self.area = shapely.union_all(tiles.geometry[tiles["status"] != "failed"].to_numpy())
-        if aoi is not None:
-            self.area = shapely.intersection(self.area, aoi)
-        shapely.prepare(self.area)
-        # what seems empty elsewhere may not be
-        known = tiles["tile"].isin(reviewed_tiles(tiles, layer, self.waiting))
-        self.unfinished = shapely.union_all(tiles.geometry[~known].to_numpy())
-        shapely.prepare(self.unfinished)
-
-    def image_of(self, chip: _Chip) -> Path:
-        """Where a chip's image is written, until it is known to which split it belongs."""
-        return self.images / f"{chip.name}.png"
-
-    def chip(self, chip: _Chip) -> _Chip:
-        """Find a chip's labels and write its image, unless it is to be left out."""
-        scene, chips = chip.scene, self.chips
-        outline = scene.window_polygon(chip.window.intersection(scene.window))
-        if not shapely.intersects(self.area, outline):
-            return replace(chip, left_out=NO_IMAGERY)
-        try:
-            rgb, seen = scene.read(chip.window)
-        except SceneError:
-            return replace(chip, left_out=UNREADABLE)
-        if not shapely.covers(self.area, outline):
-            seen &= _pixels(self.area, chip, Window(0, 0, *seen.shape[::-1]))
-        if seen.mean() < max(chips.min_valid, 1 / seen.size):
-            return replace(chip, left_out=NO_IMAGERY)
-        objects = []
-        for row in np.sort(self.tree.query(outline, predicate="intersects")):
-            if not (self.exported[row] or self.waiting[row]):
-                continue
-            found = self._object(int(row), chip, seen)
-            if found is None:
-                continue
-            if self.waiting[row]:
-                return replace(chip, left_out=UNREVIEWED)
-            objects.append(found)
-        chip = replace(chip, objects=tuple(objects))
-        if not objects and shapely.area(shapely.intersection(self.unfinished, outline)):
-            return replace(chip, left_out=UNFINISHED)
-        if not objects and not chips.keep_empty:
-            return replace(chip, left_out=EMPTY)
-        if objects and not chip.whole:
-            return replace(chip, left_out=ONLY_PIECES)
-        rgb[~seen] = 0
-        Image.fromarray(rgb).save(self.image_of(chip))
-        return chip
-
-    def _object(self, row: int, chip: _Chip, seen: NDArray[np.bool_]) -> _Object | None:
-        """The pixels of one label; None if the chip shows none of them."""
-        shape, scene = self.geometry[row], chip.scene
-        to_pixel = ~scene.window_transform(chip.window)
-        x0, y0, x1, y1 = shapely.bounds(shape)
-        left, top = to_pixel @ (x0, y1)
-        right, bottom = to_pixel @ (x1, y0)
-        height, width = seen.shape
-        columns = slice(max(0, int(np.floor(left))), min(width, int(np.ceil(right)) + 1))
-        rows = slice(max(0, int(np.floor(top))), min(height, int(np.ceil(bottom)) + 1))
-        if columns.start >= columns.stop or rows.start >= rows.stop:
-            return None
-        mask = np.zeros_like(seen)
-        part = Window.from_slices(rows, columns)
-        mask[rows, columns] = _pixels(shape, chip, part) & seen[rows, columns]
-        pixels = int(mask.sum())
-        if not pixels:
-            return None
-        whole = shapely.area(shape) / abs(scene.transform.a * scene.transform.e)
-        return _Object(row, encode_masks(mask[None])[0], pixels / whole < self.chips.min_kept)
-
-
-def _pixels(shape: shapely.Geometry, chip: _Chip, part: Window) -> NDArray[np.bool_]:
-    """The pixels of a part of a chip whose centre lies in a geometry."""
-    window = Window(
-        chip.window.col_off + part.col_off, chip.window.row_off + part.row_off,
-        part.width, part.height,
-    )  # fmt: skip
-    transform = chip.scene.window_transform(window)
-    filled = rasterize([shape], (int(part.height), int(part.width)), transform=transform)
-    return np.asarray(filled, np.bool_)
-
-
-def _split(all_chips: list[_Chip], chips: Chips) -> list[_Chip]:
-    kept = [i for i, chip in enumerate(all_chips) if not chip.left_out]
-    outlines = [all_chips[i].scene.window_polygon(all_chips[i].window) for i in kept]
-    # pieces of an object that fills a landscape would tie all chips together
-    objects = [[o.row for o in all_chips[i].whole] for i in kept]
-    splits = spatial_split(
-        np.array(outlines, object), objects, val=chips.val, test=chips.test, seed=chips.seed
-    )
-    wanted = {"train", *(("val",) if chips.val else ()), *(("test",) if chips.test else ())}
-    missing = sorted(wanted - set(splits))
-    if kept and missing:
-        raise DatasetError(
-            f"{len(kept)} chips leave none for {' and '.join(missing)} if no chip may lie beside "
-            "one of another split. Take a smaller chip_size, review more, or set val or test to 0."
-        )
-    for i, split in zip(kept, splits, strict=True):
-        reason = "" if split else GAP
-        all_chips[i] = replace(all_chips[i], split=split, left_out=reason)
-    return all_chips
-
-
-def _index(all_chips: list[_Chip]) -> gpd.GeoDataFrame:
+def _index(all_chips: list[Chip]) -> gpd.GeoDataFrame:
     rows = {
         "chip": [c.name for c in all_chips],
         "split": [c.split for c in all_chips],
@@ -407,25 +228,13 @@ def _index(all_chips: list[_Chip]) -> gpd.GeoDataFrame:
     return gpd.GeoDataFrame(rows, geometry=outlines, crs=all_chips[0].scene.crs)
 
 
-def _in_the_way(waiting: gpd.GeoDataFrame, index: gpd.GeoDataFrame) -> str:
-    """Name the label that waits for review in most chips: large ones keep many from being used."""
-    outlines = index.geometry[index["left_out"] == UNREVIEWED].to_numpy()
-    _, rows = shapely.STRtree(waiting.geometry.to_numpy()).query(outlines, predicate="intersects")
-    if not len(rows):
-        return ""
-    n_chips = np.bincount(rows)
-    most = int(n_chips.argmax())
-    name = waiting["id"].iloc[most]
-    return f"One label alone, {name}, waits for review in {n_chips[most]} of them. "
-
-
 # ------------------------------------------------------------------------------------ formats
 
 
 def _write_split(
     folder: Path,
     split: str,
-    part: list[_Chip],
+    part: list[Chip],
     layer: gpd.GeoDataFrame,
     class_ids: NDArray[np.int64],
     classes: Mapping[int, str],
@@ -449,10 +258,12 @@ def _write_split(
         for found in chip.objects:
             mask = np.asarray(coco_mask.decode({"size": size, "counts": found.rle}), np.bool_)
             category = int(class_ids[found.row])
-            annotations.append(
-                {"id": len(annotations) + 1, "image_id": number, "category_id": category,
-                 **coco_shape(found.rle, mask, crowd=found.cut_off), "label_id": ids[found.row]}
-            )  # fmt: skip
+            # what waits for review and has no class is to be ignored whatever it is
+            for category_id in [category] if category in classes else order:
+                annotations.append(
+                    {"id": len(annotations) + 1, "image_id": number, "category_id": category_id,
+                     **coco_shape(found.rle, mask, crowd=found.cut_off), "label_id": ids[found.row]}
+                )  # fmt: skip
             if not found.cut_off:
                 lines += yolo_lines(order[category], mask)
         text = "".join(line + "\n" for line in lines)

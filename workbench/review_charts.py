@@ -166,6 +166,8 @@ def _by_class(axes: Axes, judged: pd.DataFrame, classes: Mapping[int, str]) -> N
         _nothing(axes)
         return
     numbers = judged["class_id"].astype("Int64")
+    if len(classes) == 1:  # then there is no doubt
+        numbers = numbers.fillna(next(iter(classes)))
     names = numbers.map(lambda n: classes.get(n, f"class {n}"), na_action="ignore")
     names = names.astype(object).where(numbers.notna(), "no class")
     table = pd.crosstab(names, judged["change"]).reindex(columns=list(_JUDGED), fill_value=0)
@@ -217,17 +219,8 @@ def draw_advice(advice: Advice) -> Figure:
     for axes, name in zip(panels, ("f1", "precision", "recall"), strict=True):
         _plane(figure, axes, advice, name)
     panels[0].set_ylabel("stability_score_thresh")
-    a, c = advice.advised, advice.current
-    where = f"pred_iou {a.pred_iou_thresh:g}, stability {a.stability_score_thresh:g}"
-    if advice.is_change:
-        said = (
-            f"Advised: {where} · F1 on tiles held out {advice.held_out}, "
-            f"now {advice.at_current} at {c.pred_iou_thresh:g}, {c.stability_score_thresh:g}"
-        )
-    else:
-        said = f"Keep {where} · F1 {advice.at_current}; no other thresholds do better"
     figure.suptitle(
-        f"{said}\nfrom {advice.n_reference:,} labels in {advice.n_tiles} tiles; in brackets 90 % "
+        f"{advice}\nfrom {advice.n_reference:,} labels in {advice.n_tiles} tiles; in brackets 90 % "
         "of the resamples of tiles",
         x=0.01, ha="left", fontsize=12,
     )  # fmt: skip

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Self
 
 import geopandas as gpd
 import pyogrio
 import shapely
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from workbench.advice import Advice, advise, tile_planes
 from workbench.atomic import atomic_path
-from workbench.dataset import Chips
+from workbench.chips import Chips
+from workbench.dataset import Dataset, write_dataset
 from workbench.errors import ReviewError
 from workbench.finished import Run
 from workbench.job import Parameters, Share, Text, as_meant
 from workbench.layer import crs_name
 from workbench.quality import area_of, with_area
 from workbench.review import changes, reviewed_tiles, tiles_of
+
+ADVICE = ("advice.png", "job.yaml")
 
 
 class ReviewJob(Parameters):
@@ -39,10 +43,18 @@ class ReviewJob(Parameters):
     next_source: Text | None = Field(
         None, description="raster of the next scene, for its job.yaml; null: this scene again"
     )
-    chip_size: int = Field(512, ge=32, le=8192, description="of the data set, pixels")
+    chip_size: int | None = Field(
+        None,
+        ge=32,
+        le=8192,
+        description="of the data set, pixels; null: 512, or the largest below it that gives one",
+    )
     val: Share = Field(0.15, description="share of the chips for validation")
     test: Share = Field(
         0.15, description="share of the chips for testing; the rest is for training"
+    )
+    default_class: int | None = Field(
+        None, description="class of labels without one; null: that of the run"
     )
     seed: int = Field(0, description="of what is drawn by lot")
 
@@ -52,6 +64,12 @@ class ReviewJob(Parameters):
         if value is None:
             raise ValueError("give the run folder that was reviewed, as in `-p run_dir runs/ortho`")
         return value
+
+    @model_validator(mode="after")
+    def _some_are_for_training(self) -> Self:
+        if self.val + self.test >= 1:
+            raise ValueError(f"val ({self.val:g}) and test ({self.test:g}) leave nothing for train")
+        return self
 
     # last, for what is defined last sees a value first
     _as_meant = field_validator("*", mode="before")(as_meant)
@@ -65,11 +83,6 @@ class ReviewJob(Parameters):
     def folder(self) -> Path:
         """Where everything is written."""
         return Path(self.out_dir or Path(self.run_dir) / "review").absolute()
-
-    @property
-    def chips(self) -> Chips:
-        """How the data set is cut."""
-        return Chips(chip_size=self.chip_size, val=self.val, test=self.test, seed=self.seed)
 
 
 def read_vector(path: str) -> gpd.GeoDataFrame:
@@ -107,9 +120,12 @@ def advise_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Advice:
         tiles = set(run.tiles["tile"][shapely.area(shared) > 0])
         known = f"labelled_area {job.labelled_area} reaches into {len(tiles)} of {n} tiles"
     if len(tiles) < 2:
+        remedy = "Label more tiles to their end, or run with a smaller tile_size."
+        if n == 1:
+            known = "this run has one"
+            remedy = f"Run with a tile_size below {run.job.tile_size} and review that."
         raise ReviewError(
-            f"advice needs labels in at least two tiles, to hold one out, and {known}. Label more "
-            "tiles to their end, or run with a smaller tile_size."
+            f"advice needs labels in at least two tiles, to hold one out, and {known}. {remedy}"
         )
     planes = tile_planes(run, truth, tiles, within=within)
     return advise(list(planes.values()), run.job.thresholds, seed=job.seed)
@@ -139,9 +155,10 @@ def write_advised_job(
     has reviewed `labels` yet; else in a run folder of its own, where it is segmented anew, for the
     labels of this one are to stay. Returns the file, and a sentence that says which.
     """
-    thresholds = {
+    thresholds: dict[str, Any] = {
         "pred_iou_thresh": advice.advised.pred_iou_thresh,
         "stability_score_thresh": advice.advised.stability_score_thresh,
+        "scheduler": None,  # by then another one, or none
     }
     place: dict[str, str | None]
     if job.next_source is not None:
@@ -163,3 +180,27 @@ def write_advised_job(
     with atomic_path(job.folder / "job.yaml") as path:
         path.write_text(run.job.changed(**thresholds, **place).to_yaml(), encoding="utf-8")
     return job.folder / "job.yaml", effect
+
+
+def forget_advice(job: ReviewJob) -> str:
+    """Remove the advice of an earlier review; return a sentence that says so, if there was any."""
+    there = [path for name in ADVICE if (path := job.folder / name).exists()]
+    for path in there:
+        path.unlink()
+    return f" {' and '.join(p.name for p in there)} of an earlier review are gone." if there else ""
+
+
+def export_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Dataset:
+    """Write the data set of a review, as `write_dataset` does."""
+    default_class = run.job.default_class if job.default_class is None else job.default_class
+    chips = Chips(
+        chip_size=job.chip_size,
+        val=job.val,
+        test=job.test,
+        seed=job.seed,
+        default_class=default_class,
+    )
+    folder = job.folder / "dataset"
+    return write_dataset(
+        labels, run.tiles, run.scenes, folder, classes=run.job.classes, aoi=run.aoi, chips=chips
+    )
