@@ -3,8 +3,9 @@
     python benchmarks/scale.py [--raster RASTER] [--plot FILE.png]
 
 Each run is a process of its own. The first table is of rasters whose objects are known, in tiles of
-256 px, and says whether the layer holds exactly those; the second of an AOI in a virtual mosaic of
-100,000 × 100,000 px that repeats a raster (default: a made one), with the default job.
+256 px, and says whether the layer holds exactly those; its last row has many small objects. The
+second is of an AOI in a virtual mosaic of 100,000 × 100,000 px that repeats a raster (default: a
+made one), with the default job.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import cv2
 import geopandas as gpd
 import numpy as np
 import shapely
@@ -32,13 +34,27 @@ from known_objects import TRANSFORM, KnownObjects, encode_masks, objects_apart, 
 
 CELL_PX, N_TRIED, TILE_PX = 1024, 150, 256
 CELLS = (2, 6, 19)  # a side: 11, 32 and 101 tiles
+DENSE_CELLS, DENSE_PX = 8, 24  # 43 tiles a side; from one small object to the next
 MOSAIC_PX, AOI_PX = 100_000, 3000
 STEPS = ("prepare", "segment", "finish")
 
 
-def known(cells: int, folder: Path) -> dict[str, object]:
+def small_objects() -> np.ndarray:
+    """A cell full of boxes and ellipses, none of which wins over another by suppression."""
+    rng, labels = np.random.default_rng(1), np.zeros((CELL_PX, CELL_PX), np.int32)
+    corners = range(0, CELL_PX - DENSE_PX, DENSE_PX)
+    for number, (y, x) in enumerate(((y, x) for y in corners for x in corners), 1):
+        w, h = (int(side) for side in rng.integers(8, DENSE_PX - 4, 2))
+        if rng.random() < 0.5:
+            cv2.rectangle(labels, (x, y), (x + w, y + h), number, -1)
+        else:
+            centre = (x + DENSE_PX // 2 - 2, y + DENSE_PX // 2 - 2)
+            cv2.ellipse(labels, centre, (w // 2, h // 2), 0, 0, 360, number, -1)
+    return labels
+
+
+def known(cells: int, labels: np.ndarray, folder: Path) -> dict[str, object]:
     """Run on a raster of cells × cells times the same objects."""
-    labels = objects_apart((CELL_PX, CELL_PX), 1, n=N_TRIED, largest=0.5)
     side = cells * CELL_PX
     raster = write_mosaic(write_labels(folder / "cell.tif", labels), folder / "all.vrt", side, side)
     rules = Rules(TILE_PX, TILE_PX)
@@ -53,8 +69,8 @@ def known(cells: int, folder: Path) -> dict[str, object]:
 
 def truth(labels, cells):
     """The outline of every object of every cell, on the map."""
-    numbers = np.unique(labels[labels > 0])
-    found = trace(decode_runs(encode_masks(labels == numbers[:, None, None]), CELL_PX, CELL_PX))
+    rles = [encode_masks(labels[None] == n)[0] for n in np.unique(labels[labels > 0])]
+    found = trace(decode_runs(rles, CELL_PX, CELL_PX))
     sizes = (found.ring_sizes, found.rings_per_part, found.parts_per_mask)
     ends = tuple(np.concatenate(([0], np.cumsum(n))) for n in sizes)
     kind = shapely.GeometryType.MULTIPOLYGON
@@ -130,18 +146,20 @@ def apart(*arguments: str) -> dict[str, object]:
 
 
 def plot(rows, path: Path) -> None:
-    """Draw milliseconds per tile and peak memory against the number of tiles."""
+    """Draw milliseconds per tile, and peak memory against the number of polygons."""
     figure = Figure(figsize=(7, 2.8), layout="constrained")
     time_axes, memory_axes = figure.subplots(1, 2)
-    tiles = [row["tiles"] for row in rows]
+    alike = rows[: len(CELLS)]
+    tiles, polygons = [row["tiles"] for row in alike], [row["polygons"] for row in rows]
     for step in ("segment", "finish"):
-        time_axes.plot(tiles, [1000 * row[step] / row["tiles"] for row in rows], "o-", label=step)
-    time_axes.set(ylabel="ms per tile")
-    memory_axes.plot(tiles, [row["peak_mb"] for row in rows], "o-", label="peak")
-    memory_axes.plot(tiles, [row["segment_mb"] for row in rows], "o-", label="before the merge")
-    memory_axes.set(ylabel="MB of memory")
+        each = [1000 * row[step] / row["tiles"] for row in alike]
+        time_axes.plot(tiles, each, "o-", label=step)
+    time_axes.set(ylabel="ms per tile", xlabel="tiles")
+    memory_axes.plot(polygons, [row["peak_mb"] for row in rows], "o-", label="peak")
+    memory_axes.plot(polygons, [row["segment_mb"] for row in rows], "o-", label="before the merge")
+    memory_axes.set(ylabel="MB of memory", xlabel="polygons")
     for axes in (time_axes, memory_axes):
-        axes.set(xscale="log", xlabel="tiles")
+        axes.set(xscale="log")
         axes.set_ylim(bottom=0)
         axes.legend()
     figure.savefig(path, dpi=90)
@@ -153,12 +171,15 @@ def main() -> None:
     parser.add_argument("--raster", type=Path, help="what the mosaic of 100,000 px repeats")
     parser.add_argument("--plot", type=Path, help="where to draw the first table")
     parser.add_argument("--cells", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--dense", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--aoi", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if given.cells:
-            print(json.dumps(known(given.cells, folder)))
+            sparse = objects_apart((CELL_PX, CELL_PX), 1, n=N_TRIED, largest=0.5)
+            labels = small_objects() if given.dense else sparse
+            print(json.dumps(known(given.cells, labels, folder)))
             return
         if given.aoi:
             raster = given.raster or write_sample(make_sample(CELL_PX, 7), folder)
@@ -167,8 +188,8 @@ def main() -> None:
     print("| tiles | polygons | exact | plan, ms per tile | segment | finish | MB before | peak |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     rows = []
-    for cells in CELLS:
-        row = apart("--cells", str(cells))
+    for cells, *dense in (*((cells,) for cells in CELLS), (DENSE_CELLS, "--dense")):
+        row = apart("--cells", str(cells), *map(str, dense))
         rows.append(row)
         each = [f"{1000 * row[step] / row['tiles']:.1f}" for step in STEPS]
         print(
