@@ -1,15 +1,19 @@
 """Real rasters through the whole run: valid layers, in the right place, without seam duplicates."""
 
+from itertools import product
+
 import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
 import shapely
+from affine import Affine
+from rasterio.windows import Window
 
 from workbench import Job, run
 from workbench.errors import AOIError, RunFailedError, SceneError
 from workbench.layer import read_layer
-from workbench.quality import compare
+from workbench.quality import compare, match
 
 # one of each layout; small tiles, so that there are seams
 RASTERS = [
@@ -116,6 +120,30 @@ def test_an_aoi_in_metres_without_its_crs_is_noticed(data_dir, tmp_path):
     with pytest.raises(AOIError, match="are not degrees"):
         run_on(data_dir / "kampala/kampala_z19_a.tif", tmp_path / "run", aoi=str(aoi))
     assert not (tmp_path / "run").exists()
+
+
+def test_tiles_that_were_cut_before_are_merged_as_those_of_one_scene(data_dir, tmp_path):
+    scene = data_dir / "kampala/kampala_z19_a.tif"  # 768 × 512 px
+    (tmp_path / "tiles").mkdir()
+    with rasterio.open(scene) as whole:
+        for x, y in product((0, 224, 448), (0, 192)):
+            window = Window(x, y, 320, 320)
+            profile = {"driver": "GTiff", "count": 3, "dtype": "uint8", "crs": whole.crs}
+            profile |= {
+                "width": 320,
+                "height": 320,
+                "transform": whole.transform @ Affine.translation(x, y),
+            }
+            with rasterio.open(tmp_path / f"tiles/{x}_{y}.tif", "w", **profile) as tile:
+                tile.write(whole.read(window=window))
+    uncut = run_on(scene, tmp_path / "uncut", tile_size=320, overlap=0.3).layer
+    cut = run_on(tmp_path / "tiles", tmp_path / "cut", tile_size=320).layer
+    assert cut["source"].nunique() == 6
+    # its tiles are the uncut scene's; a piece at its raster's edge may yield to another one
+    assert len(uncut) > 40
+    assert abs(len(cut) - len(uncut)) <= 2
+    assert (match(cut, uncut).best_iou() > 0.9).mean() > 0.97
+    assert repeated_across_tiles(cut) == repeated_across_tiles(uncut)
 
 
 @pytest.mark.parametrize("name", ["edge/corrupt.tif", "edge/truncated.tif"])
