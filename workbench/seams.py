@@ -77,50 +77,70 @@ def merge_seams(
     """
     windows = windows.sort_values(KEY, kind="stable").reset_index(drop=True)
     with closing(SpilledPolygons(folder)) as shapes:
-        rows = _put_away(polygons, shapes)
-        tile = _tile_numbers(rows, windows)
-        rank = _ranks(rows)
-        # of most pairs there is nothing to say: what is said is kept, and not that it was asked
-        said = [bytearray(), bytearray(), bytearray()]
-        for verdicts in _compare_neighbours(shapes, tile, windows):
-            for all_of, of_pair in zip(said, verdicts, strict=True):
-                all_of += of_pair.tobytes()
-        matches = np.frombuffer(said[0], _MATCH)
-        foreign, cut = (np.frombuffer(pairs, np.int64).reshape(-1, 2) for pairs in said[1:])
-        groups = _Groups.of(matches, shapes, tile)
-        matches = matches[groups.label[matches["i"]] == groups.label[matches["j"]]]
-        i, j = matches["i"], matches["j"]
-        matched = np.column_stack((np.append(i, j), np.append(tile[j], tile[i])))
-        unmatched = partial(_not_among, matched, len(windows))
-        disowned = np.zeros(len(rows), bool)
-        disowned[unmatched(foreign)] = True
-        replaced = np.zeros(len(rows), bool)
-        replaced[_replaced(matches, rank)] = True
-
-        keep = ~(replaced | disowned)
-        for members in groups:
-            if not keep[members].any():  # each was replaced by another one of the group
-                left = members[~disowned[members]]
-                keep[left[np.argsort(rank[left])[:1]]] = True
-        at_edge = rows["at_edge"].to_numpy() | _reach_the_end(shapes, windows)
-        at_edge[unmatched(cut)] = True
+        rows = _put_away(polygons, windows, shapes)
+        tile, rank = rows.pop("tile").to_numpy(), _ranks(rows)
+        groups, keep, unfinished = _decide(shapes, tile, rank, windows)
+        at_edge = rows["at_edge"].to_numpy() | unfinished | _reach_the_end(shapes, windows)
         rows = _unite(rows.assign(n_tiles=1, at_edge=at_edge), shapes, groups, keep, tile, rank)
         seen_by = partial(_seen_by, groups, tile)
         keep[_duplicates(shapes, np.flatnonzero(keep), windows, seen_by, rank)] = False
         for batch in _in_batches(np.flatnonzero(keep)):
-            frame = gpd.GeoDataFrame(rows.iloc[batch], geometry=shapes[batch], crs=windows.crs)
-            yield frame.reset_index(drop=True)
+            key = windows[KEY].iloc[tile[batch]].reset_index(drop=True)
+            frame = pd.concat([key, rows.iloc[batch].reset_index(drop=True)], axis=1)
+            yield gpd.GeoDataFrame(frame, geometry=shapes[batch], crs=windows.crs)
 
 
-def _put_away(polygons: Iterable[gpd.GeoDataFrame], shapes: SpilledPolygons) -> pd.DataFrame:
-    """Put the geometry into the file; returns the other columns. Both by tile and ordinal."""
+def _put_away(
+    polygons: Iterable[gpd.GeoDataFrame], windows: gpd.GeoDataFrame, shapes: SpilledPolygons
+) -> pd.DataFrame:
+    """Put the geometry into the file; returns the other columns. Both by tile and ordinal.
+
+    In place of the columns of the key there is `tile`, the row of the window.
+    """
+    number = pd.Series(np.arange(len(windows)), index=pd.MultiIndex.from_frame(windows[KEY]))
     columns = []
     for frame in polygons:
         shapes.append(frame.geometry.to_numpy())
-        columns.append(pd.DataFrame(frame.drop(columns=frame.geometry.name)))
-    rows = pd.concat(columns, ignore_index=True).sort_values([*KEY, "ordinal"], kind="stable")
-    shapes.settle(rows.index.to_numpy())
-    return rows.reset_index(drop=True)
+        tile = number.reindex(pd.MultiIndex.from_frame(frame[KEY])).to_numpy(np.int64)
+        others = pd.DataFrame(frame.drop(columns=[*KEY, frame.geometry.name]))
+        columns.append(others.assign(tile=tile))
+    rows = pd.concat(columns, ignore_index=True)
+    order = np.lexsort((rows["ordinal"], rows["tile"]))
+    shapes.settle(order)
+    return rows.iloc[order].reset_index(drop=True)
+
+
+def _decide(
+    shapes: SpilledPolygons,
+    tile: NDArray[np.int64],
+    rank: NDArray[np.int64],
+    windows: gpd.GeoDataFrame,
+) -> tuple[_Groups, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which rows are one object, which are kept of each, and which a neighbour does not continue.
+
+    `rank` is the place of each row, best first.
+    """
+    # of most pairs there is nothing to say: what is said is kept, and not that it was asked
+    said = [bytearray(), bytearray(), bytearray()]
+    for verdicts in _compare_neighbours(shapes, tile, windows):
+        for all_of, of_pair in zip(said, verdicts, strict=True):
+            all_of += of_pair.tobytes()
+    matches = np.frombuffer(said[0], _MATCH)
+    foreign, cut = (np.frombuffer(pairs, np.int64).reshape(-1, 2) for pairs in said[1:])
+    groups = _Groups.of(matches, shapes, tile)
+    matches = matches[groups.label[matches["i"]] == groups.label[matches["j"]]]
+    i, j = matches["i"], matches["j"]
+    matched = np.column_stack((np.append(i, j), np.append(tile[j], tile[i])))
+    disowned, unfinished, replaced = (np.zeros(len(tile), bool) for _ in range(3))
+    disowned[_not_among(matched, len(windows), foreign)] = True
+    unfinished[_not_among(matched, len(windows), cut)] = True
+    replaced[_replaced(matches, rank)] = True
+    keep = ~(replaced | disowned)
+    for members in groups:
+        if not keep[members].any():  # each was replaced by another one of the group
+            left = members[~disowned[members]]
+            keep[left[np.argsort(rank[left])[:1]]] = True
+    return groups, keep, unfinished
 
 
 def _in_batches(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -175,12 +195,6 @@ def _unite(
             columns["area_px"][best] = round(shapes.area[best] * per_area)
         keep[left] = left == best
     return rows.assign(**columns)
-
-
-def _tile_numbers(polygons: pd.DataFrame, windows: gpd.GeoDataFrame) -> NDArray[np.int64]:
-    """The row of each polygon's window."""
-    number = pd.Series(np.arange(len(windows)), index=pd.MultiIndex.from_frame(windows[KEY]))
-    return number.reindex(pd.MultiIndex.from_frame(polygons[KEY])).to_numpy(np.int64)
 
 
 def _ranks(polygons: pd.DataFrame) -> NDArray[np.int64]:
