@@ -197,14 +197,14 @@ def test_presets_are_job_files(tuner, tmp_path):
     assert tuner.job.min_area_px == 250
     tuner.settings.preset.value = "../elsewhere"
     tuner.settings._save_preset()
-    assert "alert" in tuner.message.value
+    assert "alert" in tuner.settings.message.value
     tuner.settings.preset.value = "none such"
     tuner.settings._load_preset()
-    assert "no preset" in tuner.message.value
-    assert "Saved: small roofs" in tuner.message.value
+    assert "no preset" in tuner.settings.message.value
+    assert "Saved: small roofs" in tuner.settings.message.value
     tuner.settings.preset.value = " "
     tuner.settings._load_preset()
-    assert "Choose a preset" in tuner.message.value
+    assert "Choose a preset" in tuner.settings.message.value
 
 
 def test_a_click_explains_what_is_there(tuner):

@@ -73,8 +73,8 @@ def advise_judged(
     good = np.array([is_good for _, verdicts in judged for is_good in verdicts.values()], bool)
     if not good.any() or good.all():
         raise ReviewError(
-            f"advice needs good and bad ones to tell apart: {good.sum()} polygons are called good "
-            f"and {(~good).sum()} bad. Call some more."
+            f"Advice needs good and bad ones to tell apart: {good.sum()} polygons are called good "
+            f"and {(~good).sum()} bad. Call at least one of each; more of both make it worth more."
         )
     points = _points(judged[0][0], current)
     shown = np.concatenate([_shown(c, verdicts, points) for c, verdicts in judged])

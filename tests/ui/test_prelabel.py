@@ -91,6 +91,30 @@ def test_01_the_raster_is_on_the_map(opened):
     assert loaded > 500
 
 
+# what the browser shows, for it is told when a zoom has ended
+SIDES = "[round(side, 5) for side in (picker.scene_map.map.west, picker.scene_map.map.east)]"
+
+
+def test_01_the_wheel_scrolls_the_page_until_the_map_is_clicked(opened):
+    view, page = map_of(opened, 0), opened.page
+    whole = opened.ask(f"print({SIDES})")
+    top = view.bounding_box()["y"]
+    page.mouse.move(*centre_of(view))
+    page.mouse.wheel(0, 40)
+    page.wait_for_function(
+        "top => document.querySelector('.leaflet-container').getBoundingClientRect().y < top",
+        arg=top,
+    )
+    opened.picture(f"{opened.name}-01a-wheel")
+    page.wait_for_timeout(500)  # Leaflet waits for more before it zooms
+    assert opened.ask(f"print({SIDES})") == whole
+    page.mouse.click(*centre_of(view))
+    page.mouse.wheel(0, -100)
+    opened.until(f"{SIDES}[1] < {whole}[1]")
+    view.get_by_title("the whole area, or the whole raster").click()
+    opened.until(SIDES, whole)
+
+
 def centre_of(view):
     box = view.bounding_box()
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -155,6 +179,25 @@ def test_02_a_polygon_is_drawn_edited_moved_and_deleted(opened):
     until_area(opened, lambda bounds: len(bounds) == 0)
     view.locator(".leaflet-pm-icon-delete").click()
     assert "Whole raster" in opened.page.locator(".sam-workbench-aoi").inner_text()
+
+
+def test_02_a_rectangle_is_drawn_by_keyboard(opened):
+    view, page = map_of(opened, 0), opened.page
+    whole = opened.ask(f"print({SIDES})")
+    for keys in ([], ["ArrowDown", "ArrowRight", "ArrowDown", "ArrowRight"]):
+        if not keys:
+            view.get_by_role("button", name="Draw Rectangle").focus()
+            page.keyboard.press("Enter")
+            view.focus()
+        for key in keys:
+            page.keyboard.press(key)
+            page.wait_for_timeout(400)
+        page.keyboard.press("Enter")
+    until_area(opened, lambda bounds: len(bounds) == 4)
+    opened.picture(f"{opened.name}-01d-keyboard")
+    button(opened, "Whole raster").click()
+    until_area(opened, lambda bounds: len(bounds) == 0)
+    opened.until(SIDES, whole)
 
 
 def test_02_a_rectangle_becomes_the_area(opened):
@@ -320,6 +363,14 @@ def test_08_enter_is_a_click_at_the_cross_in_the_middle_of_the_map(opened):
         opened.page.wait_for_timeout(400)
 
 
+def test_08_what_advise_needs_is_said_beside_its_button(opened):
+    button(opened, "Advise").click()
+    said = opened.page.locator(".sam-workbench-tuner").get_by_text("at least one of each")
+    said.wait_for(timeout=9000)
+    above, below = (button(opened, "Advise").bounding_box(), map_of(opened, 1).bounding_box())
+    assert above["y"] < said.bounding_box()["y"] < below["y"]
+
+
 def test_08_good_and_bad_make_a_precision(opened):
     button(opened, "Good").click()
     opened.until("tuner.mode.value", "good")
@@ -398,9 +449,11 @@ def test_09_the_keyboard_reaches_all_controls(opened):
         )
     expected = {
         "Clear tiles", "Explain", "Good", "Bad", "Keep as B", "Undo", "Defaults", "Save preset",
-        "Load", "predicted IoU threshold", "stability threshold",
+        "Load", "predicted IoU threshold", "stability threshold", "predicted IoU", "min. part, px",
     }  # fmt: skip
     assert expected <= reached
+    told = opened.page.get_by_role("slider", name="min. part, px").get_attribute("aria-valuetext")
+    assert told == opened.ask("print(tuner.job.min_area_px)")
 
 
 def test_10_the_line_in_the_plane_is_the_slider(opened):

@@ -124,7 +124,8 @@ class AOIPanel:
         hint = widgets.HTML(
             paragraph(
                 "Draw with the tools on the map: rectangles (click two opposite corners) or "
-                "polygons, several if you like. Without any, the whole raster is the area."
+                "polygons, several if you like. Without any, the whole raster is the area. White "
+                "lines are tiles."
             )
         )
         column = widgets.VBox(
@@ -227,6 +228,7 @@ class AOIPanel:
 
     def _take_all(self) -> None:
         self._change(None)
+        self.scene_map.fit_scenes()
 
     def _add_view(self) -> None:
         left, bottom, right, top = self.scene_map.screen.bounds

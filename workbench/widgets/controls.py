@@ -5,8 +5,10 @@ from __future__ import annotations
 import html
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import anywidget
 import ipywidgets as widgets
 
 from workbench.candidates import Thresholds
@@ -45,6 +47,12 @@ STEPS: dict[str, Sequence[float]] = {
 }
 
 
+class SliderNames(anywidget.AnyWidget):
+    """Shows nothing; gives the sliders of its tuner a name and the value that they show."""
+
+    _esm = Path(__file__).with_suffix(".js")
+
+
 class Controls:
     """Sliders and a box for all that is tuned; each change replaces the session's job at once.
 
@@ -70,7 +78,7 @@ class Controls:
     def cleaning(self) -> widgets.VBox:
         """All that cleans polygons."""
         names = Cleaning.__dataclass_fields__
-        return widgets.VBox([*(self.of[name] for name in names), self.problem])
+        return widgets.VBox([*(self.of[name] for name in names), self.problem, SliderNames()])
 
     def close(self) -> None:
         """Stop following the session."""

@@ -257,13 +257,7 @@ function drawOn(map, overlay) {
     "position: absolute; display: none; z-index: 750; pointer-events: none; white-space: nowrap;" +
     "padding: 2px 8px; border-radius: 3px; box-shadow: 0 1px 4px rgba(0, 0, 0, 0.5);" +
     "font: 12px/1.5 var(--jp-ui-font-family, sans-serif); color: #1c1c1c; background: #ffffff";
-  const cross = document.createElement("div");
-  cross.textContent = "+";
-  cross.style.cssText =
-    "position: absolute; display: none; z-index: 740; pointer-events: none; left: 50%; top: 50%;" +
-    "transform: translate(-50%, -50%); font: 32px/1 sans-serif; color: #ffffff;" +
-    "text-shadow: 0 0 3px #000000, 0 0 3px #000000";
-  container.append(tip, cross);
+  container.append(tip);
 
   let placed = null; // where the canvas was drawn: zoom, size, corner in the pane and on the map
   let pointer = null; // the mouse event that a tooltip may belong to
@@ -379,34 +373,20 @@ function drawOn(map, overlay) {
     overlay.send({ kind: "click", lon, lat, row: rowAt(event), sequence });
   }
 
-  // by keyboard: the arrow keys move the map, Enter is a click at its middle
-  function pressed(event) {
-    if (event.target !== container || event.key !== "Enter") return;
-    event.preventDefault();
-    click({ latlng: map.getCenter() });
-  }
-
-  function aim() {
-    cross.style.display = container.matches(":focus-visible") ? "block" : "none";
-  }
-
   const handlers = {
     ...{ moveend: redraw, zoomend: redraw, viewreset: redraw, resize: redraw, move: keepCovered },
     ...{ zoomanim: follow, zoom: () => follow({}) },
     ...{ mousemove: hover, mouseout: leave, movestart: leave, zoomstart: leave, click },
   };
   map.on(handlers);
-  container.addEventListener("keydown", pressed);
-  for (const kind of ["focus", "blur", "pointerdown"]) container.addEventListener(kind, aim);
   redraw();
   const remove = () => {
     map.off(handlers);
     waiting.forEach((request) => cancelAnimationFrame(request));
     pointer = null;
     point();
-    container.removeEventListener("keydown", pressed);
-    for (const kind of ["focus", "blur", "pointerdown"]) container.removeEventListener(kind, aim);
-    for (const part of [canvas, tip, cross]) part.remove();
+    canvas.remove();
+    tip.remove();
   };
   return { redraw, remove };
 }

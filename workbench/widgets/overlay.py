@@ -113,7 +113,7 @@ class PolygonOverlay(anywidget.AnyWidget):
             self.for_sequence = sequence
 
     def on_click(self, callback: Callable[[float, float, int], None]) -> None:
-        """Call `callback(lon, lat, row)` at each click on the map, or Enter at its middle.
+        """Call `callback(lon, lat, row)` at each click on the map.
 
         Degrees in EPSG:4326; `row` is -1 where no polygon shows, else the smallest one that does.
         A click on outlines that have been replaced since counts for none of the polygons.

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -29,7 +30,7 @@ from workbench.webmap import (
     web_bounds,
     web_from_degrees,
 )
-from workbench.widgets.controls import sentence
+from workbench.widgets.controls import button, sentence
 from workbench.widgets.session import Area, Session
 
 MAX_ZOOM = 24  # 7 mm a pixel at the equator: a pixel of 5 cm is seen as a square
@@ -129,24 +130,12 @@ class LastWish:
 
 
 class MapPage(anywidget.AnyWidget):
-    """Shows nothing; tells the page's pixels apart, and JupyterLab to leave the map its keys."""
+    """Shows nothing; makes the map beside it one of a page that scrolls and is used by keyboard.
 
-    _esm = """
-    function render({ model, el }) {
-      let frame = 0;
-      const look = () => {
-        const map = el.closest(".sam-workbench-map")?.querySelector(".leaflet-container");
-        if (!map) { frame = requestAnimationFrame(look); return; }
-        // the arrow keys pan the map: JupyterLab would go to another cell
-        map.setAttribute("data-lm-suppress-shortcuts", "true");
-        model.set("pixel_ratio", window.devicePixelRatio || 1);
-        model.save_changes();
-      };
-      look();
-      return () => cancelAnimationFrame(frame);
-    }
-    export default { render };
+    The wheel scrolls the page until the map is clicked, Enter is a click at the map's middle.
     """
+
+    _esm = Path(__file__).with_name("mappage.js")
     _css = """
     [data-jp-theme-light="false"] .sam-workbench-map .leaflet-container {
       background: var(--jp-layout-color2);
@@ -166,7 +155,7 @@ class SceneMap:
     """
 
     def __init__(self, session: Session, height_px: int = 560) -> None:
-        self._height_px = height_px
+        self._session, self._height_px = session, height_px
         self.scenes: Sequence[Scene] = session.scenes
         self.crs: pyproj.CRS = session.scenes[0].crs
         self._from_degrees = pyproj.Transformer.from_crs(4326, self.crs, always_xy=True)
@@ -181,8 +170,7 @@ class SceneMap:
         self.screen = Screen((0.0, 0.0, 1.0, 1.0), 1.0)
         self._wanted: Bounds | None = None  # to be fitted once the browser has told the map's size
         self._painter = LastWish(self._paint, self._close_scenes)
-        outlines = [scene.window_polygon(scene.window) for scene in self.scenes]
-        self.fit(tuple(shapely.total_bounds(outlines).tolist()))
+        self.fit_scenes()
 
     def fit(self, bounds: Bounds) -> None:
         """Show bounds (left, bottom, right, top in the working CRS) as large as they fit."""
@@ -202,11 +190,24 @@ class SceneMap:
         dx, dy = pixel * width / 2, pixel * height / 2
         self._look_at((x - dx, y - dy, x + dx, y + dy))
 
+    def fit_scenes(self) -> None:
+        """Show the whole of the scenes."""
+        outlines = [scene.window_polygon(scene.window) for scene in self.scenes]
+        left, bottom, right, top = shapely.total_bounds(outlines).tolist()
+        self.fit((left, bottom, right, top))
+
     def fit_area(self, area: Area | None) -> None:
-        """Show an area as large as it fits; one without an AOI leaves the map as it is."""
+        """Show an area as large as it fits, one without an AOI whole; none: leave all as it is."""
         if area is not None and area.aoi is not None:
             left, bottom, right, top = shapely.bounds(area.aoi).tolist()
             self.fit((left, bottom, right, top))
+        elif area is not None:
+            self.fit_scenes()
+
+    def _fit(self) -> None:
+        if self._session.area is None:  # the AOI lies somewhere else
+            self.fit_scenes()
+        self.fit_area(self._session.area)
 
     def show_tiles(self, frame: gpd.GeoDataFrame | None) -> None:
         """Draw the outlines of tiles, in place of those shown before; of too many, none."""
@@ -245,6 +246,8 @@ class SceneMap:
             layout=widgets.Layout(height=f"{self._height_px}px"),
         )
         self.map.add(ipyleaflet.ScaleControl(position="bottomleft", imperial=False))
+        fit = button("", self._fit, "the whole area, or the whole raster", "expand")
+        self.map.add(ipyleaflet.WidgetControl(widget=fit, position="topright"))
         self.map.observe(self._moved, "bounds")
         self.map.on_interaction(self._on_interaction)
         self.cursor = widgets.HTML(_small(_name_of(self.crs)))

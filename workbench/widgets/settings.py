@@ -13,18 +13,18 @@ import ipywidgets as widgets
 from workbench.atomic import atomic_path
 from workbench.errors import OutputError, WorkbenchError
 from workbench.job import Job
-from workbench.widgets.controls import TUNED, button, row, sentence
+from workbench.widgets.controls import TUNED, button, paragraph, row, sentence
 from workbench.widgets.session import Session
 
 
 class Settings:
     """Buttons that go from one set of thresholds and cleaning to another.
 
-    What there is to say goes to `message`. Presets are job files beside the run folder.
+    Presets are job files beside the run folder.
     """
 
-    def __init__(self, session: Session, message: widgets.HTML) -> None:
-        self.session, self.message = session, message
+    def __init__(self, session: Session) -> None:
+        self.session, self.message = session, widgets.HTML()
         self._past: list[tuple[Job, Job | None]] = []  # what was shown, and what was kept as B
         self._pushed = ("", 0.0)
         self._undone: dict[str, Any] = {}
@@ -47,6 +47,7 @@ class Settings:
                     self.preset, button("Save preset", self._save_preset, "as a job file"),
                     button("Load", self._load_preset, "thresholds and cleaning of a job file"),
                 ),
+                self.message,
             ]
         )  # fmt: skip
         session.observe(self.changed, "job")
@@ -59,6 +60,8 @@ class Settings:
         """Keep the job to come back to; one drag of a slider is one step."""
         before, job = change["old"], change["new"]
         what = ",".join(name for name in TUNED if getattr(before, name) != getattr(job, name))
+        if what:
+            self.message.value = ""  # what was said of the setting before
         if not what or _tuned(job) == self._undone:
             return  # an undo is no step of its own
         now = time.monotonic()
@@ -85,7 +88,7 @@ class Settings:
     def _keep(self) -> None:
         self._other = self.session.job
         self.flip.disabled = False
-        self.message.value = "Kept as B. Move the sliders, then flip between the two."
+        self.message.value = paragraph("Kept as B. Move the sliders, then flip between the two.")
 
     def _flip(self) -> None:
         if self._other is not None:
@@ -116,7 +119,7 @@ class Settings:
             self.message.value = sentence(str(error))
             return
         self.preset.options = self._preset_names()
-        self.message.value = f"Saved {html.escape(str(path))}"
+        self.message.value = paragraph(f"Saved {html.escape(str(path))}")
 
     def _load_preset(self) -> None:
         name = self.preset.value.strip()

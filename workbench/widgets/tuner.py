@@ -107,7 +107,7 @@ class ThresholdTuner(CellWidget):
         for layer in (self.area, self.frames, self.alternatives):
             self.scene_map.map.add(layer)
         self.figures, self.message, self.verdicts = (widgets.HTML() for _ in range(3))
-        self.settings = Settings(session, self.message)
+        self.settings = Settings(session)
         self.tiles = SampleTiles(session, self.message, self._wake.set)
         box = self._layout()
         self.preview = Preview(())
@@ -125,14 +125,16 @@ class ThresholdTuner(CellWidget):
         self.tiles.take_over(before.tiles)
 
     def tell(self, text: str) -> None:
-        """Show a sentence under the map."""
+        """Show a sentence over the map."""
         self.message.value = sentence(text)
 
     def _fit(self, _: Any) -> None:
         self.scene_map.fit_area(self.session.area)
 
     def _layout(self) -> widgets.Widget:
-        self.n_tiles = widgets.BoundedIntText(4, min=1, max=64, layout={"width": "60px"})
+        self.n_tiles = widgets.BoundedIntText(
+            4, min=1, max=64, layout={"width": "60px"}, tooltip="how many tiles to propose"
+        )
         propose = button(
             "Propose tiles", self._propose, "spread over the area and over what it looks like"
         )
@@ -160,11 +162,14 @@ class ThresholdTuner(CellWidget):
             self._advise,
             "move the sliders to where the good ones stay and the bad ones go",
         )
+        # what comes of the buttons is said beside them; the map stays where it is meanwhile
+        said = row(self.tiles.widget, self.message)
+        said.layout.min_height = "36px"
         left = widgets.VBox(
             [
-                row(propose, self.n_tiles, clear, self.mode, advise), row(colour, fill, opacity),
-                self.scene_map.widget, self.overlay, widgets.HTML(_legend()), self.tiles.widget,
-                self.message, self.figures, self.verdicts,
+                row(propose, self.n_tiles, clear, self.mode, advise), said,
+                self.scene_map.widget, self.overlay, widgets.HTML(_legend()), self.figures,
+                row(colour, fill, opacity), self.verdicts,
             ], layout=widgets.Layout(flex="1 1 500px", min_width="0"),
         )  # fmt: skip
         right = widgets.VBox(
@@ -329,6 +334,7 @@ class ThresholdTuner(CellWidget):
         if area is None:
             self.message.value = sentence(self.session.problem)
             return
+        self.scene_map.fit_area(area)
         chosen = propose_tiles(area.parts, self.n_tiles.value)
         self.tiles.compute({part.index(tile) for part, tile in chosen})
 
@@ -434,8 +440,10 @@ def _legend() -> str:
         for (low, colour), high in zip(CONFIDENCE_CLASSES, highs, strict=True)
     ]
     return paragraph(
-        f"{' '.join(classes)} &ensp; dashed: reaches another tile &ensp; frames: "
-        f'<span style="color: {_AREA["color"]}">area</span>, tiles',
+        f"{' '.join(classes)} &ensp; dashed: reaches another tile<br>lines: "
+        f'<span style="color: {_AREA["color"]}">area</span> &ensp; '
+        '<span style="color: #ffffff; background: #757575; padding: 0 3px">tiles; thick: those '
+        "computed</span>",
         "font-size: 12px",
     )
 

@@ -1,0 +1,38 @@
+// Gives the sliders of a tuner the names and values that they show: noUiSlider's handles have no
+// name, and tell a rounded value or the place in a list of steps.
+
+function set(handle, attribute, text) {
+  if (handle && text && handle.getAttribute(attribute) !== text)
+    handle.setAttribute(attribute, text);
+}
+
+function nameSliders(root) {
+  for (const slider of root.querySelectorAll(".widget-slider")) {
+    const handle = slider.querySelector("[role=slider]");
+    set(handle, "aria-label", slider.querySelector(".widget-label")?.textContent);
+    set(handle, "aria-valuetext", slider.querySelector(".widget-readout")?.textContent);
+  }
+}
+
+function render({ el }) {
+  let frame = 0;
+  let observer = null;
+  const look = () => {
+    const root = el.closest(".sam-workbench-tuner");
+    if (!root) {
+      frame = requestAnimationFrame(look);
+      return;
+    }
+    const what = { childList: true, characterData: true, attributeFilter: ["aria-valuetext"] };
+    observer = new MutationObserver(() => nameSliders(root));
+    observer.observe(root, { subtree: true, ...what });
+    nameSliders(root);
+  };
+  look();
+  return () => {
+    cancelAnimationFrame(frame);
+    observer?.disconnect();
+  };
+}
+
+export default { render };
