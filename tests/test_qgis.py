@@ -22,6 +22,7 @@ from workbench import Job, run
 from workbench.layer import LABELS, LayerFiles, as_layer, read_layer, write_layer
 from workbench.opening import open_scene
 from workbench.qgis import (
+    AREA,
     CONFIDENCE_CLASSES,
     ProjectRaster,
     confidence_labels,
@@ -144,13 +145,14 @@ def hand_off(
     *rasters: ProjectRaster,
     layer: gpd.GeoDataFrame | None = None,
     planar: bool = False,
+    aoi: shapely.Geometry | None = None,
 ) -> tuple[LayerFiles, Path]:
     layer = label_layer() if layer is None else layer
     files = write_layer([layer], lambda _: tile_layer(), folder, styles=styles(CLASSES, planar))
     project = folder / "review.qgz"
     write_project(project, gpkg=files.gpkg, rasters=rasters, crs=UTM, bounds=BOUNDS,
                   classes=CLASSES, title="A & B <run>", tiles=tile_layer(),
-                  planar=planar)  # fmt: skip
+                  aoi=aoi, planar=planar)  # fmt: skip
     return files, project
 
 
@@ -188,6 +190,21 @@ def test_project_opens_in_qgis_without_a_problem(tmp_path: Path) -> None:
     assert report["picture"]["drawn"]["ortho"] > 0.5
     assert report["picture"]["drawn"]["prelabels"] > 0.05
     assert not list(tmp_path.rglob("*.aux.xml"))
+
+
+def test_qgis_outlines_the_area_of_the_run(tmp_path: Path) -> None:
+    raster = raster_of(write_raster(tmp_path / "ortho.tif"))
+    ring = square(20, 20, 150).difference(square(80, 80, 20))
+    aoi = shapely.MultiPolygon([ring, square(180, 180, 10)])
+    _, project = hand_off(tmp_path / "run", raster, aoi=aoi)
+    report = seen_by_qgis(project, "--edit", "--topology")
+    assert report["problems"] == []
+    assert report["project"]["layer_order"] == [AREA, "prelabels", "tiles", "ortho"]
+    area = named(report, AREA)
+    assert (area["valid"], area["crs"]) == (True, "EPSG:32636")
+    assert 0.005 < report["picture"]["drawn"][AREA] < 0.1  # an outline, which hides nothing
+    again = hand_off(tmp_path / "again", raster, aoi=aoi)[1]
+    assert again.read_bytes() == project.read_bytes()
 
 
 def test_qgis_draws_every_polygon_by_its_confidence(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Pictures of a review, against what the review was."""
 
+from dataclasses import replace
+
 import geopandas as gpd
 import numpy as np
 import pandas as pd
@@ -85,3 +87,20 @@ def test_a_review_of_nothing_has_pictures_too(finished):
     assert draw_change_map(told, nothing, finished).legends == []
     assert draw_changes(told, {}).axes
     assert summary_of(told).loc["kept of those reviewed", "value"] == "–"
+
+
+def test_the_map_shows_where_the_run_ends(finished, reviewed):
+    told = changes(reviewed, finished.layer)
+    aoi = shapely.box(*finished.layer.total_bounds).buffer(-5)
+
+    def outlines(of):
+        paths = [
+            path.get_extents().bounds
+            for collection in draw_change_map(told, reviewed, of).axes[0].collections
+            for path in collection.get_paths()
+        ]
+        x0, y0, x1, y1 = aoi.bounds
+        return sum(np.allclose(b, (x0, y0, x1 - x0, y1 - y0)) for b in paths)
+
+    assert outlines(finished) == 0
+    assert outlines(replace(finished, aoi=aoi)) == 2  # white on dark

@@ -425,6 +425,7 @@ def _write(result: Run, seconds: float) -> None:
         classes=classes,
         title=folder.name,
         tiles=result.tiles,
+        aoi=result.aoi,
         planar=result.job.planar,
     )
     report.write_report(

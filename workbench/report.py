@@ -97,12 +97,16 @@ def draw_map(
     )
     if tiles is not None:
         _draw_tiles(axes, tiles)
-    if aoi is not None and len(aoi):
-        _draw_outlines(axes, aoi.to_crs(crs), "black", linewidth=2.5, alpha=0.6)
-        _draw_outlines(axes, aoi.to_crs(crs), "white", linewidth=1.5, linestyle=(0, (5, 3)))
+    _draw_aoi(axes, aoi, crs)
     axes.add_artist(_Layer(layer, n))
     _legend(figure, axes, counts[: len(_COLORS)])
     return figure
+
+
+def _draw_aoi(axes: Axes, aoi: gpd.GeoDataFrame | None, crs: pyproj.CRS) -> None:
+    if aoi is not None and len(aoi):
+        _draw_outlines(axes, aoi.to_crs(crs), "black", linewidth=2.5, alpha=0.6)
+        _draw_outlines(axes, aoi.to_crs(crs), "white", linewidth=1.5, linestyle=(0, (5, 3)))
 
 
 def _confidence_classes(layer: gpd.GeoDataFrame) -> NDArray[np.int64]:
@@ -121,6 +125,7 @@ def draw_map_by(
     *,
     hollow: Collection[str] = (),
     before: gpd.GeoSeries | None = None,
+    aoi: gpd.GeoDataFrame | None = None,
     title: str = "",
 ) -> Figure:
     """Draw imagery with the polygons of `layer` in the colours of the values of a column.
@@ -135,6 +140,7 @@ def draw_map_by(
         fill = 0.0 if value in hollow else _FILL
         for draw in (_rims, partial(_polygons, colors=np.full(len(here), color), fill=fill)):
             axes.add_collection(draw(_outlines(here), _line_width(len(layer))), autolim=False)
+    _draw_aoi(axes, aoi, layer.crs)
     handles: list[Artist] = [
         Patch(
             facecolor=to_rgba(color, 0.0 if value in hollow else 2 * _FILL),

@@ -77,6 +77,7 @@ _ON_IMAGERY: Mapping[str, str] = {
 def draw_change_map(told: pd.DataFrame, labels: gpd.GeoDataFrame, run: Run) -> Figure:
     """Draw on the imagery what review made of each label, and dotted what had another shape.
 
+    The area of the run is a dashed outline.
     `told` is what `changes` says of `labels`. Of many scenes it is the one with the most work in
     it. Raises `SceneError` if its raster cannot be read.
     """
@@ -92,6 +93,7 @@ def draw_change_map(told: pd.DataFrame, labels: gpd.GeoDataFrame, run: Run) -> F
     place = int(np.argmax([work.intersects(frame).sum() for frame in frames]))
     scene, n = run.scenes[place], len(run.scenes)
     before = old.reindex(told["id"][told["reshaped"]])
+    aoi = None if run.aoi is None else gpd.GeoDataFrame(geometry=[run.aoi], crs=drawn.crs)
     return draw_map_by(
         "change",
         _ON_IMAGERY,
@@ -99,6 +101,7 @@ def draw_change_map(told: pd.DataFrame, labels: gpd.GeoDataFrame, run: Run) -> F
         drawn[drawn.intersects(frames[place])],
         hollow=("unreviewed", "rejected", "deleted"),
         before=before[before.intersects(frames[place])],
+        aoi=aoi,
         title=f"{scene.name} (1 of {n} rasters)" if n > 1 else scene.name,
     )
 

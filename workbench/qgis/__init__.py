@@ -1,9 +1,10 @@
 """The hand-off to QGIS: styles and the review project, written without QGIS."""
 
-from workbench.qgis.project import ProjectRaster, scene_raster, write_project
+from workbench.qgis.project import AREA, ProjectRaster, scene_raster, write_project
 from workbench.qgis.style import CONFIDENCE_CLASSES, NO_SCORE_COLOR, confidence_labels, styles
 
 __all__ = [
+    "AREA",
     "CONFIDENCE_CLASSES",
     "NO_SCORE_COLOR",
     "ProjectRaster",

@@ -13,19 +13,21 @@ from xml.etree import ElementTree as ET
 
 import geopandas as gpd
 import pyproj
+import shapely
 from rasterio.enums import ColorInterp, MaskFlags
 
 from workbench import layer as layers
 from workbench.atomic import atomic_path
 from workbench.bands import open_dataset
 from workbench.opening import crs_of
-from workbench.qgis.style import label_styles, tile_style
+from workbench.qgis.style import area_symbol, label_styles, tile_style
 from workbench.qgis.xml import VERSION, document, el, style_element, text_of
 from workbench.raster import Scene
 from workbench.sources import gdal_environment, gdal_name
 
 _IDS = uuid.UUID("0a4f6f0e-52a0-4a56-a8b5-6f7f1a6d1c55")  # layer ids are the same in every run
 MAX_BOOKMARKS = 2000  # nobody scrolls through more, and each takes QGIS some kB
+AREA = "area (aoi)"
 _SNAP_TOLERANCE = 8.0  # map units, which are metres
 # of the plugin Topology Checker, run by hand from its panel, in English QGIS
 _TOPOLOGY_RULES = ("must not have invalid geometries", "must not have duplicates")
@@ -82,15 +84,16 @@ def write_project(
     classes: Mapping[int, str],
     title: str,
     tiles: gpd.GeoDataFrame | None = None,
+    aoi: shapely.Geometry | None = None,
     planar: bool = False,
 ) -> None:
     """Write the review project (`.qgz`): pre-labels above tiles above imagery.
 
     `gpkg` is what `layer.write_layer` has written, in the metric working CRS `crs`; `bounds` is
     what the project shows when it opens (left, bottom, right, top). Each of `tiles` becomes a
-    bookmark, unless they are too many for a list; in a `planar` layer what is drawn cannot
-    overlap. Local paths are written relative to the project, so that the folder can move together
-    with its imagery.
+    bookmark, unless they are too many for a list; `aoi`, in `crs`, is an outline above them. In a
+    `planar` layer what is drawn cannot overlap. Local paths are written relative to the project, so
+    that the folder can move together with its imagery.
     """
     folder = path.parent.resolve()
     source = _local(gpkg, folder)
@@ -105,6 +108,9 @@ def write_project(
     el(root, "title", title)
     _spatial_reference(el(root, "projectCrs"), crs)
     tree = el(root, "layer-tree-group")
+    area_id = _layer_id(AREA, AREA)
+    if aoi is not None:
+        _tree_layer(tree, area_id, AREA, "annotation")
     for name, id in ids.items():
         _tree_layer(tree, id, name, "ogr")
     # thousands of pre-cut rasters in one list would bury the two layers
@@ -139,6 +145,9 @@ def write_project(
         if raster.bands:
             _raster_renderer(node, raster)
 
+    if aoi is not None:
+        _area(_map_layer(projectlayers, area_id, AREA, "", "annotation", "annotation", crs), aoi)
+
     properties = el(root, "properties")
     # QGIS: without it, <projectCrs> is ignored
     _property(properties, "SpatialRefSys/ProjectionsEnabled", "int", "1")
@@ -171,6 +180,19 @@ def write_project(
         entry.compress_type = zipfile.ZIP_DEFLATED
         entry.external_attr = 0o644 << 16
         archive.writestr(entry, document(root))
+
+
+def _area(node: ET.Element, aoi: shapely.Geometry) -> None:
+    """Outline an area in an annotation layer, which needs no file: it can be shown and hidden."""
+    items = el(node, "items")
+    for number, part in enumerate(shapely.get_parts(aoi)):
+        if part.geom_type != "Polygon":  # an intersection may leave lines and points
+            continue
+        id = f"{{{uuid.uuid5(_IDS, f'area/{number}')}}}"
+        wkt = shapely.to_wkt(part, rounding_precision=3)
+        item = el(items, "item", type="polygon", id=id, zIndex=0, wkt=wkt, useReferenceScale=0,
+                  referenceScale=0)  # fmt: skip
+        area_symbol(item)
 
 
 def _raster_renderer(node: ET.Element, raster: ProjectRaster) -> None:

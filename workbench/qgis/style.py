@@ -158,6 +158,13 @@ def tile_style() -> list[ET.Element]:
     return [renderer, *_form(form, display='"tile"')]
 
 
+def area_symbol(item: ET.Element) -> None:
+    """Add how the area of a run looks: a dashed white outline on a dark one, as in the report."""
+    symbol = el(item, "symbol", type="fill", name="area", alpha=1, clip_to_extent=1)
+    _outline(symbol, "#000000", 0, width=1.0, alpha=150)
+    _outline(symbol, "#ffffff", 0, width=0.6, style="dash")
+
+
 def _confidence_renderer() -> ET.Element:
     # QGIS: NULL falls in no range and would not be drawn, so a polygon just drawn would vanish
     renderer = el(None, "renderer-v2", type="graduatedSymbol", graduatedMethod="GraduatedColor",
