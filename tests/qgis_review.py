@@ -8,10 +8,12 @@ import json
 import os
 import sys
 import tempfile
+from types import SimpleNamespace
 
 os.environ["QGIS_CUSTOM_CONFIG_PATH"] = tempfile.mkdtemp(prefix="qgis_review_")
 os.environ.setdefault("XDG_RUNTIME_DIR", os.environ["QGIS_CUSTOM_CONFIG_PATH"])
 
+import qgis.utils
 from qgis.core import (
     NULL,
     QgsApplication,
@@ -25,6 +27,7 @@ from qgis.core import (
     QgsVectorLayer,
     QgsVectorLayerUtils,
 )
+from qgis.gui import QgsMapCanvas, QgsMessageBar
 
 
 def context_of(layer, feature=None):
@@ -55,6 +58,20 @@ def press_in_geojson(project, path):
     went_to = press(layer, "Accept", label(layer, 3))
     layer.rollBack()
     return went_to
+
+
+def said_without_a_class(layer):
+    """Accept labels with and without a class in a window, and return what its message bar says."""
+    bar, canvas, said = QgsMessageBar(), QgsMapCanvas(), []
+    qgis.utils.iface = SimpleNamespace(messageBar=lambda: bar, mapCanvas=lambda: canvas)
+    for number in (3, 1, 1):  # of which 1 has none
+        press(layer, "Accept", label(layer, number))
+        item = bar.currentItem()
+        said.append(item and [int(item.level()), item.title(), item.text()])
+        bar.clearWidgets()
+    qgis.utils.iface = None
+    layer.rollBack()
+    return said
 
 
 def drawn_in_each_style(layer, feature):
@@ -108,16 +125,17 @@ def main(path):
     seen = drawn_in_each_style(layer, new)
     saved = layer.commitChanges()
     went_to.append(press_in_geojson(project, path))
+    said = said_without_a_class(layer)
     seen = {
         "went_to": went_to, "map_tip": tip, "drawn_in_each_style": seen, "saved": saved,
-        "errors": layer.commitErrors(),
+        "errors": layer.commitErrors(), "said": said,
     }  # fmt: skip
     print(json.dumps(seen))
     project.clear()
 
 
 if __name__ == "__main__":
-    application = QgsApplication([], False)
+    application = QgsApplication([], True)
     application.initQgis()
     main(sys.argv[1])
     application.exitQgis()

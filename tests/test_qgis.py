@@ -376,6 +376,10 @@ def test_a_review_in_qgis_loses_nothing(tmp_path: Path) -> None:
     went_to = ["scene/r0c0/0", "scene/r0c0/0", None, "scene/r0c0/4", "scene/r0c0/0"]
     assert seen["went_to"] == [*went_to, "scene/r0c0/0"]  # the last in the GeoJSON
     assert seen["drawn_in_each_style"] == {"Class": True, "Confidence": True, "Status": True}
+    with_class, (level, title, text), again = seen["said"]
+    assert (level, title) == (1, "No class")
+    assert "default_class" in text
+    assert with_class is again is None  # said once
     assert seen["map_tip"].startswith('<b>2 – tin "roof" &amp; &lt;annex></b>')
     after = read_layer(files.gpkg)
     drawn = after[~after["id"].isin(before.index)]

@@ -123,7 +123,9 @@ def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
     ]
     return [
         _checks(("QgsIsValidCheck", *(("QgsGeometryOverlapCheck",) if planar else ()))),
-        *_form(form, display='concat("id", \' · \', round("confidence", 2))', actions=_ACTIONS),
+        *_form(
+            form, display='concat("id", \' · \', round("confidence", 2))', actions=_actions(classes)
+        ),
         _rows(
             {
                 "\"status\" = 'rejected'": "#f4b6b6",
@@ -416,8 +418,21 @@ if layer is not None and (layer.isEditable() or layer.startEditing()):
 """
 
 
-_ACTIONS = (
-    _Action("Accept", _mark("accepted")),
-    _Action("Reject", _mark("rejected")),
-    _Action("Reopen", _mark("unreviewed")),
-)
+# With several classes a label without one is not exported: better said at the first one than at
+# the end. What is said is kept with the open layer, not in the project.
+_ASK_FOR_CLASS = """\
+    accepted = layer.getFeature([% $id %])
+    if iface is not None and accepted['class_id'] == NULL and not layer.property('said_no_class'):
+        layer.setProperty('said_no_class', True)
+        iface.messageBar().pushWarning(
+            'No class', 'You have accepted a label without a class. Set it in the form, or name '
+            'one for all such labels when you take the review back (default_class).')
+"""
+
+
+def _actions(classes: Mapping[int, str]) -> tuple[_Action, ...]:
+    return (
+        _Action("Accept", _mark("accepted") + (_ASK_FOR_CLASS if len(classes) > 1 else "")),
+        _Action("Reject", _mark("rejected")),
+        _Action("Reopen", _mark("unreviewed")),
+    )
