@@ -11,8 +11,8 @@ import workbench
 # every module may import only those above it; a package stands for its __init__
 LAYERS = [
     "errors", "atomic", "plain_yaml", "crs", "sources", "bands", "raster", "opening", "tiles",
-    "candidates", "store", "segmenting", "outlines", "polygons", "spill", "seams", "sam.mend",
-    "sam.device", "sam.tiny", "sam.models", "sam.encoder", "sam.decoder", "sam.fused",
+    "candidates", "store", "segmenting", "outlines", "polygons", "spill", "neighbours", "seams",
+    "sam.mend", "sam.device", "sam.tiny", "sam.models", "sam.encoder", "sam.decoder", "sam.fused",
     "sam.measure", "sam.segmenter", "sam", "classic", "scenery", "countryside", "sample", "layer",
     "aoi", "qgis.xml", "qgis.style", "qgis.project", "qgis", "quality", "report", "charts", "job",
     "runfolder", "finished", "review", "advice", "judged", "review_charts", "topology", "split",
