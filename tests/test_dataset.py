@@ -1,6 +1,7 @@
 """The data set, as pycocotools and supervision read it, against the labels' own pixels."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -463,7 +464,7 @@ def test_what_no_size_can_split_may_do_for_training(scene: Scene, tmp_path: Path
     layer, chips = label_layer([shape(70, 70, 20, 20)]), Chips(keep_empty=False)
     with pytest.raises(DatasetError, match=r"^1 chip of 512 .* leave") as caught:
         export(scene, tmp_path / "set", layer, replace(chips, min_valid=0))
-    assert "No smaller chip_size, down to 64" in str(caught.value)
+    assert "No chip_size, from 512 down to 64, gives one" in str(caught.value)
     assert "`-p chip_size 512 -p val 0 -p test 0` gives 1 chip." in str(caught.value)
     assert "Review more" not in str(caught.value)  # all of it is
 
@@ -483,6 +484,15 @@ def test_what_lies_beside_all_imagery_has_its_reason(
     made = export(scene, tmp_path / "set", label_layer(), chips, ledger(status), aoi=aoi)
     there = made.chips["left_out"].value_counts()
     assert {why: there.get(why, 0) for why in reasons} == reasons
+
+
+def test_an_area_that_is_too_small_for_any_size_is_named(scene: Scene, tmp_path: Path) -> None:
+    aoi = shape(40, 40, 60, 60)
+    with pytest.raises(DatasetError, match=rf"^No chip of 64 .*: 25 {re.escape(OUTSIDE)}\."):
+        export(scene, tmp_path / "set", label_layer(), Chips(), aoi=aoi)
+    aoi = shape(64, 64, 64, 64)
+    with pytest.raises(DatasetError, match=rf"^1 chip of .*; left out: \d+ {re.escape(OUTSIDE)}"):
+        export(scene, tmp_path / "set", label_layer(), Chips(), aoi=aoi)
 
 
 def test_a_piece_of_an_unreviewed_label_is_neither_background_nor_object(

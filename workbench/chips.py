@@ -171,31 +171,36 @@ def largest_cut(cutter: Cutter, scenes: Sequence[Scene], images: Path) -> Cut:
 
 
 def _why_not(tried: list[Cut], cutter: Cutter, fitting: Cut | None) -> str:
-    """Say why the first of the cuts is no data set, and what gives one."""
-    cut = tried[0]
+    """Say why a cut is no data set, and what gives one.
+
+    It is the one of the size that was asked for; of all sizes that which comes closest.
+    """
+    asked = cutter.chips.chip_size is not None
+    closest = max(tried, key=lambda cut: (cut.kept, cut.size if cut.kept else -cut.size))
+    cut = tried[0] if asked else closest
+    reasons = Counter(chip.left_out for chip in cut.chips if chip.left_out not in ("", GAP))
+    left_out = ", ".join(f"{n} {why}" for why, n in reasons.most_common())
     if cut.kept:
         said = (
             f"{_chips(cut.kept)} of {cut.size} pixels leave none for {' and '.join(cut.missing)} "
-            "if no chip may lie beside one of another split."
+            "if no chip may lie beside one of another split"
+            + (f"; left out: {left_out}." if left_out else ".")
         )
     else:
-        reasons = Counter(chip.left_out for chip in cut.chips)
-        said = f"No chip of {cut.size} pixels is left to export: " + ", ".join(
-            f"{n} {why}" for why, n in reasons.most_common()
-        ) + "."  # fmt: skip
+        said = f"No chip of {cut.size} pixels is left to export: {left_out}."
     said += cutter.who_waits(cut.chips)
     if fitting is not None:
         return (
             f"{said} `-p chip_size {fitting.size}` gives a data set: {_chips(len(fitting.used))}."
         )
     if len(tried) > 1:
-        said += f" No smaller chip_size, down to {tried[-1].size}, gives one."
-    for other in tried:
-        if other.kept:  # only the split is in the way
-            return (
-                f"{said} For training alone, `-p chip_size {other.size} -p val 0 -p test 0` gives "
-                f"{_chips(other.kept)}."
-            )
+        sizes = "smaller chip_size," if asked else f"chip_size, from {tried[0].size}"
+        said += f" No {sizes} down to {tried[-1].size}, gives one."
+    if closest.kept:  # only the split is in the way
+        return (
+            f"{said} For training alone, `-p chip_size {closest.size} -p val 0 -p test 0` gives "
+            f"{_chips(closest.kept)}."
+        )
     return said
 
 
