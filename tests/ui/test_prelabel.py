@@ -347,7 +347,7 @@ def test_07_a_click_beside_the_polygons_names_the_threshold_that_removes(opened)
 
 def test_08_enter_is_a_click_at_the_cross_in_the_middle_of_the_map(opened):
     before = opened.ask("print(tuner.verdicts.value)")
-    button(opened, "Bad").focus()  # the last control before the map but for colours
+    button(opened, "Bad").focus()
     for _ in range(12):
         opened.page.keyboard.press("Tab")
         if opened.page.evaluate("document.activeElement.matches('.leaflet-container')"):

@@ -146,13 +146,13 @@ class ThresholdTuner(CellWidget):
             style={"button_width": "76px"},
         )  # fmt: skip
         colour = widgets.Dropdown(
-            options=["confidence", "stability", "none"], description="colour", layout=_wide(175),
+            options=["confidence", "stability", "none"], description="colour", layout=_wide(166),
             style={"description_width": "45px"},
         )  # fmt: skip
         fill = widgets.Checkbox(True, description="fill", indent=False, layout=_wide(50))
         opacity = widgets.FloatSlider(
             0.9, min=0.1, max=1, step=0.1, description="opacity", readout=False,
-            layout=_wide(150), style={"description_width": "50px"},
+            layout=_wide(122), style={"description_width": "50px"},
         )  # fmt: skip
         for control, name in ((colour, "colour_by"), (fill, "fill"), (opacity, "opacity")):
             setattr(self.overlay, name, control.value)
@@ -169,13 +169,16 @@ class ThresholdTuner(CellWidget):
             [
                 row(propose, self.n_tiles, clear, self.mode, advise), said,
                 self.scene_map.widget, self.overlay, widgets.HTML(_legend()), self.figures,
-                row(colour, fill, opacity), self.verdicts,
+                self.verdicts,
             ], layout=widgets.Layout(flex="1 1 500px", min_width="0"),
         )  # fmt: skip
         right = widgets.VBox(
-            [self.controls.thresholds, self.plane, self.controls.cleaning, self.settings.widget],
+            [
+                self.controls.thresholds, self.plane, self.controls.cleaning, self.settings.widget,
+                row(colour, fill, opacity),
+            ],
             layout=widgets.Layout(width="350px", flex="0 0 350px"),
-        )
+        )  # fmt: skip
         box = widgets.HBox([left, right], layout=widgets.Layout(width="100%"))
         box.add_class("sam-workbench-tuner")
         return box
