@@ -185,7 +185,7 @@ def test_a_layer_in_batches_has_the_same_map_and_summary() -> None:
     both = gpd.GeoDataFrame(pd.concat([tiles("ok"), tiles("ok").assign(source="left")]))
     batches = [layer[:0], layer[:5], layer[5:20], layer[20:]]
     whole, parts = (
-        (figure_png(draw_map(GREY, VALID, TRANSFORM, of, tiles=both)), summary_table(of, both))
+        (figure_png(draw_map(GREY, VALID, TRANSFORM, of, tiles=both)), summary_table(of(), both))
         for of in (lambda: [layer], lambda: iter(batches))
     )
     assert parts[0] == whole[0]
@@ -197,9 +197,9 @@ def test_a_layer_in_batches_has_the_same_map_and_summary() -> None:
 
 def test_summary_counts_what_a_person_asks_for() -> None:
     shapes = [square(0, 0, 50), square(0, 0, 50), square(50, 50, 50)]
-    table = summary_table(
-        lambda: [labels(shapes, [0.8, 0.9, 1.0])], tiles("ok", "ok", "nodata", "failed")
-    )["value"]
+    table = summary_table([labels(shapes, [0.8, 0.9, 1.0])], tiles("ok", "ok", "nodata", "failed"))[
+        "value"
+    ]
     assert table["tiles"] == "4"
     assert table["tiles done"] == "2"
     assert table["tiles without valid pixels"] == "1"
@@ -215,13 +215,13 @@ def test_summary_counts_what_a_person_asks_for() -> None:
 
 
 def test_summary_of_nothing() -> None:
-    table = summary_table(lambda: [labels([], [])], tiles("empty"))["value"]
+    table = summary_table([labels([], [])], tiles("empty"))["value"]
     assert table["polygons"] == "0"
     assert table["tiles failed"] == "0"
     assert table["area, median (largest)"] == "–"
     assert table["confidence, median (quartiles)"] == "–"
     assert table["area covered"] == "0.0% of the tiles' area"
-    unfinished = summary_table(lambda: [labels([], [])], tiles("failed"))["value"]
+    unfinished = summary_table([labels([], [])], tiles("failed"))["value"]
     assert unfinished["area covered"] == "–"
 
 
@@ -256,7 +256,7 @@ def report(folder: Path, **changes: Any) -> str:
     content = {
         "title": "Kampala <z20> & friends",
         "picture_png": figure_png(draw_map(GREY, VALID, TRANSFORM, lambda: [layer]), dpi=30),
-        "summary": summary_table(lambda: [layer], tiles("ok")),
+        "summary": summary_table([layer], tiles("ok")),
         "parameters": {"source": "a<b>&c.tif", "aoi": None, "classes": {1: '"roof"'}},
     }
     path = folder / "report.html"

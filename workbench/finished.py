@@ -56,7 +56,7 @@ class Run:
     @property
     def summary(self) -> pd.DataFrame:
         """What a person wants to know of the run, a row for each quantity."""
-        return report.summary_table(self.batches, self.tiles)
+        return report.summary_table(self.batches(), self.tiles)
 
     def picture(self) -> bytes:
         """Draw the layer over its imagery (of many scenes: the first; of it the AOI), as PNG."""

@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import groupby, pairwise
 from operator import itemgetter
@@ -209,14 +209,20 @@ def figure_png(figure: Figure, dpi: int = _DPI) -> bytes:
     return buffer.getvalue()
 
 
-def summary_table(layer: Batches, tiles: gpd.GeoDataFrame) -> pd.DataFrame:
+def summary_table(layer: Iterable[gpd.GeoDataFrame], tiles: gpd.GeoDataFrame) -> pd.DataFrame:
     """Sum up a run for a person: one row for each quantity, its text in the column `value`.
 
-    The polygons of one raster follow each other in `layer`.
+    `layer` is in batches, at least one, in which the polygons of one raster follow each other.
     """
-    numbers = pd.concat(
-        [pd.DataFrame(batch[["confidence", "area_m2", "at_edge"]]) for batch in layer()]
-    )
+    kept: list[pd.DataFrame] = []
+
+    def kept_numbers() -> Iterator[gpd.GeoDataFrame]:
+        for batch in layer:
+            kept.append(pd.DataFrame(batch[["confidence", "area_m2", "at_edge"]]))
+            yield batch
+
+    covered = _covered_share(kept_numbers(), tiles)  # one way through a layer that may be large
+    numbers = pd.concat(kept)
     statuses = tiles["status"].value_counts()
     rows = {"tiles": f"{len(tiles):,}"}
     for status, meaning in (
@@ -239,7 +245,7 @@ def summary_table(layer: Batches, tiles: gpd.GeoDataFrame) -> pd.DataFrame:
         + _text_of(low, " ({:.3f}", "")
         + _text_of(high, " – {:.3f})", "")
     )
-    rows["area covered"] = _text_of(_covered_share(layer, tiles), "{:.1%} of the tiles' area")
+    rows["area covered"] = _text_of(covered, "{:.1%} of the tiles' area")
     rows["time in tiles"] = duration(float(tiles["seconds"].sum()))
     return pd.DataFrame({"value": rows})
 
@@ -454,7 +460,7 @@ def _legend(figure: Figure, axes: Axes, counts: NDArray[np.int64]) -> None:
 # ----------------------------------------------------------------------------------- summary
 
 
-def _covered_share(layer: Batches, tiles: gpd.GeoDataFrame) -> float:
+def _covered_share(layer: Iterable[gpd.GeoDataFrame], tiles: gpd.GeoDataFrame) -> float:
     """Share of the finished tiles' area that polygons cover, overlaps counted once; else nan.
 
     Counted on a grid of some million cells for each raster: a union of 200,000 polygons takes
@@ -466,7 +472,7 @@ def _covered_share(layer: Batches, tiles: gpd.GeoDataFrame) -> float:
     for here in finished.values():
         tiled, transform = _counted(here)
         tiled_area += transform.a**2 * np.count_nonzero(tiled)
-    parts = (part for batch in layer() for part in batch.groupby("source", sort=False))
+    parts = (part for batch in layer for part in batch.groupby("source", sort=False))
     for source, same in groupby(parts, key=itemgetter(0)):
         if source in finished:
             tiled, transform = _counted(finished[source])

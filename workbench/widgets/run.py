@@ -279,7 +279,7 @@ class RunPanel(CellWidget):
         self.result.value = (
             f"<p>Run folder: <code>{html.escape(str(folder))}</code>; open <code>review.qgz</code> "
             f"in QGIS to review; <code>report.html</code> tells of the run.{more}</p>"
-            f"{summary_table(lambda: [layer], tiles).to_html(header=False)}"
+            f"{summary_table([layer], tiles).to_html(header=False)}"
         )
         self.again.disabled = False
 
