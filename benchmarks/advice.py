@@ -18,11 +18,12 @@ import numpy as np
 import pandas as pd
 
 from workbench import Job, run
-from workbench.advice import advise, tile_planes
-from workbench.candidates import Thresholds
+from workbench.candidates.select import Thresholds
 from workbench.errors import WorkbenchError
-from workbench.finished import read_run
-from workbench.quality import best_thresholds, pool_planes
+from workbench.evaluation.advice import advise
+from workbench.evaluation.thresholds import best_thresholds, pool_planes
+from workbench.review.tile_planes import tile_planes
+from workbench.runs.result import read_run
 
 # of `tiny`, whose scores are low; the other models are only asked for less than they would give
 FLOORS = {"pred_iou_floor": 0.3, "stability_floor": 0.3}

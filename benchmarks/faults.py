@@ -43,13 +43,15 @@ from known_runs import equal_layers, files_in, job_for, until, use_known_objects
 from notebook import notebook
 from test_sam_memory import segmenter_of
 
-from workbench import Job, pipeline, run, sources
-from workbench.aoi import load_aoi
+from workbench import Job, run
 from workbench.errors import CheckpointError, JobError, RunFailedError, RunFolderError
-from workbench.layer import read_layer
-from workbench.raster import Scene
-from workbench.sam.models import MODELS
-from workbench.sample import make_sample, write_sample
+from workbench.layer.files import read_layer
+from workbench.raster import sources
+from workbench.raster.aoi import load_aoi
+from workbench.raster.scene import Scene
+from workbench.runs.folder import store_in
+from workbench.samples.demo import make_sample, write_sample
+from workbench.segmenters.sam.checkpoints import MODELS
 
 KILLS = 30
 FUZZ = settings(
@@ -121,7 +123,7 @@ def kill_at_names(folder: Path) -> str:
 def disk(folder: Path) -> str:
     """Fill a small disk at each file of a run."""
     with known_objects() as patch:
-        patch.setattr(pipeline, "FLUSH_TILES", 8)
+        patch.setattr("workbench.runs.segment.FLUSH_TILES", 8)
         raster = known_raster(folder)
         expected = run(job_for(raster, folder / "undisturbed"))
         try:
@@ -149,7 +151,7 @@ def memory(folder: Path) -> str:
         return segmenter_of(4, batches[-1], [])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "_segmenter", segmenter)
+        patch.setattr("workbench.runs.choose.segmenter_for", segmenter)
         job = job_for(known_raster(folder), folder / "run", tile_size=192)
         done = run(job)
         run(job)
@@ -176,7 +178,7 @@ def blocks(folder: Path) -> str:
                 run(job)
             told.append(len(reads) - sum(told))
         ledger = read_layer(folder / "run" / "prelabels.gpkg")
-        status = pipeline.store_in(folder / "run").ledger().values()
+        status = store_in(folder / "run").ledger().values()
     failed = sum(record.status == "failed" for record, _ in status)
     return (
         f"{failed} of {told[0]} tiles failed, layer of {len(ledger)} polygons and report written, "
@@ -187,7 +189,7 @@ def blocks(folder: Path) -> str:
 def candidates(folder: Path) -> str:
     """Change each byte of a file of candidates, one at a time, and cut it short."""
     with known_objects() as patch:
-        patch.setattr(pipeline, "FLUSH_TILES", 8)
+        patch.setattr("workbench.runs.segment.FLUSH_TILES", 8)
         job = job_for(known_raster(folder), folder / "run")
         before = run(job).layer
         path = files_in(folder / "run" / "candidates")[0]

@@ -17,8 +17,9 @@ import numpy as np
 import pyproj
 import shapely
 
-from workbench import qgis
-from workbench.layer import as_layer, write_layer
+from workbench.layer import qgis
+from workbench.layer.files import write_layer
+from workbench.layer.schema import as_layer
 
 CRS = pyproj.CRS.from_epsg(32636)
 LEFT, TOP, STEP, PER_TILE = 452_000.0, 35_000.0, 12.0, 16

@@ -33,28 +33,22 @@ from rasterio.features import shapes
 from skimage.segmentation import felzenszwalb
 
 from workbench import Job
-from workbench.atomic import atomic_path
-from workbench.candidates import Candidates, Thresholds, concat, select
-from workbench.opening import open_scene
-from workbench.pipeline import Plan, ScenePlan, finish, prepare, segment
-from workbench.polygons import clean, to_polygons
-from workbench.quality import (
-    Quality,
-    about,
-    average_recall,
-    best_thresholds,
-    boxes,
-    calibration,
-    compare,
-    match,
-    of_cores,
-    pool_planes,
-    threshold_plane,
-    with_area,
-)
-from workbench.raster import Scene
-from workbench.store import valid_masks
-from workbench.tiles import TileGrid
+from workbench._support.files import atomic_path
+from workbench.candidates.select import Thresholds, select
+from workbench.candidates.store import valid_masks
+from workbench.candidates.table import Candidates, concat
+from workbench.evaluation.matching import about, boxes, match, of_cores
+from workbench.evaluation.metrics import Quality, average_recall, calibration, compare
+from workbench.evaluation.thresholds import best_thresholds, pool_planes, threshold_plane
+from workbench.polygons.areas import with_area
+from workbench.polygons.build import to_polygons
+from workbench.polygons.clean import clean
+from workbench.raster.open import open_scene
+from workbench.raster.scene import Scene
+from workbench.raster.tiles import TileGrid
+from workbench.runs.finish import finish
+from workbench.runs.plan import Plan, ScenePlan, prepare
+from workbench.runs.segment import segment
 
 PER_MEGAPIXEL = (100, 300, 1000)
 # a raster that is hardly larger than a tile is better seen whole than in four tiles that are

@@ -20,13 +20,18 @@ from mosaic import write_mosaic
 from pycocotools import mask as coco
 from rasterio.features import shapes
 
-from workbench import Job, pipeline, run
-from workbench.candidates import Thresholds, encode_masks, select
-from workbench.classic import ClassicSegmenter
-from workbench.outlines import decode_runs, trace
-from workbench.polygons import Cleaning, to_polygons
-from workbench.preview import Preview, Sample
-from workbench.sample import make_sample, write_sample
+from workbench import Job, run
+from workbench.candidates.rle import decode_runs, encode_masks
+from workbench.candidates.select import Thresholds, select
+from workbench.polygons.build import to_polygons
+from workbench.polygons.clean import Cleaning
+from workbench.polygons.trace import trace
+from workbench.runs import choose
+from workbench.runs.plan import prepare
+from workbench.runs.segment import segment
+from workbench.samples.demo import make_sample, write_sample
+from workbench.segmenters.classic import ClassicSegmenter
+from workbench.tuning.preview import Preview, Sample
 
 N_CANDIDATES, TILES_A_SIDE, TILE_PX, STEP_PX = 1000, 10, 1024, 832
 PAIRS = [Thresholds(iou, stability) for iou in (0.6, 0.75, 0.9) for stability in (0.7, 0.9)]
@@ -49,13 +54,13 @@ def stored_scene(folder: Path) -> Job:
             return known[content]
 
     job = Job.create(source=str(mosaic), out_dir=str(folder / "run"))
-    original = pipeline.ClassicSegmenter
-    pipeline.ClassicSegmenter = Repeated
+    original = choose.ClassicSegmenter
+    choose.ClassicSegmenter = Repeated
     try:
-        for _ in pipeline.segment(pipeline.prepare(job)):
+        for _ in segment(prepare(job)):
             pass
     finally:
-        pipeline.ClassicSegmenter = original
+        choose.ClassicSegmenter = original
     return job
 
 
@@ -72,7 +77,7 @@ def median_ms(work, n: int) -> float:
 
 def tile_rows(job: Job, official_ms: float | None) -> list[tuple[str, float, str]]:
     """Other thresholds for one tile: seen before, and from its candidates alone."""
-    plan = pipeline.prepare(job)
+    plan = prepare(job)
     (part,) = plan.scenes
     tile = part.grid.tile(1, 1)
     [(candidates, [record])] = plan.store.read([part.index(tile)])
@@ -108,7 +113,7 @@ def tile_rows(job: Job, official_ms: float | None) -> list[tuple[str, float, str
 
 def official(points_per_side: int) -> float:
     """Milliseconds of `SamAutomaticMaskGenerator` for one tile, as an article would call it."""
-    from workbench.sam import MODELS  # mends a torchvision without compiled operators
+    from workbench.segmenters.sam import MODELS  # mends a torchvision without compiled operators
 
     model = MODELS["vit_b"].build().eval()
     import torch

@@ -24,10 +24,15 @@ import shapely
 from matplotlib.figure import Figure
 from mosaic import write_mosaic
 
-from workbench import Job, pipeline
-from workbench.candidates import Rules
-from workbench.outlines import decode_runs, trace
-from workbench.sample import make_sample, write_sample
+from workbench import Job
+from workbench.candidates.rle import decode_runs
+from workbench.candidates.table import Rules
+from workbench.polygons.trace import trace
+from workbench.runs import choose
+from workbench.runs.finish import finish
+from workbench.runs.plan import open_scenes, prepare
+from workbench.runs.segment import segment
+from workbench.samples.demo import make_sample, write_sample
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from known_objects import TRANSFORM, KnownObjects, encode_masks, objects_apart, write_labels
@@ -58,7 +63,7 @@ def known(cells: int, labels: np.ndarray, folder: Path) -> dict[str, object]:
     side = cells * CELL_PX
     raster = write_mosaic(write_labels(folder / "cell.tif", labels), folder / "all.vrt", side, side)
     rules = Rules(TILE_PX, TILE_PX)
-    pipeline._segmenter = lambda job, before: KnownObjects(rules)
+    choose.segmenter_for = lambda job, before: KnownObjects(rules)
     job = Job.create(
         source=str(raster), out_dir=str(folder / "run"), tile_size=TILE_PX, overlap=0.25,
         min_area_px=0, simplify_m=None,
@@ -102,7 +107,7 @@ def same(layer, objects):
 def aoi(raster: Path, folder: Path) -> dict[str, object]:
     """Run on a corner of the mosaic."""
     mosaic = write_mosaic(raster, folder / "mosaic.vrt", MOSAIC_PX, MOSAIC_PX)
-    scene = pipeline.open_scenes(Job.create(source=str(mosaic)))[0]
+    scene = open_scenes(Job.create(source=str(mosaic)))[0]
     middle = MOSAIC_PX // 2
     (x0, y1), (x1, y0) = (scene.transform @ (p, p) for p in (middle, middle + AOI_PX))
     area = gpd.GeoSeries([shapely.box(x0, y0, x1, y1)], crs=scene.crs)
@@ -114,13 +119,13 @@ def aoi(raster: Path, folder: Path) -> dict[str, object]:
 def measured(job: Job):
     """Run a job; seconds of its three steps and peak memory."""
     marks = [time.perf_counter()]
-    plan = pipeline.prepare(job)
+    plan = prepare(job)
     marks.append(time.perf_counter())
-    for _ in pipeline.segment(plan):
+    for _ in segment(plan):
         pass
     marks.append(time.perf_counter())
     segment_mb = peak_mb()
-    result = pipeline.finish(plan)
+    result = finish(plan)
     marks.append(time.perf_counter())
     steps = dict(zip(STEPS, np.diff(marks).round(2).tolist(), strict=True))
     return {

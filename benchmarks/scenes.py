@@ -19,7 +19,7 @@ from pathlib import Path
 import geopandas as gpd
 
 from workbench import Job, run
-from workbench.quality import compare
+from workbench.evaluation.metrics import compare
 
 HEADER = """\
 | raster | Mpx | polygons | R@0.5 | R@0.75 | P@0.5 | s per Mpx | of it in tiles | peak MB |

@@ -15,9 +15,9 @@ import numpy as np
 import shapely
 
 from workbench import Job, run
-from workbench.quality import match
-from workbench.sample import make_sample, write_sample
-from workbench.tiles import TileGrid, tile_windows
+from workbench.evaluation.matching import match
+from workbench.raster.tiles import TileGrid, tile_windows
+from workbench.samples.demo import make_sample, write_sample
 
 SIZE = 1536
 KINDS = ["building", "parcel", "water", "forest"]

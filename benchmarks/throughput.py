@@ -34,12 +34,13 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 from torch.utils.flop_counter import FlopCounterMode
 
-from workbench.candidates import Candidates, Thresholds, select
-from workbench.sam import MODELS, SamSegmenter, encoder, load_model, resolve_device
-from workbench.sam.device import DTYPES, resolve_precision
-from workbench.sam.models import Embedded, Sam
+from workbench.candidates.select import Thresholds, select
+from workbench.candidates.table import Candidates
+from workbench.segmenters.sam import MODELS, SamSegmenter, encoder, load_model, resolve_device
+from workbench.segmenters.sam.checkpoints import Embedded, Sam
+from workbench.segmenters.sam.device import DTYPES, resolve_precision
 
-# after workbench.sam, which makes torchvision importable
+# after workbench.segmenters.sam, which makes torchvision importable
 from segment_anything import SamAutomaticMaskGenerator  # isort: skip
 
 TILE_PX = 1024
@@ -200,7 +201,7 @@ def masker(name: str, setting: Setting) -> Callable[[NDArray[np.uint8]], tuple[l
             return rest(), time.perf_counter() - start
 
         def ours(images: NDArray[np.uint8]) -> tuple[list[Masks], float]:
-            with ThreadPoolExecutor(1) as host:  # as `workbench.segmenting` does
+            with ThreadPoolExecutor(1) as host:  # as `workbench.runs.tile_stream` does
                 work = [host.submit(finished, segmenter.begin(image)) for image in images]
             found = [one.result() for one in work]
             return [kept(candidates, setting.threshold) for candidates, _ in found], sum(
@@ -322,9 +323,9 @@ def named(place: tuple[str, int, str]) -> tuple[str, str]:
 
 def draw(path: str, rasters: list[str], n: int) -> None:
     """Paint tiles, or cut them from rasters, into a file."""
-    from workbench.opening import open_scene
-    from workbench.sample import DEMO_RESOLUTION_M, DEMO_SEED, make_sample
-    from workbench.tiles import TileGrid
+    from workbench.raster.open import open_scene
+    from workbench.raster.tiles import TileGrid
+    from workbench.samples.demo import DEMO_RESOLUTION_M, DEMO_SEED, make_sample
 
     seeds = range(DEMO_SEED, DEMO_SEED + n)
     if rasters:

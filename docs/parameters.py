@@ -16,8 +16,8 @@ import nbformat
 import yaml
 
 from workbench import Job
-from workbench.job import AUTO, Parameters
-from workbench.reviewing import ReviewJob
+from workbench.review.job import ReviewJob
+from workbench.runs.parameters import AUTO, Parameters
 
 ROOT = Path(__file__).parent.parent
 PAGE, README = ROOT / "docs" / "parameters.md", ROOT / "README.md"

@@ -13,8 +13,10 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
-from workbench.candidates import Candidates, Rules, Segmenter, encode_masks
-from workbench.raster import Scene
+from workbench.candidates.rle import encode_masks
+from workbench.candidates.table import Candidates, Rules
+from workbench.raster.scene import Scene
+from workbench.segmenters.protocol import Segmenter
 
 UTM = pyproj.CRS.from_epsg(32633)
 TRANSFORM = Affine(0.5, 0, 500_000, 0, -0.5, 5_300_000)
@@ -64,7 +66,7 @@ class KnownObjects(Segmenter):
         """Nothing to load."""
 
     def propose(self, image: NDArray[np.uint8], watch: object = None) -> Candidates:
-        """See `workbench.candidates.Segmenter`."""
+        """See `workbench.segmenters.protocol.Segmenter`."""
         labels = image[..., 0].astype(int) + 256 * image[..., 1].astype(int)
         masks, scores = [], []
         for value in np.unique(labels[labels > 0]).tolist():

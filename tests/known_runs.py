@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from known_objects import KnownObjects
 
-from workbench import Job, pipeline
-from workbench.candidates import Rules
+from workbench import Job
+from workbench.candidates.table import Rules
 
 EXACT = {"tile_size": 96, "overlap": 0.25, "min_area_px": 0, "simplify_m": None}
 
@@ -18,7 +18,7 @@ def use_known_objects(monkeypatch):
         rules = Rules(job.tile_size, job.tile_size, job.pred_iou_floor, job.stability_floor)
         return KnownObjects(rules)
 
-    monkeypatch.setattr(pipeline, "_segmenter", segmenter)
+    monkeypatch.setattr("workbench.runs.choose.segmenter_for", segmenter)
 
 
 def job_for(raster, folder, **parameters):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 
-from workbench.raster import Scene
+from workbench.raster.scene import Scene
 
 WIDTH, HEIGHT = 240, 160
 NORTH_UP = Affine(0.5, 0, 500_000, 0, -0.5, 40_000)

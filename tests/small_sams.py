@@ -5,9 +5,9 @@ import os
 import numpy as np
 import torch
 
-import workbench.sam  # noqa: F401
+import workbench.segmenters.sam  # noqa: F401
 
-# after workbench.sam, which makes torchvision importable
+# after workbench.segmenters.sam, which makes torchvision importable
 from segment_anything.modeling import (  # isort: skip
     ImageEncoderViT,
     MaskDecoder,

@@ -9,10 +9,11 @@ from known_objects import write_labels
 from known_runs import job_for, use_known_objects
 
 from workbench import run
-from workbench.advice import advise, tile_planes
-from workbench.candidates import Thresholds
+from workbench.candidates.select import Thresholds
 from workbench.errors import ReviewError
-from workbench.quality import pool_planes
+from workbench.evaluation.advice import advise
+from workbench.evaluation.thresholds import pool_planes
+from workbench.review.tile_planes import tile_planes
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco
 
-from workbench.annotations import coco_shape, yolo_rings
-from workbench.candidates import encode_masks
+from workbench.candidates.rle import encode_masks
+from workbench.dataset.formats import coco_shape, yolo_rings
 
 masks = arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=14))
 

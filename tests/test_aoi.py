@@ -11,9 +11,10 @@ from affine import Affine
 from known_objects import objects, write_labels
 from known_runs import equal_layers, files_in, job_for
 
-from workbench import pipeline as running
-from workbench import report, run
+from workbench import run
 from workbench.errors import AOIError
+from workbench.layer.report import map as report
+from workbench.runs import plan as running
 
 pytestmark = pytest.mark.usefixtures("known_objects_only")
 

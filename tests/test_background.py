@@ -10,9 +10,9 @@ import pytest
 from known_objects import objects, write_labels
 
 from workbench import Job, run
-from workbench.background import Background, Finished, Planned, Stopped, TileDone, Work
+from workbench.candidates.store import CandidateStore
 from workbench.errors import WorkbenchError
-from workbench.store import CandidateStore
+from workbench.tuning.process import Background, Finished, Planned, Stopped, TileDone, Work
 
 
 @pytest.fixture

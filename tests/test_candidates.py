@@ -8,17 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.candidates import (
-    SCHEMA,
-    Candidates,
-    Rules,
-    Thresholds,
-    concat,
-    encode_masks,
-    nms,
-    prune,
-    select,
-)
+from workbench.candidates.rle import encode_masks
+from workbench.candidates.select import Thresholds, nms, prune, select
+from workbench.candidates.table import SCHEMA, Candidates, Rules, concat
 
 # ------------------------------------------------------------------------------- the oracle
 

@@ -6,8 +6,8 @@ import pyproj
 import shapely
 from test_report import labels, tiles
 
-from workbench.charts import distributions, seams, tile_maps, topology
-from workbench.report import figure_png
+from workbench.layer.report.charts import distributions, seams, tile_maps, topology
+from workbench.layer.report.map import figure_png
 
 
 def test_tile_maps_show_each_tile():

@@ -8,9 +8,12 @@ import rasterio
 from rasterio.features import shapes
 from shapely.geometry import MultiPolygon, shape
 
-from workbench.candidates import SCHEMA, Segmenter, Thresholds, encode_masks, prune, select
-from workbench.classic import ClassicSegmenter
-from workbench.quality import compare
+from workbench.candidates.rle import encode_masks
+from workbench.candidates.select import Thresholds, prune, select
+from workbench.candidates.table import SCHEMA
+from workbench.evaluation.metrics import compare
+from workbench.segmenters.classic import ClassicSegmenter
+from workbench.segmenters.protocol import Segmenter
 
 PARCELS = {
     "roof": np.s_[30:90, 40:120],

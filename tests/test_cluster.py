@@ -17,8 +17,11 @@ from distributed import LocalCluster
 from known_objects import KnownObjects, objects, write_labels
 from known_runs import equal_layers, until
 
-from workbench import Job, cluster, pipeline, run
+from workbench import Job, run
 from workbench.errors import ClusterError
+from workbench.runs import cluster
+from workbench.runs.plan import prepare
+from workbench.runs.segment import segment
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -64,7 +67,7 @@ class Counted(KnownObjects):
 @pytest.fixture
 def counted(job, tmp_path, monkeypatch):
     segmenter = Counted(job.rules, log=tmp_path / "tiles.log")
-    monkeypatch.setattr(pipeline, "_segmenter", lambda job, before: segmenter)
+    monkeypatch.setattr("workbench.runs.choose.segmenter_for", lambda job, before: segmenter)
     return segmenter
 
 
@@ -96,7 +99,7 @@ def test_a_killed_worker_costs_only_its_chunk(workers, job, there, counted, tmp_
 def test_what_is_cancelled_goes_on_later_without_the_cluster(job, there, counted):
     here = run(job)
     begun = counted.count()
-    with closing(pipeline.prepare(there)) as plan, closing(pipeline.segment(plan)) as tiles:
+    with closing(prepare(there)) as plan, closing(segment(plan)) as tiles:
         next(tiles)
     again = run(there.changed(scheduler=None))
     assert equal_layers(again.layer, here.layer)
@@ -191,8 +194,8 @@ def test_a_run_whose_workers_all_go_says_so_and_goes_on_later(
     monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.2)
     there = job.changed(out_dir=str(tmp_path / "two"), scheduler=commands.address)
     workers = [commands.start_worker()]
-    with closing(pipeline.prepare(there)) as plan:
-        tiles = pipeline.segment(plan)
+    with closing(prepare(there)) as plan:
+        tiles = segment(plan)
         next(tiles)
         time.sleep(1)  # more is done, which goes with the worker
         commands.stop(commands.running[1:])
@@ -206,8 +209,8 @@ def test_a_run_whose_workers_all_go_says_so_and_goes_on_later(
 def test_a_scheduler_that_ends_ends_the_run(commands, job, tmp_path, monkeypatch):
     commands.start_worker()
     there = job.changed(out_dir=str(tmp_path / "two"), scheduler=commands.address)
-    with closing(pipeline.prepare(there)) as plan:
-        tiles = pipeline.segment(plan)
+    with closing(prepare(there)) as plan:
+        tiles = segment(plan)
         next(tiles)
         commands.stop(commands.running[:1])
         with pytest.raises(ClusterError, match="The scheduler has ended"):

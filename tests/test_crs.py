@@ -6,7 +6,14 @@ import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.crs import ground_area_m2, ground_scale, is_earth, is_metric, metric_crs, to_lonlat
+from workbench.raster.crs import (
+    ground_area_m2,
+    ground_scale,
+    is_earth,
+    is_metric,
+    metric_crs,
+    to_lonlat,
+)
 
 PLACES = {  # where each CRS is at home, and away from there where it distorts
     "EPSG:3857": [(32.6, 0.35), (10.0, 60.0), (-70.0, -50.0)],

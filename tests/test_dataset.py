@@ -24,7 +24,7 @@ from affine import Affine
 from pycocotools.coco import COCO
 from rasterio.features import rasterize
 
-from workbench.chips import (
+from workbench.dataset.chips import (
     BEYOND,
     CHIP_SIZES,
     EMPTY,
@@ -37,11 +37,11 @@ from workbench.chips import (
     UNSEGMENTED,
     Chips,
 )
-from workbench.dataset import Dataset, write_dataset
+from workbench.dataset.write import Dataset, write_dataset
 from workbench.errors import DatasetError
-from workbench.layer import as_layer
-from workbench.opening import open_scene
-from workbench.raster import Scene
+from workbench.layer.schema import as_layer
+from workbench.raster.open import open_scene
+from workbench.raster.scene import Scene
 
 UTM = pyproj.CRS.from_epsg(32636)
 LEFT, TOP, SIDE = 452_000.0, 35_000.0, 320

@@ -30,8 +30,8 @@ from rasterio.features import shapes
 from reviews import save_reviewed
 from shapely.geometry import shape
 
-from workbench.finished import read_run
-from workbench.sam.models import MODELS
+from workbench.runs.result import read_run
+from workbench.segmenters.sam.checkpoints import MODELS
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

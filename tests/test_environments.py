@@ -144,7 +144,7 @@ def test_the_wheel_holds_the_package_and_its_weights(wheel):
 
 def test_nothing_in_the_wheel_is_large_but_the_weights(wheel):
     large = {name for name, size in wheel.items() if size > 100_000}
-    assert large == {"workbench/sam/tiny.pth"}
+    assert large == {"workbench/segmenters/sam/tiny.pth"}
     assert sum(wheel.values()) < 12_000_000
 
 

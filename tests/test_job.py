@@ -8,7 +8,7 @@ import yaml
 from papermill.cli import _resolve_type
 
 from workbench.errors import JobError
-from workbench.job import Job
+from workbench.runs.job import Job
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "prelabel.ipynb"
 
@@ -164,9 +164,9 @@ def test_widgets_only_where_a_person_is(monkeypatch):
     monkeypatch.delenv("__vsc_ipynb_file__", raising=False)
     assert not Job().is_interactive
     monkeypatch.setenv("JPY_SESSION_NAME", "/lab/prelabel.ipynb")
-    monkeypatch.setattr("workbench.job._kernel_allows_input", lambda: True)
+    monkeypatch.setattr("workbench.runs.parameters._kernel_allows_input", lambda: True)
     assert Job().is_interactive
-    monkeypatch.setattr("workbench.job._kernel_allows_input", lambda: False)
+    monkeypatch.setattr("workbench.runs.parameters._kernel_allows_input", lambda: False)
     assert not Job().is_interactive  # papermill started inside a notebook
     assert Job.create(interactive=True).is_interactive
 

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from workbench.candidates import Candidates, Rules, Thresholds, encode_masks
+from workbench.candidates.rle import encode_masks
+from workbench.candidates.select import Thresholds
+from workbench.candidates.table import Candidates, Rules
 from workbench.errors import ReviewError
-from workbench.judged import advise_judged
+from workbench.evaluation.judged import advise_judged
 
 CURRENT = Thresholds(0.5, 0.5)
 

@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
-from workbench import layer as layers
 from workbench.errors import RunFolderError
-from workbench.layer import COLUMNS, TILE_COLUMNS, as_layer, as_tiles, read_layer
+from workbench.layer import files as layers
+from workbench.layer.files import read_layer
+from workbench.layer.schema import COLUMNS, TILE_COLUMNS, as_layer, as_tiles
 
 UTM = pyproj.CRS.from_epsg(32636)
 STYLES = {

@@ -14,8 +14,11 @@ import shapely
 from known_objects import write_labels
 
 from workbench import Job
-from workbench.candidates import Candidates, Rules, encode_masks
-from workbench.lesson import (
+from workbench.candidates.rle import encode_masks
+from workbench.candidates.table import Candidates, Rules
+from workbench.raster.open import open_scene
+from workbench.raster.tiles import TileGrid
+from workbench.teaching.measures import (
     comebacks,
     coverage_table,
     gaps_between,
@@ -24,8 +27,6 @@ from workbench.lesson import (
     simplified,
     simplify_table,
 )
-from workbench.opening import open_scene
-from workbench.tiles import TileGrid
 
 ROOT = Path(__file__).parent.parent
 TOUR = ROOT / "notebooks" / "tour.ipynb"
@@ -140,7 +141,7 @@ def told(tmp_path_factory):
     """The measurements of the notebook as papermill runs it, and how long that took."""
     folder = tmp_path_factory.mktemp("tour")
     notebook = nbformat.read(TOUR, as_version=4)
-    imports = "from workbench.quality import calibration\n"
+    imports = "from workbench.evaluation.metrics import calibration\n"
     notebook.cells.append(nbformat.v4.new_code_cell(imports + TOLD))
     nbformat.write(notebook, folder / "tour.ipynb")
     command = [sys.executable, "-m", "papermill", "tour.ipynb", "out.ipynb", "--no-progress-bar"]

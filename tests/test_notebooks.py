@@ -16,9 +16,10 @@ from reviews import save_reviewed
 
 from workbench import Job, run
 from workbench.errors import ReviewError
-from workbench.layer import read_layer
-from workbench.review import read_reviewed
-from workbench.reviewing import ReviewJob, advise_run, write_advised_job
+from workbench.layer.files import read_layer
+from workbench.review.job import ReviewJob
+from workbench.review.read import read_reviewed
+from workbench.review.workflow import advise_run, write_advised_job
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

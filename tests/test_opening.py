@@ -20,10 +20,10 @@ from made_rasters import (
 from rasterio.control import GroundControlPoint
 from rasterio.windows import Window
 
-from workbench.crs import is_metric
 from workbench.errors import SceneError
-from workbench.opening import open_scene
-from workbench.raster import Stretch
+from workbench.raster.crs import is_metric
+from workbench.raster.open import open_scene
+from workbench.raster.scene import Stretch
 
 
 def refusal(path: Path | str, **options: object) -> str:

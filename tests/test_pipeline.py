@@ -18,8 +18,9 @@ from known_objects import TRANSFORM, KnownObjects, objects, same_objects, write_
 from known_runs import counted_calls, equal_layers, files_in, job_for
 
 from workbench import Job, run
-from workbench import pipeline as running
-from workbench.candidates import Rules, select
+from workbench.candidates.select import select
+from workbench.candidates.store import CandidateStore
+from workbench.candidates.table import Rules
 from workbench.errors import (
     AOIError,
     CheckpointError,
@@ -28,10 +29,13 @@ from workbench.errors import (
     SceneError,
     WorkbenchError,
 )
-from workbench.layer import COLUMNS, read_layer
-from workbench.polygons import clean, to_polygons
-from workbench.store import CandidateStore
-from workbench.tiles import tile_windows
+from workbench.layer.files import read_layer
+from workbench.layer.schema import COLUMNS
+from workbench.polygons.build import to_polygons
+from workbench.polygons.clean import clean
+from workbench.raster.tiles import tile_windows
+from workbench.runs.choose import segmenter_for
+from workbench.runs.plan import prepare, tiles_over
 
 FILES = [
     "job.yaml", "prelabels.geojson", "prelabels.gpkg", "prelabels.parquet", "prelabels.qml",
@@ -72,9 +76,9 @@ def test_the_run_folder_is_complete_and_consistent(raster, tmp_path):
 def test_c2_what_you_tune_is_what_you_get(raster, tmp_path):
     job = job_for(raster, tmp_path / "run", simplify_m=0.5, fill_holes_m2=20)
     result = run(job)
-    plan = running.prepare(job)
+    plan = prepare(job)
     (part,) = plan.scenes
-    segmenter = running._segmenter(job, {})
+    segmenter = segmenter_for(job, {})
     layer = result.layer.set_index("id")
     n = 0
     for tile in part.tiles:
@@ -104,9 +108,9 @@ def test_c5_rethresholding_equals_a_fresh_run_and_needs_no_network(raster, tmp_p
 
 def test_c3_the_order_of_tiles_does_not_matter(raster, tmp_path, monkeypatch):
     straight = run(job_for(raster, tmp_path / "straight"))
-    original = running.tiles_over
-    monkeypatch.setattr(running, "tiles_over", lambda *a: original(*a)[::-1])
-    monkeypatch.setattr(running, "FLUSH_TILES", 3)
+    original = tiles_over
+    monkeypatch.setattr("workbench.runs.plan.tiles_over", lambda *a: original(*a)[::-1])
+    monkeypatch.setattr("workbench.runs.segment.FLUSH_TILES", 3)
     backward = run(job_for(raster, tmp_path / "backward"))
     assert equal_layers(straight.layer, backward.layer)
 
@@ -114,9 +118,10 @@ def test_c3_the_order_of_tiles_does_not_matter(raster, tmp_path, monkeypatch):
 KILLED = """
     import os, signal, sys, time
     sys.path.insert(0, {tests!r})
-    from workbench import pipeline as running
-    from workbench import Job
-    from workbench.candidates import Rules
+    from workbench import Job, run
+    from workbench.candidates.table import Rules
+    from workbench.runs import choose, segment
+    from workbench.runs.folder import store_in
     from known_objects import KnownObjects
 
     class Mortal(KnownObjects):
@@ -130,11 +135,11 @@ KILLED = """
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().propose(image)
 
-    running.FLUSH_TILES = 2
-    running._segmenter = lambda job, before: Mortal(Rules(96, 96))
+    segment.FLUSH_TILES = 2
+    choose.segmenter_for = lambda job, before: Mortal(Rules(96, 96))
     job = Job.from_yaml({job!r})
-    store = running.store_in(running.Path(job.out_dir))
-    running.run(job)
+    store = store_in(job.out_dir)
+    run(job)
 """
 
 
@@ -237,7 +242,7 @@ def test_missing_rasters_and_empty_globs_are_refused(tmp_path):
 
 
 def test_damaged_candidates_are_computed_again(raster, tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "FLUSH_TILES", 4)
+    monkeypatch.setattr("workbench.runs.segment.FLUSH_TILES", 4)
     before = run(job_for(raster, tmp_path / "run")).layer
     flipped, cut, *sound = sorted((tmp_path / "run" / "candidates").iterdir())
     assert sound
@@ -294,7 +299,7 @@ def test_all_user_errors_are_one_kind():
 
 
 def test_windows_of_a_scene_match_its_tiles(raster, tmp_path):
-    plan = running.prepare(job_for(raster, tmp_path / "run"))
+    plan = prepare(job_for(raster, tmp_path / "run"))
     (part,) = plan.scenes
     windows = tile_windows(part.scene, list(part.tiles))
     assert windows.union_all().equals(part.scene.window_polygon(part.scene.window))

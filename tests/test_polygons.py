@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from known_objects import UTM, KnownObjects, paint, scene_of
 
-from workbench.candidates import Rules, encode_masks
-from workbench.crs import ground_area_m2
-from workbench.outlines import decode_runs, trace
-from workbench.polygons import Cleaning, clean, to_polygons
-from workbench.tiles import TileGrid
+from workbench.candidates.rle import decode_runs, encode_masks
+from workbench.candidates.table import Rules
+from workbench.polygons.build import to_polygons
+from workbench.polygons.clean import Cleaning, clean
+from workbench.polygons.trace import trace
+from workbench.raster.crs import ground_area_m2
+from workbench.raster.tiles import TileGrid
 
 MASKS = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 5)).flatmap(
     lambda s: arrays(bool, (s[2], s[0], s[1]))

@@ -11,19 +11,17 @@ from known_objects import TRANSFORM, UTM, candidates_of, scene_of
 from known_runs import equal_layers, job_for
 
 from workbench import run
-from workbench.candidates import Candidates, Rules, Thresholds, select
-from workbench.opening import open_scene
-from workbench.pipeline import ScenePlan, prepare, segment
-from workbench.polygons import Cleaning, clean, to_polygons
-from workbench.preview import (
-    Fate,
-    Forecast,
-    Preview,
-    Sample,
-    propose_tiles,
-)
-from workbench.store import TileRecord, valid_masks
-from workbench.tiles import TileGrid
+from workbench.candidates.select import Thresholds, select
+from workbench.candidates.store import TileRecord, valid_masks
+from workbench.candidates.table import Candidates, Rules
+from workbench.polygons.build import to_polygons
+from workbench.polygons.clean import Cleaning, clean
+from workbench.raster.open import open_scene
+from workbench.raster.tiles import TileGrid
+from workbench.runs.plan import ScenePlan, prepare
+from workbench.runs.segment import segment
+from workbench.tuning.preview import Fate, Forecast, Preview, Sample
+from workbench.tuning.propose import propose_tiles
 
 SIDE = 96
 RULES = Rules(SIDE, SIDE)

@@ -19,9 +19,8 @@ import shapely
 from affine import Affine
 
 from workbench import Job, run
-from workbench.layer import LABELS, LayerFiles, as_layer, read_layer, write_layer
-from workbench.opening import open_scene
-from workbench.qgis import (
+from workbench.layer.files import LayerFiles, read_layer, write_layer
+from workbench.layer.qgis import (
     AREA,
     CONFIDENCE_CLASSES,
     ProjectRaster,
@@ -30,6 +29,8 @@ from workbench.qgis import (
     styles,
     write_project,
 )
+from workbench.layer.schema import LABELS, as_layer
+from workbench.raster.open import open_scene
 
 UTM = pyproj.CRS.from_epsg(32636)
 LEFT, TOP, SIDE = 452_000.0, 35_000.0, 200.0

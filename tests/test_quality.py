@@ -13,23 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely import GeometryCollection, LineString, MultiPolygon, Point, Polygon, box
 
-from workbench.candidates import Candidates, Rules, Thresholds, encode_masks, select
+from workbench.candidates.rle import encode_masks
+from workbench.candidates.select import Thresholds, select
+from workbench.candidates.table import Candidates, Rules
 from workbench.errors import WorkbenchError
-from workbench.quality import (
-    Quality,
-    about,
-    average_recall,
-    best_thresholds,
-    boxes,
-    calibration,
-    compare,
-    match,
-    of_cores,
-    pool_planes,
-    threshold_plane,
-    with_area,
-)
-from workbench.sample import make_sample, write_sample
+from workbench.evaluation.matching import about, boxes, match, of_cores
+from workbench.evaluation.metrics import Quality, average_recall, calibration, compare
+from workbench.evaluation.thresholds import best_thresholds, pool_planes, threshold_plane
+from workbench.polygons.areas import with_area
+from workbench.samples.demo import make_sample, write_sample
 
 UTM = "EPSG:32636"
 

@@ -12,8 +12,8 @@ from made_rasters import GRIDS, HEIGHT, WIDTH, rotated, three_rectangles, whole,
 from rasterio.windows import Window
 
 from workbench.errors import SceneError
-from workbench.opening import open_scene
-from workbench.raster import Stretch
+from workbench.raster.open import open_scene
+from workbench.raster.scene import Stretch
 
 
 @given(low=st.floats(-1e6, 1e6), span=st.floats(1e-3, 1e6), raw=st.lists(st.floats(-1e7, 1e7)))

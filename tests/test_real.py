@@ -12,8 +12,9 @@ from rasterio.windows import Window
 
 from workbench import Job, run
 from workbench.errors import AOIError, RunFailedError, SceneError
-from workbench.layer import read_layer
-from workbench.quality import compare, match
+from workbench.evaluation.matching import match
+from workbench.evaluation.metrics import compare
+from workbench.layer.files import read_layer
 
 # one of each layout; small tiles, so that there are seams
 RASTERS = [

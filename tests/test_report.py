@@ -19,9 +19,11 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
-from workbench.layer import as_layer, as_tiles
-from workbench.qgis import CONFIDENCE_CLASSES, NO_SCORE_COLOR
-from workbench.report import draw_map, figure_png, summary_table, write_report
+from workbench.layer.qgis import CONFIDENCE_CLASSES, NO_SCORE_COLOR
+from workbench.layer.report.map import draw_map, figure_png
+from workbench.layer.report.page import write_report
+from workbench.layer.report.summary import summary_table
+from workbench.layer.schema import as_layer, as_tiles
 
 UTM = pyproj.CRS.from_epsg(32636)
 LEFT, TOP, SIDE = 452_000.0, 35_000.0, 200
@@ -162,7 +164,7 @@ def test_equal_maps_are_equal_files() -> None:
 
 def test_drawing_needs_no_pyplot() -> None:
     # which would keep every figure of a long run in memory
-    code = "import sys, workbench.report; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, workbench.layer.report.map; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -16,8 +16,9 @@ from shapely.affinity import translate
 
 from workbench import run
 from workbench.errors import ReviewError, RunFolderError
-from workbench.finished import read_run
-from workbench.review import changes, iou_of_pairs, read_reviewed
+from workbench.review.changes import changes, iou_of_pairs
+from workbench.review.read import read_reviewed
+from workbench.runs.result import read_run
 
 
 @pytest.fixture(scope="module")

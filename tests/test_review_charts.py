@@ -13,9 +13,9 @@ from matplotlib.colors import to_hex
 from reviews import drawn, with_rows
 
 from workbench import run
-from workbench.report import figure_png
-from workbench.review import changes
-from workbench.review_charts import draw_change_map, draw_changes, summary_of
+from workbench.layer.report.map import figure_png
+from workbench.review.changes import changes
+from workbench.review.charts import draw_change_map, draw_changes, summary_of
 
 
 @pytest.fixture(scope="module")

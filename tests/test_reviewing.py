@@ -13,15 +13,15 @@ from shapely.affinity import translate
 
 from workbench import run
 from workbench.errors import DatasetError, JobError, ReviewError
-from workbench.job import Job
-from workbench.reviewing import (
-    ReviewJob,
+from workbench.review.job import ReviewJob
+from workbench.review.workflow import (
     advise_run,
     export_run,
     forget_advice,
     read_vector,
     write_advised_job,
 )
+from workbench.runs.job import Job
 
 
 @pytest.fixture(scope="module")

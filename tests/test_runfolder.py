@@ -13,10 +13,12 @@ from known_objects import TRANSFORM, KnownObjects, objects, same_objects, write_
 from known_runs import counted_calls, equal_layers, files_in, job_for
 
 from workbench import Job, run
-from workbench import pipeline as running
-from workbench.atomic import atomic_path
+from workbench._support.files import atomic_path
 from workbench.errors import CheckpointError, RunFolderError
-from workbench.runfolder import OUTPUTS
+from workbench.runs.finish import finish
+from workbench.runs.folder import OUTPUTS
+from workbench.runs.plan import open_scenes, prepare
+from workbench.runs.segment import segment
 
 pytestmark = pytest.mark.usefixtures("known_objects_only")
 
@@ -87,16 +89,16 @@ def test_without_the_layer_as_written_the_status_tells_what_is_reviewed(raster, 
 def test_a_review_that_begins_during_a_run_is_kept(raster, tmp_path):
     job = job_for(raster, tmp_path / "run")
     run(job)
-    plan = running.prepare(job)
+    plan = prepare(job)
     edit(tmp_path / "run" / "prelabels.gpkg", "DELETE FROM prelabels WHERE fid = 1")
     with pytest.raises(RunFolderError, match="holds 1 reviewed labels"):
-        running.finish(plan)
+        finish(plan)
 
 
 def test_sample_tiles_of_a_reviewed_run_are_computed_and_the_review_stays(raster, tmp_path):
     folder = tmp_path / "run"
     job = job_for(raster, folder)
-    left, bottom, right, top = running.open_scenes(job)[0].bounds
+    left, bottom, right, top = open_scenes(job)[0].bounds
     half = shapely.box(left, bottom, (left + right) / 2, top)
     area = gpd.GeoSeries([half], crs=32633).to_crs(4326)[0]
     run(job.changed(aoi=shapely.geometry.mapping(area)))
@@ -104,13 +106,13 @@ def test_sample_tiles_of_a_reviewed_run_are_computed_and_the_review_stays(raster
     edit(gpkg, "UPDATE prelabels SET status = 'accepted' WHERE fid = 1")
     before = {path: path.read_bytes() for path in (gpkg, folder / "job.yaml")}
     tile = ("scene", 1, 4)
-    with closing(running.prepare(job, tiles=[tile])) as plan:
-        assert [t.record.index for t in running.segment(plan)] == [tile]
+    with closing(prepare(job, tiles=[tile])) as plan:
+        assert [t.record.index for t in segment(plan)] == [tile]
         with pytest.raises(RunFolderError, match="holds 1 reviewed labels"):
-            running.finish(plan)
+            finish(plan)
     assert {path: path.read_bytes() for path in before} == before
     with pytest.raises(RunFolderError, match="holds 1 reviewed labels"):
-        running.prepare(job.changed(resume=False), tiles=[tile])
+        prepare(job.changed(resume=False), tiles=[tile])
 
 
 def test_a_layer_that_is_not_ours_is_refused(raster, tmp_path):
@@ -228,7 +230,7 @@ def test_an_interrupted_rethreshold_leaves_the_job_of_the_layer(raster, tmp_path
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "merge_seams", interrupt)
+    monkeypatch.setattr("workbench.runs.finish.merge_seams", interrupt)
     for folder_of in (folder, tmp_path / "new"):
         with pytest.raises(KeyboardInterrupt):
             run(job_for(raster, folder_of, pred_iou_thresh=0.906))

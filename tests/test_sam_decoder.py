@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from workbench.sam import MODELS, load_model
-from workbench.sam.decoder import decoder_of
+from workbench.segmenters.sam import MODELS, load_model
+from workbench.segmenters.sam.decoder import decoder_of
 
-# after workbench.sam, which makes torchvision importable
+# after workbench.segmenters.sam, which makes torchvision importable
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("one_thread")

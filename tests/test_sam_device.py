@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from workbench import sam
 from workbench.errors import JobError
-from workbench.sam import device
+from workbench.segmenters import sam
+from workbench.segmenters.sam import device
 
 
 def test_device_auto_is_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

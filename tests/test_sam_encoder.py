@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 import torch
 
-import workbench.sam  # noqa: F401
-from workbench.sam import encoder
+import workbench.segmenters.sam  # noqa: F401
+from workbench.segmenters.sam import encoder
 
-# after workbench.sam, which makes torchvision importable
+# after workbench.segmenters.sam, which makes torchvision importable
 from segment_anything.modeling import ImageEncoderViT  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("one_thread")

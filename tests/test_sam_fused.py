@@ -9,10 +9,10 @@ from small_sams import picture, small_sam
 
 pytest.importorskip("triton", reason="triton is not installed: pip install triton")
 
-from workbench.sam import SamSegmenter
-from workbench.sam.fused import PackedMasks, measure_masks
+from workbench.segmenters.sam import SamSegmenter
+from workbench.segmenters.sam.fused import PackedMasks, measure_masks
 
-# after workbench.sam, which makes torchvision importable
+# after workbench.segmenters.sam, which makes torchvision importable
 from segment_anything.modeling import Sam  # isort: skip
 from segment_anything.utils.amg import (  # isort: skip
     batched_mask_to_box,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.candidates import encode_edges, encode_masks
-from workbench.sam.measure import (
+from workbench.candidates.rle import encode_edges, encode_masks
+from workbench.segmenters.sam.measure import (
     Measured,
     edges_of,
     edges_of_bits,
@@ -63,7 +63,7 @@ def test_edges_are_what_masks_are_encoded_from(width: int, monkeypatch: pytest.M
     n_edges, edges = edges_of(masks)
     bits = torch.from_numpy(np.packbits(masks, axis=2))
     of_bits = edges_of_bits(bits)
-    monkeypatch.setattr("workbench.sam.measure.BYTES_AT_ONCE", 100)
+    monkeypatch.setattr("workbench.segmenters.sam.measure.BYTES_AT_ONCE", 100)
     in_pieces = edges_of_bits(bits)
     for one, other in zip(in_pieces, of_bits, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -9,8 +9,11 @@ import yaml
 from known_runs import job_for
 from small_sams import picture, small_sam
 
-from workbench import cluster, pipeline
-from workbench.sam import SamSegmenter
+from workbench.runs import cluster
+from workbench.runs.finish import finish
+from workbench.runs.plan import prepare
+from workbench.runs.run import run
+from workbench.segmenters.sam import SamSegmenter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,15 +66,15 @@ def test_a_run_goes_on_in_smaller_batches_and_says_so(raster, tmp_path, monkeypa
         batches.append(before.get("points_per_batch", 12))
         return segmenter_of(4, batches[-1], [])
 
-    monkeypatch.setattr(pipeline, "_segmenter", segmenter)
+    monkeypatch.setattr("workbench.runs.choose.segmenter_for", segmenter)
     job = job_for(raster, folder, tile_size=192)
-    first = pipeline.run(job)
+    first = run(job)
     assert set(first.tiles["status"]) <= {"ok", "empty"}
     record = yaml.safe_load((folder / "run.yaml").read_text())
     assert record["segmenter"]["points_per_batch"] == 3
     (note,) = record["notes"]
     assert "points_per_batch 12 became 3 for want of memory" in note
-    pipeline.run(job)  # a resume begins with what the device holds
+    run(job)  # a resume begins with what the device holds
     assert batches == [12, 3]
     assert yaml.safe_load((folder / "run.yaml").read_text()) == record
 
@@ -92,10 +95,10 @@ def test_a_worker_that_halved_its_batches_keeps_its_model_and_says_so(
             points_per_batch=before.get("points_per_batch", 12),
         )  # fmt: skip
 
-    monkeypatch.setattr(pipeline, "_segmenter", make)
+    monkeypatch.setattr("workbench.runs.choose.segmenter_for", make)
     monkeypatch.setattr(cluster, "_loaded", [])
     job = job_for(raster, tmp_path / "run", tile_size=192)
-    with closing(pipeline.prepare(job)) as plan:
+    with closing(prepare(job)) as plan:
         share = cluster.Share(job, plan.folder, plan.lock.owner, make)
         key = cluster._key_here(share, {})
         loads.clear()
@@ -105,6 +108,6 @@ def test_a_worker_that_halved_its_batches_keeps_its_model_and_says_so(
             (record,) = cluster._segment_chunk(chunk)
             assert record.status in ("ok", "empty")
         assert not loads
-        pipeline.finish(plan)
+        finish(plan)
     (note,) = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())["notes"]
     assert "points_per_batch 12 became 3 for want of memory" in note

@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_candidates import suppress
 
-from workbench.sam.mend import mend_torchvision
+from workbench.segmenters.sam.torchvision_shim import mend_torchvision
 
 
 def test_the_operator_that_replaces_nms_equals_plain_loops() -> None:

@@ -15,15 +15,8 @@ import torch
 from small_sams import Code, picture, small_sam
 
 from workbench.errors import CheckpointError, JobError
-from workbench.sam import (
-    MODELS,
-    Download,
-    Model,
-    SamSegmenter,
-    models,
-    sam_segmenter,
-    segmenter,
-)
+from workbench.segmenters.sam import MODELS, Download, Model, SamSegmenter, sam_segmenter, segmenter
+from workbench.segmenters.sam import checkpoints as models
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

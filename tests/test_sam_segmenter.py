@@ -17,20 +17,15 @@ from pycocotools import mask as coco
 from small_sams import picture, small_sam
 from torch import nn
 
-from workbench.candidates import (
-    SCHEMA,
-    Candidates,
-    Thresholds,
-    encode_edges,
-    prune,
-    select,
-)
+from workbench.candidates.rle import encode_edges
+from workbench.candidates.select import Thresholds, prune, select
+from workbench.candidates.table import SCHEMA, Candidates
 from workbench.errors import WorkbenchError
-from workbench.sam import SamSegmenter
-from workbench.sam.device import PROMPTS_AT_ONCE
-from workbench.sam.encoder import Predictor
+from workbench.segmenters.sam import SamSegmenter
+from workbench.segmenters.sam.device import PROMPTS_AT_ONCE
+from workbench.segmenters.sam.encoder import Predictor
 
-# after workbench.sam, which makes torchvision importable
+# after workbench.segmenters.sam, which makes torchvision importable
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor  # isort: skip
 from segment_anything.modeling import Sam  # isort: skip
 from segment_anything.utils.amg import generate_crop_boxes  # isort: skip
@@ -360,7 +355,7 @@ def test_what_is_pruned_is_not_encoded(
         return encode_edges(mask, place, n, *size)
 
     monkeypatch.setattr(SamSegmenter, "_passing", counted)
-    monkeypatch.setattr("workbench.sam.segmenter.encode_edges", encode)
+    monkeypatch.setattr("workbench.segmenters.sam.segmenter.encode_edges", encode)
     candidates = segmenter.propose(picture(96, 128))
     assert 0 < sum(encoded) == len(candidates) < len(passed)
 
@@ -370,7 +365,7 @@ def test_candidates_are_the_same_however_many_are_encoded_at_once(
 ) -> None:
     rest = replace(segmenter, crop_n_layers=1).begin(picture(160, 200))
     expected = rest()
-    monkeypatch.setattr("workbench.sam.segmenter.EDGES_AT_ONCE", 100)
+    monkeypatch.setattr("workbench.segmenters.sam.segmenter.EDGES_AT_ONCE", 100)
     assert rest().table == expected.table
     assert len(expected)
 

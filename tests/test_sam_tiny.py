@@ -15,16 +15,25 @@ from small_sams import Code
 from test_sam_segmenter import Replay, best_ious, generated, rows_of
 
 from workbench import Job
-from workbench.candidates import Candidates, Thresholds, encode_masks, select
+from workbench.candidates.rle import encode_masks
+from workbench.candidates.select import Thresholds, select
+from workbench.candidates.table import Candidates
 from workbench.errors import CheckpointError
-from workbench.pipeline import prepare
-from workbench.quality import calibration
-from workbench.sam import MODELS, Embedded, Model, SamSegmenter, load_model, sam_segmenter
-from workbench.sam.device import PROMPTS_AT_ONCE
-from workbench.sam.tiny import build_tiny
-from workbench.sample import make_sample
+from workbench.evaluation.metrics import calibration
+from workbench.runs.plan import prepare
+from workbench.samples.demo import make_sample
+from workbench.segmenters.sam import (
+    MODELS,
+    Embedded,
+    Model,
+    SamSegmenter,
+    load_model,
+    sam_segmenter,
+)
+from workbench.segmenters.sam.device import PROMPTS_AT_ONCE
+from workbench.segmenters.sam.tiny import build_tiny
 
-# after workbench.sam, which makes torchvision importable
+# after workbench.segmenters.sam, which makes torchvision importable
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor  # isort: skip
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam  # isort: skip
 

@@ -7,10 +7,10 @@ import rasterio
 import shapely
 from rasterio.features import rasterize
 
-from workbench import sample
 from workbench.errors import SceneError
-from workbench.sample import Sample, make_sample, sample_scene, write_sample
-from workbench.scenery import Appearance, Palette
+from workbench.samples import demo as sample
+from workbench.samples.appearance import Appearance, Palette
+from workbench.samples.demo import Sample, make_sample, sample_scene, write_sample
 
 # one colour per surface, no light but the sun's shadows, no camera
 FLAT = Appearance(

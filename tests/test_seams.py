@@ -17,10 +17,11 @@ from known_objects import (
     scene_of,
 )
 
-from workbench import seams
-from workbench.candidates import Rules, Thresholds, select
-from workbench.polygons import to_polygons
-from workbench.tiles import TileGrid, tile_windows
+from workbench.candidates.select import Thresholds, select
+from workbench.candidates.table import Rules
+from workbench.polygons import seams
+from workbench.polygons.build import to_polygons
+from workbench.raster.tiles import TileGrid, tile_windows
 
 
 def merge_seams(polygons, windows):

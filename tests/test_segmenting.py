@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from known_objects import KnownObjects
 
-from workbench import segmenting
-from workbench.candidates import Rules
-from workbench.opening import open_scene
-from workbench.segmenting import ScenePlan, segment_tiles
-from workbench.tiles import TileGrid, tiles_over
+from workbench.candidates.table import Rules
+from workbench.raster.open import open_scene
+from workbench.raster.tiles import TileGrid, tiles_over
+from workbench.runs import tile_stream as segmenting
+from workbench.runs.tile_stream import ScenePlan, segment_tiles
 
 RULES = Rules(96, 96)
 

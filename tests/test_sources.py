@@ -21,9 +21,9 @@ from rasterio.vrt import WarpedVRT
 
 from workbench import Job, run
 from workbench.errors import SceneError
-from workbench.opening import open_scene
-from workbench.pipeline import prepare
-from workbench.sources import find_sources
+from workbench.raster.open import open_scene
+from workbench.raster.sources import find_sources
+from workbench.runs.plan import prepare
 
 
 def test_sources_by_path_list_glob_and_directory(tmp_path):

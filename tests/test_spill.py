@@ -3,7 +3,7 @@
 import numpy as np
 import shapely
 
-from workbench.spill import SpilledPolygons
+from workbench.polygons.on_disk import SpilledPolygons
 
 
 def squares(*sides):

@@ -6,7 +6,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.split import spatial_split
+from workbench.dataset.split import spatial_split
 
 
 def grid(n_rows: int, n_cols: int) -> np.ndarray:

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from workbench.candidates import SCHEMA, Candidates, Rules, concat
-from workbench.store import CandidateStore, TileRecord
+from workbench.candidates.store import CandidateStore, TileRecord
+from workbench.candidates.table import SCHEMA, Candidates, Rules, concat
 
 RULES = Rules(100, 100, pred_iou_floor=0.0, stability_floor=0.0)
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from known_objects import scene_of
 
-from workbench.tiles import TileGrid, tile_windows, tiles_over
+from workbench.raster.tiles import TileGrid, tile_windows, tiles_over
 
 SIZES = st.integers(1, 700)
 

@@ -5,7 +5,7 @@ import pyogrio
 import pytest
 from shapely import MultiPolygon, Polygon, box
 
-from workbench.topology import find_issues, write_issues
+from workbench.review.shapes import find_issues, write_issues
 
 UTM = "EPSG:32633"
 X, Y = 500_000, 5_300_000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.sam import load_model, sam_segmenter
+from workbench.segmenters.sam import load_model, sam_segmenter
 
 SCRIPT = Path(__file__).parent.parent / "training" / "train.py"
 

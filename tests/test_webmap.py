@@ -10,14 +10,8 @@ from affine import Affine
 from made_rasters import GRIDS, NORTH_UP, three_rectangles, write
 from PIL import Image
 
-from workbench.opening import open_scene
-from workbench.webmap import (
-    degrees_from_web,
-    mosaic,
-    outlines,
-    web_bounds,
-    web_from_degrees,
-)
+from workbench.raster.open import open_scene
+from workbench.tuning.webmap import degrees_from_web, mosaic, outlines, web_bounds, web_from_degrees
 
 
 def picture(scene, bounds, max_px):

@@ -13,15 +13,15 @@ from ipywidgets.widgets.widget import _instances
 from known_objects import write_labels
 from shapely.affinity import translate
 
-from workbench.aoi import load_aoi
-from workbench.crs import to_lonlat
 from workbench.errors import AOIError
-from workbench.job import Job
-from workbench.preview import Forecast
-from workbench.webmap import web_from_degrees
-from workbench.widgets import scenemap
-from workbench.widgets.aoi import AOIPicker, geometry_of, straightened, tile_cores
-from workbench.widgets.scenemap import SceneMap, Screen
+from workbench.raster.aoi import load_aoi
+from workbench.raster.crs import to_lonlat
+from workbench.runs.job import Job
+from workbench.tuning.preview import Forecast
+from workbench.tuning.webmap import web_from_degrees
+from workbench.widgets import map as scenemap
+from workbench.widgets.area import AOIPicker, geometry_of, straightened, tile_cores
+from workbench.widgets.map import SceneMap, Screen
 from workbench.widgets.session import Session
 
 UTM = pyproj.CRS.from_epsg(32633)

@@ -12,8 +12,8 @@ import shapely
 from traitlets import TraitError
 
 import workbench
-from workbench.qgis import CONFIDENCE_CLASSES
-from workbench.webmap import web_from_degrees
+from workbench.layer.qgis import CONFIDENCE_CLASSES
+from workbench.tuning.webmap import web_from_degrees
 from workbench.widgets.overlay import Flag, PolygonOverlay
 
 WIDGETS = Path(workbench.__file__).parent / "widgets"

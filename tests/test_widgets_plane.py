@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from test_widgets_overlay import Sent, in_javascript, tell
 
-from workbench.preview import Fate
-from workbench.widgets.plane import ScorePlane
+from workbench.tuning.preview import Fate
+from workbench.widgets.score_plane import ScorePlane
 
 
 def test_points_and_fates_arrive_together_as_binary(monkeypatch):

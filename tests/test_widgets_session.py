@@ -7,10 +7,10 @@ import pytest
 from shapely.geometry import box, mapping
 
 from workbench import Job
-from workbench.background import TileDone
-from workbench.crs import to_lonlat
+from workbench.candidates.store import TileRecord
 from workbench.errors import JobError
-from workbench.store import TileRecord
+from workbench.raster.crs import to_lonlat
+from workbench.tuning.process import TileDone
 from workbench.widgets import cells
 from workbench.widgets.cells import CellWidget, session_of_cell
 from workbench.widgets.session import Session

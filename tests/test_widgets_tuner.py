@@ -11,12 +11,12 @@ from known_runs import EXACT, until
 from reviews import save_reviewed
 
 from workbench import Job, run
-from workbench.background import Finished, Planned, Stopped, TileDone, TileUnderway
-from workbench.candidates import Rules
-from workbench.crs import to_lonlat
-from workbench.layer import read_layer
-from workbench.preview import Fate
-from workbench.store import TileRecord
+from workbench.candidates.store import TileRecord
+from workbench.candidates.table import Rules
+from workbench.layer.files import read_layer
+from workbench.raster.crs import to_lonlat
+from workbench.tuning.preview import Fate
+from workbench.tuning.process import Finished, Planned, Stopped, TileDone, TileUnderway
 from workbench.widgets import AOIPicker, RunPanel, ThresholdTuner, cells
 from workbench.widgets.controls import TUNED
 from workbench.widgets.overlay import Flag

@@ -1,4 +1,4 @@
-"""Random scenes to train on: those of `workbench.sample`, varied far beyond realism.
+"""Random scenes to train on: those of `workbench.samples.demo`, varied far beyond realism.
 
 Every scene is made from its number alone, so the pool is the same wherever it is made.
 """
@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.atomic import atomic_path
-from workbench.sample import make_sample
-from workbench.scenery import Appearance, Colours, Palette
+from workbench._support.files import atomic_path
+from workbench.samples.appearance import Appearance, Colours, Palette
+from workbench.samples.demo import make_sample
 
 SIZE_PX = 768
 RESOLUTIONS_M = (0.08, 1.6)

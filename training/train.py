@@ -26,8 +26,8 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, softplus
 from torch.utils.data import DataLoader, Dataset
 
-from workbench.atomic import atomic_path
-from workbench.sam.tiny import IMG_SIZE, STRIDE, WIDTH, ChannelNorm, build_tiny
+from workbench._support.files import atomic_path
+from workbench.segmenters.sam.tiny import IMG_SIZE, STRIDE, WIDTH, ChannelNorm, build_tiny
 
 if TYPE_CHECKING:
     from segment_anything.modeling import MaskDecoder

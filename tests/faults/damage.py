@@ -7,7 +7,7 @@ import rasterio
 from known_objects import write_labels
 from numpy.typing import NDArray
 
-from workbench.store import CandidateStore, TileRecord
+from workbench.candidates.store import CandidateStore, TileRecord
 
 BLOCK = 64
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from known_runs import equal_layers, files_in
 
-from workbench import Job, atomic, run
+from workbench import Job, run
+from workbench._support import files as atomic
 from workbench.errors import OutputError, WorkbenchError
-from workbench.finished import Run
+from workbench.runs.result import Run
 
 PAGE = os.sysconf("SC_PAGE_SIZE")  # bytes that a tmpfs gives at a time
 DISK_PAGES = 2048

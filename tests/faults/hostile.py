@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from workbench import Job
 from workbench.errors import WorkbenchError
-from workbench.pipeline import prepare
+from workbench.runs.plan import prepare
 
 # what YAML, GDAL and PROJ make something of, or should not
 ODD_TEXTS = [

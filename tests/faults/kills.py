@@ -11,7 +11,7 @@ from known_runs import equal_layers, files_in
 from run_job import SCRIPT
 
 from workbench import Job, run
-from workbench.finished import Run
+from workbench.runs.result import Run
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import signal
 import sys
 from pathlib import Path
 
-from workbench import Job, pipeline, run
+from workbench import Job, run
+from workbench.runs import segment as pipeline
 
 SCRIPT = Path(__file__)
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")

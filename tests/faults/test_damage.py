@@ -6,11 +6,12 @@ from damage import break_block, flip_bytes, write_in_blocks
 from known_objects import objects, write_labels
 from known_runs import counted_calls, equal_layers, files_in, job_for
 
-from workbench import pipeline, run
+from workbench import run
 from workbench.errors import RunFailedError, RunFolderError
-from workbench.layer import read_layer
-from workbench.raster import Scene
-from workbench.sam.models import MODELS
+from workbench.layer.files import read_layer
+from workbench.raster.scene import Scene
+from workbench.runs import segment as pipeline
+from workbench.segmenters.sam.checkpoints import MODELS
 
 
 @pytest.mark.usefixtures("known_objects_only")

@@ -12,8 +12,9 @@ from full_disk import (
 )
 from known_runs import equal_layers, files_in, job_for
 
-from workbench import pipeline, run
+from workbench import run
 from workbench.errors import OutputError
+from workbench.runs import segment as pipeline
 
 pytestmark = pytest.mark.usefixtures("known_objects_only")
 

@@ -27,15 +27,9 @@ from known_objects import objects, write_labels
 from known_runs import job_for
 
 from workbench import Job, run
-from workbench.aoi import load_aoi
-from workbench.errors import (
-    AOIError,
-    CheckpointError,
-    JobError,
-    RunFolderError,
-    SceneError,
-)
-from workbench.sam.models import MODELS
+from workbench.errors import AOIError, CheckpointError, JobError, RunFolderError, SceneError
+from workbench.raster.aoi import load_aoi
+from workbench.segmenters.sam.checkpoints import MODELS
 from workbench.widgets import AOIPicker, RunPanel, ThresholdTuner
 
 MARKUP = "<img src=x onerror=alert(1)>"

@@ -5,7 +5,7 @@ from known_runs import equal_layers, job_for
 from notebook import notebook
 
 from workbench import run
-from workbench.layer import read_layer
+from workbench.layer.files import read_layer
 
 LIMIT_SECONDS = 5
 

@@ -6,7 +6,7 @@ from known_objects import objects, write_labels
 from known_runs import job_for
 
 from workbench import run
-from workbench.layer import read_layer
+from workbench.layer.files import read_layer
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ from bad_server import bad_server, write_cloud_raster
 from known_objects import objects
 from known_runs import counted_calls, equal_layers, job_for
 
-from workbench import run, sources
+from workbench import run
 from workbench.errors import RunFailedError, SceneError
+from workbench.raster import sources
 
 pytestmark = pytest.mark.usefixtures("known_objects_only")
 

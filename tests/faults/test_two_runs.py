@@ -9,8 +9,8 @@ from known_runs import equal_layers, job_for, until
 
 from workbench import run
 from workbench.errors import RunFolderError
-from workbench.layer import read_layer
-from workbench.runfolder import FolderLock
+from workbench.layer.files import read_layer
+from workbench.runs.folder import FolderLock
 
 
 def test_the_second_run_is_refused_until_the_first_has_ended_somehow(raster, tmp_path, start):

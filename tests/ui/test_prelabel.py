@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from lab import jupyterlab, open_notebook, prelabel_notebook
 
-from workbench.layer import read_layer
-from workbench.sample import sample_scene
+from workbench.layer.files import read_layer
+from workbench.samples.demo import sample_scene
 
 POLYGONS = "canvas.sam-workbench-polygons"
 # of the libraries, about themselves; and of the browser, about these tests' reading of pixels
@@ -296,7 +296,7 @@ def place_of(opened, code):
     lon, lat = json.loads(
         opened.ask(
             f"{code}\n"
-            "from workbench.crs import to_lonlat; m = g.iloc[0].representative_point()\n"
+            "from workbench.raster.crs import to_lonlat; m = g.iloc[0].representative_point()\n"
             "print([float(v) for v in to_lonlat(g.crs, m.x, m.y)])"
         )
     )
@@ -330,7 +330,8 @@ def test_07_hovering_tells_the_scores_and_a_click_why(opened):
 def test_07_a_click_beside_the_polygons_names_the_threshold_that_removes(opened):
     place = place_of(
         opened,
-        "import numpy as np, pandas as pd; from workbench.preview import Fate; v = tuner.view\n"
+        "import numpy as np, pandas as pd; v = tuner.view\n"
+        "from workbench.tuning.preview import Fate\n"
         "rows = np.flatnonzero(v.fate == Fate.BELOW)[:300]\n"
         "g = pd.concat([tuner.preview.outline(int(r)) for r in rows], ignore_index=True)\n"
         "m = g.representative_point(); m = m[m.within(tuner.session.area.aoi)]\n"
@@ -502,7 +503,7 @@ def test_13_c2_the_polygons_on_the_screen_are_those_of_the_geopackage(opened):
             "import numpy as np, json, base64\n"
             "o = tuner.overlay.outlines\n"
             "rows = np.frombuffer(tuner.overlay.shown, '<u4')\n"
-            "from workbench.webmap import outlines\n"
+            "from workbench.tuning.webmap import outlines\n"
             "c = np.frombuffer(o['coords'], '<f4').reshape(-1, 2)\n"
             "s = np.frombuffer(o['ring_sizes'], '<u4'); r = np.frombuffer(o['rings'], '<u4')\n"
             "ends = np.cumsum(s); last = np.cumsum(r)\n"

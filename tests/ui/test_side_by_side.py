@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from lab import jupyterlab, open_notebook, prelabel_notebook
 
-from workbench.sample import sample_scene
+from workbench.samples.demo import sample_scene
 
 TUNER = "canvas.sam-workbench-polygons"
 SETTING = {

@@ -7,7 +7,7 @@ from typing import Any
 import ipywidgets as widgets
 from IPython import get_ipython
 
-from workbench.job import Job
+from workbench.runs.job import Job
 from workbench.widgets.session import SAMPLES_DEPEND_ON, Session
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import anywidget
 import ipywidgets as widgets
 
-from workbench.candidates import Thresholds
+from workbench.candidates.select import Thresholds
 from workbench.errors import JobError
-from workbench.job import Job
-from workbench.polygons import Cleaning
+from workbench.polygons.clean import Cleaning
+from workbench.runs.job import Job
 from workbench.widgets.session import Session
 
 TUNED = (*Thresholds.__dataclass_fields__, *Cleaning.__dataclass_fields__)

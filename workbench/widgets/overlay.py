@@ -13,8 +13,8 @@ import numpy as np
 import traitlets
 from numpy.typing import NDArray
 
-from workbench.qgis import CONFIDENCE_CLASSES, NO_SCORE_COLOR
-from workbench.webmap import outlines
+from workbench.layer.qgis import CONFIDENCE_CLASSES, NO_SCORE_COLOR
+from workbench.tuning.webmap import outlines
 
 
 class Flag(IntFlag):

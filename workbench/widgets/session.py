@@ -15,24 +15,16 @@ from typing import Any
 import shapely
 from traitlets import Bool, Dict, HasTraits, Instance, Tuple, Unicode, observe
 
-from workbench.aoi import load_aoi
-from workbench.background import (
-    Background,
-    Event,
-    Index,
-    Stopped,
-    TileDone,
-    TileUnderway,
-    Work,
-)
-from workbench.candidates import Candidates
+from workbench.candidates.table import Candidates
 from workbench.errors import WorkbenchError
-from workbench.job import Job
-from workbench.pipeline import ScenePlan, folder_of, open_scenes, plan_tiles
-from workbench.preview import Forecast, Key, Sample
-from workbench.raster import Scene
-from workbench.runfolder import name_scenes, read_record
-from workbench.tiles import TileGrid
+from workbench.raster.aoi import load_aoi
+from workbench.raster.scene import Scene
+from workbench.raster.tiles import TileGrid
+from workbench.runs.job import Job
+from workbench.runs.plan import ScenePlan, folder_of, open_scenes, plan_tiles
+from workbench.runs.record import name_scenes, read_record
+from workbench.tuning.preview import Forecast, Key, Sample
+from workbench.tuning.process import Background, Event, Index, Stopped, TileDone, TileUnderway, Work
 
 SAMPLES_DEPEND_ON = (
     "model", "checkpoint", "tile_size", "overlap", "points_per_side", "crop_n_layers",

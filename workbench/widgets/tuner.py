@@ -14,21 +14,22 @@ import numpy as np
 import pandas as pd
 import shapely
 
-from workbench.background import Index
-from workbench.crs import from_lonlat
 from workbench.errors import ReviewError
-from workbench.judged import advise_judged
-from workbench.polygons import Cleaning
-from workbench.preview import Fate, Preview, Verdict, View, propose_tiles, stack
-from workbench.qgis import CONFIDENCE_CLASSES
-from workbench.widgets.aoi import AOIPicker, tile_cores
+from workbench.evaluation.judged import advise_judged
+from workbench.layer.qgis import CONFIDENCE_CLASSES
+from workbench.polygons.clean import Cleaning
+from workbench.raster.crs import from_lonlat
+from workbench.tuning.preview import Fate, Preview, Verdict, View, stack
+from workbench.tuning.process import Index
+from workbench.tuning.propose import propose_tiles
+from workbench.widgets.area import AOIPicker, tile_cores
 from workbench.widgets.cells import CellWidget
 from workbench.widgets.controls import TUNED, Controls, button, paragraph, row, sentence
+from workbench.widgets.map import SceneMap, feature
 from workbench.widgets.overlay import Flag, PolygonOverlay
-from workbench.widgets.plane import ScorePlane
-from workbench.widgets.sampling import SampleTiles
-from workbench.widgets.scenemap import SceneMap, feature
-from workbench.widgets.settings import Settings
+from workbench.widgets.presets import Settings
+from workbench.widgets.sample_tiles import SampleTiles
+from workbench.widgets.score_plane import ScorePlane
 
 AHEAD_AT_MOST = 30_000  # candidates that are traced before a slider asks for them
 AHEAD_AT_ONCE = 20  # a slider waits for no more than these

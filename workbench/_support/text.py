@@ -1,0 +1,20 @@
+"""Numbers as people write them."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+
+def text_of(value: float, pattern: str, missing: str = "–") -> str:
+    return missing if pd.isna(value) else pattern.format(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

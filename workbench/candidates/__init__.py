@@ -1,0 +1,7 @@
+"""Every mask that a model proposed.
+
+Masks and scores come in; a table, its selection and its files go out.
+
+`Candidates` (`table`) is one row for each mask, `select` filters and suppresses as SAM does, `rle`
+packs masks, `store` keeps them in the run folder.
+"""

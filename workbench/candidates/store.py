@@ -1,0 +1,164 @@
+"""The store of a run's candidates: what is known of each tile, and the file that holds it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from workbench._support.files import atomic_path
+from workbench.candidates.table import SCHEMA, Candidates, Rules
+
+Status = Literal["ok", "empty", "nodata", "failed"]
+
+
+@dataclass(frozen=True, slots=True)  # a run may have millions
+class TileRecord:
+    """One row of the ledger; `valid_rle` holds a tile's valid pixels where some are invalid."""
+
+    source: str
+    tile_row: int
+    tile_col: int
+    status: Status
+    error: str = ""
+    n_candidates: int = 0
+    seconds: float = 0.0
+    valid_rle: str | None = None
+
+    @property
+    def index(self) -> tuple[str, int, int]:
+        """Source name, tile row, tile column."""
+        return self.source, self.tile_row, self.tile_col
+
+
+def valid_masks(
+    records: Iterable[TileRecord], rules: Rules
+) -> dict[tuple[int, int], NDArray[np.bool_]]:
+    """Decode the `(h, w)` validity of those tiles (row, column) that have invalid pixels."""
+    size = [rules.height, rules.width]
+    return {
+        (record.tile_row, record.tile_col): coco.decode(
+            {"size": size, "counts": record.valid_rle.encode()}
+        ).view(bool)
+        for record in records
+        if record.valid_rle is not None
+    }
+
+
+@dataclass(frozen=True)
+class CandidateStore:
+    """A folder of Parquet files, each with the candidates and the ledger rows of a few tiles.
+
+    The ledger rows travel in the file's own metadata, so that a file is either whole, with both,
+    or absent; nothing is ever appended in place. A file that is damaged counts as absent, so its
+    tiles are computed again.
+    """
+
+    folder: Path
+
+    def write(self, candidates: Candidates, records: Sequence[TileRecord]) -> Path:
+        """Write the candidates of some tiles of one source, with one record for each tile."""
+        tiles = [record.index for record in records]
+        digest = hashlib.sha256(json.dumps(tiles).encode()).hexdigest()[:12]
+        source, row, col = tiles[0]
+        # a file name has 255 bytes, and a letter up to 4; the digest tells long names apart
+        path = self.folder / f"{source[:40]}-r{row}c{col}-{digest}.parquet"
+        metadata = {
+            "rules": json.dumps(asdict(candidates.rules)),
+            "ledger": json.dumps([asdict(record) for record in records]),
+        }
+        metadata["checksum"] = _checksum(metadata["rules"].encode(), metadata["ledger"].encode())
+        with atomic_path(path) as temporary:
+            pq.write_table(
+                candidates.table.replace_schema_metadata(metadata),
+                temporary,
+                compression="zstd",
+                write_page_checksum=True,
+            )
+        return path
+
+    def ledger(self) -> dict[tuple[str, int, int], tuple[TileRecord, Path]]:
+        """What is known of each tile, and the file that says so; success beats failure.
+
+        Reads each new file in full once, to be sure that `read` can.
+        """
+        known: dict[tuple[str, int, int], tuple[TileRecord, Path]] = {}
+        for path in self._files():
+            for record in _sound_records(path):
+                if record.index not in known or known[record.index][0].status == "failed":
+                    known[record.index] = record, path
+        return known
+
+    def read(
+        self, tiles: Iterable[tuple[str, int, int]]
+    ) -> Iterator[tuple[Candidates, list[TileRecord]]]:
+        """Yield the candidates of the given tiles, file by file, each with its ledger rows."""
+        ledger = self.ledger()
+        by_file: dict[Path, list[TileRecord]] = {}
+        for index in tiles:
+            if index in ledger:
+                record, path = ledger[index]
+                by_file.setdefault(path, []).append(record)
+        for path in sorted(by_file):
+            records = by_file[path]
+            candidates, _ = _read(path)
+            wanted = {(record.tile_row, record.tile_col) for record in records}
+            tile = zip(candidates.column("tile_row"), candidates.column("tile_col"), strict=True)
+            yield candidates.take(np.array([t in wanted for t in tile], bool)), records
+
+    def clear(self) -> None:
+        """Delete what `write` has written, and nothing else."""
+        for path in self._files():
+            if _OUR_NAME.fullmatch(path.name) or _sound_records(path):
+                path.unlink()
+
+    def _files(self) -> list[Path]:
+        # those with a dot are still being written, or left by a crash
+        return sorted(path for path in self.folder.glob("*.parquet") if path.name[0] != ".")
+
+
+_OUR_NAME = re.compile(r".+-r\d+c\d+-[0-9a-f]{12}\.parquet", re.DOTALL)
+
+
+def _checksum(rules: bytes, ledger: bytes) -> str:
+    """Parquet has checksums for its pages only, none for the metadata."""
+    return hashlib.sha256(rules + ledger).hexdigest()
+
+
+def _read(path: Path) -> tuple[Candidates, list[TileRecord]]:
+    """Read a whole file, verifying every checksum."""
+    # unlike a memory map, it fails with an error if the disk does
+    table = pq.read_table(path, page_checksum_verification=True, memory_map=False)
+    metadata = table.schema.metadata or {}
+    rules, ledger = metadata[b"rules"], metadata[b"ledger"]
+    table = table.replace_schema_metadata(None).combine_chunks()
+    if metadata[b"checksum"].decode() != _checksum(rules, ledger) or table.schema != SCHEMA:
+        raise ValueError(f"{path} is damaged")
+    records = [TileRecord(**record) for record in json.loads(ledger)]
+    return Candidates(table, Rules(**json.loads(rules))), records
+
+
+def _sound_records(path: Path) -> tuple[TileRecord, ...]:
+    """The ledger rows of a file; none if any part of it is damaged, or it is not ours."""
+    try:
+        state = path.stat()
+        return _records_of(path, state.st_mtime_ns, state.st_size)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return ()
+
+
+@lru_cache(maxsize=100_000)
+def _records_of(path: Path, mtime_ns: int, size: int) -> tuple[TileRecord, ...]:
+    """Read once for each state of a file: the ledger is asked for many times."""
+    return tuple(_read(path)[1])

@@ -1,0 +1,5 @@
+"""A layer and its ground truth come in; figures and better thresholds go out.
+
+`matching` pairs polygons, `metrics` counts, `thresholds` scores every pair of thresholds, `advice`
+recommends thresholds from reviewed labels, `judged` from verdicts on single polygons.
+"""

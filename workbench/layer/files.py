@@ -1,0 +1,312 @@
+"""The layer: which columns it has, and the files that hold it."""
+
+from __future__ import annotations
+
+import io
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyogrio
+import shapely
+from pyproj import CRS
+
+from workbench._support.files import atomic_path
+from workbench.errors import RunFolderError
+from workbench.layer.schema import (
+    BATCH,
+    COLUMNS,
+    GEOMETRY_COLUMN,
+    LABELS,
+    TILES,
+    as_layer,
+    as_multi,
+    as_tiles,
+)
+from workbench.raster.crs import crs_name
+
+# GPKG and zip archives stamp the time; a fixed one makes equal runs equal files
+TIMESTAMP = "1980-01-01T00:00:00.000Z"
+
+# what pyogrio raises for a file that is missing, damaged or another layer's
+GPKG_ERRORS = (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError)
+
+_GPKG: Mapping[str, Any] = {
+    "driver": "GPKG",
+    # GDAL 3.12 would write 1.4, of which the GDAL of QGIS 3.22 warns at every open
+    "dataset_options": {"VERSION": "1.2"},
+    "layer_options": {"GEOMETRY_NAME": GEOMETRY_COLUMN, "FID": "fid", "SPATIAL_INDEX": "YES"},
+}
+
+
+@dataclass(frozen=True)
+class LayerFiles:
+    """Where `write_layer` has put the layer, and the layer of tiles that it has written."""
+
+    tiles: gpd.GeoDataFrame
+    gpkg: Path
+    geojson: Path
+    parquet: Path
+    qml: Path
+
+
+def write_layer(
+    layer: Iterable[gpd.GeoDataFrame],
+    tiles: Callable[[Mapping[str, int]], gpd.GeoDataFrame],
+    folder: Path,
+    *,
+    styles: Mapping[str, Mapping[str, str]],
+) -> LayerFiles:
+    """Write `prelabels.gpkg`, `.geojson`, `.parquet` and `.qml`, each whole or not at all.
+
+    `layer` comes in batches, at least one, of which memory holds one at a time; `tiles` makes the
+    layer of tiles from the number of polygons by `source_tile`. All share one CRS. `styles` holds
+    QML by its name for the layers `prelabels` and `tiles`, the default first. The GeoJSON is
+    RFC 7946 (EPSG:4326, 7 decimals), with the CRS of the layer in the property `crs`. Raises
+    `RunFolderError` if QGIS has the old GeoPackage open.
+    """
+    gpkg, geojson, parquet, qml = (
+        folder / f"prelabels.{suffix}" for suffix in ("gpkg", "geojson", "parquet", "qml")
+    )
+    refuse_open(gpkg)
+    # what a review is compared with: in place last, so that it never stands for an older GeoPackage
+    with atomic_path(parquet) as written:
+        crs, counts = _write_parquet(layer, written)
+        ledger = as_tiles(tiles(counts))
+        if crs is None or crs != ledger.crs:
+            raise ValueError(f"layer and tiles need one CRS, not {crs} and {ledger.crs}")
+        with atomic_path(gpkg) as path, frozen_time():
+            _write_labels(written, crs, path)
+            write_gpkg_layer(ledger, path, TILES, "Polygon")
+            _add_styles(path, styles)
+            _add_index(path)
+        with atomic_path(geojson) as path:
+            _write_geojson(read_batches(written), path)
+        with atomic_path(qml) as path:
+            path.write_text(next(iter(styles[LABELS].values())), encoding="utf-8")
+    return LayerFiles(ledger, gpkg=gpkg, geojson=geojson, parquet=parquet, qml=qml)
+
+
+def _write_parquet(
+    layer: Iterable[gpd.GeoDataFrame], path: Path
+) -> tuple[CRS | None, Counter[str]]:
+    """Write GeoParquet batch by batch; returns the CRS and the number of polygons by tile."""
+    batches = map(as_layer, layer)
+    first = next(batches)
+    like = io.BytesIO()
+    first[:0].to_parquet(like, index=False)  # geopandas knows what the metadata are
+    schema = pq.read_schema(like)
+    geo = json.loads(schema.metadata[b"geo"])
+    schema = schema.with_metadata({b"pandas": schema.metadata[b"pandas"]})
+    counts: Counter[str] = Counter()
+    bounds = []
+    with pq.ParquetWriter(path, schema, compression="snappy") as writer:
+        for batch in chain([first], batches):
+            writer.write_table(pa.table(batch.to_arrow(index=False, geometry_encoding="WKB")))
+            counts.update(batch["source_tile"])
+            bounds += [batch.total_bounds] if len(batch) else []
+        if bounds:
+            found = np.array(bounds)
+            around = [*found[:, :2].min(axis=0).tolist(), *found[:, 2:].max(axis=0).tolist()]
+            geo["columns"]["geometry"] |= {"geometry_types": ["MultiPolygon"], "bbox": around}
+        # what the whole layer has is known at its end only
+        writer.add_key_value_metadata({"geo": json.dumps(geo)})
+    return first.crs, counts
+
+
+def _write_labels(parquet: Path, crs: CRS, gpkg: Path) -> None:
+    """Begin a GeoPackage with the polygons of a GeoParquet."""
+    with pq.ParquetFile(parquet) as file:
+        pyogrio.write_arrow(
+            pa.RecordBatchReader.from_batches(file.schema_arrow, file.iter_batches(BATCH)),
+            gpkg,
+            layer=LABELS,
+            geometry_name="geometry",
+            geometry_type="MultiPolygon",
+            crs=crs_name(crs),
+            **_GPKG,
+        )
+
+
+def read_batches(parquet: Path) -> Iterator[gpd.GeoDataFrame]:
+    """Read the pre-labels of a `.parquet` in batches, the first without rows."""
+
+    def as_frame(batch: pa.Table | pa.RecordBatch) -> gpd.GeoDataFrame:
+        frame = batch.to_pandas()
+        shapes = shapely.from_wkb(frame.pop("geometry").to_numpy())
+        return as_layer(gpd.GeoDataFrame(frame, geometry=shapes, crs=crs))
+
+    with pq.ParquetFile(parquet) as file:
+        geo = json.loads(file.metadata.metadata[b"geo"])
+        crs = CRS.from_json_dict(geo["columns"]["geometry"]["crs"])
+        yield as_frame(file.schema_arrow.empty_table())
+        yield from map(as_frame, file.iter_batches(BATCH))
+
+
+def read_numbers(parquet: Path) -> pd.DataFrame:
+    """Read the columns of the pre-labels that are numbers."""
+    numbers = [name for name, dtype in COLUMNS.items() if dtype in ("float64", "int64")]
+    return pd.read_parquet(parquet, columns=numbers)
+
+
+def read_layer(path: Path) -> gpd.GeoDataFrame:
+    """Read the pre-labels from a `.gpkg`, `.parquet` or `.geojson`, with columns as written.
+
+    A GeoJSON goes back to the CRS of its property `crs`; an empty one has none and stays in
+    EPSG:4326. Polygons drawn by hand have no scores (NaN), and 0 or `''` where QGIS left NULL.
+    """
+    path = Path(path)
+    match path.suffix.lower():
+        case ".gpkg":
+            polygons = pyogrio.read_dataframe(path, layer=LABELS)
+        case ".parquet":
+            polygons = gpd.read_parquet(path)
+        case ".geojson":
+            polygons = _read_geojson(path)
+        case suffix:
+            raise ValueError(f"{path}: a layer is a .gpkg, .parquet or .geojson, not {suffix!r}")
+    if polygons.empty:  # an empty GeoJSON has no columns at all
+        polygons = polygons.reindex(columns=[*COLUMNS, polygons.geometry.name])
+    return as_layer(polygons)
+
+
+def write_gpkg_layer(
+    frame: gpd.GeoDataFrame,
+    path: Path,
+    name: str,
+    geometry_type: Literal["Polygon", "MultiPolygon"],
+) -> None:
+    """Add a layer to a GeoPackage that QGIS 3.22 reads without a warning."""
+    # of a GeoPackage that is there, the version is given
+    options = {**_GPKG, "dataset_options": {} if path.exists() else _GPKG["dataset_options"]}
+    pyogrio.write_dataframe(frame, path, layer=name, geometry_type=geometry_type, **options)
+
+
+def _add_styles(path: Path, styles: Mapping[str, Mapping[str, str]]) -> None:
+    """Store QML in the GeoPackage, where QGIS finds it when it opens the layer."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(
+            "CREATE TABLE layer_styles (id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, "
+            "f_table_catalog TEXT(256), f_table_schema TEXT(256), f_table_name TEXT(256), "
+            "f_geometry_column TEXT(256), styleName TEXT(30), styleQML TEXT, styleSLD TEXT, "
+            "useAsDefault BOOLEAN, description TEXT, owner TEXT(30), ui TEXT(30), "
+            "update_time DATETIME DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')))"
+        )
+        # unregistered, GDAL hides the table as soon as there is another table of attributes
+        db.execute(
+            "INSERT INTO gpkg_contents (table_name, data_type, identifier, description, "
+            "last_change, srs_id) VALUES ('layer_styles', 'attributes', 'layer_styles', '', ?, 0)",
+            (TIMESTAMP,),
+        )
+        # QGIS looks for the schema '' (NULL does not match) and the exact geometry column
+        db.executemany(
+            "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, "
+            "f_geometry_column, styleName, styleQML, styleSLD, useAsDefault, description, owner, "
+            "update_time) VALUES ('', '', ?, ?, ?, ?, '', ?, '', '', ?)",
+            [
+                (layer, GEOMETRY_COLUMN, name, qml, number == 0, TIMESTAMP)
+                for layer in (LABELS, TILES)
+                for number, (name, qml) in enumerate(styles[layer].items())
+            ],
+        )
+
+
+def _add_index(path: Path) -> None:
+    """Let QGIS find the least certain label that waits for review, among any number."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(f"CREATE INDEX {LABELS}_to_review ON {LABELS} (status, confidence)")
+
+
+@contextmanager
+def frozen_time() -> Iterator[None]:
+    """Let GDAL write `TIMESTAMP` for the present time."""
+    option = "OGR_CURRENT_DATE"  # what GDAL writes as a GeoPackage's last_change
+    before = pyogrio.get_gdal_config_option(option)
+    pyogrio.set_gdal_config_options({option: TIMESTAMP})
+    try:
+        yield
+    finally:
+        pyogrio.set_gdal_config_options({option: before})
+
+
+def refuse_open(gpkg: Path) -> None:
+    """Refuse to replace a GeoPackage beside which lies a write-ahead log.
+
+    SQLite would apply the log of the old file to the new one.
+    """
+    log = gpkg.with_name(gpkg.name + "-wal")
+    if log.exists():
+        raise RunFolderError(
+            f"{gpkg} is open in another program, probably QGIS: {log.name} beside it holds edits. "
+            "Close it there, or take another out_dir"
+        )
+
+
+def _write_geojson(layer: Iterable[gpd.GeoDataFrame], path: Path) -> None:
+    """Write RFC 7946, as GDAL's option of that name would; GDAL takes four times as long."""
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write('{"type":"FeatureCollection","name":"prelabels","features":[')
+        separator = "\n"
+        for batch in layer:
+            columns = pd.DataFrame(batch[list(COLUMNS)]).assign(crs=crs_name(batch.crs))
+            rows = pa.Table.from_pandas(columns, preserve_index=False).to_pylist()  # NaN: None
+            shapes = shapely.to_geojson(_lonlat(batch.geometry))
+            for properties, shape in zip(rows, shapes, strict=True):
+                file.write(
+                    f'{separator}{{"type":"Feature","properties":{encode(properties)},'
+                    f'"geometry":{shape}}}'
+                )
+                separator = ",\n"
+        file.write("\n]}\n")
+
+
+def _lonlat(geometry: gpd.GeoSeries) -> np.ndarray:
+    """Turn to EPSG:4326 with 7 decimals (1 cm), exteriors counterclockwise, and valid."""
+    exact = np.asarray(geometry.to_crs(4326).array)
+    exact = _cut_at_antimeridian(exact)
+    rounded = shapely.transform(exact, lambda lonlat: np.round(lonlat, 7))
+    broken = ~shapely.is_valid(rounded)  # a thin neck closes
+    mended = shapely.set_precision(exact[broken], 1e-7)
+    rounded[broken] = as_multi(shapely.transform(mended, lambda lonlat: np.round(lonlat, 7)))
+    return shapely.orient_polygons(rounded)
+
+
+def _cut_at_antimeridian(geometry: np.ndarray) -> np.ndarray:
+    """Cut the polygons that cross 180° in two, as RFC 7946 wants it; the rest stay."""
+    west, _, east, _ = shapely.bounds(geometry).T
+    across = np.flatnonzero(east - west > 180)
+    if not len(across):
+        return geometry
+    geometry = geometry.copy()
+    # from 0° to 360° each is in one piece
+    around = shapely.transform(
+        geometry[across], lambda lonlat: np.where(lonlat < [0, -np.inf], lonlat + [360, 0], lonlat)
+    )
+    before = shapely.intersection(around, shapely.box(0, -90, 180, 90))
+    beyond = shapely.intersection(around, shapely.box(180, -90, 360, 90))
+    beyond = shapely.transform(beyond, lambda lonlat: lonlat - [360, 0])
+    geometry[across] = as_multi(shapely.union(before, beyond))
+    return geometry
+
+
+def _read_geojson(path: Path) -> gpd.GeoDataFrame:
+    # a scene may be called 2019-05-01: that is no date
+    polygons = pyogrio.read_dataframe(path, DATE_AS_STRING="YES")
+    if polygons.empty:
+        return polygons
+    names = polygons["crs"].unique() if "crs" in polygons else []
+    if len(names) != 1:
+        raise ValueError(f"{path}: one working CRS is needed in the property `crs`, not {names}")
+    return polygons.to_crs(names[0])

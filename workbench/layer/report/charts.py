@@ -1,0 +1,148 @@
+"""Charts and checks of a finished run, for its report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from workbench.layer.schema import BATCH
+from workbench.polygons.on_disk import SpilledPolygons
+
+STATUS_COLORS = {"ok": "#2e9e5b", "empty": "#b9d8c4", "nodata": "#d5d5d5", "failed": "#d50000"}
+MAX_CHECKED = 50_000  # polygons; checking all pairs of more would take minutes
+_PANEL = 4.0  # inches: three stand side by side on a screen and below each other on a phone
+
+
+def tile_maps(tiles: gpd.GeoDataFrame) -> dict[str, Figure]:
+    """Draw the tiles of the first raster three times: by status, candidates and seconds."""
+    here = tiles[tiles["source"] == tiles["source"].iloc[0]]
+    figures = {}
+    figure, axes = _panel()
+    colors = ListedColormap(list(STATUS_COLORS.values()))
+    codes = here["status"].map({name: i for i, name in enumerate(STATUS_COLORS)})
+    here.assign(code=codes).plot(
+        "code", ax=axes, cmap=colors, vmin=-0.5, vmax=len(STATUS_COLORS) - 0.5, **_EDGES
+    )
+    counts = here["status"].value_counts()
+    axes.legend(
+        handles=[
+            Patch(color=color, label=f"{name} ({counts[name]:,})")
+            for name, color in STATUS_COLORS.items()
+            if name in counts
+        ],
+        fontsize=8,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        ncols=2,
+        frameon=False,
+    )
+    figures["Status"] = figure
+    for title, column in (("Candidates", "n_candidates"), ("Seconds", "seconds")):
+        figure, axes = _panel()
+        bar = {"orientation": "horizontal", "shrink": 0.7, "pad": 0.02}
+        here.plot(column, ax=axes, cmap="viridis", vmin=0, legend=True, legend_kwds=bar, **_EDGES)
+        figures[title] = figure
+    for title, figure in figures.items():
+        figure.axes[0].set_title(title, loc="left", fontsize=11)
+        figure.axes[0].set_axis_off()
+    return figures
+
+
+def distributions(
+    layer: pd.DataFrame, pred_iou_thresh: float, stability_score_thresh: float
+) -> dict[str, Figure]:
+    """Histograms of the two scores, with their thresholds, and of the ground area (log scale)."""
+    figures = {}
+    for title, column, threshold in (
+        ("Confidence (predicted IoU)", "confidence", pred_iou_thresh),
+        ("Stability", "stability", stability_score_thresh),
+    ):
+        figure, axes = _panel()
+        scores = layer[column].dropna()
+        low = min(threshold, float(scores.min()) if len(scores) else 1.0)
+        axes.hist(
+            scores, bins=np.linspace(low, max(1.0, scores.max() if len(scores) else 1), 26).tolist()
+        )
+        axes.axvline(threshold, color="black", linestyle="--", linewidth=1)
+        figures[title] = _labelled(figure, axes, title, "dashed: the threshold")
+    figure, axes = _panel()
+    area = layer["area_m2"][layer["area_m2"] > 0]
+    if len(area):
+        axes.hist(area, bins=np.geomspace(area.min(), area.max() * 1.001, 26).tolist())
+    axes.set_xscale("log")
+    figures["Area"] = _labelled(figure, axes, "Area", "ground m², logarithmic")
+    return figures
+
+
+def seams(layer: pd.DataFrame) -> dict[str, int]:
+    """Count the polygons by how many tiles saw them."""
+    counts = layer["n_tiles"].value_counts().sort_index()
+    return {f"seen by {n} tile{'' if n == 1 else 's'}": int(count) for n, count in counts.items()}
+
+
+def topology(layer: Iterable[gpd.GeoDataFrame], folder: Path | None = None) -> dict[str, str]:
+    """Check the geometry of batches: validity, emptiness, and pairs that partly overlap.
+
+    Geometry lies in a file in `folder` meanwhile.
+    """
+    invalid = empty = n = 0
+    with closing(SpilledPolygons(folder)) as shapes:
+        for batch in layer:
+            geometry = np.asarray(batch.geometry.array)
+            invalid += int(np.count_nonzero(~shapely.is_valid(geometry)))
+            empty += int(np.count_nonzero(shapely.is_empty(geometry)))
+            n += len(geometry)
+            if n <= MAX_CHECKED:
+                shapes.append(geometry)
+        shapes.settle()
+        overlaps = f"not counted in more than {MAX_CHECKED:,} polygons"
+        if n <= MAX_CHECKED:
+            overlaps = f"{_count_overlaps(shapes):,}"
+    return {
+        "invalid polygons": f"{invalid:,}",
+        "empty polygons": f"{empty:,}",
+        "overlapping pairs": overlaps,
+    }
+
+
+def _count_overlaps(shapes: SpilledPolygons) -> int:
+    frames = np.asarray(shapely.box(*shapes.bounds.T), object)
+    tree, count = shapely.STRtree(frames), 0
+    for start in range(0, len(frames), BATCH):
+        rows = np.arange(start, min(start + BATCH, len(frames)))
+        one, other = tree.query(frames[rows])
+        one, other = one[rows[one] < other], other[rows[one] < other]
+        near, place = np.unique(other, return_inverse=True)
+        here = shapes[rows]
+        shapely.prepare(here)
+        count += int(np.count_nonzero(shapely.overlaps(here[one], shapes[near][place])))
+    return count
+
+
+_EDGES = {"edgecolor": "white", "linewidth": 0.4}
+
+
+def _panel() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_PANEL, _PANEL * 0.85), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _labelled(figure: Figure, axes: Axes, title: str, note: str) -> Figure:
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(note, fontsize=8)
+    axes.set_ylabel("polygons", fontsize=8)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

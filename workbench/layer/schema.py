@@ -1,0 +1,98 @@
+"""The columns of the layer and of the tiles, and frames that keep to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+
+Status = Literal["unreviewed", "accepted", "rejected", "edited"]
+
+COLUMNS: Mapping[str, str] = {
+    "id": "str",
+    "class_id": "Int64",  # nullable: a campaign may leave the classes to the reviewers
+    "status": "str",
+    "confidence": "float64",
+    "stability": "float64",
+    "area_m2": "float64",
+    "area_px": "int64",
+    "source_tile": "str",
+    "source": "str",
+    "n_tiles": "int64",
+    "at_edge": "bool",
+}
+TILE_COLUMNS: Mapping[str, str] = {
+    "tile": "str",
+    "source": "str",
+    "tile_row": "int64",
+    "tile_col": "int64",
+    "status": "str",  # ok, empty, nodata or failed
+    "error": "str",
+    "n_candidates": "int64",
+    "n_polygons": "int64",
+    "seconds": "float64",
+}
+BATCH = 1024  # polygons that are held at once where a layer is written or read in batches
+LABELS, TILES = "prelabels", "tiles"  # the names of the two layers in the GeoPackage
+GEOMETRY_COLUMN = "geom"  # its name in the GeoPackage
+
+# for what a person draws in QGIS, which fills in no more than it has defaults for
+_MISSING: Mapping[str, Any] = {"str": "", "int64": 0, "bool": False}
+
+
+def as_layer(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Give polygons the columns of `COLUMNS`, in order and typed, and MultiPolygon geometry.
+
+    Without `class_id` the class is null, without `status` it is `unreviewed`; other columns must
+    be there, and columns unknown here are left out. No rows give an empty layer with the same
+    columns, dtypes and CRS. Raises `ValueError` for missing columns and other geometry.
+    """
+    absent = {"class_id": pd.NA, "status": "unreviewed"}
+    layer = polygons.assign(**{k: v for k, v in absent.items() if k not in polygons})
+    return typed(layer, COLUMNS, "MultiPolygon")
+
+
+def as_tiles(tiles: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Give tiles the columns of `TILE_COLUMNS`, in order and typed; raises as `as_layer` does."""
+    return typed(tiles, TILE_COLUMNS, "Polygon")
+
+
+def typed(
+    frame: gpd.GeoDataFrame,
+    columns: Mapping[str, str],
+    geometry_type: Literal["Polygon", "MultiPolygon"],
+) -> gpd.GeoDataFrame:
+    """Keep the given columns in their types; refuse missing columns and other geometry."""
+    missing = [name for name in columns if name not in frame]
+    if missing:
+        raise ValueError(f"polygons lack the columns {', '.join(missing)}")
+    geometry = np.asarray(frame.geometry.array)
+    if geometry_type == "MultiPolygon":
+        geometry = as_multi(geometry)
+    wrong = shapely.get_type_id(geometry) != shapely.GeometryType[geometry_type.upper()]
+    if wrong.any():
+        raise ValueError(f"{wrong.sum()} of {len(frame)} rows are no {geometry_type}")
+    typed = {name: as_column(frame[name], dtype) for name, dtype in columns.items()}
+    return gpd.GeoDataFrame(typed, geometry=geometry, crs=frame.crs)
+
+
+def as_column(values: pd.Series, dtype: str) -> pd.Series:
+    """Return the values in a type of `COLUMNS`; what GDAL left null gets the type's empty value."""
+    values = values.reset_index(drop=True)
+    if dtype in _MISSING and values.hasnans:
+        values = values.astype(object).where(values.notna(), _MISSING[dtype])
+    if dtype == "Int64":  # GDAL reads a column of nothing but null as text
+        values = pd.to_numeric(values)
+    return values.astype(pd.api.types.pandas_dtype(dtype))
+
+
+def as_multi(geometry: np.ndarray) -> np.ndarray:
+    """Promote polygons to multipolygons of one part."""
+    geometry = geometry.copy()
+    single = np.flatnonzero(shapely.get_type_id(geometry) == shapely.GeometryType.POLYGON)
+    geometry[single] = shapely.multipolygons(geometry[single], indices=np.arange(len(single)))
+    return geometry

@@ -1,0 +1,186 @@
+"""Masks to exact polygons in map coordinates, and the cleaning of polygons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import geopandas as gpd
+import numpy as np
+import pyproj
+import shapely
+from numpy.typing import NDArray
+
+from workbench.raster.crs import ground_area_m2, ground_scale
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What is kept of a polygon; None switches a step off. Metres are ground metres.
+
+    `min_area_px` drops parts of a mask, `min_area_m2` and `max_area_m2` whole masks;
+    `min_solidity` is area / area of the convex hull. `planar` gives a layer without overlaps,
+    smaller polygons on top, whose neighbours share their edges exactly.
+    """
+
+    min_area_px: int = 500
+    min_area_m2: float | None = None
+    max_area_m2: float | None = None
+    fill_holes_m2: float | None = None
+    min_solidity: float | None = None
+    simplify_m: float | None = 0.5
+    planar: bool = False
+
+
+# --------------------------------------------------------------------------------- cleaning
+
+
+def clean(polygons: gpd.GeoDataFrame, cleaning: Cleaning) -> gpd.GeoDataFrame:
+    """Filter, fill and simplify polygons; adds `area_m2`, the ground area of the result.
+
+    `area_px` becomes the area in pixels before simplification. The geometry of every row that is
+    kept is a valid, non-empty MultiPolygon; rows keep their order. In a planar layer, polygons
+    that meet a `seam` polygon are marked `seam`, too: its merging may move their edges.
+    """
+    crs, geometry = polygons.crs, polygons.geometry.to_numpy()
+    pixel = (polygons.area / polygons["area_px"].clip(lower=1)).to_numpy()
+    geometry = _drop_small_parts(geometry, cleaning.min_area_px * pixel)
+    if cleaning.fill_holes_m2 is not None:
+        geometry = _fill_holes(geometry, cleaning.fill_holes_m2, crs)
+    keep = _within_area_limits(geometry, cleaning, crs)
+    if cleaning.min_solidity is not None:
+        keep &= _solidity(geometry) >= cleaning.min_solidity
+    polygons, geometry, pixel = polygons[keep], geometry[keep], pixel[keep]
+    if cleaning.planar:
+        if "seam" in polygons:
+            polygons = polygons.assign(seam=_meets(geometry, polygons["seam"].to_numpy()))
+        geometry = _drop_small_parts(_flatten(geometry), cleaning.min_area_px * pixel)
+        keep = _within_area_limits(geometry, cleaning, crs)  # what lies on top was cut away
+        polygons, geometry, pixel = polygons[keep], geometry[keep], pixel[keep]
+    area_px = np.rint(shapely.area(geometry) / pixel).astype(np.int64)
+    if cleaning.simplify_m and len(geometry):
+        scale = _metres_per_unit(geometry, crs)
+        if cleaning.planar:
+            # Visvalingam: a corner goes if its triangle is smaller than the tolerance squared;
+            # one tolerance for all, rounded so that it is the same for a tile and its scene
+            tolerance = cleaning.simplify_m / max(0.01, round(float(np.median(scale)), 2))
+            geometry = shapely.coverage_simplify(geometry, tolerance)
+        else:
+            geometry = _simplify(geometry, cleaning.simplify_m / scale)
+    geometry = only_polygons(geometry)
+    area_m2 = ground_area_m2(geometry, crs)
+    cleaned = polygons.assign(area_px=area_px, area_m2=area_m2)
+    return cleaned.set_geometry(geometry, crs=crs).reset_index(drop=True)
+
+
+def _within_area_limits(
+    geometry: NDArray[np.object_], cleaning: Cleaning, crs: pyproj.CRS
+) -> NDArray[np.bool_]:
+    keep = ~shapely.is_empty(geometry)
+    if cleaning.min_area_m2 is not None or cleaning.max_area_m2 is not None:
+        area_m2 = ground_area_m2(geometry, crs)
+        keep &= area_m2 >= (cleaning.min_area_m2 or 0)
+        keep &= area_m2 <= (cleaning.max_area_m2 or np.inf)
+    return keep
+
+
+def _solidity(geometry: NDArray[np.object_]) -> NDArray[np.float64]:
+    hull = shapely.area(shapely.convex_hull(geometry))
+    return np.divide(shapely.area(geometry), hull, out=np.zeros(len(hull)), where=hull > 0)
+
+
+def _meets(geometry: NDArray[np.object_], marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Mark also what touches or overlaps a marked geometry."""
+    row, _ = shapely.STRtree(geometry[marked]).query(geometry, predicate="intersects")
+    return marked | (np.bincount(row, minlength=len(geometry)) > 0)
+
+
+def _metres_per_unit(geometry: NDArray[np.object_], crs: pyproj.CRS) -> NDArray[np.float64]:
+    centres = shapely.centroid(geometry)
+    _, _, areal = ground_scale(crs, shapely.get_x(centres), shapely.get_y(centres))
+    return np.sqrt(areal)
+
+
+def _drop_small_parts(
+    geometry: NDArray[np.object_], min_area: NDArray[np.float64]
+) -> NDArray[np.object_]:
+    """Keep the parts of each geometry that have at least its `min_area`, in square map units."""
+    parts, row = shapely.get_parts(geometry, return_index=True)
+    # a pixel's area carries rounding errors: half a pixel of 500 is less than a thousandth
+    large = shapely.area(parts) >= min_area[row] * (1 - 1e-6)
+    if large.all():
+        return only_polygons(geometry)
+    return regroup(parts[large], row[large], len(geometry))
+
+
+def regroup(parts: NDArray[np.object_], row: NDArray[np.int64], n: int) -> NDArray[np.object_]:
+    """Collect polygons into one MultiPolygon for each of `n` rows, empty where a row has none."""
+    geometry = np.full(n, shapely.MultiPolygon(), dtype=object)
+    if len(parts):
+        shapely.multipolygons(parts, indices=row, out=geometry)
+    return geometry
+
+
+def only_polygons(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Collect what each geometry has of polygons in one MultiPolygon, empty where that is none.
+
+    Lines and points go, also those in a collection; a missing geometry has none.
+    """
+    parts, row = shapely.get_parts(geometry, return_index=True)
+    parts, part = shapely.get_parts(parts, return_index=True)  # collections of multis
+    flat = shapely.get_type_id(parts) == shapely.GeometryType.POLYGON
+    return regroup(parts[flat], row[part][flat], len(geometry))
+
+
+def _fill_holes(
+    geometry: NDArray[np.object_], max_area_m2: float, crs: pyproj.CRS
+) -> NDArray[np.object_]:
+    """Fill holes of less than `max_area_m2` ground square metres."""
+    parts, row = shapely.get_parts(geometry, return_index=True)
+    rings, part = shapely.get_rings(parts, return_index=True)
+    hole = np.append(False, part[1:] == part[:-1]) if len(part) else np.zeros(0, bool)
+    areas = ground_area_m2(shapely.polygons(rings), crs)
+    drop = hole & (areas < max_area_m2)
+    if not drop.any():
+        return geometry
+    kept = rings[~drop]
+    coords = shapely.get_coordinates(kept)
+    offsets = tuple(
+        np.concatenate(([0], np.cumsum(sizes)))
+        for sizes in (shapely.get_num_coordinates(kept), np.bincount(part[~drop]))
+    )
+    filled = shapely.from_ragged_array(shapely.GeometryType.POLYGON, coords, offsets)
+    filled = regroup(filled, row, len(geometry))
+    # an island in a filled hole would lie on top of its own polygon
+    changed = np.unique(row[part[drop]])
+    filled[changed] = shapely.union_all(filled[changed].reshape(-1, 1), axis=1)
+    return only_polygons(filled)
+
+
+def _simplify(geometry: NDArray[np.object_], tolerance: NDArray[np.float64]) -> NDArray[np.object_]:
+    """Simplify within `tolerance` map units; what would become invalid stays as it was."""
+    simple = shapely.simplify(geometry, tolerance, preserve_topology=True)
+    bad = ~shapely.is_valid(simple) | shapely.is_empty(simple)
+    return np.where(bad, geometry, simple)
+
+
+def _flatten(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Cut all overlaps so that the smaller polygon stays on top.
+
+    All outlines are noded together first, so that neighbours share every vertex of their common
+    edges, which simplifying them as a coverage needs.
+    """
+    if not len(geometry):
+        return geometry
+    outlines = shapely.union_all(shapely.boundary(geometry))
+    faces = shapely.get_parts(shapely.polygonize([outlines]))
+    inside = shapely.point_on_surface(faces)
+    face, owner = shapely.STRtree(geometry).query(inside, predicate="intersects")
+    by_size = np.lexsort((owner, shapely.area(geometry)[owner], face))
+    face, owner = face[by_size], owner[by_size]
+    first = np.append(True, face[1:] != face[:-1])[: len(face)]
+    face, owner = face[first], owner[first]
+    flat = np.full(len(geometry), shapely.MultiPolygon(), dtype=object)
+    order = np.argsort(owner, kind="stable")
+    for group in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
+        flat[owner[group[0]]] = shapely.coverage_union_all(faces[face[group]])
+    return only_polygons(flat)

@@ -1,0 +1,226 @@
+"""What two windows that overlap say of their polygons: which are alike, cut, or the other's.
+
+`seams.merge_seams` decides by it; what *cut* means is said there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import geopandas as gpd
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from workbench.polygons.on_disk import SpilledPolygons
+
+AGREE = 0.5  # IoU inside the shared overlap from which two polygons are the same object
+SEEN = 0.95  # share of a polygon inside the neighbour's window that counts as all of it
+TOUCH_PX = 2  # networks stop a pixel or two short of the edge
+BATCH = 1024  # polygons, or pairs of windows, that are looked at together: memory goes with them
+
+_THREADS = ThreadPoolExecutor(os.cpu_count(), "seams")
+
+# Two polygons (rows i and j) of two windows that look alike in the overlap, the surest match first
+# in the order of the first six fields. `seen`: all of the polygon lies in the other one's window,
+# clear of its edges.
+MATCH = np.dtype(
+    [
+        ("several", "?"),
+        *((name, "f8") for name in ("minus_iou", "minus_common", "minus_smaller")),
+        *((name, "i8") for name in ("i", "j")),
+        *((name, "?") for name in ("cut_i", "cut_j", "seen_i", "seen_j")),
+    ]
+)
+SUREST = ("several", "minus_iou", "minus_common", "minus_smaller", "i", "j")
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The polygons of one window that reach into its overlap with another window.
+
+    `seen`: the other window sees all of the polygon, and it does not touch that window's edges.
+    """
+
+    box: shapely.Polygon
+    rows: NDArray[np.int64]
+    whole: NDArray[np.object_]
+    shared: NDArray[np.object_]  # the part inside the overlap
+    cut: NDArray[np.bool_]
+    seen: NDArray[np.bool_]
+
+
+class Verdicts(NamedTuple):
+    """What two windows say of their polygons."""
+
+    matches: NDArray[Any]  # of MATCH
+    foreign: NDArray[np.int64]  # (n, 2), row and other window: which is to decide
+    cut: NDArray[np.int64]  # (n, 2), the same
+
+
+def compare_neighbours(
+    shapes: SpilledPolygons, tile: NDArray[np.int64], windows: gpd.GeoDataFrame
+) -> Iterator[Verdicts]:
+    """Compare all pairs of overlapping windows; what is held in memory is that of a few pairs."""
+    boxes, touch = windows.geometry.to_numpy(), TOUCH_PX * windows["pixel"].to_numpy()
+    a, b = shapely.STRtree(boxes).query(boxes)
+    bounds = shapes.bounds
+    starts = np.searchsorted(tile, np.arange(len(boxes) + 1))
+
+    def side(here: int, there: int, overlap: shapely.Polygon) -> _Side:
+        x0, y0, x1, y1 = overlap.bounds
+        rows = np.arange(starts[here], starts[here + 1])
+        inside = (bounds[rows, 0] < x1) & (bounds[rows, 2] > x0)
+        inside &= (bounds[rows, 1] < y1) & (bounds[rows, 3] > y0)
+        rows = rows[inside]
+        whole = shapes[rows]
+        shared = whole.copy()
+        reach = bounds[rows] @ np.diag([-1, -1, 1, 1]) > [-x0, -y0, x1, y1]
+        beyond = reach.any(axis=1)
+        shared[beyond] = shapely.intersection(whole[beyond], overlap)
+        # a polygon lies in its own window: what the other window sees of it is in the overlap
+        seen = shapely.area(shared) >= SEEN * shapes.area[rows]
+        edge = _cut_strip(boxes[there], boxes[here], touch[there])
+        seen[seen] = ~shapely.intersects(whole[seen], edge)
+        cut = shapely.intersects(whole, _cut_strip(boxes[here], boxes[there], touch[here]))
+        return _Side(boxes[here], rows, whole, shared, cut, seen)
+
+    def compare(i: int, j: int) -> Verdicts:
+        overlap = shapely.intersection(boxes[i], boxes[j])
+        if overlap.area == 0:
+            return Verdicts(np.empty(0, MATCH), _pairs(), _pairs())
+        one, other = side(i, j, overlap), side(j, i, overlap)
+        foreign = _pairs((_others_to_decide(one, other), j), (_others_to_decide(other, one), i))
+        cut = _pairs((one.rows[one.cut], j), (other.rows[other.cut], i))
+        return Verdicts(_agreeing(one, other), foreign, cut)
+
+    pairs = np.column_stack((a, b))[a < b]
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    for start in range(0, len(pairs), BATCH):
+        # shapely does not hold Python's lock while it works
+        yield from _THREADS.map(compare, *pairs[start : start + BATCH].T.tolist())
+
+
+def _pairs(*pairs: tuple[NDArray[np.int64], int]) -> NDArray[np.int64]:
+    """Rows, and the window that they have in common, as `(n, 2)`."""
+    columns = [np.column_stack((rows, np.full(len(rows), window))) for rows, window in pairs]
+    return np.concatenate([np.empty((0, 2), np.int64), *columns])
+
+
+def _agreeing(one: _Side, other: _Side) -> NDArray[Any]:
+    """All pairs that look alike in the overlap, as `MATCH`."""
+    m, n = shapely.STRtree(other.shared).query(one.shared)
+    area, other_area = shapely.area(one.shared), shapely.area(other.shared)
+    bounds, other_bounds = shapely.bounds(one.shared), shapely.bounds(other.shared)
+    # a U whose two legs reach into the overlap may be two polygons on one side: of two that are
+    # cut, only the parts that meet the other one count
+    both_cut = one.cut[m] & other.cut[n]
+    parted = shapely.get_num_geometries(one.shared) > 1
+    other_parted = shapely.get_num_geometries(other.shared) > 1
+    in_parts = both_cut & (parted[m] | other_parted[n])
+    # sizes and frames alone rule most pairs out, at a fraction of an intersection's cost
+    most = np.minimum(common_frame(bounds[m], other_bounds[n]), np.minimum(area[m], other_area[n]))
+    union = area[m] + other_area[n] - most
+    possible = (most > 0) & (in_parts | (most >= AGREE * union * (1 - 1e-9)))
+    m, n, both_cut = m[possible], n[possible], both_cut[possible]
+    common, piece, other_piece = _common_area(one.shared[m], other.shared[n])
+    piece = np.where(both_cut, piece, area[m])
+    other_piece = np.where(both_cut, other_piece, other_area[n])
+    union = piece + other_piece - common
+    same = (common > 0) & (common >= AGREE * union)
+    m, n, common, union = m[same], n[same], common[same], union[same]
+    # a whole and its part may look alike in one overlap and different in another, where they are
+    # told apart; large overlaps tell more than the corner of four tiles
+    several = (np.bincount(m, minlength=len(area))[m] > 1) | (
+        np.bincount(n, minlength=len(other_area))[n] > 1
+    )
+    smaller = np.minimum(shapely.area(one.whole[m]), shapely.area(other.whole[n]))
+    iou, common = np.round(common / union, 6), np.round(common, 6)
+    found = np.empty(len(m), MATCH)
+    for name, values in zip(
+        MATCH.names or (),
+        (
+            *(several, -iou, -common, -smaller),
+            *(one.rows[m], other.rows[n], one.cut[m], other.cut[n], one.seen[m], other.seen[n]),
+        ),
+        strict=True,
+    ):
+        found[name] = values
+    return found
+
+
+def common_frame(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The area that each pair of bounds shares: no less than what is inside them."""
+    x0, y0, x1, y1 = one.T
+    u0, v0, u1, v1 = other.T
+    wide, tall = np.minimum(x1, u1) - np.maximum(x0, u0), np.minimum(y1, v1) - np.maximum(y0, v0)
+    return np.maximum(wide, 0) * np.maximum(tall, 0)
+
+
+def _common_area(
+    one: NDArray[np.object_], other: NDArray[np.object_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The area that each pair shares, and the area of those parts of either that share any."""
+    parts, pair = shapely.get_parts(one, return_index=True)
+    other_parts, other_pair = shapely.get_parts(other, return_index=True)
+    # parts of one pair meet: most of them lie far apart, and each is small
+    per_pair = np.bincount(other_pair, minlength=len(one))
+    first = np.cumsum(per_pair) - per_pair
+    i = np.repeat(np.arange(len(parts)), per_pair[pair])
+    step = np.arange(len(i)) - np.repeat(np.cumsum(per_pair[pair]) - per_pair[pair], per_pair[pair])
+    j = first[pair[i]] + step
+    near = common_frame(shapely.bounds(parts)[i], shapely.bounds(other_parts)[j]) > 0
+    i, j = i[near], j[near]
+    common = shapely.area(shapely.intersection(parts[i], other_parts[j]))
+    i, j, common = i[common > 0], j[common > 0], common[common > 0]
+    met, other_met = np.unique(i), np.unique(j)
+    n = len(one)
+    return (
+        _sums(pair[i], common, n),
+        _sums(pair[met], shapely.area(parts[met]), n),
+        _sums(other_pair[other_met], shapely.area(other_parts[other_met]), n),
+    )
+
+
+def _sums(row: NDArray[np.int64], values: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    """The sum of the values of each of `n` rows."""
+    return np.bincount(row, values, n).astype(np.float64)
+
+
+def _others_to_decide(one: _Side, other: _Side) -> NDArray[np.int64]:
+    """Rows of one window that the other sees as well or better: its own proposals count there."""
+    return one.rows[one.seen & (one.cut | _nearer(one.whole, other.box, one.box))]
+
+
+def _nearer(
+    polygons: NDArray[np.object_], one: shapely.Polygon, other: shapely.Polygon
+) -> NDArray[np.bool_]:
+    """Whether the middle of each polygon is nearer to the centre of one window than the other.
+
+    Of windows at one distance, the left or upper one counts as nearer.
+    """
+    middle = shapely.point_on_surface(polygons)
+    near, far = (shapely.distance(middle, box.centroid) for box in (one, other))
+    first = (one.bounds[0], -one.bounds[3]) < (other.bounds[0], -other.bounds[3])
+    return np.asarray(near <= far if first else near < far)
+
+
+def _cut_strip(box: shapely.Polygon, neighbour: shapely.Polygon, width: float) -> shapely.Geometry:
+    """The strip along those edges of a window that lie inside its neighbour's window."""
+    x0, y0, x1, y1 = box.bounds
+    nx0, ny0, nx1, ny1 = neighbour.bounds
+    left, bottom, right, top = max(x0, nx0), max(y0, ny0), min(x1, nx1), min(y1, ny1)
+    strips = []
+    if nx0 < x0 < nx1:
+        strips.append(shapely.box(x0, bottom, x0 + width, top))
+    if nx0 < x1 < nx1:
+        strips.append(shapely.box(x1 - width, bottom, x1, top))
+    if ny0 < y0 < ny1:
+        strips.append(shapely.box(left, y0, right, y0 + width))
+    if ny0 < y1 < ny1:
+        strips.append(shapely.box(left, y1 - width, right, y1))
+    return shapely.union_all(strips)

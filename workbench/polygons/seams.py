@@ -1,0 +1,331 @@
+"""Where tiles overlap: one polygon for each object, whichever tiles saw it.
+
+All verdicts are about pairs of polygons of two overlapping windows. A polygon is *cut* towards a
+neighbour if it touches an edge of its own window inside the neighbour's: the neighbour sees what
+lies beyond. Two polygons that agree inside the shared overlap are the same object, and then
+
+- of two that both windows see whole, the worse one goes (a duplicate), or the cut one,
+- what the other window sees whole goes, if the other polygon reaches beyond this window,
+- otherwise both are pieces, and the object is their union.
+
+A polygon that agrees with none of a neighbour, though the neighbour sees all of it uncut, is the
+neighbour's to decide if it is cut here, or nearer to the neighbour's centre: it goes, as it would
+have in one large tile. Otherwise overlaps would hold the proposals of two tiles, not of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from workbench.polygons.clean import only_polygons
+from workbench.polygons.on_disk import SpilledPolygons
+from workbench.polygons.seam_pairs import BATCH, MATCH, SUREST, common_frame, compare_neighbours
+
+DUPLICATE = 0.7  # IoU from which two finished polygons are one too many
+
+KEY = ["source", "tile_row", "tile_col"]
+
+
+def merge_seams(
+    polygons: Iterable[gpd.GeoDataFrame], windows: gpd.GeoDataFrame, folder: Path | None = None
+) -> Iterator[gpd.GeoDataFrame]:
+    """Make one polygon of each object that several tiles saw; yields them in batches.
+
+    `polygons` come from `to_polygons`, one frame at least, `windows` from `tile_windows`; several
+    scenes may be stacked. Adds `n_tiles`, the number of tiles that saw
+    the object; scores and ordinal are those of the best piece that is left. `at_edge` becomes true
+    also where the windows end, and where a tile cut a polygon that the next one does not continue.
+    The result does not depend on the order of the rows and is sorted by source, tile and ordinal;
+    there is at least one batch.
+
+    Geometry lies in a file in `folder` meanwhile. Of all polygons memory holds numbers only, and
+    the geometry of some neighbours.
+    """
+    windows = windows.sort_values(KEY, kind="stable").reset_index(drop=True)
+    with closing(SpilledPolygons(folder)) as shapes:
+        rows = _put_away(polygons, windows, shapes)
+        tile, rank = rows.pop("tile").to_numpy(), _ranks(rows)
+        groups, keep, unfinished = _decide(shapes, tile, rank, windows)
+        at_edge = rows["at_edge"].to_numpy() | unfinished | _reach_the_end(shapes, windows)
+        rows = _unite(rows.assign(n_tiles=1, at_edge=at_edge), shapes, groups, keep, tile, rank)
+        seen_by = partial(_seen_by, groups, tile)
+        keep[_duplicates(shapes, np.flatnonzero(keep), windows, seen_by, rank)] = False
+        for batch in _in_batches(np.flatnonzero(keep)):
+            key = windows[KEY].iloc[tile[batch]].reset_index(drop=True)
+            frame = pd.concat([key, rows.iloc[batch].reset_index(drop=True)], axis=1)
+            yield gpd.GeoDataFrame(frame, geometry=shapes[batch], crs=windows.crs)
+
+
+def _put_away(
+    polygons: Iterable[gpd.GeoDataFrame], windows: gpd.GeoDataFrame, shapes: SpilledPolygons
+) -> pd.DataFrame:
+    """Put the geometry into the file; returns the other columns. Both by tile and ordinal.
+
+    In place of the columns of the key there is `tile`, the row of the window.
+    """
+    number = pd.Series(np.arange(len(windows)), index=pd.MultiIndex.from_frame(windows[KEY]))
+    columns = []
+    for frame in polygons:
+        shapes.append(frame.geometry.to_numpy())
+        tile = number.reindex(pd.MultiIndex.from_frame(frame[KEY])).to_numpy(np.int64)
+        others = pd.DataFrame(frame.drop(columns=[*KEY, frame.geometry.name]))
+        columns.append(others.assign(tile=tile))
+    rows = pd.concat(columns, ignore_index=True)
+    order = np.lexsort((rows["ordinal"], rows["tile"]))
+    shapes.settle(order)
+    return rows.iloc[order].reset_index(drop=True)
+
+
+def _decide(
+    shapes: SpilledPolygons,
+    tile: NDArray[np.int64],
+    rank: NDArray[np.int64],
+    windows: gpd.GeoDataFrame,
+) -> tuple[_Groups, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which rows are one object, which are kept of each, and which a neighbour does not continue.
+
+    `rank` is the place of each row, best first.
+    """
+    # of most pairs there is nothing to say: what is said is kept, and not that it was asked
+    said = [bytearray(), bytearray(), bytearray()]
+    for verdicts in compare_neighbours(shapes, tile, windows):
+        for all_of, of_pair in zip(said, verdicts, strict=True):
+            all_of += of_pair.tobytes()
+    matches = np.frombuffer(said[0], MATCH)
+    foreign, cut = (np.frombuffer(pairs, np.int64).reshape(-1, 2) for pairs in said[1:])
+    groups = _Groups.of(matches, shapes, tile)
+    matches = matches[groups.label[matches["i"]] == groups.label[matches["j"]]]
+    i, j = matches["i"], matches["j"]
+    matched = np.column_stack((np.append(i, j), np.append(tile[j], tile[i])))
+    disowned, unfinished, replaced = (np.zeros(len(tile), bool) for _ in range(3))
+    disowned[_not_among(matched, len(windows), foreign)] = True
+    unfinished[_not_among(matched, len(windows), cut)] = True
+    replaced[_replaced(matches, rank)] = True
+    keep = ~(replaced | disowned)
+    for members in groups:
+        if not keep[members].any():  # each was replaced by another one of the group
+            left = members[~disowned[members]]
+            keep[left[np.argsort(rank[left])[:1]]] = True
+    return groups, keep, unfinished
+
+
+def _in_batches(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """At least one batch, should it be empty."""
+    return np.split(rows, np.arange(BATCH, len(rows), BATCH))
+
+
+def _not_among(
+    matched: NDArray[np.int64], n_windows: int, pairs: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The rows of those pairs (row, window) that are not among the matched ones."""
+    known = np.isin(pairs @ [n_windows, 1], matched @ [n_windows, 1])
+    return np.asarray(pairs[~known, 0])
+
+
+def _replaced(matches: NDArray[Any], rank: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows that go because the other one of a match shows the same object better."""
+    i, j, cut_i, cut_j = (matches[name] for name in ("i", "j", "cut_i", "cut_j"))
+    one = ~(cut_i & cut_j)
+    both = matches["seen_i"] & matches["seen_j"]
+    worse_i = np.where(cut_i == cut_j, rank[i] > rank[j], cut_i)
+    i_goes = one & matches["seen_i"] & (~both | worse_i)
+    j_goes = one & matches["seen_j"] & (~both | ~worse_i)
+    return np.append(i[i_goes], j[j_goes])
+
+
+def _seen_by(groups: _Groups, tile: NDArray[np.int64], row: int) -> set[int]:
+    """The tiles that saw an object."""
+    return set(tile[groups.members(row)].tolist())
+
+
+def _unite(
+    rows: pd.DataFrame,
+    shapes: SpilledPolygons,
+    groups: _Groups,
+    keep: NDArray[np.bool_],
+    tile: NDArray[np.int64],
+    rank: NDArray[np.int64],
+) -> pd.DataFrame:
+    """Unite what is kept of each group in its best row; clears `keep` of the other rows."""
+    columns = {name: rows[name].to_numpy().copy() for name in ("at_edge", "area_px", "n_tiles")}
+    for members in groups:
+        left = members[keep[members]]
+        if not len(left):
+            continue
+        best = left[np.argmin(rank[left])]
+        columns["n_tiles"][best] = len(np.unique(tile[members]))
+        columns["at_edge"][best] = columns["at_edge"][left].any()
+        if len(left) > 1:
+            per_area = columns["area_px"][best] / shapes.area[best]
+            shapes.replace(best, only_polygons(np.array([shapely.union_all(shapes[left])]))[0])
+            columns["area_px"][best] = round(shapes.area[best] * per_area)
+        keep[left] = left == best
+    return rows.assign(**columns)
+
+
+def _ranks(polygons: pd.DataFrame) -> NDArray[np.int64]:
+    """The place of each polygon, best first: whole before clipped by invalid pixels, then scores.
+
+    Equal scores go in the order of tiles and ordinals.
+    """
+    rank = np.empty(len(polygons), np.int64)
+    order = np.lexsort((-polygons["stability"], -polygons["confidence"], polygons["at_edge"]))
+    rank[order] = np.arange(len(polygons))
+    return rank
+
+
+def _overlap(geometry: NDArray[np.object_], others: NDArray[np.object_]) -> bool:
+    """Whether a polygon covers a tenth of another one, or is covered by it to a tenth."""
+    common = shapely.area(shapely.intersection(geometry, others))
+    smaller = np.minimum(shapely.area(geometry), shapely.area(others))
+    return bool((common > 0.1 * smaller).any())
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Which rows are one object; goes through the groups of two and more rows."""
+
+    label: NDArray[np.int64]  # (n,) the first row of each row's group
+    by_label: NDArray[np.int64]  # (n,) all rows, group after group
+
+    @classmethod
+    def of(cls, matches: NDArray[Any], shapes: SpilledPolygons, tile: NDArray[np.int64]) -> _Groups:
+        """Join matches to objects, best first, but never two overlapping polygons of one tile.
+
+        Those are different objects, or a whole and its part: without this, a chain of neighbours
+        would unite them. What is not connected by any match is no neighbour.
+        """
+        label = np.arange(len(tile))
+        links = coo_array(
+            (np.ones(len(matches), np.int8), (matches["i"], matches["j"])), shape=(len(tile),) * 2
+        )
+        component = connected_components(links, directed=False)[1][matches["i"]]
+        order = np.lexsort((*(matches[name] for name in reversed(SUREST)), component))
+        ends = np.flatnonzero(np.diff(component[order], append=-1)) + 1
+        for first, last in pairwise([0, *ends.tolist()]):
+            for group in _joined(matches[order[first:last]], shapes, tile):
+                label[group] = min(group)
+        return cls(label, np.argsort(label, kind="stable"))
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        sizes = np.bincount(self.label, minlength=1)
+        for first in np.flatnonzero(sizes > 1).tolist():
+            yield self.members(first)
+
+    def members(self, row: int) -> NDArray[np.int64]:
+        """The rows of a row's group, in order."""
+        label = self.label[row]
+        place = int(np.searchsorted(self.label, label, sorter=self.by_label))
+        end = int(np.searchsorted(self.label, label, side="right", sorter=self.by_label))
+        return self.by_label[place:end]
+
+
+def _joined(
+    matches: NDArray[Any], shapes: SpilledPolygons, tile: NDArray[np.int64]
+) -> Iterable[list[int]]:
+    """Join the matches, in this order, of rows that these connect."""
+    group_of: dict[int, list[int]] = {}
+    for match_i, match_j in zip(matches["i"].tolist(), matches["j"].tolist(), strict=True):
+        one = group_of.setdefault(match_i, [match_i])
+        other = group_of.setdefault(match_j, [match_j])
+        if one is other:
+            continue
+        rivals = ((i, [j for j in other if tile[j] == tile[i]]) for i in one)
+        if any(
+            _overlap(shapes[np.array([i])], shapes[np.array(rows)]) for i, rows in rivals if rows
+        ):
+            continue
+        if len(one) < len(other):
+            one, other = other, one
+        one.extend(other)
+        for row in other:
+            group_of[row] = one
+    return {id(group): group for group in group_of.values()}.values()
+
+
+def _reach_the_end(shapes: SpilledPolygons, windows: gpd.GeoDataFrame) -> NDArray[np.bool_]:
+    """Whether each polygon touches the outline of all that the windows see together."""
+    outline = windows.union_all().boundary
+    shapely.prepare(outline)
+    reach = np.zeros(len(shapes), bool)
+    for rows in _in_batches(np.arange(len(reach))):
+        near = rows[shapely.intersects(outline, shapely.box(*shapes.bounds[rows].T))]
+        reach[near] = shapely.intersects(outline, shapes[near])
+    return reach
+
+
+def _neighbourhoods(
+    bounds: NDArray[np.float64], rows: NDArray[np.int64], windows: gpd.GeoDataFrame
+) -> Iterator[NDArray[np.int64]]:
+    """Those of the rows that reach a few windows, if they reach more than one, in their order."""
+    tree = shapely.STRtree(windows.geometry.to_numpy())
+    reached = [np.empty((0, 2), np.int32)]
+    for batch in _in_batches(rows):
+        row, window = tree.query(shapely.box(*bounds[batch].T))
+        shared = np.bincount(row, minlength=len(batch))[row] > 1
+        pairs = np.column_stack((window[shared], batch[row[shared]]))
+        reached.append(pairs.astype(np.int32))
+    pairs = np.concatenate(reached)
+    pairs = pairs[np.lexsort(pairs.T[::-1])]
+    last = np.flatnonzero(np.diff(pairs[:, 0], append=-1)) + 1
+    start = 0
+    while start < len(pairs):
+        end = last[np.searchsorted(last, min(start + BATCH, len(pairs)))]
+        yield np.unique(pairs[start:end, 1]).astype(np.int64)
+        start = end
+
+
+def _duplicates(
+    shapes: SpilledPolygons,
+    rows: NDArray[np.int64],
+    windows: gpd.GeoDataFrame,
+    seen_by: Callable[[int], set[int]],
+    rank: NDArray[np.int64],
+) -> list[int]:
+    """Rows that repeat a better one, though no tile has seen both; else suppression has decided.
+
+    `seen_by` gives the tiles that saw a row.
+    """
+    found: set[tuple[int, int]] = set()
+    for near in _neighbourhoods(shapes.bounds, rows, windows):
+        frames = np.asarray(shapely.box(*shapes.bounds[near].T), object)
+        i, j = shapely.STRtree(frames).query(frames)
+        i, j = near[i[i < j]], near[j[i < j]]
+        # sizes and frames alone rule nearly all pairs out, at a fraction of an intersection's cost
+        area, other_area = shapes.area[i], shapes.area[j]
+        most = np.minimum(
+            common_frame(shapes.bounds[i], shapes.bounds[j]), np.minimum(area, other_area)
+        )
+        possible = most > DUPLICATE * (area + other_area - most)
+        found.update(
+            (m, n)
+            for m, n in zip(i[possible].tolist(), j[possible].tolist(), strict=True)
+            if not seen_by(m) & seen_by(n)
+        )
+    pairs = sorted(found)
+    same: list[tuple[int, int]] = []
+    for batch in _in_batches(np.arange(len(pairs))):
+        i, j = np.array(pairs, np.int64).reshape(-1, 2)[batch].T
+        common = shapely.area(shapely.intersection(shapes[i], shapes[j]))
+        over = common > DUPLICATE * (shapes.area[i] + shapes.area[j] - common)
+        same += zip(i[over].tolist(), j[over].tolist(), strict=True)
+    by_rank = [sorted(pair, key=lambda row: rank[row]) for pair in same]
+    gone: set[int] = set()
+    for best, worse in sorted(by_rank, key=lambda pair: (rank[pair[0]], rank[pair[1]])):
+        if best not in gone:
+            gone.add(worse)
+    return sorted(gone)

@@ -1,0 +1,123 @@
+"""The area of interest: read, checked, and the part of it that lies in each scene."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pyproj
+import shapely
+from shapely.affinity import translate
+
+from workbench.errors import AOIError
+from workbench.raster.crs import crs_name, is_earth
+from workbench.raster.scene import Scene
+
+FARTHEST = 1e9  # no unit that a CRS has makes Earth that large
+
+
+def load_aoi(aoi: str | Mapping[str, Any]) -> gpd.GeoSeries:
+    """Read an AOI from a vector file, or take a GeoJSON geometry in EPSG:4326.
+
+    Raises `AOIError` if there are no polygons, or no CRS that fits the coordinates.
+    """
+    if isinstance(aoi, Mapping):
+        return _geojson_aoi(aoi)
+    if not os.path.exists(aoi):
+        raise AOIError(f"AOI {aoi}: no such file. Give a vector file or a GeoJSON geometry.")
+    try:
+        frame = gpd.read_file(aoi, columns=[])
+    except Exception as error:  # what is damaged fails anywhere in GDAL, GEOS and PROJ
+        raise AOIError(f"AOI {aoi} cannot be read as a vector file: {error}") from error
+    if not isinstance(frame, gpd.GeoDataFrame):
+        raise AOIError(f"AOI {aoi} has no geometry. Give a file with polygons.")
+    if frame.crs is None:
+        raise AOIError(
+            f"AOI {aoi} has no CRS, so its place is unknown. Save it with one, for instance by "
+            "`ogr2ogr -a_srs EPSG:32633 out.gpkg in.shp`."
+        )
+    return _polygons_of(frame.geometry, f"AOI {aoi}")
+
+
+def parts_in(scenes: Sequence[Scene], aoi: gpd.GeoSeries) -> list[shapely.Geometry]:
+    """Return the part of the AOI in each scene, in its CRS; empty where a scene has none.
+
+    Raises `AOIError` if it lies in no scene at all.
+    """
+    parts = [_part_in(scene, aoi) for scene in scenes]
+    if not any(shapely.area(parts) > 0):
+        raise AOIError(_outside(aoi, scenes))
+    return parts
+
+
+def _geojson_aoi(aoi: Mapping[str, Any]) -> gpd.GeoSeries:
+    features = aoi.get("features", [aoi])
+    try:
+        shapes = [shapely.geometry.shape(f.get("geometry", f)) for f in features]
+    except Exception as error:  # shapely asks of nothing whether it is there
+        raise AOIError(f"AOI is not a GeoJSON geometry: {error!r}") from error
+    return _polygons_of(gpd.GeoSeries(shapes, crs=4326), "AOI (GeoJSON)")
+
+
+def _polygons_of(geometry: gpd.GeoSeries, what: str) -> gpd.GeoSeries:
+    geometry = geometry[~geometry.isna() & ~geometry.is_empty]
+    if geometry.crs.is_engineering or not is_earth(geometry.crs):
+        raise AOIError(
+            f"{what} is in a local CRS ({geometry.crs.name}) with no known place on Earth. Save it "
+            "with the CRS that its coordinates are in."
+        )
+    if not (np.abs(shapely.get_coordinates(geometry)) < FARTHEST).all():
+        raise AOIError(
+            f"{what} has coordinates that are not finite, or not on Earth. Draw it again."
+        )
+    polygons = geometry[geometry.geom_type.isin(["Polygon", "MultiPolygon"])].make_valid()
+    if polygons.empty:
+        found = ", ".join(sorted(set(geometry.geom_type))) or "nothing"
+        raise AOIError(f"{what} has no polygons ({found}). Draw the area as a polygon.")
+    x0, y0, x1, y1 = polygons.total_bounds
+    if polygons.crs.is_geographic and (x0 < -181 or x1 > 361 or y0 < -91 or y1 > 91):
+        raise AOIError(
+            f"{what}: bounds {_bounds((x0, y0, x1, y1))} are not degrees, but its CRS is "
+            f"{crs_name(polygons.crs)}. GeoJSON without a CRS means EPSG:4326: save it with "
+            "the CRS that its coordinates are in."
+        )
+    return polygons
+
+
+def _part_in(scene: Scene, aoi: gpd.GeoSeries) -> shapely.Geometry:
+    """Return the part of the AOI that lies in the scene, in its CRS; empty if there is none.
+
+    Far from the scene its CRS may map nothing, so the AOI is cut in its own CRS first.
+    """
+    to_aoi = pyproj.Transformer.from_crs(scene.crs, aoi.crs, always_xy=True)
+    west, south, east, north = to_aoi.transform_bounds(*scene.bounds)
+    if not np.isfinite([west, south, east, north]).all():
+        return shapely.Polygon()
+    if aoi.crs.is_geographic and east < west:  # across the antimeridian
+        east += 360
+    # edges bend between CRSs: some margin, and many vertices
+    margin = max(east - west, north - south) / 50
+    box = shapely.box(west - margin, south - margin, east + margin, north + margin)
+    # in degrees an AOI may run from -180 or from 0
+    turns = (-360, 0, 360) if aoi.crs.is_geographic else (0,)
+    near = aoi.union_all().intersection(shapely.union_all([translate(box, dx) for dx in turns]))
+    bent = gpd.GeoSeries([shapely.segmentize(near, margin)], crs=aoi.crs).to_crs(scene.crs)
+    return bent.make_valid().iloc[0].intersection(scene.window_polygon(scene.window))
+
+
+def _outside(aoi: gpd.GeoSeries, scenes: Sequence[Scene]) -> str:
+    scene, others = scenes[0], len(scenes) - 1
+    name = Path(scene.source).name + (f" (nor {others} other rasters)" if others else "")
+    return (
+        f"AOI does not intersect {name}: AOI bounds {_bounds(aoi.to_crs(scene.crs).total_bounds)}, "
+        f"raster bounds {_bounds(scene.bounds)} ({crs_name(scene.crs)}). "
+        "Draw it inside the raster."
+    )
+
+
+def _bounds(bounds: Iterable[float]) -> str:
+    return "(" + ", ".join(f"{value:.7g}" for value in bounds) + ")"

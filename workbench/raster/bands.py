@@ -1,0 +1,227 @@
+"""Open datasets: where in them the colours and the validity are, and how they are warped."""
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pyproj
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.dtypes import dtype_rev, typename_fwd
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
+
+from workbench.raster.sources import GDAL_ERRORS, gdal_name, patiently
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Where an open dataset has its colours and its validity."""
+
+    dataset: rasterio.DatasetReader
+    bands: tuple[int, int, int]
+    alpha: int | None = None
+    palette: NDArray[np.uint8] | None = None  # (n, 4) RGBA by index
+    beneath: tuple[rasterio.DatasetReader, ...] = ()  # what `dataset` reads from, outermost first
+
+    def read(
+        self,
+        window: Window,
+        shape: tuple[int, int] | None = None,
+        resampling: Resampling = Resampling.nearest,
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Source values `(3, h, w)` and validity `(h, w)` of a window inside the dataset."""
+        dataset = self.dataset
+        unique = sorted(set(self.bands))
+        options = {"window": window, "resampling": resampling}
+        stack = None if shape is None else (len(unique), *shape)
+        values = dataset.read(unique, out_shape=stack, **options)
+        valid = np.ones(values.shape[1:], np.bool_)
+        if self.has_mask_band:
+            valid &= dataset.read_masks(unique[0], out_shape=shape, **options) > 0
+        else:
+            nodata = [dataset.nodatavals[band - 1] for band in unique]
+            if None not in nodata:
+                # only where all bands have it: a white roof is not nodata because its red is 255
+                empty = np.ones(valid.shape, np.bool_)
+                for band, value in zip(values, nodata, strict=True):
+                    empty &= np.isnan(band) if np.isnan(value) else band == value
+                valid &= ~empty
+            if self.alpha is not None:
+                # the band itself: GDAL scales a 16-bit alpha to its mask, where 255 becomes 0
+                valid &= dataset.read(self.alpha, out_shape=shape, **options) > 0
+        if np.issubdtype(values.dtype, np.floating):
+            valid &= np.isfinite(values).all(axis=0)
+        return values[[unique.index(band) for band in self.bands]], valid
+
+    def read_decimated(
+        self, shape: tuple[int, int], resampling: Resampling
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """The whole dataset at `shape`; where blocks cannot be decoded, what can be is read."""
+        whole = Window(0, 0, self.dataset.width, self.dataset.height)
+        try:
+            # what is decided by it must not depend on the network
+            return patiently(self.dataset.name, lambda: self.read(whole, shape, resampling))
+        except GDAL_ERRORS:
+            return self.read_what_is_whole(whole, shape, resampling)[:2]
+
+    def read_what_is_whole(
+        self, window: Window, shape: tuple[int, int], resampling: Resampling
+    ) -> tuple[NDArray[Any], NDArray[np.bool_], BaseException | None]:
+        """`read`, but blocks that cannot be decoded are left invalid; also returns the error."""
+        try:
+            return *self.read(window, shape, resampling), None
+        except GDAL_ERRORS as error:
+            damage = error
+        dtype = np.result_type(*(self.dataset.dtypes[band - 1] for band in self.bands))
+        values, valid = np.zeros((3, *shape), dtype), np.zeros(shape, np.bool_)
+        rows = np.unique(np.linspace(0, shape[0], 17).astype(int))
+        columns = np.unique(np.linspace(0, shape[1], 17).astype(int))
+        tall, wide = window.height / shape[0], window.width / shape[1]
+        for top, bottom in pairwise(rows):
+            for left, right in pairwise(columns):
+                piece = (slice(top, bottom), slice(left, right))
+                part = Window(
+                    window.col_off + left * wide,
+                    window.row_off + top * tall,
+                    (right - left) * wide,
+                    (bottom - top) * tall,
+                )
+                try:
+                    values[:, *piece], valid[piece] = self.read(
+                        part, (int(bottom - top), int(right - left)), resampling
+                    )
+                except GDAL_ERRORS:
+                    continue
+        return values, valid, damage
+
+    def close(self) -> None:
+        """Close the datasets."""
+        for dataset in (self.dataset, *self.beneath):
+            dataset.close()
+
+    @property
+    def has_mask_band(self) -> bool:
+        """Whether validity is a mask in the file or beside it."""
+        flags = self.dataset.mask_flag_enums[self.bands[0] - 1]
+        return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+
+
+def source_layers(
+    dataset: rasterio.DatasetReader, bands: tuple[int, int, int], alpha: int | None
+) -> Layers:
+    """The layers of a raster as it is, not warped."""
+    palette = None
+    if dataset.colorinterp[bands[0] - 1] == ColorInterp.palette:
+        colours = dataset.colormap(bands[0])
+        palette = np.zeros((max(colours) + 1, 4), np.uint8)
+        palette[list(colours)] = list(colours.values())
+    return Layers(dataset, bands, alpha, palette)
+
+
+def is_by_gcps(dataset: rasterio.DatasetReader) -> bool:
+    """Whether ground control points place the raster, for want of a transform."""
+    return dataset.transform == Affine.identity() and bool(dataset.gcps[0])
+
+
+def is_in(dataset: rasterio.DatasetReader, crs: pyproj.CRS) -> bool:
+    """Whether the raster's own transform leads to `crs`."""
+    if is_by_gcps(dataset):
+        return False
+    own = horizontal(pyproj.CRS.from_wkt(dataset.crs.to_wkt()))
+    return own.equals(crs, ignore_axis_order=True)
+
+
+def horizontal(crs: pyproj.CRS) -> pyproj.CRS:
+    """The CRS without its heights, which play no part here."""
+    return crs.sub_crs_list[0] if crs.is_compound else crs
+
+
+_warnings_lock = threading.Lock()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # catch_warnings swaps global state, so two threads in it at once could leave it swapped
+    with _warnings_lock, warnings.catch_warnings():
+        # a missing transform gets our own error, or is made up for by control points
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+def open_dataset(name: str) -> rasterio.DatasetReader:
+    """Open a path, a URL, a GDAL name or a VRT document."""
+    with _quiet():
+        return rasterio.open(gdal_name(name))
+
+
+def warp(
+    subset: rasterio.DatasetReader, crs: pyproj.CRS | None, resampling: Resampling, **grid: Any
+) -> WarpedVRT:
+    """A warp of a subset, with validity in an alpha band at the end; `crs` None keeps the CRS."""
+    with _quiet():
+        return WarpedVRT(
+            subset,
+            src_crs=subset.gcps[1] if is_by_gcps(subset) else subset.crs,
+            crs=subset.crs if crs is None else rasterio.crs.CRS.from_wkt(crs.to_wkt()),
+            resampling=resampling,
+            add_alpha=True,  # validity: source mask, nodata and footprint in one band
+            unified_src_nodata="YES",  # a pixel is nodata only if all its bands are
+            **grid,
+        )
+
+
+def open_subset(layers: Layers, source: str) -> rasterio.DatasetReader:
+    """Open a VRT of the chosen bands alone, with their validity, to warp.
+
+    Without it the warper would read all bands, take near infrared tagged as alpha for a mask, and
+    count a pixel as nodata by bands that nobody looks at.
+    """
+    dataset = layers.dataset
+    root = ElementTree.Element(
+        "VRTDataset", rasterXSize=str(dataset.width), rasterYSize=str(dataset.height)
+    )
+    if is_by_gcps(dataset):
+        gcps, crs = dataset.gcps
+        points = ElementTree.SubElement(root, "GCPList", Projection=(crs or dataset.crs).to_wkt())
+        for gcp in gcps:
+            place = {"Pixel": gcp.col, "Line": gcp.row, "X": gcp.x, "Y": gcp.y, "Z": gcp.z or 0.0}
+            ElementTree.SubElement(points, "GCP", {k: repr(float(v)) for k, v in place.items()})
+    else:
+        ElementTree.SubElement(root, "SRS").text = dataset.crs.to_wkt()
+        ElementTree.SubElement(root, "GeoTransform").text = ", ".join(
+            repr(value) for value in dataset.transform.to_gdal()
+        )
+
+    def add_band(parent: ElementTree.Element, dtype: str, source_band: str) -> ElementTree.Element:
+        band = ElementTree.SubElement(parent, "VRTRasterBand", dataType=dtype)
+        simple = ElementTree.SubElement(band, "SimpleSource")
+        name = ElementTree.SubElement(simple, "SourceFilename", relativeToVRT="0")
+        name.text = gdal_name(source)
+        ElementTree.SubElement(simple, "SourceBand").text = source_band
+        return band
+
+    # GDAL's order: a mask in the file or beside it counts before nodata values
+    mask = f"mask,{layers.bands[0]}" if layers.has_mask_band else layers.alpha
+    for index in sorted(set(layers.bands)):
+        dtype = dataset.dtypes[index - 1]
+        nodata = dataset.nodatavals[index - 1]
+        if nodata is None and dtype.startswith("float"):
+            nodata = np.nan  # or bilinear resampling would spread undeclared nans
+        band = add_band(root, typename_fwd[dtype_rev[dtype]], str(index))
+        if mask is None and nodata is not None:
+            element = ElementTree.Element("NoDataValue")
+            element.text = repr(float(nodata))
+            band.insert(0, element)
+    if mask is not None:
+        add_band(ElementTree.SubElement(root, "MaskBand"), "Byte", str(mask))
+    return open_dataset(ElementTree.tostring(root, encoding="unicode"))

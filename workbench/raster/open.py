@@ -1,0 +1,441 @@
+"""How a raster is opened: its working grid, bands, validity and stretch, decided in one look."""
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyproj
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from pyproj.exceptions import CRSError
+from rasterio.enums import ColorInterp, Resampling
+from rasterio.windows import Window
+
+from workbench.errors import SceneError
+from workbench.raster.bands import (
+    Layers,
+    horizontal,
+    is_by_gcps,
+    is_in,
+    open_dataset,
+    open_subset,
+    source_layers,
+    warp,
+)
+from workbench.raster.crs import (
+    as_registered,
+    ground_scale,
+    is_earth,
+    is_metric,
+    metric_crs,
+    to_lonlat,
+)
+from workbench.raster.scene import Scene, Stretch
+from workbench.raster.sources import (
+    GDAL_ERRORS,
+    absolute,
+    cause,
+    is_local,
+    is_remote,
+    patiently,
+    refuse_impostors,
+)
+
+_SAMPLE_PX = 1024  # longest side of the decimated read behind statistics
+_SAMPLE_PERCENTILES = (2.0, 98.0)
+
+
+def open_scene(
+    source: str | os.PathLike[str],
+    *,
+    bands: Sequence[int] | None = None,
+    stretch: Stretch | tuple[float, float] | None = None,
+    crs: pyproj.CRS | str | int | None = None,
+    resolution_m: float | None = None,
+) -> Scene:
+    """Decide how a raster is read, and return it as a Scene; only a decimated sample is read.
+
+    `bands`: three 1-based numbers; None goes by colour interpretation. `stretch`: a given one, a
+    pair of percentiles to take of the valid pixels, or None for the data as it is where it is
+    8-bit and the percentiles 2 and 98 elsewhere. `crs`: projected and in metres; None keeps the
+    raster's own if it is that and takes UTM (WGS 84) if not. `resolution_m`: ground metres per
+    pixel at the scene's centre; None keeps the raster's.
+
+    Raises SceneError, naming file, cause and remedy, for whatever is not a readable raster with a
+    place on Earth. A raster whose pixels are damaged or all nodata opens.
+    """
+    name = absolute(source)
+    refuse_impostors(name)
+
+    def attempt() -> Scene:
+        with open_dataset(name) as dataset:
+            return _plan(dataset, name, bands, stretch, crs, resolution_m)
+
+    try:
+        return patiently(name, attempt)
+    except (*GDAL_ERRORS, CRSError) as error:
+        remedy = (
+            "Check the address, the network and the server, and try again."
+            if is_remote(name)
+            else "Check the file with gdalinfo, and copy, download or export it again."
+        )
+        raise SceneError(f"{name} cannot be read as a raster: {cause(error)}. {remedy}") from error
+
+
+def _plan(
+    dataset: rasterio.DatasetReader,
+    name: str,
+    bands: Sequence[int] | None,
+    stretch: Stretch | tuple[float, float] | None,
+    crs: pyproj.CRS | str | int | None,
+    resolution_m: float | None,
+) -> Scene:
+    if any(dtype.startswith("complex") for dtype in dataset.dtypes):
+        raise SceneError(
+            f"{name} holds complex numbers ({dataset.dtypes[0]}). Take the magnitude first, for "
+            'instance: gdal_calc.py -A in.tif --calc="abs(A)" --type=Float32 --outfile=out.tif'
+        )
+    source_crs = crs_of(dataset, name)
+    working_crs = _working_crs(dataset, name, source_crs, crs)
+    alpha = _genuine_alpha(dataset)
+    chosen = _choose_bands(dataset, name, bands, alpha)
+    layers = source_layers(dataset, chosen, alpha)
+    scene = Scene(
+        source=name,
+        name=_stem(name),
+        crs=working_crs,
+        transform=dataset.transform,
+        width=dataset.width,
+        height=dataset.height,
+        bands=chosen,
+        stretch=_choose_stretch(layers, stretch),
+        alpha=alpha,
+        warped=False,
+        fingerprint=_fingerprint(dataset, name),
+    )
+    if not is_in(dataset, working_crs):
+        scene = _on_grid(scene, *_suggested_grid(layers, scene))
+    elif not _is_north_up(dataset):
+        scene = _on_grid(scene, *_upright_grid(dataset))
+    else:  # without the shear that rounding has left
+        a, _, c, _, e, f = dataset.transform[:6]
+        scene = replace(scene, transform=Affine(a, 0.0, c, 0.0, e, f))
+    return scene if resolution_m is None else _on_grid(scene, *_square_grid(scene, resolution_m))
+
+
+def _on_grid(scene: Scene, transform: Affine, width: int, height: int) -> Scene:
+    return replace(scene, transform=transform, width=width, height=height, warped=True)
+
+
+def _stem(name: str) -> str:
+    path = re.sub(r"[?#].*$", "", name) if "://" in name else name
+    return Path(path).stem or "scene"
+
+
+def crs_of(dataset: rasterio.DatasetReader, name: str) -> pyproj.CRS:
+    """The CRS of the raster's transform or ground control points, checked to be on Earth."""
+    gcps, gcp_crs = dataset.gcps
+    found = gcp_crs if is_by_gcps(dataset) and gcp_crs else dataset.crs
+    if not found:
+        raise SceneError(
+            f"{name} has no CRS. If you know it, write it in: gdal_edit.py -a_srs EPSG:… {name}"
+        )
+    if dataset.transform == Affine.identity() and not gcps:
+        remedy = (
+            "Orthorectify it first (gdalwarp -rpc)."
+            if dataset.rpcs
+            else "Add a world file beside it, or georeference it (QGIS Georeferencer)."
+        )
+        raise SceneError(f"{name} has no transform: where its pixels lie is not known. {remedy}")
+    if dataset.transform.is_degenerate:
+        raise SceneError(
+            f"{name} has a transform without area ({dataset.transform[:6]}). Export it again with "
+            "its place, or georeference it (QGIS Georeferencer)."
+        )
+    try:
+        crs = pyproj.CRS.from_wkt(found.to_wkt())
+    except CRSError as error:
+        raise SceneError(
+            f"{name} has a CRS that PROJ does not understand ({cause(error)}). Write a known one "
+            f"in: gdal_edit.py -a_srs EPSG:… {name}"
+        ) from error
+    crs = horizontal(crs)
+    if crs.ellipsoid is None or crs.is_engineering:
+        raise SceneError(
+            f"{name} is in a local CRS ({crs.name}) with no known place on Earth. Georeference it, "
+            f"or write the right CRS in: gdal_edit.py -a_srs EPSG:… {name}"
+        )
+    if not is_earth(crs):
+        raise SceneError(
+            f"{name} is not on Earth: the ellipsoid of its CRS ({crs.name}) has a radius of "
+            f"{crs.ellipsoid.semi_major_metre / 1000:.0f} km. Only Earth imagery is supported."
+        )
+    return as_registered(crs)
+
+
+def _working_crs(
+    dataset: rasterio.DatasetReader,
+    name: str,
+    source_crs: pyproj.CRS,
+    crs: pyproj.CRS | str | int | None,
+) -> pyproj.CRS:
+    x, y = _outline(dataset)
+    lon, lat = to_lonlat(source_crs, x, y)
+    centre_lon, centre_lat = float(lon[0]), float(lat[0])
+    if not np.isfinite([centre_lon, centre_lat]).all():
+        raise SceneError(
+            f"{name}: its centre ({x[0]:.6g}, {y[0]:.6g}) lies outside what its CRS "
+            f"({source_crs.name}) can map. Check its CRS and transform."
+        )
+    if crs is not None:
+        try:
+            wanted = as_registered(pyproj.CRS.from_user_input(crs))
+        except CRSError as error:
+            raise SceneError(
+                f"crs: {crs!r} is no CRS that PROJ knows ({cause(error)}). Take a code as "
+                "EPSG:32633, or leave crs out."
+            ) from error
+        if not is_metric(wanted):
+            usual = metric_crs(source_crs, centre_lon, centre_lat)
+            raise SceneError(
+                f"crs: {wanted.to_string()} ({wanted.name}) is not projected in metres. Choose "
+                f"one that is, such as {usual.to_string()}."
+            )
+        if not is_earth(wanted):
+            raise SceneError(
+                f"crs: {wanted.to_string()} ({wanted.name}) is not on Earth. Choose one that is, "
+                "or leave crs out."
+            )
+        _refuse_foreign(name, wanted, source_crs, centre_lon, centre_lat)
+        return wanted
+    working = metric_crs(source_crs, centre_lon, centre_lat)
+    # UTM stretches ground by 15 % at 30° from its meridian and folds up beyond 80°
+    away = np.abs((lon[np.isfinite(lon)] - centre_lon + 180) % 360 - 180)
+    if not is_metric(source_crs) and abs(centre_lat) < 80 and away.max() > 25:
+        raise SceneError(
+            f"{name} spans more than 50° of longitude: too wide for {working.name}, the metric CRS "
+            "at its centre. Cut it, or choose a projected CRS in metres for it, such as "
+            "crs=EPSG:6933."
+        )
+    return working
+
+
+def _refuse_foreign(
+    name: str, wanted: pyproj.CRS, source_crs: pyproj.CRS, lon: float, lat: float
+) -> None:
+    """Refuse a CRS of another datum outside the area it was made for.
+
+    There GDAL and PROJ fall back to different datum shifts, and imagery and exported polygons
+    would be some 200 m apart (Swiss LV95 in Munich). Within one datum there is nothing to choose.
+    """
+    area, datums = wanted.area_of_use, [_datum_of(crs) for crs in (wanted, source_crs)]
+    if area is None or datums[0] == datums[1]:
+        return
+    # an area that crosses the antimeridian runs from west to a smaller east
+    span = area.east - area.west
+    inside = span >= 360 or (lon - area.west) % 360 <= span % 360
+    if not (inside and area.south <= lat <= area.north):
+        raise SceneError(
+            f"crs: {wanted.to_string()} ({wanted.name}) is made for {area.name}, but {name} lies "
+            f"at {lat:.2f}° N, {lon:.2f}° E. Choose a CRS for that place, such as "
+            f"{metric_crs(pyproj.CRS.from_epsg(4326), lon, lat).to_string()}; rasters that are far "
+            "apart are jobs of their own."
+        )
+
+
+def _datum_of(crs: pyproj.CRS) -> str:
+    geodetic = crs.geodetic_crs
+    name = geodetic.datum.name if geodetic and geodetic.datum else ""
+    # "World Geodetic System 1984" and its ensemble, "WGS_1984" in WKT 1
+    wgs84 = name.startswith(("World Geodetic System 1984", "WGS"))
+    return "WGS 84" if wgs84 else name
+
+
+def _outline(dataset: rasterio.DatasetReader) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Map coordinates of the raster's centre, corners and mid-edges, or of its control points."""
+    if is_by_gcps(dataset):
+        points = np.array([(gcp.x, gcp.y) for gcp in dataset.gcps[0]], np.float64)
+        x, y = np.vstack([points.mean(axis=0), points]).T
+        return x, y
+    column = np.array([1, 0, 1, 2, 0, 2, 0, 1, 2]) * dataset.width / 2
+    row = np.array([1, 0, 0, 0, 1, 1, 2, 2, 2]) * dataset.height / 2
+    x, y = dataset.transform @ (column, row)
+    return np.asarray(x, np.float64), np.asarray(y, np.float64)
+
+
+def _is_north_up(dataset: rasterio.DatasetReader) -> bool:
+    a, b, _, d, e, _ = dataset.transform[:6]
+    # shear that moves no pixel of the raster by a hundredth of one is rounding
+    sheared = abs(b * dataset.height) > 0.01 * abs(a) or abs(d * dataset.width) > 0.01 * abs(e)
+    return a > 0 and e < 0 and not sheared
+
+
+def _upright_grid(dataset: rasterio.DatasetReader) -> tuple[Affine, int, int]:
+    """A north-up grid in the raster's own CRS around a flipped or turned one."""
+    a, b, _, d, e, _ = dataset.transform[:6]
+    x, y = _outline(dataset)
+    if b == d == 0:
+        across, down = abs(a), abs(e)  # only flipped: the same pixels, in another order
+    else:
+        across = down = float(np.sqrt(abs(dataset.transform.determinant)))
+    width, height = np.ptp(x) / across, np.ptp(y) / down
+    transform = Affine(across, 0.0, float(x.min()), 0.0, -down, float(y.max()))
+    return transform, int(np.ceil(width - 1e-6)), int(np.ceil(height - 1e-6))
+
+
+def _suggested_grid(layers: Layers, scene: Scene) -> tuple[Affine, int, int]:
+    """The north-up grid that GDAL suggests in the scene's CRS: square pixels of like size."""
+    with (
+        open_subset(layers, scene.source) as subset,
+        warp(subset, scene.crs, Resampling.nearest) as warped,
+    ):
+        return warped.transform, warped.width, warped.height
+
+
+def _square_grid(scene: Scene, resolution_m: float) -> tuple[Affine, int, int]:
+    """A grid of square pixels of `resolution_m` ground metres at the scene's centre."""
+    if not resolution_m > 0:
+        raise SceneError(f"resolution_m must be above 0, not {resolution_m}.")
+    left, bottom, right, top = scene.bounds
+    areal = float(ground_scale(scene.crs, (left + right) / 2, (bottom + top) / 2)[2])
+    size = resolution_m / np.sqrt(areal)
+    # rounded, not up: a last column that is mostly outside would be mostly invalid
+    width = max(1, round((right - left) / size))
+    height = max(1, round((top - bottom) / size))
+    if max(width, height) >= 2**31:
+        raise SceneError(
+            f"{scene.source}: {width} × {height} pixels at resolution_m {resolution_m} are more "
+            "than GDAL can handle. Choose a coarser resolution."
+        )
+    return Affine(size, 0.0, left, 0.0, -size, top), width, height
+
+
+def _genuine_alpha(dataset: rasterio.DatasetReader) -> int | None:
+    """The band that is an alpha, 1-based.
+
+    NAIP and others ship near infrared as a fourth band that a converter has tagged as alpha; read
+    as a mask it would hide water. A real alpha is off or on nearly everywhere (feathered edges
+    aside), near infrared hardly anywhere: 0.004 % of the pixels of our NAIP chip, against 99.9 %
+    and more of all real ones. "On" is the largest value present: 16-bit files may use 255.
+    """
+    tagged = [i + 1 for i, tag in enumerate(dataset.colorinterp) if tag == ColorInterp.alpha]
+    for band in tagged:
+        values = _sample(Layers(dataset, (band, band, band)))[0]
+        if values.size == 0 or np.isin(values, (0, values.max())).mean() > 0.9:
+            return band
+    return None
+
+
+def _choose_bands(
+    dataset: rasterio.DatasetReader, name: str, bands: Sequence[int] | None, alpha: int | None
+) -> tuple[int, int, int]:
+    if bands is not None:
+        if len(bands) != 3:
+            raise SceneError(f"bands: {list(bands)} are {len(bands)} numbers; name three bands.")
+        for band in bands:
+            if not 1 <= band <= dataset.count:
+                raise SceneError(
+                    f"bands: there is no band {band} in {name}, which has {dataset.count} "
+                    "(counted from 1). Name three of these, or leave bands out."
+                )
+        return int(bands[0]), int(bands[1]), int(bands[2])
+    tags = list(dataset.colorinterp)
+    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+    if all(colour in tags for colour in colours):
+        red, green, blue = (tags.index(colour) + 1 for colour in colours)
+        return red, green, blue
+    usable = [band for band in dataset.indexes if band != alpha]
+    if len(usable) >= 3:
+        return usable[0], usable[1], usable[2]
+    grey = usable[0] if usable else 1
+    return grey, grey, grey
+
+
+def _choose_stretch(
+    layers: Layers, stretch: Stretch | tuple[float, float] | None
+) -> Stretch | None:
+    if isinstance(stretch, Stretch):
+        return stretch
+    if layers.palette is not None:
+        return None
+    dtypes = {layers.dataset.dtypes[band - 1] for band in layers.bands}
+    if stretch is None and dtypes == {"uint8"}:
+        return None
+    low_high = _SAMPLE_PERCENTILES if stretch is None else stretch
+    if not (len(low_high) == 2 and 0 <= low_high[0] < low_high[1] <= 100):
+        raise SceneError(
+            f"stretch: {low_high} are not two rising percentiles from 0 to 100. Take such as 2, 98."
+        )
+    values = _sample(layers)
+    if values.shape[1] == 0:  # nothing valid to look at: any stretch will do, but always the same
+        return Stretch((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+    limits = []
+    for band in values.astype(np.float64):
+        low, high = np.percentile(band, low_high)
+        if low == high:  # nearly constant: show the little that differs
+            low, high = band.min(), band.max()
+        if low == high:  # constant: mid-grey, since black looks like no data
+            low, high = low - 0.5, high + 0.5
+        limits.append((float(low), float(high)))
+    (r0, r1), (g0, g1), (b0, b1) = limits
+    return Stretch((r0, g0, b0), (r1, g1, b1))
+
+
+def _fingerprint(dataset: rasterio.DatasetReader, name: str) -> str:
+    """A digest of the layout and of pieces of the content; cheap, so changes can slip through."""
+    digest = hashlib.sha256()
+    digest.update(repr((dataset.profile, dataset.colorinterp, dataset.nodatavals)).encode())
+    if not is_local(name):
+        digest.update(name.encode())
+        if dataset.overviews(1):  # one small request; without overviews it would fetch the lot
+            layers = Layers(dataset, (1, 1, 1))
+            digest.update(layers.read_decimated((64, 64), Resampling.nearest)[0].tobytes())
+        return digest.hexdigest()
+    files = [
+        path
+        for path in dataset.files
+        # overviews and statistics are left out: QGIS writes both beside a raster when it shows it
+        if os.path.isfile(path) and not path.lower().endswith((".ovr", ".aux.xml"))
+    ]
+    pieces = max(1, 16 // max(1, len(files)))
+    for path in files:
+        size = os.path.getsize(path)
+        digest.update(f"{os.path.basename(path)} {size}".encode())
+        if len(files) > 256:
+            continue  # a VRT of thousands of tiles: names and sizes must do
+        last = max(0, size - 65536)
+        with open(path, "rb") as file:
+            for offset in (*np.linspace(0, last, pieces).astype(int), last):
+                file.seek(int(offset))
+                digest.update(file.read(65536))
+    return digest.hexdigest()
+
+
+def _sample(layers: Layers) -> NDArray[Any]:
+    """Values `(3, n)` of valid pixels spread over the dataset; n is 0 if none was found."""
+    dataset = layers.dataset
+    width, height = dataset.width, dataset.height
+    factor = max(1.0, max(width, height) / _SAMPLE_PX)
+    coarsest = max(dataset.overviews(layers.bands[0]), default=1)
+    if width * height / coarsest**2 <= 64e6:
+        shape = (max(1, round(height / factor)), max(1, round(width / factor)))
+        values, valid = layers.read_decimated(shape, Resampling.nearest)
+        return values[:, valid]
+    # without overviews, decimating would decode the whole file: look at pieces of it instead
+    pieces = []
+    for row in np.linspace(0, height - 256, 6).astype(int):
+        for column in np.linspace(0, width - 256, 6).astype(int):
+            window = Window(max(0, column), max(0, row), min(256, width), min(256, height))
+            try:
+                values, valid = patiently(dataset.name, partial(layers.read, window))
+            except GDAL_ERRORS:
+                continue
+            pieces.append(values[:, valid])
+    return np.concatenate(pieces, axis=1) if pieces else np.zeros((3, 0))

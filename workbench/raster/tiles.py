@@ -1,0 +1,120 @@
+"""The tile grid: fixed windows with overlap over a scene, anchored at its origin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import geopandas as gpd
+import numpy as np
+import shapely
+from rasterio.windows import Window
+
+from workbench.raster.scene import Scene
+
+
+@dataclass(frozen=True, order=True, slots=True)  # a run may have millions
+class Tile:
+    """A window with overlap, and the core that it alone is responsible for, in scene pixels."""
+
+    row: int
+    col: int
+    window: Window
+    core: Window
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Tiles over a scene of `width` × `height` pixels.
+
+    Every window is exactly `tile_size`: shifted inward at the far edges, and reaching beyond the
+    scene only where the scene is smaller. The cores partition the scene; they meet in the middle
+    of the overlaps.
+    """
+
+    width: int
+    height: int
+    tile_size: int = 1024
+    overlap: float = 0.1875
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of tiles."""
+        return self._count(self.height)
+
+    @property
+    def n_cols(self) -> int:
+        """Columns of tiles."""
+        return self._count(self.width)
+
+    def __len__(self) -> int:
+        return self.n_rows * self.n_cols
+
+    def __iter__(self) -> Iterator[Tile]:
+        return (self.tile(row, col) for row in range(self.n_rows) for col in range(self.n_cols))
+
+    def tile(self, row: int, col: int) -> Tile:
+        """Return one tile by its index."""
+        size = self.tile_size
+        window = Window(self._start(self.width, col), self._start(self.height, row), size, size)
+        left, right = self._core(self.width, col)
+        top, bottom = self._core(self.height, row)
+        return Tile(row, col, window, Window(left, top, right - left, bottom - top))
+
+    def within(self, left: float, top: float, right: float, bottom: float) -> Iterator[Tile]:
+        """Yield the tiles whose core meets a rectangle of scene pixels."""
+        rows = [
+            row for row in range(self.n_rows) if _meets(self._core(self.height, row), top, bottom)
+        ]
+        cols = [
+            col for col in range(self.n_cols) if _meets(self._core(self.width, col), left, right)
+        ]
+        return (self.tile(row, col) for row in rows for col in cols)
+
+    def _step(self) -> int:
+        return max(1, self.tile_size - round(self.tile_size * self.overlap))
+
+    def _count(self, length: int) -> int:
+        return 1 + -(-max(0, length - self.tile_size) // self._step())
+
+    def _start(self, length: int, i: int) -> int:
+        return min(i * self._step(), max(0, length - self.tile_size))
+
+    def _core(self, length: int, i: int) -> tuple[int, int]:
+        def meets(j: int) -> int:  # where the cores of tiles j - 1 and j meet
+            return (self._start(length, j - 1) + self._start(length, j) + self.tile_size) // 2
+
+        return meets(i) if i else 0, meets(i + 1) if i + 1 < self._count(length) else length
+
+
+def _meets(core: tuple[int, int], low: float, high: float) -> bool:
+    return core[0] <= high and core[1] >= low
+
+
+def tiles_over(scene: Scene, grid: TileGrid, aoi: shapely.Geometry | None) -> list[Tile]:
+    """Return the tiles whose core meets the AOI (in the scene's CRS), row by row; None is all."""
+    if aoi is None:
+        return list(grid)
+    to_pixel = ~scene.transform
+    x0, y0, x1, y1 = shapely.bounds(aoi)
+    (left, top), (right, bottom) = to_pixel @ (x0, y1), to_pixel @ (x1, y0)
+    shapely.prepare(aoi)
+    return [
+        tile
+        for tile in grid.within(left, top, right, bottom)
+        if shapely.intersects(aoi, scene.window_polygon(tile.core))
+    ]
+
+
+def tile_windows(scene: Scene, tiles: list[Tile]) -> gpd.GeoDataFrame:
+    """Return the windows of tiles on the map, with `pixel`, the larger side of a pixel there."""
+    return gpd.GeoDataFrame(
+        {
+            "source": np.full(len(tiles), scene.name, dtype=object),
+            "tile_row": np.array([tile.row for tile in tiles], np.int32),
+            "tile_col": np.array([tile.col for tile in tiles], np.int32),
+            "pixel": np.full(len(tiles), max(scene.transform.a, -scene.transform.e)),
+        },
+        geometry=[scene.window_polygon(tile.window.intersection(scene.window)) for tile in tiles],
+        crs=scene.crs,
+    )

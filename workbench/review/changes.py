@@ -1,0 +1,100 @@
+"""What came back from review: read without touching it, and compared with what the run wrote."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+from numpy.typing import NDArray
+
+Change = Literal["unreviewed", "accepted", "edited", "rejected", "deleted", "added"]
+CHANGES: tuple[Change, ...] = get_args(Change)
+
+
+def changes(labels: gpd.GeoDataFrame, prelabels: gpd.GeoDataFrame) -> pd.DataFrame:
+    """Say what review made of each pre-label, and what it added: one row for each of them.
+
+    `labels` is the layer as it came back, `prelabels` as the run wrote it. Rows are in the order of
+    `labels`, deleted ones last. Columns: `id`, `row` (in `labels`, -1 for what was deleted),
+    `change`, `confidence` (as the run gave it, NaN of what was added), `class_id` (as it is now, or
+    was), `reclassified`, `reshaped`, and `iou` of the shapes before and after, 1 where it is the
+    same and NaN for what was added or deleted.
+
+    What has another shape or class is `edited`, whatever its status; setting a class that was null
+    is part of accepting. Of labels with one id, as when one is split, the largest counts as the
+    pre-label and the others as added.
+    """
+    shape = labels.geometry.to_numpy()
+    order = np.argsort(-shapely.area(shape), kind="stable")
+    first = np.zeros(len(labels), bool)
+    first[order[~labels["id"].iloc[order].duplicated()]] = True
+    before_row = pd.Index(prelabels["id"]).get_indexer(labels["id"])
+    known = first & (before_row >= 0)
+    before = prelabels.iloc[before_row[known]].reset_index(drop=True)
+    old_shape = before.geometry.to_numpy()
+
+    iou = np.full(len(labels), np.nan)
+    iou[known] = 1.0
+    moved = np.flatnonzero(known)[~_same(shape[known], old_shape)]
+    old_row = before_row[moved]
+    iou[moved] = iou_of_pairs(shape[moved], prelabels.geometry.to_numpy()[old_row])
+    reshaped = np.zeros(len(labels), bool)
+    reshaped[moved] = True
+    reclassified = np.zeros(len(labels), bool)
+    old_class = before["class_id"].to_numpy()
+    new_class = labels["class_id"].to_numpy()[known]
+    reclassified[known] = (old_class != new_class) & ~pd.isna(old_class)
+
+    change = labels["status"].to_numpy(object).copy()
+    change[(reshaped | reclassified) & (change != "rejected")] = "edited"
+    change[~known] = "added"
+    # a drawn polygon that was rejected again was never there
+    there = known | (labels["status"] != "rejected").to_numpy()
+    confidence = np.full(len(labels), np.nan)
+    confidence[known] = before["confidence"]
+    now = pd.DataFrame(
+        {
+            "id": labels["id"].to_numpy(),
+            "row": np.arange(len(labels)),
+            "change": change,
+            "confidence": confidence,
+            "class_id": labels["class_id"].to_numpy(),
+            "reclassified": reclassified,
+            "reshaped": reshaped,
+            "iou": iou,
+        }
+    )[there]
+    gone = prelabels[~prelabels["id"].isin(labels["id"])]
+    deleted = pd.DataFrame(
+        {
+            "id": gone["id"].to_numpy(),
+            "row": -1,
+            "change": "deleted",
+            "confidence": gone["confidence"].to_numpy(),
+            "class_id": gone["class_id"].to_numpy(),
+            "reclassified": False,
+            "reshaped": False,
+            "iou": np.nan,
+        }
+    )
+    both = pd.concat([frame for frame in (now, deleted) if len(frame)] or [now])
+    return both.reset_index(drop=True)
+
+
+def _same(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.bool_]:
+    """Whether shapes cover the same; saving in QGIS may turn a ring or add a vertex on an edge."""
+    same = shapely.equals_identical(one, other)
+    rest = np.flatnonzero(~same)
+    same[rest] = shapely.equals(shapely.make_valid(one[rest]), other[rest])
+    return same
+
+
+def iou_of_pairs(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.float64]:
+    """IoU of polygons, row by row, mended where they are invalid; 0 where both are empty."""
+    one, other = (shapely.make_valid(shapes, method="structure") for shapes in (one, other))
+    shared = shapely.area(shapely.intersection(one, other))
+    whole = shapely.area(one) + shapely.area(other) - shared
+    return np.divide(shared, whole, out=np.zeros(len(whole)), where=whole > 0)

@@ -1,0 +1,71 @@
+"""The parameters of `review.ipynb`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+
+from workbench.runs.parameters import Parameters, Share, Text, as_meant
+
+
+class ReviewJob(Parameters):
+    """Every parameter of a review; the notebook's parameters cell has exactly these fields."""
+
+    run_dir: Text = Field(description="the run folder")
+    reviewed: Text | None = Field(
+        None, description="the reviewed GeoPackage; null: `prelabels.gpkg` in the run folder"
+    )
+    reference: Text | None = Field(
+        None, description="vector file to advise thresholds by, in place of the review"
+    )
+    labelled_area: Text | None = Field(
+        None,
+        description="vector file that says where labels are complete; null: the tiles that are "
+        "reviewed to their end",
+    )
+    out_dir: Text | None = Field(None, description="null: `review` in the run folder")
+    next_source: Text | None = Field(
+        None, description="raster of the next scene, for its job.yaml; null: this scene again"
+    )
+    chip_size: int | None = Field(
+        None,
+        ge=32,
+        le=8192,
+        description="of the data set, pixels; null: 512, or the largest below it that gives one",
+    )
+    val: Share = Field(0.15, description="share of the chips for validation")
+    test: Share = Field(
+        0.15, description="share of the chips for testing; the rest is for training"
+    )
+    default_class: int | None = Field(
+        None, description="class of labels without one; null: that of the run"
+    )
+    seed: int = Field(0, description="of what is drawn by lot")
+
+    @field_validator("run_dir", mode="before")
+    @classmethod
+    def _given(cls, value: object) -> object:
+        if value is None:
+            raise ValueError("give the run folder that was reviewed, as in `-p run_dir runs/ortho`")
+        return value
+
+    @model_validator(mode="after")
+    def _some_are_for_training(self) -> Self:
+        if self.val + self.test >= 1:
+            raise ValueError(f"val ({self.val:g}) and test ({self.test:g}) leave nothing for train")
+        return self
+
+    # last, for what is defined last sees a value first
+    _as_meant = field_validator("*", mode="before")(as_meant)
+
+    @property
+    def gpkg(self) -> Path:
+        """The GeoPackage that was reviewed."""
+        return Path(self.reviewed or Path(self.run_dir) / "prelabels.gpkg").absolute()
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is written."""
+        return Path(self.out_dir or Path(self.run_dir) / "review").absolute()

@@ -1,0 +1,116 @@
+"""Quality over the plane of thresholds, tile by tile, by what was reviewed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+from numpy.typing import NDArray
+
+from workbench.candidates.store import valid_masks
+from workbench.candidates.table import Candidates
+from workbench.errors import ReviewError
+from workbench.evaluation.matching import pairs_of
+from workbench.evaluation.thresholds import THRESHOLD_STEPS, plane_of_pairs
+from workbench.layer.cores import home_in
+from workbench.polygons.areas import area_of, with_area
+from workbench.polygons.build import to_polygons
+from workbench.polygons.clean import clean
+from workbench.raster.tiles import TileGrid
+from workbench.runs.folder import store_in
+from workbench.runs.result import Run
+
+# ---------------------------------------------------------------------------------- counting
+
+
+def tile_planes(
+    run: Run,
+    reference: gpd.GeoDataFrame,
+    tiles: Iterable[str],
+    *,
+    within: gpd.GeoDataFrame | None = None,
+    iou_thresh: float = 0.5,
+) -> dict[str, pd.DataFrame]:
+    """Count the matches in each tile, by its name in the ledger: one `threshold_plane` for each.
+
+    `reference` is all that is to be found in these tiles, or in the part of them that lies `within`
+    an area. An object counts in the tile whose core its representative point lies in, a polygon
+    that matches it too. Tiles that failed or have no valid pixels do not count. Cleaning is that of
+    the job, without `planar`. The thresholds are the steps of `threshold_plane` and the job's own.
+    Raises `ReviewError` if the candidates of a tile are not stored any more.
+    """
+    segmented = run.tiles["status"].isin(["ok", "empty"])
+    ledger = run.tiles[run.tiles["tile"].isin(set(tiles)) & segmented].reset_index(drop=True)
+    reference = with_area(reference.to_crs(run.layer.crs))
+    area = run.aoi
+    if within is not None:
+        inside = area_of(within, run.layer.crs)
+        area = inside if area is None else shapely.intersection(area, inside)
+    home = _home(reference, ledger, area)
+    planes = {}
+    for place, candidates, polygons in _polygons_by_tile(run, ledger):
+        pairs = pairs_of(
+            polygons.geometry.to_numpy(), reference.geometry.to_numpy(), at_least=iou_thresh
+        )
+        own = _home(polygons, ledger, area)
+        best = np.argsort(pairs.iou, kind="stable")  # of several the best comes last
+        own[pairs.predicted[best]] = home[pairs.reference[best]]
+        planes[str(ledger["tile"][place])] = plane_of_pairs(
+            candidates,
+            polygons.iloc[own == place],
+            pairs.only(own == place, home == place),
+            iou_thresh=iou_thresh,
+            pred_iou_threshs=_steps(run.job.pred_iou_thresh),
+            stability_score_threshs=_steps(run.job.stability_score_thresh),
+        )
+    if len(planes) < len(ledger):
+        missing = ledger["tile"][~ledger["tile"].isin(list(planes))]
+        raise ReviewError(
+            f"{run.folder}/candidates lacks {len(missing)} of {len(ledger)} labelled tiles, such "
+            f"as {missing.iloc[0]}. Bring the run folder back whole, or run its job.yaml again."
+        )
+    return planes
+
+
+def _steps(current: float) -> list[float]:
+    return sorted({*THRESHOLD_STEPS, current})
+
+
+def _home(
+    layer: gpd.GeoDataFrame, ledger: gpd.GeoDataFrame, area: shapely.Geometry | None
+) -> NDArray[np.int64]:
+    """Row of the tile in whose core a representative point lies; -1: in none, or not in `area`."""
+    home = home_in(ledger, layer)
+    if area is not None and len(layer):
+        points = layer.geometry.representative_point().to_numpy()
+        home[~shapely.intersects(area, points)] = -1
+    return home
+
+
+def _polygons_by_tile(
+    run: Run, ledger: gpd.GeoDataFrame
+) -> Iterator[tuple[int, Candidates, gpd.GeoDataFrame]]:
+    """Yield the candidates of each tile, cleaned as polygons, with its row in the ledger."""
+    places = {index: place for place, index in enumerate(_indices(ledger))}
+    cleaning = replace(run.job.cleaning, planar=False)  # which depends on what is chosen
+    store = store_in(run.folder)
+    for scene in run.scenes:
+        grid = TileGrid(scene.width, scene.height, run.job.tile_size, run.job.overlap)
+        here = [index for index in places if index[0] == scene.name]
+        for stored, records in store.read(here):
+            valid = valid_masks(records, stored.rules)
+            for record in records:
+                of_tile = (stored.column("tile_row") == record.tile_row) & (
+                    stored.column("tile_col") == record.tile_col
+                )
+                candidates = stored.take(of_tile)
+                polygons = clean(to_polygons(candidates, scene, grid, valid), cleaning)
+                yield places[record.index], candidates, with_area(polygons)
+
+
+def _indices(ledger: gpd.GeoDataFrame) -> Iterator[tuple[str, int, int]]:
+    return zip(ledger["source"], ledger["tile_row"], ledger["tile_col"], strict=True)

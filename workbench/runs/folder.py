@@ -1,0 +1,136 @@
+"""What a run folder is: its files, whose it is, and what in it must not be lost.
+
+`run.yaml` is the record of a run: all that was resolved for it, and so what its candidates fit.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from workbench.candidates.store import CandidateStore
+from workbench.errors import RunFolderError
+from workbench.layer.files import refuse_open
+from workbench.layer.guard import count_reviewed
+
+# what a run writes beside its candidates, job.yaml and run.yaml
+OUTPUTS = (
+    "prelabels.gpkg",
+    "prelabels.geojson",
+    "prelabels.parquet",
+    "prelabels.qml",
+    "tiles.parquet",
+    "review.qgz",
+    "report.html",
+)
+LOCK = ".lock"  # says who writes the folder; is there while somebody does
+
+
+def store_in(folder: Path) -> CandidateStore:
+    """The candidates of a run folder."""
+    return CandidateStore(folder / "candidates")
+
+
+# ------------------------------------------------------------------------------ whose it is
+
+
+class FolderLock:
+    """A run folder that one process at a time may write, made if it is not there.
+
+    Raises `RunFolderError` if another process has it, on this machine or on another one that shares
+    the disk, or if it cannot be written. The lock is the operating system's: it ends with its
+    process, however that ends. Within that process it may be taken again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._path = folder, folder / LOCK
+        self._made: list[Path] = []
+        self._held = False
+        try:
+            self._made += [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            # any thread of the process may release it, and a second lock is the first one
+            self._lock = FileLock(self._path, timeout=1, is_singleton=True, thread_local=False)
+            self._lock.acquire()
+            self._held = True
+            if self._lock.lock_counter == 1:
+                self._path.write_text(_this_process(), encoding="utf-8")
+            self.owner = self._path.read_text(encoding="utf-8")
+        except Timeout:
+            raise RunFolderError(
+                f"{folder} is being written by another run: {self._read() or 'a process'}. Wait "
+                "for it, stop it, or choose another out_dir."
+            ) from None
+        except (OSError, ValueError) as error:
+            self.release()
+            raise unwritable(folder, error) from error
+
+    def release(self) -> None:
+        """Let others have the folder; goes again if it was made for this and nothing is in it."""
+        if self._held:
+            self._held = False
+            if self._lock.lock_counter == 1:
+                with suppress(OSError):
+                    self._path.unlink(missing_ok=True)
+            self._lock.release()
+        for path in self._made:
+            with suppress(OSError, ValueError):
+                path.rmdir()
+
+    def _read(self) -> str:
+        with suppress(OSError, ValueError):
+            return self._path.read_text(encoding="utf-8")
+        return ""
+
+
+def is_owned_by(folder: Path, owner: str) -> bool:
+    """Whether a lock of this `owner` is what one finds in the folder, from wherever one looks."""
+    try:
+        return (folder / LOCK).read_text(encoding="utf-8") == owner
+    except (OSError, ValueError):
+        return False
+
+
+def _this_process() -> str:
+    now = datetime.now().astimezone().isoformat(sep=" ", timespec="milliseconds")
+    return f"process {os.getpid()} on {platform.node()}, since {now}"
+
+
+# -------------------------------------------------------------------- what must not be lost
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse to replace files that no run has written."""
+    if (folder / "run.yaml").exists():
+        return
+    names = [name for name in (*OUTPUTS, "candidates") if (folder / name).exists()]
+    if names:
+        raise RunFolderError(
+            f"{folder} holds {', '.join(names)}, which this run would replace, but no run.yaml, so "
+            "no run has written them. Move them away, or choose another out_dir."
+        )
+
+
+def refuse_to_lose_review(folder: Path) -> None:
+    """Refuse to replace a layer that a person has worked on, or has open."""
+    gpkg = folder / "prelabels.gpkg"
+    refuse_open(gpkg)
+    reviewed = count_reviewed(gpkg) if gpkg.exists() else 0
+    if reviewed:
+        raise RunFolderError(
+            f"{gpkg} holds {reviewed} reviewed labels, which this run would replace. Move it out "
+            "of the run folder, or choose another out_dir."
+        )
+
+
+def unwritable(folder: Path, error: Exception) -> RunFolderError:
+    """Say why a run folder cannot be written."""
+    reason = getattr(error, "strerror", None) or error
+    return RunFolderError(
+        f"out_dir {folder} cannot be written: {reason}. Put that right, or choose another."
+    )

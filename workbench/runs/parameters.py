@@ -1,0 +1,167 @@
+"""Parameters that people and papermill write: read as they are meant, refused with a reason."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
+
+from workbench._support.yaml import read_yaml
+from workbench.errors import JobError
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("holds a NUL character, which no name of a file can")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+# where None is written `auto`
+AUTO = ("bands", "stretch", "crs", "interactive")
+PATHS = (
+    "source", "aoi", "out_dir", "checkpoint",
+    "run_dir", "reviewed", "reference", "labelled_area", "next_source",
+)  # fmt: skip
+
+
+def parameter(
+    default: Any, description: str, *, ge: float | None = None, le: float | None = None
+) -> Any:
+    """A field with its default, what the docs say of it, and its limits."""
+    return Field(default, description=description, ge=ge, le=le)
+
+
+def as_meant(value: Any, field: ValidationInfo) -> Any:
+    """Take text as a command line means it, and paths from home."""
+    if isinstance(value, str):
+        value = _parse(value, str(field.field_name))
+    return _from_home(value) if field.field_name in PATHS else value
+
+
+class Parameters(BaseModel):
+    """The parameters of a notebook: its parameters cell has exactly these fields."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,  # `-p source 2019` is a name
+    )
+
+    @classmethod
+    def create(cls, **parameters: Any) -> Self:
+        """Validate parameters; a bad one raises `JobError` that names it."""
+        try:
+            return cls(**parameters)
+        except ValidationError as error:
+            raise JobError(_explain(error, cls)) from None
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
+        """Take the parameters from a notebook's `globals()`; unknown ones raise `JobError`.
+
+        Anything that looks like a parameter (a plain value with a public name) must be one. Where
+        a person is at work, who may have variables of their own, only near misses are refused.
+        """
+        values = {k: v for k, v in namespace.items() if k in cls.model_fields}
+        job = cls.create(**values)
+        others = {
+            k: v
+            for k, v in namespace.items()
+            if k not in cls.model_fields and not k.startswith("_") and k not in {"In", "Out"}
+        }
+        plain = [
+            k for k, v in others.items() if isinstance(v, str | int | float | list | dict | None)
+        ]
+        for name in plain:
+            close = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.8)
+            if close or not job.is_interactive:
+                raise JobError(_unknown(name, cls))
+        return job
+
+    @property
+    def is_interactive(self) -> bool:
+        """Whether a person is at the notebook, who can use widgets."""
+        asked = getattr(self, "interactive", None)
+        if asked is not None:
+            return bool(asked)
+        started_by_ui = {"JPY_SESSION_NAME", "__vsc_ipynb_file__"} & set(os.environ)
+        return bool(started_by_ui) and _kernel_allows_input()
+
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = _brief.maxlong = 200
+_brief.maxdict = _brief.maxlist = _brief.maxtuple = 10
+
+
+def _explain(error: ValidationError, model: type[Parameters]) -> str:
+    lines = []
+    for problem in error.errors():
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            lines.append(_unknown(name, model))
+        elif name:
+            lines.append(f"Parameter `{name}`: {message} (given: {_brief.repr(problem['input'])})")
+        else:
+            lines.append(message)
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _unknown(name: str, model: type[Parameters]) -> str:
+    close = difflib.get_close_matches(name, model.model_fields, n=1)
+    hint = f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(model.model_fields)}."
+    return f"Unknown parameter `{name}`. {hint}"
+
+
+def _parse(text: str, name: str) -> Any:
+    """Read a value as `-p` of papermill passes it on: everything but a number is text."""
+    match text.strip():
+        case "":
+            raise ValueError("is empty, as from a variable that is not set; for none say null")
+        case none if none.lower() in {"null", "none"}:
+            return None
+        case auto if auto.lower() == "auto" and name in AUTO:
+            return None
+        case several if name in {"bands", "stretch"}:
+            return several.strip("[()]").split(",")
+        case nested if nested[0] in "[{":
+            try:
+                return read_yaml(nested)
+            except ValueError:
+                return text  # a file may be called so
+    return text
+
+
+def _from_home(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_from_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str | Path) else value
+
+
+def _kernel_allows_input() -> bool:
+    """False under papermill and nbclient, which ask the kernel not to take standard input."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    kernel = getattr(get_ipython(), "kernel", None)
+    return bool(getattr(kernel, "_allow_stdin", False))

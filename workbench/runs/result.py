@@ -1,0 +1,124 @@
+"""A finished run: what it has made, as it ended or as its folder still tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import geopandas as gpd
+import pandas as pd
+import pyarrow as pa
+import shapely
+from shapely.errors import ShapelyError
+
+from workbench.errors import RunFolderError
+from workbench.layer.files import read_batches, read_layer
+from workbench.layer.report.map import MAP_PX, draw_map, figure_png
+from workbench.layer.report.summary import summary_table
+from workbench.layer.schema import as_tiles
+from workbench.raster.aoi import load_aoi, parts_in
+from workbench.raster.scene import Scene
+from workbench.runs.job import Job
+from workbench.runs.record import read_record
+
+LAYER = "prelabels.parquet"
+PICTURE_MARGIN = 0.1  # around an AOI, of its longer side
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder with the layer in it, and the ledger as a layer."""
+
+    job: Job
+    folder: Path
+    scenes: tuple[Scene, ...]
+    tiles: gpd.GeoDataFrame
+    aoi: shapely.Geometry | None = None  # in the CRS of the layer
+
+    @cached_property
+    def layer(self) -> gpd.GeoDataFrame:
+        """All pre-labels as the run wrote them, read when first asked for: some kB for each.
+
+        Raises `RunFolderError` if the file is damaged.
+        """
+        with _undamaged(self.folder):
+            return read_layer(self.folder / LAYER)
+
+    def batches(self) -> Iterator[gpd.GeoDataFrame]:
+        """The pre-labels in batches, at least one, for what need not hold them all.
+
+        Raises `RunFolderError` if the file is damaged.
+        """
+        with _undamaged(self.folder):
+            yield from read_batches(self.folder / LAYER)
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """What a person wants to know of the run, a row for each quantity."""
+        return summary_table(self.batches(), self.tiles)
+
+    def picture(self) -> bytes:
+        """Draw the layer over its imagery (of many scenes: the first; of it the AOI), as PNG."""
+        scene = self.scenes[0]
+        window = None
+        if self.aoi is not None:
+            part = shapely.intersection(self.aoi, scene.window_polygon(scene.window))
+            window = scene.window_around(part.bounds, PICTURE_MARGIN)
+        rgb, valid, transform = scene.overview(MAP_PX, window)
+        n = len(self.scenes)
+        aoi = None if self.aoi is None else gpd.GeoDataFrame(geometry=[self.aoi], crs=scene.crs)
+        figure = draw_map(
+            rgb,
+            valid,
+            transform,
+            lambda: (batch[batch["source"] == scene.name] for batch in self.batches()),
+            tiles=self.tiles,
+            aoi=aoi,
+            title=f"{scene.name} (1 of {n} rasters)" if n > 1 else scene.name,
+        )
+        return figure_png(figure)
+
+
+def read_run(folder: Path) -> Run:
+    """Read a finished run back from its folder, pre-labels as they were before any review.
+
+    No raster is opened: the scenes are those that `run.yaml` describes. Of the layer only the
+    columns, CRS and end of its file are looked at. Raises `RunFolderError` if the folder holds no
+    finished run.
+    """
+    folder = Path(folder).absolute()
+    record = read_record(folder)
+    needed = ("run.yaml", "job.yaml", LAYER, "tiles.parquet")
+    missing = [name for name in needed if not (folder / name).exists()]
+    if missing:
+        raise RunFolderError(
+            f"{folder} holds no finished run: {', '.join(missing)} missing. Give the folder that a "
+            "run has written, whole."
+        )
+    job = Job.from_yaml(folder / "job.yaml")
+    with _undamaged(folder):
+        tiles = as_tiles(gpd.read_parquet(folder / "tiles.parquet"))
+    used = set(tiles["source"])  # a folder may hold candidates of more rasters than its layer has
+    scenes = tuple(
+        Scene.from_description(scene) for scene in record["scenes"] if scene["name"] in used
+    )
+    aoi = None
+    if job.aoi is not None:
+        aoi = shapely.union_all(parts_in(scenes, load_aoi(job.aoi)))
+    run = Run(job, folder, scenes, tiles, aoi)
+    next(run.batches())  # the first is empty: what the file says of itself
+    return run
+
+
+@contextmanager
+def _undamaged(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, ShapelyError, OSError, KeyError, ValueError) as error:
+        raise RunFolderError(
+            f"{folder}: its layer or its ledger is damaged ({error}). Run again with the same "
+            "out_dir to make them anew."
+        ) from error

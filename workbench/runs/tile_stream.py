@@ -1,0 +1,186 @@
+"""Tiles through a Segmenter, in order: while one is computed, others are read and finished."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from threading import Event
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.candidates.rle import encode_masks
+from workbench.candidates.store import CandidateStore, Status, TileRecord
+from workbench.candidates.table import Candidates, Rules, concat
+from workbench.raster.scene import Scene
+from workbench.raster.tiles import Tile, TileGrid
+from workbench.segmenters.protocol import Segmenter
+
+# one is computed, the next is read, the one before is finished and one waits: bounds the memory
+TILES_IN_WORK = 4
+
+
+@dataclass(frozen=True)
+class ScenePlan:
+    """One scene of a run: its grid, and the tiles that are wanted."""
+
+    scene: Scene
+    grid: TileGrid
+    tiles: tuple[Tile, ...]
+
+    def index(self, tile: Tile) -> tuple[str, int, int]:
+        """What the ledger calls a tile of this scene."""
+        return self.scene.name, tile.row, tile.col
+
+
+@dataclass(frozen=True)
+class SegmentedTile:
+    """A tile that has just been computed, with its line of the ledger."""
+
+    part: ScenePlan
+    tile: Tile
+    candidates: Candidates | None
+    record: TileRecord
+
+
+def store_tiles(tiles: Sequence[SegmentedTile], store: CandidateStore, rules: Rules) -> None:
+    """Store tiles of one scene, all made under the same rules, in one file."""
+    if tiles:
+        tables = [tile.candidates for tile in tiles if tile.candidates is not None]
+        table = concat(tables) if tables else Candidates.empty(rules)
+        store.write(table, [tile.record for tile in tiles])
+
+
+# called while a tile is computed, often: the share that is done, and how to get the tile so far
+TileWatch = Callable[[float, Callable[[], SegmentedTile]], None]
+
+
+def segment_tiles(
+    part: ScenePlan,
+    tiles: Iterable[Tile],
+    segmenter: Segmenter,
+    watch: TileWatch | None = None,
+) -> Generator[SegmentedTile, None, None]:
+    """Compute tiles of a scene and yield them in their order, each as soon as it is finished.
+
+    Reading, computing and what comes after the network run in a thread each, a few tiles ahead;
+    `watch` is called in the caller's. What fails in a tile is in its record. Closing the iterator,
+    or an interrupt, does not wait for the threads: they end after the step that they are at.
+    """
+    threads = tuple(ThreadPoolExecutor(1, name) for name in ("read", "compute", "finish"))
+    stop = Event()
+    waiting: deque[_Work] = deque()
+    try:
+        for tile in tiles:
+            waiting.append(_Work(part, tile, segmenter, stop, watch).begin(*threads))
+            if len(waiting) == TILES_IN_WORK:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.shutdown(wait=False, cancel_futures=True)
+
+
+class _Stopped(BaseException):
+    """Nobody waits for the tile any more."""
+
+
+class _Work:
+    """A tile on its way through the threads."""
+
+    def __init__(
+        self,
+        part: ScenePlan,
+        tile: Tile,
+        segmenter: Segmenter,
+        stop: Event,
+        watch: TileWatch | None,
+    ) -> None:
+        self.part, self.tile, self.segmenter = part, tile, segmenter
+        self.stop, self.watch = stop, watch
+        # what the caller's thread is woken for: something to be told to `watch`, or None: the end
+        self.told: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self.seconds = 0.0
+
+    def begin(self, *threads: ThreadPoolExecutor) -> _Work:
+        reader, network, finisher = threads
+        computed = network.submit(self._compute, reader.submit(self._read))
+        self.finished: Future[SegmentedTile] = finisher.submit(self._finish, computed)
+        self.finished.add_done_callback(lambda _: self.told.put(None))
+        return self
+
+    def result(self) -> SegmentedTile:
+        while (tell := self.told.get()) is not None:
+            tell()
+        return self.finished.result()
+
+    def _read(self) -> tuple[NDArray[np.uint8] | None, str | None]:
+        """The image, None if no pixel of it is valid, and the RLE of those that are if not all."""
+        start = time.perf_counter()
+        image, valid = self.part.scene.read(self.tile.window)
+        rle = None if valid.all() else encode_masks(valid[None])[0].decode()
+        self.seconds = time.perf_counter() - start
+        return (image if valid.any() else None), rle
+
+    def _compute(
+        self, read: Future[tuple[NDArray[np.uint8] | None, str | None]]
+    ) -> tuple[Callable[[], Candidates] | None, str | None]:
+        """What is left to do on the host, None if no pixel is valid, and the RLE of those."""
+        if self.stop.is_set():
+            raise _Stopped
+        image, rle = read.result()
+        if image is None:
+            return None, rle
+        start = time.perf_counter() - self.seconds
+
+        def tell(share: float, so_far: Callable[[], Candidates]) -> None:
+            if self.stop.is_set():
+                raise _Stopped
+            watch = self.watch
+            if watch is not None and self.told.empty():  # a slow caller hears of less
+                tile = partial(self._made, "ok", start, valid_rle=rle)
+                self.told.put(lambda: watch(share, lambda: tile(found=so_far())))
+
+        try:
+            rest = self.segmenter.begin(image, tell)
+        except Exception:
+            raise
+        except BaseException:  # an interrupt, which ends the tiles behind this one, too
+            self.stop.set()
+            raise
+        self.seconds = time.perf_counter() - start
+        return rest, rle
+
+    def _finish(
+        self, computed: Future[tuple[Callable[[], Candidates] | None, str | None]]
+    ) -> SegmentedTile:
+        try:
+            rest, rle = computed.result()
+            start = time.perf_counter() - self.seconds
+            if rest is None:
+                return self._made("nodata", start)
+            found = rest()
+            return self._made("ok" if len(found) else "empty", start, found, valid_rle=rle)
+        except Exception as problem:
+            # one bad tile must not cost the others; it is in the ledger, and the run fails at its
+            # end
+            start = time.perf_counter() - self.seconds
+            return self._made("failed", start, error=f"{type(problem).__name__}: {problem}")
+
+    def _made(
+        self, status: Status, start: float, found: Candidates | None = None, **more: Any
+    ) -> SegmentedTile:
+        candidates = None if found is None else found.at_tile(self.tile.row, self.tile.col)
+        n = 0 if candidates is None else len(candidates)
+        seconds = round(time.perf_counter() - start, 3)
+        index = self.part.index(self.tile)
+        record = TileRecord(*index, status, n_candidates=n, seconds=seconds, **more)
+        return SegmentedTile(self.part, self.tile, candidates, record)

@@ -1,0 +1,34 @@
+"""SAM: the models and their weights, the device they run on, and the `Segmenter`."""
+
+from workbench.segmenters.sam.torchvision_shim import mend_torchvision
+
+mend_torchvision()
+# these import torchvision, so they come after it is mended
+from segment_anything import SamPredictor  # noqa: E402
+
+from workbench.segmenters.sam.checkpoints import (  # noqa: E402
+    MODELS,
+    Download,
+    Embedded,
+    Model,
+    cache_folder,
+    fetch_checkpoint,
+    load_model,
+)
+from workbench.segmenters.sam.device import resolve_device, resolve_precision  # noqa: E402
+from workbench.segmenters.sam.segmenter import SamSegmenter, sam_segmenter  # noqa: E402
+
+__all__ = [
+    "MODELS",
+    "Download",
+    "Embedded",
+    "Model",
+    "SamPredictor",
+    "SamSegmenter",
+    "cache_folder",
+    "fetch_checkpoint",
+    "load_model",
+    "resolve_device",
+    "resolve_precision",
+    "sam_segmenter",
+]

@@ -1,0 +1,174 @@
+"""From masks' logits to their scores, boxes and outlines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything.utils.amg import batched_mask_to_box, calculate_stability_score
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+STABILITY_SCORE_OFFSET = 1.0  # as SamAutomaticMaskGenerator
+BYTES_AT_ONCE = 2**28  # of packed masks that are searched for edges; CUDA cannot search 2**31
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Masks at full size, on the host: what SAM's filters ask of them, and what makes their RLEs.
+
+    An edge is where a run of pixels begins in its column, or the pixel after it. A mask has some
+    hundreds, a hundredth of what its bits would take.
+    """
+
+    stability: NDArray[np.float32]  # (n,); NaN if no pixel is above the lower offset
+    boxes: NDArray[np.int64]  # (n, 4) XYXY, crop pixels, last pixel inclusive; zeros if empty
+    areas: NDArray[np.int64]  # (n,), pixels
+    n_edges: NDArray[np.int64]  # (n,)
+    edges: NDArray[np.int16]  # (n_edges.sum(), 2): x and y, crop pixels, mask by mask
+
+    def __len__(self) -> int:
+        return len(self.areas)
+
+    def take(self, keep: NDArray[np.bool_]) -> Measured:
+        """Keep some masks, `(n,)`."""
+        return Measured(
+            self.stability[keep],
+            self.boxes[keep],
+            self.areas[keep],
+            self.n_edges[keep],
+            self.edges.compress(np.repeat(keep, self.n_edges), axis=0),
+        )
+
+
+def joined(parts: Sequence[Measured]) -> Measured:
+    """Join masks of the same crop."""
+    none = np.zeros(0, np.int64)
+    no_masks = Measured(none.astype(np.float32), none.reshape(0, 4), none, none, _no_edges())
+    columns = (
+        [getattr(part, field.name) for part in (no_masks, *parts)] for field in fields(Measured)
+    )
+    return Measured(*(np.concatenate(column) for column in columns))
+
+
+def measure_enlarged(low_res: Tensor, scale: int, threshold: float) -> Measured:
+    """Measure `(n, h, w)` logits on the CPU, enlarged by a power of two, without enlarging all.
+
+    Interpolation exceeds no value that it starts from, so nothing can count outside of the rows and
+    columns that hold a logit above the lower offset: a twentieth of the tile for most masks. What
+    is inside has the bits of the whole: at a power of two no weight is rounded.
+    """
+    return joined([_measure_enlarged(logits, scale, threshold) for logits in low_res])
+
+
+def _measure_enlarged(logits: Tensor, scale: int, threshold: float) -> Measured:
+    low, high = threshold - STABILITY_SCORE_OFFSET, threshold + STABILITY_SCORE_OFFSET
+    hot: NDArray[np.bool_] = logits.numpy() > low
+    rows, columns = _span(hot.any(axis=1), margin=1), _span(hot.any(axis=0), margin=1)
+    part = logits[rows, columns]
+    if not part.numel():
+        return _one(np.nan, (0, 0, 0, 0), hot[rows, columns])
+    # as three masks, as the decoder gives them: of one alone torch rounds otherwise
+    enlarged = interpolate(
+        part.expand(1, 3, -1, -1), scale_factor=scale, mode="bilinear", align_corners=False
+    )[0, 0].numpy()
+    above, below = (np.count_nonzero(enlarged > limit) for limit in (high, low))
+    # in float32, as torch divides
+    stability = float(np.float32(above) / np.float32(below)) if below else np.nan
+    mask: NDArray[np.bool_] = enlarged > threshold
+    y, x = _span(mask.any(axis=1), margin=0), _span(mask.any(axis=0), margin=0)
+    if not y.stop:
+        return _one(stability, (0, 0, 0, 0), mask[y, x])
+    left, top = columns.start * scale, rows.start * scale
+    box = (left + x.start, top + y.start, left + x.stop - 1, top + y.stop - 1)
+    return _one(stability, box, mask[y, x])
+
+
+def measure_fused(
+    low_res: Tensor,
+    side: int,
+    input_size: tuple[int, int],
+    original_size: tuple[int, int],
+    threshold: float,
+) -> Measured:
+    """Measure `(n, h, w)` logits on CUDA; of the masks, edges come to the host.
+
+    Moves numbers: a logit may differ from torch's in its last bit.
+    """
+    from workbench.segmenters.sam.fused import (
+        measure_masks,  # Triton comes with torch for CUDA alone
+    )
+
+    masks = measure_masks(
+        low_res.contiguous(), side, input_size, original_size, threshold, STABILITY_SCORE_OFFSET
+    )
+    return Measured(
+        masks.stability.cpu().numpy(),
+        masks.boxes.cpu().numpy().astype(np.int64),
+        masks.areas.cpu().numpy().astype(np.int64),
+        *edges_of_bits(masks.bits),
+    )
+
+
+def measure_whole(logits: Tensor, threshold: float) -> Measured:
+    """Measure `(n, h, w)` logits of full size, on any device."""
+    masks = logits > threshold
+    pixels: NDArray[np.bool_] = masks.cpu().numpy()
+    return Measured(
+        calculate_stability_score(logits, threshold, STABILITY_SCORE_OFFSET).cpu().numpy(),
+        batched_mask_to_box(masks).cpu().numpy(),
+        np.count_nonzero(pixels, axis=(1, 2)),
+        *edges_of(pixels),
+    )
+
+
+def edges_of(masks: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int16]]:
+    """Find the edges of `(n, h, w)` masks: how many each has, and them, as `Measured` has both."""
+    changes = np.concatenate([masks[:, :1], masks[:, 1:] ^ masks[:, :-1], masks[:, -1:]], axis=1)
+    mask, y, x = np.unravel_index(np.flatnonzero(changes), changes.shape)
+    return np.bincount(mask, minlength=len(masks)), np.column_stack((x, y)).astype(np.int16)
+
+
+def edges_of_bits(bits: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int16]]:
+    """Find the same on any device, of masks that are packed as by `np.packbits(masks, axis=2)`."""
+    some = bits.split(max(1, BYTES_AT_ONCE // (bits.shape[1] * bits.shape[2])))
+    n_edges, edges = zip(*(_edges_of_bits(part) for part in some), strict=True)
+    return np.concatenate(n_edges), np.concatenate(edges)
+
+
+def _edges_of_bits(bits: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int16]]:
+    changes = torch.cat([bits[:, :1], bits[:, 1:] ^ bits[:, :-1], bits[:, -1:]], 1)
+    mask, y, byte = changes.nonzero(as_tuple=True)
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
+    at, bit = (changes[mask, y, byte, None] >> shifts & 1).nonzero(as_tuple=True)
+    n_edges = torch.bincount(mask[at], minlength=len(bits))
+    edges = torch.stack([8 * byte[at] + bit, y[at]], 1).to(torch.int16)
+    return n_edges.cpu().numpy(), edges.cpu().numpy()
+
+
+def _no_edges() -> NDArray[np.int16]:
+    return np.zeros((0, 2), np.int16)
+
+
+def _span(wanted: Any, margin: int) -> slice:
+    places = np.flatnonzero(wanted)
+    if not len(places):
+        return slice(0, 0)
+    return slice(max(int(places[0]) - margin, 0), int(places[-1]) + 1 + margin)
+
+
+def _one(stability: float, box: tuple[int, int, int, int], pixels: NDArray[np.bool_]) -> Measured:
+    """One mask of which the `(h, w)` pixels of its box are known."""
+    n_edges, edges = edges_of(pixels[None])
+    edges += np.array(box[:2], np.int16)
+    return Measured(
+        np.array([stability], np.float32),
+        np.array([box], np.int64),
+        np.array([np.count_nonzero(pixels)]),
+        n_edges,
+        edges,
+    )

@@ -1,0 +1,466 @@
+"""SAM as a `Segmenter`: masks from a grid of point prompts.
+
+Prompts, crops and filters are those of `segment_anything.SamAutomaticMaskGenerator`, and so is the
+arithmetic, bit for bit in fp32 but for that of `encoder` and `decoder`; what differs is when
+something is computed and how long it is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib.util import find_spec
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pooch
+import torch
+from numpy.typing import NDArray
+from segment_anything.modeling import Sam
+from segment_anything.utils.amg import (
+    batch_iterator,
+    build_point_grid,
+    generate_crop_boxes,
+    is_box_near_crop_edge,
+)
+from torch import nn
+from torch.nn.functional import interpolate
+
+from workbench.candidates.rle import encode_edges
+from workbench.candidates.select import prune
+from workbench.candidates.table import Candidates, Rules, concat
+from workbench.errors import JobError, WorkbenchError
+from workbench.segmenters.protocol import Segmenter, Watch
+from workbench.segmenters.sam.checkpoints import (
+    MODELS,
+    fetch_checkpoint,
+    load_model,
+    refuse_missing,
+)
+from workbench.segmenters.sam.decoder import decoder_of
+from workbench.segmenters.sam.device import (
+    DTYPES,
+    device_kind,
+    prompts_at_once,
+    resolve_device,
+    resolve_precision,
+)
+from workbench.segmenters.sam.encoder import Predictor
+from workbench.segmenters.sam.measure import (
+    Measured,
+    joined,
+    measure_enlarged,
+    measure_fused,
+    measure_whole,
+)
+
+# More upsampled masks of 1024 x 1024 than a few leave the CPU's caches: 4 ms a mask by threes,
+# 8 ms by twelves and more. On other devices a whole batch goes at once.
+MASKS_AT_ONCE = {"cpu": 3}
+
+# of masks that are encoded together, which takes 50 bytes for each; a usual tile has half of it
+EDGES_AT_ONCE = 2**20
+
+ARITHMETIC = 3  # goes up when a change moves the last bits of what the network gives
+
+CROP_OVERLAP_RATIO = 512 / 1500  # as SamAutomaticMaskGenerator
+
+
+@dataclass(frozen=True, eq=False)
+class SamSegmenter(Segmenter):
+    """A SAM model with its prompt grid and floors; satisfies `candidates.Segmenter`.
+
+    The model is loaded when first used, and lives as long as this value does, which may cast its
+    weights; the key is known before. `points_per_batch` None is the device's own, `threads` None
+    is torch's.
+    """
+
+    load_model: Callable[[], Sam]
+    name: str
+    weights_sha256: str
+    points_per_side: int = 32
+    crop_n_layers: int = 0
+    pred_iou_floor: float = 0.5
+    stability_floor: float = 0.5
+    box_nms_thresh: float = 0.7
+    crop_nms_thresh: float = 0.7
+    device: str = "cpu"
+    precision: str = "fp32"
+    points_per_batch: int | None = None
+    threads: int | None = None
+
+    @cached_property
+    def model(self) -> Sam:
+        """The network, in evaluation mode on its device and ready for its precision."""
+        torch.set_num_threads(self._threads)
+        model = self.load_model().to(self.device).eval()
+        if self.precision != "fp32":
+            # autocast would do so for every batch: the same bits in a seventh fewer kernels
+            for layer in model.modules():
+                if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                    layer.weight.data = layer.weight.data.to(DTYPES[self.precision])
+        return model
+
+    def load(self) -> None:
+        """Load the model now: all that can be wrong with weights or device raises here."""
+        resolve_device(self.device)
+        _ = self.model
+        if self._device_type != "cpu":
+            # kernels are compiled and memory is pooled at first, which no tile should wait for
+            self.propose(np.zeros((64, 64, 3), np.uint8))
+
+    @property
+    def key(self) -> Mapping[str, Any]:
+        """All that the candidates depend on, but for torch's version."""
+        return {
+            "model": self.name,
+            "arithmetic": ARITHMETIC,
+            "weights_sha256": self.weights_sha256,
+            "points_per_side": self.points_per_side,
+            "crop_n_layers": self.crop_n_layers,
+            "pred_iou_floor": self.pred_iou_floor,
+            "stability_floor": self.stability_floor,
+            "box_nms_thresh": self.box_nms_thresh,
+            "crop_nms_thresh": self.crop_nms_thresh,
+            "device": self._device_type,
+            "precision": self.precision,
+            # another batch shape or number of threads gives other last bits
+            "points_per_batch": self._batch.size,
+            "threads": self._threads,
+        }
+
+    def propose(self, image: NDArray[np.uint8], watch: Watch | None = None) -> Candidates:
+        """Return the pruned candidates of one RGB tile `(h, w, 3)`, at tile row and column 0.
+
+        `watch` is told after each batch of prompts; what it gets so far is pruned as if it were
+        all. Raises `WorkbenchError` if the network overflows its precision.
+        """
+        return self.begin(image, watch)()
+
+    @torch.inference_mode()
+    def begin(
+        self, image: NDArray[np.uint8], watch: Watch | None = None
+    ) -> Callable[[], Candidates]:
+        """Run the network; what is left of `propose` is work for the host alone.
+
+        Where the device's memory does not hold a batch of prompts, this tile is done again in
+        batches of half the size, and so are all after it; `key` then has the smaller batch.
+        """
+        while True:
+            try:
+                return self._begin(image, watch)
+            except torch.cuda.OutOfMemoryError:
+                if self._batch.size == 1:
+                    raise
+            # not in the handler, where the traceback still holds the tensors
+            self._batch.size //= 2
+            torch.cuda.empty_cache()
+
+    def _begin(self, image: NDArray[np.uint8], watch: Watch | None) -> Callable[[], Candidates]:
+        height, width = image.shape[:2]
+        rules = Rules(
+            height=height,
+            width=width,
+            pred_iou_floor=self.pred_iou_floor,
+            stability_floor=self.stability_floor,
+            box_nms_thresh=self.box_nms_thresh,
+            crop_nms_thresh=self.crop_nms_thresh,
+            crop_n_layers=self.crop_n_layers,
+        )
+        grid = build_point_grid(self.points_per_side)  # the same in every crop layer
+        masks_per_point = self.model.mask_decoder.num_multimask_outputs
+        boxes, _ = generate_crop_boxes((height, width), self.crop_n_layers, CROP_OVERLAP_RATIO)
+        found: list[_Proposals] = []
+        for i, box in enumerate(boxes):
+            crop = _Crop(tuple(box), i, grid, masks_per_point, rules)
+            for share, some in self._proposals(image, crop):
+                found.append(some)
+                if watch is not None:
+                    # a copy, since it may be called in another thread
+                    watch((i + share) / len(boxes), partial(_survivors, [*found], rules))
+        return partial(_survivors, found, rules)
+
+    def _proposals(
+        self, image: NDArray[np.uint8], crop: _Crop
+    ) -> Iterator[tuple[float, _Proposals]]:
+        """Yield, batch by batch, the share of a crop that is done and those of its masks that pass.
+
+        They are above the floors and clear of inner crop edges.
+        """
+        x0, y0, x1, y1 = crop.box
+        predictor = Predictor(self.model)
+        encoder = self.model.prompt_encoder
+        with self._autocast():
+            predictor.set_image(image[y0:y1, x0:x1])
+            no_mask = encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+            # half a million sines that all prompts share; in bf16 they would be far from right
+            decode = decoder_of(
+                self.model.mask_decoder, predictor.features, encoder.get_dense_pe(), no_mask
+            )
+        done = 0
+        for (points,) in batch_iterator(self._batch.size, crop.points):
+            with self._autocast():
+                # masks below the floor are not even upscaled by the decoder
+                pred_iou, logits_of = decode(self._prompts(predictor, points))
+                wanted = (pred_iou.float() > self.pred_iou_floor) | (self.pred_iou_floor <= 0)
+                low_res = logits_of(wanted).float()
+            self._refuse_overflow(pred_iou, low_res)
+            rows = wanted.flatten().nonzero()[:, 0]
+            ious, ordinals = pred_iou.flatten()[rows], rows + crop.first_ordinal
+            ordinals += done * crop.masks_per_point
+            measured = self._measure(predictor, low_res, crop.masks_per_point)
+            done += len(points)
+            yield done / len(crop.grid), self._passing(ordinals, ious.float(), measured, crop)
+
+    def _prompts(self, predictor: Predictor, points: NDArray[np.float64]) -> torch.Tensor:
+        """Embed `(n, 2)` crop pixels as `(n, 2, c)`: each is one point and one that pads."""
+        coords = torch.as_tensor(predictor.transform.apply_coords(points, predictor.original_size))
+        if self._device_type == "mps":
+            coords = coords.float()  # it knows no float64
+        coords = coords[:, None].to(self.model.device)
+        labels = torch.ones(coords.shape[:2], dtype=torch.int, device=self.model.device)
+        with torch.autocast(self._device_type, enabled=False):  # bf16 would move them by pixels
+            sparse, _ = self.model.prompt_encoder(points=(coords, labels), boxes=None, masks=None)
+        embedded: torch.Tensor = sparse
+        return embedded
+
+    def _refuse_overflow(self, *values: torch.Tensor) -> None:
+        if not torch.stack([value.isfinite().all() for value in values]).all():
+            raise WorkbenchError(
+                f"{self.name} gave values that are not finite in precision {self.precision}. "
+                "Set precision to fp32; if it is, the weights are damaged."
+            )
+
+    def _measure(self, predictor: Predictor, low_res: torch.Tensor, channels: int) -> Measured:
+        """Bring `(n, h, w)` logits to the size of the crop and measure their masks."""
+        size, threshold = self.model.image_encoder.img_size, self.model.mask_threshold
+        if self._fuses:
+            frame = predictor.input_size, predictor.original_size
+            return measure_fused(low_res, size, *frame, threshold)
+        scale = size // low_res.shape[-1]
+        whole = predictor.input_size == predictor.original_size == (size, size)
+        if self._device_type == "cpu" and whole and scale * low_res.shape[-1] == size:
+            return measure_enlarged(low_res, scale, threshold)
+        parts = low_res.split(MASKS_AT_ONCE.get(self._device_type, max(1, len(low_res))))
+        return joined(
+            [
+                measure_whole(self._upsample(predictor, some, channels), threshold)
+                for some in parts
+                if len(some)
+            ]
+        )
+
+    def _upsample(self, predictor: Predictor, low_res: torch.Tensor, channels: int) -> torch.Tensor:
+        """Bring `(n, h, w)` logits, n > 0, to the size of the crop.
+
+        In as many channels as the decoder has: for other numbers of channels torch may take
+        another kernel, which rounds otherwise (seen on the CPU with one thread).
+        """
+        n = len(low_res)
+        padding = low_res[:1].expand(-n % channels, -1, -1)
+        padded = torch.cat([low_res, padding]).unflatten(0, (-1, channels))
+        size = self.model.image_encoder.img_size
+        if predictor.input_size == predictor.original_size == (size, size):
+            # postprocess_masks would interpolate to the same size once more, which changes no bit
+            logits = interpolate(padded, (size, size), mode="bilinear", align_corners=False)
+        else:
+            logits = self.model.postprocess_masks(
+                padded, predictor.input_size, predictor.original_size
+            )
+        return logits.flatten(0, 1)[:n]
+
+    def _passing(
+        self,
+        ordinals: torch.Tensor,
+        ious: torch.Tensor,
+        masks: Measured,
+        crop: _Crop,
+    ) -> _Proposals:
+        """Those that are stable and clear of inner crop edges."""
+        tile_box = [0, 0, crop.rules.width, crop.rules.height]
+        boxes = torch.from_numpy(masks.boxes)
+        keep = ~is_box_near_crop_edge(boxes, list(crop.box), tile_box).numpy()
+        if self.stability_floor > 0:
+            keep &= masks.stability >= np.float32(self.stability_floor)
+        return _Proposals(
+            crop, ordinals.cpu().numpy()[keep], ious.cpu().numpy()[keep], masks.take(keep)
+        )
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self._device_type, DTYPES[self.precision])
+
+    @property
+    def _device_type(self) -> str:
+        return torch.device(self.device).type
+
+    @property
+    def _fuses(self) -> bool:
+        return self._device_type == "cuda" and find_spec("triton") is not None
+
+    @property
+    def _threads(self) -> int:
+        return self.threads or torch.get_num_threads()
+
+    @cached_property
+    def _batch(self) -> _Batch:
+        return _Batch(self.points_per_batch or prompts_at_once(self.device))
+
+
+@dataclass
+class _Batch:
+    """How many prompts go through the decoder at once; only too little memory changes it."""
+
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Crop:
+    """One crop of a tile with its prompts."""
+
+    box: tuple[int, ...]  # XYXY, tile pixels, last pixel exclusive
+    number: int
+    grid: NDArray[np.float64]  # (n, 2), 0 to 1
+    masks_per_point: int
+    rules: Rules
+
+    @property
+    def points(self) -> NDArray[np.float64]:
+        """The prompts, `(n, 2)` crop pixels."""
+        x0, y0, x1, y1 = self.box
+        return self.grid * np.array([[x1 - x0, y1 - y0]])
+
+    @property
+    def first_ordinal(self) -> int:
+        """Where the masks of this crop begin in the generator's order."""
+        return self.number * len(self.grid) * self.masks_per_point
+
+
+@dataclass(frozen=True, eq=False)
+class _Proposals:
+    """Masks of a crop that passed, in the generator's order."""
+
+    crop: _Crop
+    ordinals: NDArray[np.int64]  # (n,)
+    ious: NDArray[np.float32]  # (n,)
+    masks: Measured
+
+    def table(self) -> Candidates:
+        """Put them into tile pixels, without their RLEs."""
+        crop, n = self.crop, len(self.ordinals)
+        x0, y0, x1, y1 = (self.masks.boxes + np.tile(crop.box[:2], 2)).T
+        points = crop.points[(self.ordinals - crop.first_ordinal) // crop.masks_per_point]
+        point_x, point_y = (points + crop.box[:2]).T
+        crop_x0, crop_y0, crop_x1, crop_y1 = np.tile(crop.box, (n, 1)).T
+        return Candidates.from_columns(
+            crop.rules,
+            {
+                "tile_row": np.zeros(n, int),
+                "tile_col": np.zeros(n, int),
+                "ordinal": self.ordinals,
+                "pred_iou": self.ious,
+                "stability_score": self.masks.stability,
+                "x0": x0,
+                "y0": y0,
+                "x1": x1,
+                "y1": y1,
+                "area_px": self.masks.areas,
+                "point_x": point_x,
+                "point_y": point_y,
+                "crop_x0": crop_x0,
+                "crop_y0": crop_y0,
+                "crop_x1": crop_x1,
+                "crop_y1": crop_y1,
+                "rle": [b""] * n,
+            },
+        )
+
+    def encode(self, alive: NDArray[np.bool_]) -> list[bytes]:
+        """Encode some of the masks, `(n,)`."""
+        masks, rules = self.masks.take(alive), self.crop.rules
+        x, y = masks.edges.T.astype(np.int64)
+        place = (x + self.crop.box[0]) * rules.height + y + self.crop.box[1]
+        mask = np.repeat(np.arange(len(masks)), masks.n_edges)
+        return encode_edges(mask, place, len(masks), rules.height, rules.width)
+
+
+def _survivors(found: Sequence[_Proposals], rules: Rules) -> Candidates:
+    """Prune the proposals of a tile, and encode what is left."""
+    tables = [some.table() for some in _joined(found)]
+    kept = prune(concat([Candidates.empty(rules), *tables]))
+    alive = kept.column("ordinal")
+    rles = [rle for some in _joined(found) for rle in some.encode(np.isin(some.ordinals, alive))]
+    return kept.with_column("rle", rles)
+
+
+def _joined(found: Sequence[_Proposals]) -> Iterator[_Proposals]:
+    """Join those of a crop, as many as memory should hold at once."""
+    pieces = np.cumsum([len(some.masks.edges) for some in found]) // EDGES_AT_ONCE
+    keys = ((some.crop.number, piece) for some, piece in zip(found, pieces, strict=True))
+    for _, group in groupby(zip(keys, found, strict=True), itemgetter(0)):
+        parts = [some for _, some in group]
+        yield _Proposals(
+            parts[0].crop,
+            np.concatenate([part.ordinals for part in parts]),
+            np.concatenate([part.ious for part in parts]),
+            joined([part.masks for part in parts]),
+        )
+
+
+def sam_segmenter(
+    model: str,
+    *,
+    checkpoint: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    points_per_side: int = 32,
+    crop_n_layers: int = 0,
+    pred_iou_floor: float = 0.5,
+    stability_floor: float = 0.5,
+    box_nms_thresh: float = 0.7,
+    crop_nms_thresh: float = 0.7,
+    points_per_batch: int | None = None,
+    threads: int | None = None,
+) -> SamSegmenter:
+    """Choose a model of `MODELS` with its own weights, or those of a local `checkpoint`.
+
+    Nothing is downloaded or loaded before `load`, so that a store of candidates can be recognised
+    on a machine that has neither the weights nor the device.
+    """
+    if model not in MODELS:
+        raise JobError(f"model {model!r} is unknown. Take one of {', '.join(MODELS)}.")
+    if "auto" in (device, precision):
+        device = resolve_device(device)
+    device_kind(device)
+    precision = resolve_precision(precision, device)
+    if checkpoint is None:
+        path, sha256 = None, MODELS[model].weights.sha256
+    else:
+        path = Path(checkpoint).expanduser()
+        refuse_missing(path)
+        sha256 = pooch.file_hash(str(path))  # own weights may have any, but the store must know
+    return SamSegmenter(
+        load_model=partial(_load_weights, model, path),
+        name=model,
+        weights_sha256=sha256,
+        points_per_side=points_per_side,
+        crop_n_layers=crop_n_layers,
+        pred_iou_floor=pred_iou_floor,
+        stability_floor=stability_floor,
+        box_nms_thresh=box_nms_thresh,
+        crop_nms_thresh=crop_nms_thresh,
+        device=device,
+        precision=precision,
+        points_per_batch=points_per_batch,
+        threads=threads,
+    )
+
+
+def _load_weights(model: str, path: Path | None) -> Sam:
+    return load_model(model, fetch_checkpoint(model) if path is None else path)

@@ -1,0 +1,4 @@
+"""What the tour measures and draws.
+
+A run and its ground truth come in; tables (`measures`) and plates (`plates`) go out.
+"""

@@ -1,0 +1,421 @@
+"""What sample tiles give at any thresholds and cleaning, at the speed of a slider.
+
+The same `select`, `to_polygons` and `clean` as in a run; what does not depend on a slider is done
+once and remembered.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from functools import cached_property
+from itertools import pairwise
+from threading import RLock
+
+import cv2
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+from affine import Affine
+from numpy.typing import NDArray
+
+from workbench._support.text import duration
+from workbench.candidates.select import Selector, Thresholds, passes
+from workbench.candidates.store import TileRecord, valid_masks
+from workbench.candidates.table import Candidates
+from workbench.polygons.build import to_polygons
+from workbench.polygons.clean import Cleaning, clean
+from workbench.raster.tiles import Tile
+from workbench.runs.plan import ScenePlan
+
+Key = tuple[str, int, int, int]  # source, tile row, tile column, ordinal
+_THREADS = ThreadPoolExecutor(os.cpu_count(), "preview")
+_COVER_PX = 512  # side of the raster on which the covered share of a tile is measured
+
+
+class Fate(IntEnum):
+    """What becomes of a candidate."""
+
+    BELOW = 0  # a threshold
+    KEPT = 1
+    SUPPRESSED = 2  # by non-maximum suppression
+    CLEANED = 3  # removed by cleaning
+    OUTSIDE = 4  # of the AOI
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A tile and its candidates, as the store holds them; fewer if it is not `whole` yet."""
+
+    part: ScenePlan
+    tile: Tile
+    candidates: Candidates
+    record: TileRecord
+    whole: bool = True
+
+
+@dataclass(frozen=True)
+class View:
+    """What some thresholds and cleaning leave of the candidates of all samples.
+
+    Rows are counted over all candidates: sample after sample, each by ordinal. `fate` says for
+    each row why it is there or not. `drawn` holds, sample by sample, the polygons of at least the
+    rows that are kept, with the columns of `clean` and `row`; it stays the same object for as long
+    as thresholds need no others.
+    """
+
+    thresholds: Thresholds
+    cleaning: Cleaning
+    fate: NDArray[np.uint8]
+    drawn: tuple[gpd.GeoDataFrame, ...]
+
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """The rows that are shown, ascending."""
+        return np.flatnonzero(self.fate == Fate.KEPT)
+
+    @cached_property
+    def polygons(self) -> gpd.GeoDataFrame:
+        """The polygons that are shown, by row."""
+        kept = [frame[self.fate[frame["row"]] == Fate.KEPT] for frame in self.drawn]
+        return stack(kept).reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a person wants to know of a view; areas are NaN where nothing is shown."""
+
+    n: int
+    covered: float  # share of the tiles' valid part
+    median_area_m2: float
+    n_seam: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a candidate is shown or not; `rival` is the row that suppresses it, -1 for none.
+
+    `area_m2` is that of the mask.
+    """
+
+    row: int
+    fate: Fate
+    pred_iou: float
+    stability_score: float
+    area_m2: float
+    reason: str
+    rival: int = -1
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take, from the tiles that have been timed; None: not yet known."""
+
+    seconds_per_tile: float | None = None
+    bytes_per_tile: float | None = None
+
+    def text(self, n_tiles: int) -> str:
+        """As in "24 tiles · about 3 min · 12 MB"."""
+        parts = [f"{n_tiles:,} tile{'s' if n_tiles != 1 else ''}"]
+        if self.seconds_per_tile is not None:
+            parts.append(f"about {duration(self.seconds_per_tile * n_tiles)}")
+        if self.bytes_per_tile is not None:
+            parts.append(f"{_size(self.bytes_per_tile * n_tiles)} of candidates")
+        return " · ".join(parts)
+
+
+def _size(n: float) -> str:
+    scale, unit = next(
+        (scale, unit)
+        for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+        if n >= scale or unit == "kB"
+    )
+    return f"{n / scale:.0f} {unit}" if n >= 10 * scale else f"{n / scale:.1f} {unit}"
+
+
+class _Traced:
+    """One sample: what has been asked of it so far. Candidates are counted from its first."""
+
+    def __init__(self, sample: Sample, first: int) -> None:
+        self.sample, self.first = sample, first
+        self.selector = Selector(sample.candidates)
+        self.candidates = self.selector.candidates
+        self.by_score = np.argsort(-self.candidates.column("pred_iou"), kind="stable")
+        self.known = np.zeros(len(self.candidates), bool)  # traced
+        nothing = np.empty(0, np.int64)
+        self.polygons = _polygons(sample, self.candidates.take(nothing), nothing)
+        self.cleaning: Cleaning | None = None  # what the following have been found with
+        self.tried = np.zeros(len(self.candidates), bool)
+        self.outcome = np.zeros(len(self.candidates), np.uint8)
+        self.cleaned = self.polygons.assign(area_m2=0.0)
+
+    def knows(self, chosen: NDArray[np.int64], cleaning: Cleaning) -> bool:
+        """Whether `outcome` holds for these chosen candidates (ascending)."""
+        if cleaning != self.cleaning or not self.tried[chosen].all():
+            return False
+        # in a planar layer, what lies on top of a polygon changes it
+        return not cleaning.planar or len(chosen) == np.count_nonzero(self.tried)
+
+    def find_out(
+        self, chosen: NDArray[np.int64], cleaning: Cleaning, aoi: shapely.Geometry | None
+    ) -> None:
+        """Let `outcome` hold what becomes of chosen candidates: kept, cleaned or outside."""
+        if cleaning != self.cleaning or cleaning.planar:
+            self.cleaning, self.tried[:], self.cleaned = cleaning, False, self.cleaned[:0]
+        new = chosen[~self.tried[chosen]]
+        self.trace(new)
+        wanted = self.polygons[np.isin(self.polygons["row"] - self.first, new)]
+        cleaned = clean(wanted.reset_index(drop=True), cleaning)
+        fate = np.full(len(cleaned), Fate.KEPT, np.uint8)
+        if aoi is not None and len(cleaned):
+            middle = cleaned.representative_point().to_numpy()
+            fate[~shapely.intersects(aoi, middle)] = Fate.OUTSIDE
+        self.tried[new], self.outcome[new] = True, Fate.CLEANED
+        self.outcome[cleaned["row"].to_numpy() - self.first] = fate
+        cleaned = stack([self.cleaned, cleaned]) if len(self.cleaned) else cleaned
+        self.cleaned = cleaned.sort_values("row", ignore_index=True)
+
+    def trace(self, wanted: NDArray[np.int64]) -> None:
+        """Make the polygons of those candidates that have none yet."""
+        missing = wanted[~self.known[wanted]]
+        if len(missing):
+            traced = _polygons(self.sample, self.candidates.take(missing), self.first + missing)
+            traced = stack([self.polygons, traced]) if len(self.polygons) else traced
+            self.polygons = traced.sort_values("row", ignore_index=True)
+            self.known[missing] = True
+
+
+class Preview:
+    """The candidates of sample tiles, seen through thresholds and cleaning.
+
+    With an `aoi` (in the working CRS), only what has its representative point in it is shown, as
+    in the layer. May be used by several threads.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        aoi: shapely.Geometry | None = None,
+        before: Preview | None = None,
+    ) -> None:
+        """`before` is a preview whose work on the same first samples is taken over."""
+        self.aoi = aoi
+        self._parts: list[_Traced] = []
+        self._lock = RLock()
+        self.n_candidates = 0
+        done = before._parts if before is not None and before.aoi is aoi else []
+        for i, sample in enumerate(samples):
+            if i < len(done) and done[i].sample is sample and done[i].first == self.n_candidates:
+                self._parts.append(done[i])
+            else:
+                self._parts.append(_Traced(sample, self.n_candidates))
+            self.n_candidates += len(sample.candidates)
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The samples, in the order of their rows."""
+        return tuple(part.sample for part in self._parts)
+
+    @cached_property
+    def scores(self) -> NDArray[np.float32]:
+        """Predicted IoU and stability of all rows, `(n, 2)`."""
+        scores = [np.empty((0, 2), np.float32)]
+        for part in self._parts:
+            columns = ("pred_iou", "stability_score")
+            scores.append(np.column_stack([part.candidates.column(name) for name in columns]))
+        return np.concatenate(scores)
+
+    def key(self, row: int) -> Key:
+        """What a candidate is called in every preview of its tile."""
+        part = self._of(row)
+        return (*part.sample.record.index, int(part.candidates.column("ordinal")[row - part.first]))
+
+    def row(self, key: Key) -> int:
+        """Return the row of a candidate, -1 if its tile is no sample."""
+        for part in self._parts:
+            if part.sample.record.index == key[:3]:
+                found = np.flatnonzero(part.candidates.column("ordinal") == key[3])
+                return part.first + int(found[0]) if len(found) else -1
+        return -1
+
+    def look(self, thresholds: Thresholds, cleaning: Cleaning) -> View:
+        """Return what these thresholds and this cleaning leave.
+
+        Raises `ValueError` for thresholds below the floors.
+        """
+        fate = np.full(self.n_candidates, Fate.BELOW, np.uint8)
+        with self._lock:
+            chosen = [part.selector.rows(thresholds) for part in self._parts]
+            new = [
+                (part, rows)
+                for part, rows in zip(self._parts, chosen, strict=True)
+                if not part.knows(rows, cleaning)
+            ]
+            # shapely does not hold Python's lock while it works
+            list(_THREADS.map(lambda one: one[0].find_out(one[1], cleaning, self.aoi), new))
+            for part, rows in zip(self._parts, chosen, strict=True):
+                mine = fate[part.first : part.first + len(part.candidates)]
+                mine[passes(part.candidates, thresholds)] = Fate.SUPPRESSED
+                mine[rows] = part.outcome[rows]
+            drawn = tuple(part.cleaned for part in self._parts)
+        return View(thresholds, cleaning, fate, drawn)
+
+    def prepare(self, cleaning: Cleaning, limit: int) -> int:
+        """Do ahead what other thresholds will need, for up to `limit` candidates.
+
+        Best scores first; returns how many are left to do. A planar layer depends on what is
+        chosen: there only the masks are traced.
+        """
+        left = 0
+        with self._lock:
+            for part in self._parts:
+                if not part.sample.whole:
+                    continue  # soon there is another in its place
+                todo = ~part.known
+                if part.cleaning == cleaning and not cleaning.planar:
+                    todo = ~part.tried
+                rows = part.by_score[todo[part.by_score]]
+                now = np.sort(rows[:limit])
+                left += len(rows) - len(now)
+                if not len(now):
+                    continue  # what is drawn stays the same object
+                if part.cleaning == cleaning and not cleaning.planar:
+                    part.find_out(now, cleaning, self.aoi)
+                else:
+                    part.trace(now)
+                limit -= len(now)
+        return left
+
+    def figures(self, view: View) -> Figures:
+        """Count and measure what is shown."""
+        polygons = view.polygons
+        filled, possible = 0, 0
+        for part in self._parts:
+            rows = polygons["row"].to_numpy() - part.first
+            here = (rows >= 0) & (rows < len(part.candidates))
+            cells, of = _cover(part.sample, polygons.geometry.to_numpy()[here])
+            filled, possible = filled + cells, possible + of
+        return Figures(
+            n=len(polygons),
+            covered=filled / possible if possible else float("nan"),
+            median_area_m2=float(polygons["area_m2"].median()) if len(polygons) else float("nan"),
+            n_seam=int(polygons["seam"].sum()),
+        )
+
+    def at(self, x: float, y: float, view: View) -> list[Verdict]:
+        """Explain all candidates whose mask covers a point of the map, best first."""
+        verdicts = []
+        for part in self._parts:
+            window = part.sample.tile.window
+            column, line = ~part.sample.part.scene.transform @ (x, y)
+            i, j = int(column // 1) - window.col_off, int(line // 1) - window.row_off
+            x0, y0, x1, y1 = part.candidates.boxes.T
+            near = np.flatnonzero((x0 <= i) & (i <= x1) & (y0 <= j) & (j <= y1))
+            covers = [bool(mask[j, i]) for mask in part.candidates.take(near).masks()]
+            verdicts += [self.explain(part.first + int(row), view) for row in near[covers]]
+        return sorted(verdicts, key=lambda verdict: (-verdict.pred_iou, verdict.row))
+
+    def explain(self, row: int, view: View) -> Verdict:
+        """Say why a candidate is shown or not."""
+        part, fate, rival = self._of(row), Fate(view.fate[row]), -1
+        if fate == Fate.KEPT:
+            reason = "kept"
+        elif fate == Fate.BELOW:
+            reason = _why_below(self.scores[row], view.thresholds)
+        elif fate == Fate.SUPPRESSED:
+            rival = part.first + part.selector.rival(row - part.first, view.thresholds)
+            reason = f"overlaps a better one (predicted IoU {self.scores[rival, 0]:.3f})"
+        elif fate == Fate.CLEANED:
+            with self._lock:
+                polygon = part.polygons[part.polygons["row"] == row]
+            reason = _why_cleaned(polygon, view.cleaning)
+        else:
+            reason = "its middle lies outside of the AOI"
+        iou, stability = self.scores[row].tolist()
+        area_px = part.candidates.column("area_px")[row - part.first]
+        area_m2 = float(area_px) * part.sample.part.scene.pixel_m**2
+        return Verdict(row, fate, iou, stability, area_m2, reason, rival)
+
+    def outline(self, row: int) -> gpd.GeoSeries:
+        """Return a candidate's polygon before cleaning; empty if its mask has no valid pixel."""
+        part = self._of(row)
+        with self._lock:
+            part.trace(np.array([row - part.first]))
+            return part.polygons.geometry[part.polygons["row"] == row]
+
+    def _of(self, row: int) -> _Traced:
+        if not 0 <= row < self.n_candidates:
+            raise IndexError(f"row {row} of {self.n_candidates} candidates")
+        return next(part for part in reversed(self._parts) if part.first <= row)
+
+
+def _why_below(scores: NDArray[np.float32], thresholds: Thresholds) -> str:
+    failing = []
+    if not scores[0] > np.float32(thresholds.pred_iou_thresh):
+        failing.append(f"predicted IoU {scores[0]:.3f} is not above {thresholds.pred_iou_thresh:g}")
+    if not scores[1] >= np.float32(thresholds.stability_score_thresh):
+        failing.append(f"stability {scores[1]:.3f} is below {thresholds.stability_score_thresh:g}")
+    return " and ".join(failing)
+
+
+def _why_cleaned(polygon: gpd.GeoDataFrame, cleaning: Cleaning) -> str:
+    """Name the step of cleaning that removes a polygon; the steps add up in `clean`'s order."""
+    if not len(polygon):
+        return "no valid pixel in its mask"
+    so_far = Cleaning(min_area_px=0, simplify_m=None, fill_holes_m2=cleaning.fill_holes_m2)
+    for name, text in (
+        ("min_area_px", "all its parts are below min_area_px ({limit} px)"),
+        ("min_area_m2", "its {area_m2:.1f} m² are below min_area_m2 ({limit})"),
+        ("max_area_m2", "its {area_m2:.1f} m² are above max_area_m2 ({limit})"),
+        ("min_solidity", "it is less solid than min_solidity ({limit})"),
+    ):
+        area_m2 = float(clean(polygon, so_far)["area_m2"].iloc[0])
+        limit = getattr(cleaning, name)
+        so_far = replace(so_far, **{name: limit})
+        if not len(clean(polygon, so_far)):
+            return text.format(limit=limit, area_m2=area_m2)
+    return "what lies on top of it leaves too little"
+
+
+def _cover(sample: Sample, geometry: NDArray[np.object_]) -> tuple[int, int]:
+    """How many cells of a raster over the tile some polygons fill, and how many are valid."""
+    window, scene = sample.tile.window, sample.part.scene
+    side = min(_COVER_PX, window.width)
+    valid = np.ones((window.height, window.width), np.uint8)
+    for mask in valid_masks([sample.record], sample.candidates.rules).values():
+        valid &= mask.view(np.uint8)
+    valid[scene.height - window.row_off :], valid[:, scene.width - window.col_off :] = 0, 0
+    valid = cv2.resize(valid, (side, side), interpolation=cv2.INTER_NEAREST)
+    filled = np.zeros((side, side), np.uint8)
+    if not len(geometry):
+        return 0, int(valid.sum())
+    _, corners, (ring_ends, part_ends, ends) = shapely.to_ragged_array(geometry)
+    to_cell = Affine.scale(side / window.width) @ ~scene.window_transform(window)
+    x, y = to_cell @ (corners[:, 0], corners[:, 1])
+    cells = np.rint(np.column_stack((x, y)) * 16 - 8).astype(np.int32)  # in sixteenths
+    rings = np.split(cells, ring_ends[1:-1])
+    for first, last in pairwise(part_ends[ends].tolist()):
+        cv2.fillPoly(filled, rings[first:last], 1, shift=4)  # even-odd: holes stay empty
+    return int((filled & valid).sum()), int(valid.sum())
+
+
+def _polygons(sample: Sample, candidates: Candidates, rows: NDArray[np.int64]) -> gpd.GeoDataFrame:
+    """The exact polygons of candidates in the order of their ordinals, with their `rows`."""
+    valid = valid_masks([sample.record], candidates.rules)
+    polygons = to_polygons(candidates, sample.part.scene, sample.part.grid, valid)
+    # a mask without valid pixels leaves no polygon
+    place = np.searchsorted(candidates.column("ordinal"), polygons["ordinal"])
+    return polygons.assign(row=rows[place])
+
+
+def stack(frames: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
+    """Put the polygons of several samples below each other; of none, an empty frame."""
+    # what is empty would only weaken the types of the columns
+    filled = [frame for frame in frames if len(frame)] or list(frames[:1])
+    if not filled:
+        return gpd.GeoDataFrame({"row": np.empty(0, np.int64)}, geometry=[])
+    return filled[0] if len(filled) == 1 else pd.concat(filled, ignore_index=True)

@@ -1,0 +1,331 @@
+"""A process that segments tiles while a person goes on working.
+
+The network lives there and nowhere else: sliders stay quick while it computes, closing it gives
+all memory back, and if memory runs out, the notebook's kernel is not what dies.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from workbench.candidates.store import TileRecord
+from workbench.candidates.table import Candidates
+from workbench.errors import RunFailedError, WorkbenchError
+from workbench.runs.choose import loaded_segmenter
+from workbench.runs.finish import finish
+from workbench.runs.job import Job
+from workbench.runs.plan import Plan, pending, prepare
+from workbench.runs.segment import segment
+from workbench.runs.tile_stream import SegmentedTile
+from workbench.segmenters.protocol import Segmenter
+
+FLUSH_SECONDS = 5.0
+TELL_SECONDS = 0.25  # between two words on how far a tile is
+FIRST_LOOK_SECONDS = 1.0  # after a tile's first proposal; then after four times as long, …
+
+CANCEL_SECONDS = 0.7  # then the process is stopped, and the next work loads the model anew
+
+Index = tuple[str, int, int]  # source, tile row, tile column
+
+
+@dataclass(frozen=True)
+class Work:
+    """What to do: some tiles of a job, or (None) all of it with its layer and files."""
+
+    job: Job
+    tiles: frozenset[Index] | None = None
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Nothing yet, but the model of a job will be needed: load it."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The work has been checked and the model is loaded; some tiles may be stored already."""
+
+    n_tiles: int
+    n_stored: int
+
+
+@dataclass(frozen=True)
+class TileUnderway:
+    """A tile is being computed: the share that is done.
+
+    Of tiles that somebody waits for, now and then also what has been found so far, as in
+    `TileDone`: rivals that are found later may still suppress some of it.
+    """
+
+    share: float
+    record: TileRecord | None = None
+    candidates: Candidates | None = None
+
+
+@dataclass(frozen=True)
+class TileDone:
+    """A tile, just computed or from the store; `candidates` is None if it has none."""
+
+    record: TileRecord
+    candidates: Candidates | None
+    stored: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """All is done; `problem` names the tiles that failed, or is empty."""
+
+    folder: Path
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The work ended early, for a reason; empty: it was cancelled."""
+
+    reason: str = ""
+
+
+Event = Planned | TileUnderway | TileDone | Finished | Stopped
+
+
+class Background:
+    """One process for one kind of work after the other.
+
+    `notify`, which may be replaced, is called with each event, in a thread of its own. The process
+    is started when first needed.
+    """
+
+    def __init__(self, notify: Callable[[Event], None]) -> None:
+        self.notify = notify
+        self._lock = threading.RLock()
+        self._reaping = threading.Lock()
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._connection: Connection | None = None
+        self._busy = self._cancelled = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is work that has neither finished nor stopped."""
+        return self._busy
+
+    def start(self, work: Work) -> None:
+        """Begin some work; one piece at a time."""
+        with self._lock:
+            if self._busy:
+                raise WorkbenchError("Something is being computed. Wait for it, or cancel it.")
+            self._send(work)
+            self._busy, self._cancelled = True, False
+
+    def get_ready(self, job: Job) -> None:
+        """Load a job's model ahead, without a word; what is wrong with it, the work will say."""
+        with self._lock:
+            if not self._busy:
+                self._send(Ahead(job))
+
+    def cancel(self) -> None:
+        """Stop the work within a second; tiles that are finished stay."""
+        with self._lock:
+            process = self._process
+            if not self._busy or process is None or process.pid is None:
+                return
+            self._cancelled = True
+        os.kill(process.pid, signal.SIGINT)
+        deadline = time.monotonic() + CANCEL_SECONDS
+        while self._busy and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if self._busy:
+            process.kill()  # deep in the network's own code; its end is noticed by the reader
+            self._reap(process, 0.2)
+
+    def close(self) -> None:
+        """End the process, which gives its memory back; `start` would begin a new one."""
+        with self._lock:
+            process, connection = self._process, self._connection
+            self._process = self._connection = None
+            self._busy = False
+        if process is not None and connection is not None:
+            process.kill()
+            self._reap(process, 1)
+
+    def _reap(self, process: multiprocessing.process.BaseProcess, seconds: float) -> None:
+        """Wait for the end of a process; of two threads that did so at once, one would miss it."""
+        with self._reaping:
+            process.join(seconds)
+
+    def _send(self, message: Work | Ahead) -> None:
+        if self._process is None or not self._process.is_alive():
+            self._launch()
+        assert self._connection is not None
+        self._connection.send(message)
+
+    def _launch(self) -> None:
+        # a forked child would share the kernel's sockets and its locks
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        self._process, self._connection = process, ours
+        threading.Thread(target=self._listen, args=(process, ours), daemon=True).start()
+
+    def _listen(self, process: multiprocessing.process.BaseProcess, connection: Connection) -> None:
+        while True:
+            try:
+                event: Event = connection.recv()
+            except (EOFError, OSError):
+                break
+            except Exception:  # no event: what follows cannot be read either
+                traceback.print_exc()
+                process.kill()
+                break
+            with self._lock:
+                if self._process is not process:
+                    break  # closed, and perhaps another one is at work
+                self._busy &= not isinstance(event, Finished | Stopped)
+            self._tell(event)
+        self._reap(process, 1)
+        connection.close()
+        with self._lock:
+            died = self._busy and self._process is process
+            self._busy &= not died
+        if died:
+            self._tell(Stopped("" if self._cancelled else _last_words(process.exitcode)))
+
+    def _tell(self, event: Event) -> None:
+        try:
+            self.notify(event)
+        except Exception:  # or all later events would be lost with this one
+            traceback.print_exc()
+
+
+def _last_words(exitcode: int | None) -> str:
+    if exitcode == -signal.SIGKILL:
+        return (
+            "The process that segments was killed, most likely because memory ran out. Take a "
+            "smaller model or tile_size, or close other programs."
+        )
+    return f"The process that segments has died (exit code {exitcode}); the server's log says more."
+
+
+# ----------------------------------------------------------------------------- in the process
+
+
+class _Sender:
+    """Sends events whole: half a message would be the last one that the other side can read.
+
+    As handler of SIGINT, it interrupts at once, or after the event that is being sent. (To block
+    the signal in this thread would not do: another thread takes it, and Python raises here.)
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sending = self._interrupted = False
+
+    def __call__(self, event: Event) -> None:
+        self._sending = True
+        try:
+            self._connection.send(event)
+        finally:
+            self._sending, interrupted = False, self._interrupted
+            self._interrupted = False
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def interrupt(self, *_: Any) -> None:
+        if not self._sending:
+            raise KeyboardInterrupt
+        self._interrupted = True
+
+
+def _serve(connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # means: cancel; idle, there is nothing to cancel
+    send = _Sender(connection)
+    segmenter: Segmenter | None = None
+    while True:
+        try:
+            work: Work | Ahead = connection.recv()
+        except EOFError:
+            return
+        if isinstance(work, Ahead):
+            with suppress(Exception):
+                segmenter = loaded_segmenter(work.job)
+            continue
+        try:
+            signal.signal(signal.SIGINT, send.interrupt)
+            with closing(prepare(work.job, segmenter, work.tiles)) as plan:
+                segmenter = plan.segmenter
+                result: Event = _do(plan, work, send)
+        except KeyboardInterrupt:
+            result = Stopped()
+        except WorkbenchError as error:
+            result = Stopped(str(error))
+        except Exception as error:
+            traceback.print_exc()
+            result = Stopped(f"{type(error).__name__}: {error}")
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        send(result)
+
+
+def _do(plan: Plan, work: Work, send: Callable[[Event], None]) -> Finished:
+    send(Planned(plan.n_tiles, plan.n_tiles - len(pending(plan))))
+    if work.tiles is not None:
+        for record, candidates in _stored(plan):
+            send(TileDone(record, candidates, stored=True))
+    watch = _Watch(send, looks=work.tiles is not None)
+    with closing(segment(plan, FLUSH_SECONDS, watch)) as tiles:
+        for tile in tiles:
+            send(TileDone(tile.record, tile.candidates, stored=False))
+    if work.tiles is None:
+        try:
+            finish(plan)
+        except RunFailedError as error:
+            return Finished(plan.folder, str(error))
+    return Finished(plan.folder)
+
+
+class _Watch:
+    """Tells how far a tile is, at a bearable rate; with `looks`, what there is of it, too."""
+
+    def __init__(self, send: Callable[[Event], None], looks: bool) -> None:
+        self._send, self._looks = send, looks
+        self._share, self._told, self._began, self._next = 1.0, 0.0, 0.0, 0.0
+
+    def __call__(self, share: float, so_far: Callable[[], SegmentedTile]) -> None:
+        now = time.monotonic()
+        if share < self._share:  # another tile
+            self._began, self._next = now, FIRST_LOOK_SECONDS
+        self._share = share
+        if self._looks and now - self._began > self._next:
+            tile = so_far()
+            self._send(TileUnderway(share, tile.record, tile.candidates))
+            self._next *= 4
+        elif now - self._told > TELL_SECONDS:
+            self._send(TileUnderway(share))
+        else:
+            return
+        self._told = time.monotonic()
+
+
+def _stored(plan: Plan) -> Iterator[tuple[TileRecord, Candidates]]:
+    """The wanted tiles that are in the store, one by one."""
+    known = plan.store.ledger()
+    wanted = [part.index(tile) for part in plan.scenes for tile in part.tiles]
+    there = [i for i in wanted if i in known and known[i][0].status != "failed"]
+    for candidates, records in plan.store.read(there):
+        rows, cols = candidates.column("tile_row"), candidates.column("tile_col")
+        for record in records:
+            yield record, candidates.take((rows == record.tile_row) & (cols == record.tile_col))
