@@ -1,20 +1,34 @@
-# Each target does its own set-up: `make demo`, `make test`, `make lab` work on a fresh checkout.
+# Each target does its own set-up: `make demo`, `make test`, `make lab` work in a fresh copy of the project.
 VENV ?= .venv
 PYTHON ?= python3
+# PyTorch's build for Linux includes CUDA; without it 3 GB are enough (docs/howto.md)
+NEED_GB ?= 6
+# more for pytest or uv: make test ARGS="-m 'not slow'"
+ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: demo test lint lab clean
+.PHONY: help demo test lint lab lock clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1	/'
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer with venv is needed (Debian: apt-get install python3-venv)"; exit 1; }
-	@echo "installing into $(VENV): some minutes, once"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed. If you have one under another name: make PYTHON=python3.12 …"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' || { \
+		echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import shutil, sys; sys.exit(shutil.disk_usage(".").free < $(NEED_GB) * 10**9)' || \
+		test -x $(BIN)/python || { \
+		echo "Less than $(NEED_GB) GB are free on this disk. Without CUDA 3 GB are enough: see docs/howto.md, and add NEED_GB=3"; exit 1; }
+	@echo "Installing the tested packages into $(VENV): once, 2 to 15 minutes, up to $(NEED_GB) GB."
+	@echo "pip first lists what it collects; at \"Installing collected packages\" it is silent for a minute or two."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev]"
+	$(PIP) -c constraints.txt -e ".[dev]"
 	@touch $@
 
-demo: $(READY)  ## pre-label the sample scene
+demo: $(READY)  ## pre-label the sample scene, in about a minute
 	@mkdir -p runs
 	$(BIN)/papermill notebooks/prelabel.ipynb runs/demo.ipynb -p out_dir "$(CURDIR)/runs/demo" \
 		-p source null -p aoi null -p model classic --log-output --no-progress-bar
@@ -25,10 +39,10 @@ demo: $(READY)  ## pre-label the sample scene
 	@echo "  report.html      a page about the run; open it in a browser"
 	@echo "The executed notebook: $(CURDIR)/runs/demo.ipynb"
 
-test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## run all tests, or those that ARGS="…" tells pytest to
+	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(READY)  ## style and types
+lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -42,5 +56,13 @@ lab: $(READY) prelabel.ipynb  ## open your copy of the notebook in JupyterLab
 prelabel.ipynb:
 	cp notebooks/prelabel.ipynb $@
 
-clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+# Not after $(READY): a lock that cannot be installed must be made again, too. Pins that still hold
+# are kept; ARGS=--upgrade takes the newest of all.
+lock:  ## write constraints.txt again after a change of pyproject.toml
+	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(PIP) uv; }
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11.0 --all-extras \
+		--only-binary :all: --no-annotate --custom-compile-command "make lock" -o constraints.txt -q $(ARGS)
+
+clean:  ## remove the environment and caches; your runs/ stay
+	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find workbench tests benchmarks docs training -name __pycache__ -prune -exec rm -rf {} +

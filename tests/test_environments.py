@@ -1,5 +1,6 @@
 """The ways to install: pip's, conda's and Binder's agree, and what is built is what is meant."""
 
+import os
 import re
 import runpy
 import shutil
@@ -7,7 +8,9 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import requires
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -18,8 +21,18 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+LOCK = ROOT / "constraints.txt"
 CONDA, BINDER = ROOT / "environment.yml", ROOT / "binder" / "environment.yml"
 ENVIRONMENTS = pytest.mark.parametrize("path", [CONDA, BINDER], ids=["conda", "binder"])
+UV = Path(sys.executable).with_name("uv")
+# the oldest, one that more packages take, and the rest; Debian 12 has 3.11.2
+PYTHONS = ["3.11.0", "3.11.9", "3.12.0", "3.13.0", "3.14.0"]
+PLACES = [
+    *((python, "x86_64", "linux") for python in PYTHONS),
+    *((python, "aarch64", "linux") for python in (PYTHONS[0], PYTHONS[-1])),
+    *((python, "arm64", "darwin") for python in (PYTHONS[0], PYTHONS[-1])),
+]
+EACH_PYTHON = pytest.mark.parametrize("python", PYTHONS)
 # what conda-forge calls otherwise
 CONDA_NAMES = {
     "matplotlib": "matplotlib-base",
@@ -44,10 +57,22 @@ def environment(path):
     return {name: SpecifierSet(text) for name, text in specifiers.items()}, pip["pip"]
 
 
-def pinned_versions():
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
-    return {canonicalize_name(name): version for name, version in pairs}
+def pinned_versions(python="3.11.0", machine="x86_64", system="linux"):
+    """The versions that constraints.txt names for one Python on one kind of machine, by name."""
+    place = {
+        **{"python_full_version": python, "python_version": ".".join(python.split(".")[:2])},
+        **{"platform_machine": machine, "sys_platform": system, "os_name": "posix"},
+        "platform_system": {"linux": "Linux", "darwin": "Darwin"}[system],
+        **{"implementation_name": "cpython", "platform_python_implementation": "CPython"},
+    }
+    pins = {}
+    for line in LOCK.read_text(encoding="utf-8").splitlines():
+        pin = Requirement(line) if line and not line.startswith("#") else None
+        if pin and (pin.marker is None or pin.marker.evaluate(place)):
+            (exact,) = pin.specifier
+            assert pin.name not in pins, f"two versions of {pin.name} for {place}"
+            pins[canonicalize_name(pin.name)] = exact.version
+    return pins
 
 
 def requirements():
@@ -81,11 +106,70 @@ def test_conda_allows_the_versions_that_are_tested(path):
     assert python.version.removesuffix(".*") in SpecifierSet(PROJECT["requires-python"])
 
 
-def test_every_dependency_has_a_tested_version():
-    versions = pinned_versions()
-    developers = [Requirement(t) for t in PROJECT["optional-dependencies"]["dev"]]
-    for requirement in [*requirements(), *developers]:
-        assert versions[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+@EACH_PYTHON
+def test_every_dependency_has_a_tested_version(python):
+    versions = pinned_versions(python)
+    extras = chain.from_iterable(PROJECT["optional-dependencies"].values())
+    for requirement in [*requirements(), *map(Requirement, extras)]:
+        if requirement.name != PROJECT["name"]:
+            version = versions[canonicalize_name(requirement.name)]
+            assert version in requirement.specifier, requirement
+
+
+def test_the_pythons_of_the_classifiers_are_those_of_the_lock():
+    of = "Programming Language :: Python :: 3."
+    said = {c.removeprefix(of) for c in PROJECT["classifiers"] if c.startswith(of)}
+    assert said == {python.split(".")[1] for python in PYTHONS}
+
+
+def index_answers():
+    """Whether uv reaches a package index."""
+    command = [UV, "pip", "compile", "-", "-q", "--no-deps", "--no-cache"]
+    try:
+        done = subprocess.run(command, input=b"iniconfig", capture_output=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def resolve(python, machine, system):
+    """What uv would install for one Python on one kind of machine: from wheels, with the lock."""
+    platform = {
+        ("x86_64", "linux"): "x86_64-manylinux_2_28",
+        ("aarch64", "linux"): "aarch64-manylinux_2_28",
+        ("arm64", "darwin"): "aarch64-apple-darwin",
+    }[machine, system]
+    command = [
+        UV, "pip", "compile", ROOT / "pyproject.toml", "--all-extras", "--constraints", LOCK,
+        "--python-version", python, "--python-platform", platform, "--only-binary", ":all:",
+        "--no-annotate", "--no-header", "--quiet",
+    ]  # fmt: skip
+    # wheels of pyproj for Macs need macOS 14
+    environment = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": "14.0"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def resolved():
+    """A run of uv for each place. They wait for the network, so they run side by side."""
+    if not UV.exists():
+        pytest.skip("uv is not beside this Python: make test installs it")
+    if not index_answers():
+        pytest.skip("no package index can be reached")
+    with ThreadPoolExecutor(len(PLACES)) as pool:
+        return dict(zip(PLACES, pool.map(resolve, *zip(*PLACES, strict=True)), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES, ids="-".join)
+def test_the_lock_can_be_installed_from_wheels(place, resolved):
+    done = resolved[place]
+    assert done.returncode == 0, done.stderr
+    chosen = [Requirement(line) for line in done.stdout.splitlines()]
+    assert len(chosen) > len(requirements())
+    pins = pinned_versions(*place)
+    unlocked = [str(r) for r in chosen if pins.get(canonicalize_name(r.name)) not in r.specifier]
+    assert unlocked == [], "run make lock"
 
 
 def test_binder_takes_nothing_from_pip_that_brings_cuda():
