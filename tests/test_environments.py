@@ -6,9 +6,11 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import requires
 from itertools import chain
 from pathlib import Path
@@ -197,39 +199,85 @@ def test_binder_starts_what_it_is_given_with_few_threads():
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory):
-    """The wheel of the tracked files, built as `pip wheel` does."""
-    folder = tmp_path_factory.mktemp("wheel")
-    tracked = subprocess.run(
-        ["git", "ls-files", "-z", "pyproject.toml", "README.md", "LICENSE", "workbench"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.split("\0")[:-1]  # fmt: skip
-    for name in tracked:
-        (folder / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, folder / "tree" / name)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", folder, folder / "tree"]
-    subprocess.run(command, check=True, capture_output=True)
-    (path,) = folder.glob("*.whl")
+def built(tmp_path_factory):
+    """The wheel and the source archive of this tree, as pip gets them from setuptools."""
+    folder = tmp_path_factory.mktemp("built")
+    lines = (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines()
+    rules = [line.split() for line in lines if line.startswith(("include ", "graft "))]
+    named = chain.from_iterable(names for _, *names in rules)
+    (folder / "tree").mkdir()
+    left_out = shutil.ignore_patterns("__pycache__", "runs", ".ipynb_checkpoints")
+    for name in ["MANIFEST.in", "pyproject.toml", "README.md", "LICENSE", "workbench", *named]:
+        copy = partial(shutil.copytree, ignore=left_out) if (ROOT / name).is_dir() else shutil.copy2
+        copy(ROOT / name, folder / "tree" / name)
+    build = "from setuptools import build_meta as b; b.build_sdist('..'); b.build_wheel('..')"
+    command = [sys.executable, "-W", "ignore", "-c", build]
+    subprocess.run(command, cwd=folder / "tree", check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(built):
+    """Its files and their sizes."""
+    (path,) = built.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
         return {entry.filename: entry.file_size for entry in archive.infolist()}
 
 
-def test_the_wheel_holds_the_package_and_its_weights(wheel):
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     package = {
         str(path.relative_to(ROOT))
-        for pattern in ("*.py", "*.js", "*.pth", "*.md", "*.j2", "py.typed")
-        for path in (ROOT / "workbench").rglob(pattern)
+        for path in (ROOT / "workbench").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
     }
-    assert package <= set(wheel)
     others = {name for name in wheel if not name.startswith(f"sam_workbench-{PROJECT['version']}")}
-    assert others == package
+    assert others == package, "package-data in pyproject.toml names what the wheel takes"
+    assert "workbench/py.typed" in wheel
     assert any(name.endswith("licenses/LICENSE") for name in wheel)
 
 
+@pytest.mark.slow
 def test_nothing_in_the_wheel_is_large_but_the_weights(wheel):
     large = {name for name, size in wheel.items() if size > 100_000}
     assert large == {"workbench/segmenters/sam/tiny.pth"}
     assert sum(wheel.values()) < 12_000_000
+
+
+@pytest.mark.slow
+def test_the_source_archive_holds_what_make_needs(built):
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    expected = {
+        str(path.relative_to(built / "tree"))
+        for path in (built / "tree").rglob("*")
+        if path.is_file() and not re.search(r"\.pyc$|\.egg-info|/build/", str(path))
+    }
+    assert expected - names == set()
+    assert {"Makefile", "constraints.txt", "notebooks/prelabel.ipynb", "tests/conftest.py"} <= names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"], ids=["wheel", "source"])
+def test_what_is_built_can_be_installed_and_imported(kind, built, tmp_path):
+    (path,) = built.glob(kind)
+    command = [
+        sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index",
+        "--disable-pip-version-check", "--target", tmp_path, path,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    load = (
+        "import pkgutil, workbench as w; "
+        "list(pkgutil.walk_packages(w.__path__, 'workbench.')); print(w.__file__)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", load], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "workbench" / "__init__.py")
 
 
 def test_every_licence_is_listed():
