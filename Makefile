@@ -15,16 +15,18 @@ help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1	/'
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "Python 3.11 or newer is needed. If you have one under another name: make PYTHON=python3.12 …"; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' || { \
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed, and $(PYTHON) is: $$("$(PYTHON)" --version 2>&1)"; \
+		echo "If you have one under another name: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' || { \
 		echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	@$(PYTHON) -c 'import shutil, sys; sys.exit(shutil.disk_usage(".").free < $(NEED_GB) * 10**9)' || \
-		test -x $(BIN)/python || { \
-		echo "Less than $(NEED_GB) GB are free on this disk. Without CUDA 3 GB are enough: see docs/howto.md, and add NEED_GB=3"; exit 1; }
+	@test -x $(BIN)/python || \
+		"$(PYTHON)" -c 'import shutil, sys; sys.exit(shutil.disk_usage(".").free < $(NEED_GB) * 10**9)' || { \
+		echo "$(NEED_GB) GB of disk space are needed here, and there is less. Without CUDA 3 GB are enough:"; \
+		echo "see docs/howto.md, then make $(MAKECMDGOALS) NEED_GB=3"; exit 1; }
 	@echo "Installing the tested packages into $(VENV): once, 2 to 15 minutes, up to $(NEED_GB) GB."
 	@echo "pip first lists what it collects; at \"Installing collected packages\" it is silent for a minute or two."
-	$(PYTHON) -m venv $(VENV)
+	"$(PYTHON)" -m venv $(VENV)
 	$(PIP) -c constraints.txt -e ".[dev]"
 	@touch $@
 
@@ -59,7 +61,7 @@ prelabel.ipynb:
 # Not after $(READY): a lock that cannot be installed must be made again, too. Pins that still hold
 # are kept; ARGS=--upgrade takes the newest of all.
 lock:  ## write constraints.txt again after a change of pyproject.toml
-	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(PIP) uv; }
+	@test -x $(BIN)/uv || { "$(PYTHON)" -m venv $(VENV) && $(PIP) uv; }
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11.0 --all-extras \
 		--only-binary :all: --no-annotate --custom-compile-command "make lock" -o constraints.txt -q $(ARGS)
 

@@ -9,9 +9,24 @@ import pytest
 from known_objects import objects, write_labels
 from known_runs import use_known_objects
 
+# their tests start kernels, browsers, clusters or QGIS; other slow tests are marked one by one
+SLOW = {
+    *("faults", "ui"),
+    *("test_cluster.py", "test_docs_commands.py", "test_lesson.py", "test_notebooks.py"),
+    *("test_qgis.py", "test_real.py", "test_training.py"),
+}
+
 if shutil.which("nvidia-smi") is None:
     # no GPU: its kernels run in Triton's interpreter, which must be known before triton is imported
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow files and folders as `slow`."""
+    here = Path(__file__).parent
+    for item in items:
+        if SLOW.intersection(item.path.relative_to(here).parts):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

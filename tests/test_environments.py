@@ -206,6 +206,50 @@ def test_binder_starts_what_it_is_given_with_few_threads():
     assert done.stdout.decode().strip() == "2 a b c"
 
 
+def make(folder, *words):
+    """`make` with these words in a copy of what it reads; the name of the copy has a space."""
+    if not shutil.which("make"):
+        pytest.skip("no make on this machine")
+    copy = folder / "a copy"
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        copy.mkdir(exist_ok=True)
+        shutil.copy2(ROOT / name, copy)
+    for kept in ("runs/demo", ".venv/bin", "build"):
+        (copy / kept).mkdir(parents=True, exist_ok=True)
+    return copy, subprocess.run(["make", *words], cwd=copy, capture_output=True, text=True)
+
+
+def stand_in(path, script):
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(("script", "words", "expected"), [
+    ('[ "$1" = --version ] && echo Python 3.10.1; exit 1', [], "needed, and {} is: Python 3.10.1"),
+    ('case "$2" in *ensurepip*) exit 1; esac', [], "{} cannot make virtual environments"),
+    ('exec "{python}" "$@"', ["NEED_GB=99999999"], "99999999 GB of disk space are needed"),
+], ids=["old", "without venv", "full"])  # fmt: skip
+def test_make_names_what_is_missing(script, words, expected, tmp_path):
+    python = stand_in(tmp_path / "python x", script.replace("{python}", sys.executable))
+    _, done = make(tmp_path, "demo", f"PYTHON={python}", *words)
+    assert done.returncode != 0
+    assert expected.format(python) in done.stdout
+
+
+def test_make_clean_leaves_the_runs(tmp_path):
+    copy, done = make(tmp_path, "clean")
+    assert done.stderr.count("rm: ") == 0
+    assert (copy / "runs" / "demo").is_dir()
+    assert not (copy / ".venv").exists()
+    assert not (copy / "build").exists()
+
+
+def test_make_lists_its_targets(tmp_path):
+    _, done = make(tmp_path)
+    assert re.findall(r"make (\w+)", done.stdout)[:3] == ["help", "demo", "test"]
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
     """The wheel and the source archive of this tree, as pip gets them from setuptools."""
