@@ -1,6 +1,6 @@
 """Write docs/licences.md: from its metadata, the licence of every package that a run needs.
 
-Those that a cluster needs are among them.
+Those of the extras `cluster` and `regularize` are among them.
 
     python docs/licences.py
 
@@ -27,8 +27,9 @@ TABLE = "| package | licence |\n|---|---|\n"  # the last thing on the page
 def needed() -> dict[str, str]:
     """Names of all packages that a run needs here, as written, by canonical name."""
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
-    cluster = project["optional-dependencies"]["cluster"]
-    waiting = [Requirement(text) for text in [*project["dependencies"], *cluster]]
+    extras = project["optional-dependencies"]
+    texts = [*project["dependencies"], *extras["cluster"], *extras["regularize"]]
+    waiting = [Requirement(text) for text in texts]
     found: dict[str, str] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
     while waiting:
