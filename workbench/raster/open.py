@@ -136,7 +136,8 @@ def _on_grid(scene: Scene, transform: Affine, width: int, height: int) -> Scene:
 
 def _stem(name: str) -> str:
     path = re.sub(r"[?#].*$", "", name) if "://" in name else name
-    return Path(path).stem or "scene"
+    # a leading dot would hide the files that are named after the scene
+    return Path(path).stem.lstrip(".") or "scene"
 
 
 def crs_of(dataset: rasterio.DatasetReader, name: str) -> pyproj.CRS:

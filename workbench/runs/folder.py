@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from workbench.candidates.store import CandidateStore
 from workbench.errors import RunFolderError
@@ -28,7 +28,7 @@ OUTPUTS = (
     "review.qgz",
     "report.html",
 )
-LOCK = ".lock"  # says who writes the folder; is there while somebody does
+LOCK = ".lock"  # says who writes the folder; empty while nobody does
 
 
 def store_in(folder: Path) -> CandidateStore:
@@ -71,16 +71,31 @@ class FolderLock:
             raise unwritable(folder, error) from error
 
     def release(self) -> None:
-        """Let others have the folder; goes again if it was made for this and nothing is in it."""
+        """Let others have the folder.
+
+        The empty lock file stays, because another process may be waiting for it. A folder that was
+        made for this lock and holds nothing else is removed.
+        """
         if self._held:
             self._held = False
             if self._lock.lock_counter == 1:
                 with suppress(OSError):
-                    self._path.unlink(missing_ok=True)
+                    self._give_up_file()
             self._lock.release()
         for path in self._made:
             with suppress(OSError, ValueError):
                 path.rmdir()
+
+    def _give_up_file(self) -> None:
+        # on a disk without locks, the existence of the file is the lock
+        by_existence = isinstance(self._lock, SoftFileLock)
+        made_for_nothing = bool(self._made) and not any(
+            path.name != LOCK for path in self.folder.iterdir()
+        )
+        if by_existence or made_for_nothing:
+            self._path.unlink(missing_ok=True)
+        else:
+            self._path.write_text("", encoding="utf-8")
 
     def _read(self) -> str:
         with suppress(OSError, ValueError):

@@ -107,9 +107,14 @@ class Parameters(BaseModel):
         return bool(started_by_ui) and _kernel_allows_input()
 
 
-_brief = reprlib.Repr()
-_brief.maxstring = _brief.maxother = _brief.maxlong = 200
-_brief.maxdict = _brief.maxlist = _brief.maxtuple = 10
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 200
+_repr.maxdict = _repr.maxlist = _repr.maxtuple = 10
+
+
+def brief(value: Any) -> str:
+    """Show a value that somebody has given, cut short."""
+    return _repr.repr(value)
 
 
 def _explain(error: ValidationError, model: type[Parameters]) -> str:
@@ -120,7 +125,7 @@ def _explain(error: ValidationError, model: type[Parameters]) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(_unknown(name, model))
         elif name:
-            lines.append(f"Parameter `{name}`: {message} (given: {_brief.repr(problem['input'])})")
+            lines.append(f"Parameter `{name}`: {message} (given: {brief(problem['input'])})")
         else:
             lines.append(message)
     return "\n".join(dict.fromkeys(lines))

@@ -23,15 +23,14 @@ from workbench.runs.cluster import Share, segmenter_there
 from workbench.runs.folder import FolderLock, refuse_foreign, refuse_to_lose_review, store_in
 from workbench.runs.job import Job
 from workbench.runs.record import (
+    RunRecord,
     claim,
     continue_run,
     name_scenes,
     read_record,
     resolve,
 )
-from workbench.runs.tile_stream import (
-    ScenePlan,
-)
+from workbench.runs.tile_stream import ScenePlan
 from workbench.samples.demo import sample_scene
 from workbench.segmenters.protocol import Segmenter
 
@@ -44,6 +43,7 @@ class Plan:
     folder: Path
     scenes: tuple[ScenePlan, ...]
     segmenter: Segmenter
+    record: RunRecord
     lock: FolderLock
     aoi: shapely.Geometry | None = None  # as far as it lies in the scenes, in the working CRS
 
@@ -109,24 +109,25 @@ def _prepare(
 ) -> Plan:
     folder = lock.folder
     recorded = read_record(folder)  # without resume, too: what no run has written is refused
-    before = recorded if job.resume else {}
+    before = recorded if job.resume else None
+    key_before = before.segmenter if before is not None else {}
     scenes = name_scenes(scenes, before)
     planned, area = plan_tiles(job, scenes, aoi)
     if job.scheduler is None:
-        segmenter = choose.segmenter_for(job, before.get("segmenter", {}))
+        segmenter = choose.segmenter_for(job, key_before)
     else:
         share = Share(job, folder, lock.owner, choose.segmenter_for)
-        segmenter = segmenter_there(job.scheduler, share, before.get("segmenter", {}))
+        segmenter = segmenter_there(job.scheduler, share, key_before)
     if loaded is not None and loaded.key == segmenter.key:
         segmenter = loaded
     record = continue_run(folder, before, resolve(job, scenes, segmenter))
     refuse_foreign(folder)
-    if tiles is None or not before:  # without resume, candidates go that the review may need
+    if tiles is None or before is None:  # without resume, candidates go that the review may need
         refuse_to_lose_review(folder)
-    plan = Plan(job, folder, planned, segmenter, lock, area)
+    plan = Plan(job, folder, planned, segmenter, record, lock, area)
     if tiles is not None:
         plan = plan.only(tiles)
-    if not before or pending(plan):
+    if before is None or pending(plan):
         segmenter.load()
     claim(folder, job, record, before)
     return plan
@@ -183,7 +184,7 @@ def _open(source: str, job: Job, crs: str | None) -> Scene:
 
 
 def pending(plan: Plan) -> list[tuple[ScenePlan, Tile]]:
-    """The wanted tiles that are not stored, or failed."""
+    """The wanted tiles that are not stored yet, or failed."""
     known = plan.store.ledger()
     done = {index for index, (record, _) in known.items() if record.status != "failed"}
     return [

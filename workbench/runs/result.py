@@ -93,7 +93,7 @@ def read_run(folder: Path) -> Run:
     record = read_record(folder)
     needed = ("run.yaml", "job.yaml", LAYER, "tiles.parquet")
     missing = [name for name in needed if not (folder / name).exists()]
-    if missing:
+    if record is None or missing:
         raise RunFolderError(
             f"{folder} holds no finished run: {', '.join(missing)} missing. Give the folder that a "
             "run has written, whole."
@@ -102,9 +102,7 @@ def read_run(folder: Path) -> Run:
     with _undamaged(folder):
         tiles = as_tiles(gpd.read_parquet(folder / "tiles.parquet"))
     used = set(tiles["source"])  # a folder may hold candidates of more rasters than its layer has
-    scenes = tuple(
-        Scene.from_description(scene) for scene in record["scenes"] if scene["name"] in used
-    )
+    scenes = tuple(described.scene() for described in record.scenes if described.name in used)
     aoi = None
     if job.aoi is not None:
         aoi = shapely.union_all(parts_in(scenes, load_aoi(job.aoi)))

@@ -67,9 +67,9 @@ class Session(HasTraits):
         scenes = open_scenes(job)
         self.folder: Path = folder_of(job, scenes)
         try:
-            recorded = read_record(self.folder) if job.resume else {}
+            recorded = read_record(self.folder) if job.resume else None
         except WorkbenchError:
-            recorded = {}  # a run will refuse it, and say so
+            recorded = None  # a run will refuse it, and say so
         self.scenes: tuple[Scene, ...] = tuple(name_scenes(scenes, recorded))
         self._background = Background(self._hear)
         self.given = job
