@@ -6,7 +6,6 @@ once and remembered.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
+from workbench._support.cores import usable_cores
 from workbench._support.text import duration
 from workbench.candidates.select import Selector, Thresholds, passes
 from workbench.candidates.store import TileRecord, valid_masks
@@ -33,7 +33,7 @@ from workbench.raster.tiles import Tile
 from workbench.runs.plan import ScenePlan
 
 Key = tuple[str, int, int, int]  # source, tile row, tile column, ordinal
-_THREADS = ThreadPoolExecutor(os.cpu_count(), "preview")
+_THREADS = ThreadPoolExecutor(usable_cores(), "preview")
 _COVER_PX = 512  # side of the raster on which the covered share of a tile is measured
 
 
