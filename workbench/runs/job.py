@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -33,6 +34,7 @@ from workbench.runs.parameters import (
 )
 
 Model = Literal["tiny", "classic", "vit_b", "vit_l", "vit_h"]
+TRUST = "WORKBENCH_TRUST_SCHEDULER"  # names the scheduler that a job file may name, too
 
 
 class Job(Parameters):
@@ -174,18 +176,27 @@ class Job(Parameters):
 
     @classmethod
     def from_yaml(cls, path: Path) -> Job:
-        """Read a `job.yaml`."""
+        """Read a `job.yaml`.
+
+        A scheduler in it must be trusted: see `_refuse_strange_scheduler`.
+        """
         try:
             parameters = read_yaml(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise JobError(f"{path} cannot be read as a job: {error}") from error
         if not isinstance(parameters, dict) or not all(isinstance(k, str) for k in parameters):
             raise JobError(f"{path} is not a job: `name: value` lines expected")
-        return cls.create(**parameters)
+        job = cls.create(**parameters)
+        _refuse_strange_scheduler(path, job.scheduler)
+        return job
 
     def to_yaml(self) -> str:
-        """Return the parameters as `papermill -f` takes them; local paths are made absolute."""
-        return yaml.safe_dump(self.parameters(), sort_keys=False, allow_unicode=True)
+        """Return the parameters as `papermill -f` takes them; local paths are made absolute.
+
+        `scheduler` is left null: a file may come from anybody, and a scheduler is trusted code.
+        """
+        values = self.parameters() | {"scheduler": None}
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     def parameters(self) -> dict[str, Any]:
         """Return all parameters as plain values, local paths absolute, `auto` written out."""
@@ -241,3 +252,16 @@ class Job(Parameters):
         """The cleaning parameters."""
         values = {name: getattr(self, name) for name in Cleaning.__dataclass_fields__}
         return Cleaning(**values | {"min_area_px": self.min_area_px or 0})
+
+
+def _refuse_strange_scheduler(path: Path, scheduler: str | None) -> None:
+    """Refuse a scheduler that only a job file names: Dask unpickles what it sends, which is code.
+
+    `WORKBENCH_TRUST_SCHEDULER` may name one that is trusted.
+    """
+    if scheduler is not None and scheduler != os.environ.get(TRUST):
+        raise JobError(
+            f"{path} names scheduler {scheduler}, which could run any code on this machine. If you "
+            f"trust it, give it by hand (`-p scheduler {scheduler}`) or set {TRUST}={scheduler}. "
+            "If not, set scheduler to null in the file."
+        )
