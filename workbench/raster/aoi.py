@@ -14,7 +14,7 @@ import shapely
 from shapely.affinity import translate
 
 from workbench.errors import AOIError
-from workbench.raster.crs import crs_name, is_earth
+from workbench.raster.crs import crs_title, is_earth
 from workbench.raster.scene import Scene
 
 FARTHEST = 1e9  # no unit that a CRS has makes Earth that large
@@ -82,7 +82,7 @@ def _polygons_of(geometry: gpd.GeoSeries, what: str) -> gpd.GeoSeries:
     if polygons.crs.is_geographic and (x0 < -181 or x1 > 361 or y0 < -91 or y1 > 91):
         raise AOIError(
             f"{what}: bounds {_bounds((x0, y0, x1, y1))} are not degrees, but its CRS is "
-            f"{crs_name(polygons.crs)}. GeoJSON without a CRS means EPSG:4326: save it with "
+            f"{crs_title(polygons.crs)}. GeoJSON without a CRS means EPSG:4326: save it with "
             "the CRS that its coordinates are in."
         )
     return polygons
@@ -114,8 +114,8 @@ def _outside(aoi: gpd.GeoSeries, scenes: Sequence[Scene]) -> str:
     name = Path(scene.source).name + (f" (nor {others} other rasters)" if others else "")
     return (
         f"AOI does not intersect {name}: AOI bounds {_bounds(aoi.to_crs(scene.crs).total_bounds)}, "
-        f"raster bounds {_bounds(scene.bounds)} ({crs_name(scene.crs)}). "
-        "Draw it inside the raster."
+        f"raster bounds {_bounds(scene.bounds)}, both in {crs_title(scene.crs)}. Draw it inside "
+        "the raster."
     )
 
 

@@ -13,7 +13,7 @@ import shapely
 from workbench.candidates.store import CandidateStore
 from workbench.errors import SceneError
 from workbench.raster.aoi import load_aoi, parts_in
-from workbench.raster.crs import crs_name, to_lonlat
+from workbench.raster.crs import crs_title, to_lonlat
 from workbench.raster.open import open_scene
 from workbench.raster.scene import Scene
 from workbench.raster.sources import find_sources
@@ -171,9 +171,9 @@ def _refuse_far_away(scene: Scene, first: Scene) -> None:
     lon, _ = to_lonlat(first.crs, (left + right) / 2, (bottom + top) / 2)
     if not use.west - 9 <= float(lon) <= use.east + 9:
         raise SceneError(
-            f"{scene.source} lies too far from {first.source} for one working CRS "
-            f"({crs_name(first.crs)}). Run them as two jobs, or set crs to one that fits "
-            "both, for instance EPSG:3857."
+            f"{scene.source} lies too far from {first.source} for one working CRS, "
+            f"{crs_title(first.crs)}. Run them as two jobs, or set crs to one that fits both, for "
+            "example EPSG:3857."
         )
 
 

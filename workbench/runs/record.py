@@ -222,8 +222,9 @@ def name_scenes(scenes: Sequence[Scene], record: RunRecord | None) -> list[Scene
 
 def resolve(job: Job, scenes: Sequence[Scene], segmenter: Segmenter) -> RunRecord:
     """Record all that was decided for this run."""
+    described = [SceneRecord.of(scene) for scene in scenes]
     identity = {
-        "crs": scenes[0].crs.to_string(),
+        "crs": described[0].crs,
         "tiling": {"tile_size": job.tile_size, "overlap": job.overlap},
         "segmenter": plain(segmenter.key),
     }
@@ -231,7 +232,7 @@ def resolve(job: Job, scenes: Sequence[Scene], segmenter: Segmenter) -> RunRecor
     return RunRecord(
         store_key=_store_key(identity),
         **identity,
-        scenes=[SceneRecord.of(scene) for scene in scenes],
+        scenes=described,
         versions={"python": platform.python_version()} | {p: version(p) for p in packages},
     )
 
