@@ -6,7 +6,6 @@ from collections.abc import Callable
 from known_objects import KnownObjects
 
 from workbench import Job
-from workbench.candidates.table import Rules
 from workbench.runs.folder import LOCK
 
 EXACT = {"tile_size": 96, "overlap": 0.25, "min_area_px": 0, "simplify_m": None}
@@ -16,8 +15,7 @@ def use_known_objects(monkeypatch):
     """Let all jobs use known objects, whatever `model` says."""
 
     def segmenter(job, before):
-        rules = Rules(job.tile_size, job.tile_size, job.pred_iou_floor, job.stability_floor)
-        return KnownObjects(rules)
+        return KnownObjects(job.rules)
 
     monkeypatch.setattr("workbench.runs.choose.segmenter_for", segmenter)
 

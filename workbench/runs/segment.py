@@ -60,4 +60,4 @@ class _Keeper:
         if key != self._recorded:
             record_change(self._plan.folder, self._plan.segmenter)
             self._recorded = key
-        store_tiles(done, self._plan.store, self._plan.job.rules)
+        store_tiles(done, self._plan.store)

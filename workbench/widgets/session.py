@@ -23,7 +23,8 @@ from workbench.raster.tiles import TileGrid
 from workbench.runs.job import Job
 from workbench.runs.plan import ScenePlan, folder_of, open_scenes, plan_tiles
 from workbench.runs.record import name_scenes, read_record
-from workbench.tuning.preview import Forecast, Key, Sample
+from workbench.runs.tile_stream import SegmentedTile
+from workbench.tuning.preview import Forecast, Key
 from workbench.tuning.process import Background, Event, Index, Stopped, TileDone, TileUnderway, Work
 
 SAMPLES_DEPEND_ON = (
@@ -59,7 +60,7 @@ class Session(HasTraits):
     area = Instance(Area, allow_none=True)
     problem = Unicode()
     forecast = Instance(Forecast)
-    samples: tuple[Sample, ...] = Tuple()  # type: ignore[assignment]  # a trait
+    samples: tuple[SegmentedTile, ...] = Tuple()  # type: ignore[assignment]  # a trait
     judged: dict[Key, bool] = Dict()  # type: ignore[assignment]  # a trait
     busy = Bool()
 
@@ -88,7 +89,7 @@ class Session(HasTraits):
         size, overlap = self.job.tile_size, self.job.overlap
         return tuple(TileGrid(s.width, s.height, size, overlap) for s in self.scenes)
 
-    def sample_of(self, event: TileDone | TileUnderway) -> Sample:
+    def sample_of(self, event: TileDone | TileUnderway) -> SegmentedTile:
         """Put what the process has computed where it belongs."""
         record = event.record
         assert record is not None
@@ -99,7 +100,7 @@ class Session(HasTraits):
         candidates = event.candidates
         if candidates is None:
             candidates = Candidates.empty(self.job.rules)
-        return Sample(part, tile, candidates, record, whole=isinstance(event, TileDone))
+        return SegmentedTile(part, tile, candidates, record, whole=isinstance(event, TileDone))
 
     # ---- the process that computes
 
