@@ -49,7 +49,7 @@ def finish(plan: Plan) -> Run:
     styles = qgis.styles(plan.job.classes, plan.job.planar)
     tiles = write_layer(_layer(plan), ledger, plan.folder, styles=styles).tiles
     scenes = tuple(part.scene for part in plan.scenes)
-    result = Run(plan.job, plan.folder, scenes, tiles, plan.aoi)
+    result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi)
     _write(result, plan.record.versions, time.perf_counter() - start)
     failed = tiles[tiles["status"] == "failed"]
     if len(failed):
@@ -98,10 +98,10 @@ def _windows(plan: Plan) -> gpd.GeoDataFrame:
 
 def _in_aoi(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
     """Keep whole what has its representative point in the AOI."""
-    if plan.aoi is None or not len(polygons):
+    if plan.area.aoi is None or not len(polygons):
         return polygons
-    shapely.prepare(plan.aoi)
-    inside = shapely.intersects(plan.aoi, polygons.representative_point().to_numpy())
+    shapely.prepare(plan.area.aoi)
+    inside = shapely.intersects(plan.area.aoi, polygons.representative_point().to_numpy())
     return polygons[inside].reset_index(drop=True)
 
 

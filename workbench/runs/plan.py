@@ -1,4 +1,4 @@
-"""From a job to its run folder: the one place that knows the order of the steps."""
+"""The plan of a run: all that can be wrong with a job is found here, before long work starts."""
 
 from __future__ import annotations
 
@@ -36,16 +36,36 @@ from workbench.segmenters.protocol import Segmenter
 
 
 @dataclass(frozen=True)
+class Area:
+    """The wanted part of the scenes: its tiles, and the AOI as far as it lies in the scenes."""
+
+    parts: tuple[ScenePlan, ...]
+    aoi: shapely.Geometry | None  # in the working CRS; None: the whole of the scenes
+
+    @property
+    def n_tiles(self) -> int:
+        """How many tiles it has."""
+        return sum(len(part.tiles) for part in self.parts)
+
+    def only(self, tiles: Collection[tuple[str, int, int]]) -> Area:
+        """Keep some of its tiles, given by their index in the ledger."""
+        parts = [
+            replace(part, tiles=tuple(tile for tile in part.tiles if part.index(tile) in tiles))
+            for part in self.parts
+        ]
+        return replace(self, parts=tuple(parts))
+
+
+@dataclass(frozen=True)
 class Plan:
     """A job that has been checked: everything that can be wrong before long work starts."""
 
     job: Job
     folder: Path
-    scenes: tuple[ScenePlan, ...]
+    area: Area
     segmenter: Segmenter
     record: RunRecord
     lock: FolderLock
-    aoi: shapely.Geometry | None = None  # as far as it lies in the scenes, in the working CRS
 
     def close(self) -> None:
         """Let other processes have the run folder."""
@@ -57,6 +77,11 @@ class Plan:
         return store_in(self.folder)
 
     @property
+    def scenes(self) -> tuple[ScenePlan, ...]:
+        """The scenes with their wanted tiles."""
+        return self.area.parts
+
+    @property
     def crs(self) -> pyproj.CRS:
         """The working CRS, which all scenes share."""
         return self.scenes[0].scene.crs
@@ -64,18 +89,7 @@ class Plan:
     @property
     def n_tiles(self) -> int:
         """How many tiles are wanted."""
-        return sum(len(part.tiles) for part in self.scenes)
-
-    def only(self, tiles: Collection[tuple[str, int, int]]) -> Plan:
-        """The same plan for some of its tiles, by their index in the ledger."""
-        scenes = [
-            replace(part, tiles=tuple(tile for tile in part.tiles if part.index(tile) in tiles))
-            for part in self.scenes
-        ]
-        return replace(self, scenes=tuple(scenes))
-
-
-# --------------------------------------------------------------------------------- 1. check
+        return self.area.n_tiles
 
 
 def prepare(
@@ -86,51 +100,45 @@ def prepare(
     """Open and check everything that a job names; leaves no trace if it cannot be done.
 
     The plan has the run folder to itself until it is closed. A Segmenter of an earlier plan that is
-    `loaded` is used again if it has the same key. A plan for some `tiles` only, by their index in
-    the ledger, is to store their candidates and no layer: a folder with a reviewed layer will do.
+    `loaded` is used again if it has the same key. With `tiles`, given by their index in the ledger,
+    the plan is to store the candidates of these alone and to make no layer, so a folder with a
+    reviewed layer is accepted.
     """
     scenes = open_scenes(job)
     aoi = load_aoi(job.aoi) if job.aoi is not None else None
     lock = FolderLock(folder_of(job, scenes))
+    folder = lock.folder
     try:
-        return _prepare(job, scenes, aoi, lock, loaded, tiles)
+        recorded = read_record(folder)  # without resume, too: another program's file is refused
+        before = recorded if job.resume else None
+        scenes = name_scenes(scenes, before)
+        area = plan_tiles(job, scenes, aoi)
+        if tiles is not None:
+            area = area.only(tiles)
+        segmenter = _segmenter(job, lock, before)
+        if loaded is not None and loaded.key == segmenter.key:
+            segmenter = loaded
+        record = continue_run(folder, before, resolve(job, scenes, segmenter))
+        refuse_foreign(folder)
+        if tiles is None or before is None:  # without resume, a review would lose its candidates
+            refuse_to_lose_review(folder)
+        plan = Plan(job, folder, area, segmenter, record, lock)
+        if before is None or pending(plan):
+            segmenter.load()
+        claim(folder, job, record, before)
+        return plan
     except BaseException:
         lock.release()
         raise
 
 
-def _prepare(
-    job: Job,
-    scenes: list[Scene],
-    aoi: gpd.GeoSeries | None,
-    lock: FolderLock,
-    loaded: Segmenter | None,
-    tiles: Collection[tuple[str, int, int]] | None,
-) -> Plan:
-    folder = lock.folder
-    recorded = read_record(folder)  # without resume, too: what no run has written is refused
-    before = recorded if job.resume else None
-    key_before = before.segmenter if before is not None else {}
-    scenes = name_scenes(scenes, before)
-    planned, area = plan_tiles(job, scenes, aoi)
+def _segmenter(job: Job, lock: FolderLock, before: RunRecord | None) -> Segmenter:
+    """Choose the job's Segmenter, here or on the workers of a cluster."""
+    key = before.segmenter if before is not None else {}
     if job.scheduler is None:
-        segmenter = choose.segmenter_for(job, key_before)
-    else:
-        share = Share(job, folder, lock.owner, choose.segmenter_for)
-        segmenter = segmenter_there(job.scheduler, share, key_before)
-    if loaded is not None and loaded.key == segmenter.key:
-        segmenter = loaded
-    record = continue_run(folder, before, resolve(job, scenes, segmenter))
-    refuse_foreign(folder)
-    if tiles is None or before is None:  # without resume, candidates go that the review may need
-        refuse_to_lose_review(folder)
-    plan = Plan(job, folder, planned, segmenter, record, lock, area)
-    if tiles is not None:
-        plan = plan.only(tiles)
-    if before is None or pending(plan):
-        segmenter.load()
-    claim(folder, job, record, before)
-    return plan
+        return choose.segmenter_for(job, key)
+    share = Share(job, lock.folder, lock.owner, choose.segmenter_for)
+    return segmenter_there(job.scheduler, share, key)
 
 
 def folder_of(job: Job, scenes: Sequence[Scene]) -> Path:
@@ -138,17 +146,15 @@ def folder_of(job: Job, scenes: Sequence[Scene]) -> Path:
     return Path(job.out_dir if job.out_dir is not None else f"runs/{scenes[0].name}").absolute()
 
 
-def plan_tiles(
-    job: Job, scenes: Sequence[Scene], aoi: gpd.GeoSeries | None
-) -> tuple[tuple[ScenePlan, ...], shapely.Geometry | None]:
-    """Choose the scenes and tiles that are wanted; also returns the AOI in them."""
+def plan_tiles(job: Job, scenes: Sequence[Scene], aoi: gpd.GeoSeries | None) -> Area:
+    """Choose the scenes and tiles that are wanted."""
     parts = [None] * len(scenes) if aoi is None else parts_in(scenes, aoi)
     planned = []
     for scene, part in zip(scenes, parts, strict=True):
         if part is None or shapely.area(part) > 0:
             grid = TileGrid(scene.width, scene.height, job.tile_size, job.overlap)
             planned.append(ScenePlan(scene, grid, tuple(tiles_over(scene, grid, part))))
-    return tuple(planned), None if aoi is None else shapely.union_all(parts)
+    return Area(tuple(planned), None if aoi is None else shapely.union_all(parts))
 
 
 def open_scenes(job: Job) -> list[Scene]:
@@ -156,7 +162,8 @@ def open_scenes(job: Job) -> list[Scene]:
     sources = [str(sample_scene())] if job.source is None else find_sources(job.source)
     first = _open(sources[0], job, job.crs)
     # many rasters share one CRS: that of the first
-    scenes = [first, *(_open(source, job, first.crs.to_wkt()) for source in sources[1:])]
+    crs = first.crs.to_wkt()
+    scenes = [first, *(_open(source, job, crs) for source in sources[1:])]
     for scene in scenes:
         _refuse_far_away(scene, first)
     return scenes

@@ -24,7 +24,8 @@ def segment(
     Finished tiles are stored every `flush_seconds`, and when the iterator is closed or interrupted.
     A model that takes long tells `watch` how far it is.
     """
-    job, parts = plan.job, plan.only({part.index(tile) for part, tile in pending(plan)}).scenes
+    job = plan.job
+    parts = plan.area.only({part.index(tile) for part, tile in pending(plan)}).parts
     if job.scheduler is not None:
         share = Share(job, plan.folder, plan.lock.owner, choose.segmenter_for)
         yield from segment_there(job.scheduler, share, plan.segmenter.key, parts)

@@ -8,11 +8,9 @@ their own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import shapely
 from traitlets import Bool, Dict, HasTraits, Instance, Tuple, Unicode, observe
 
 from workbench.candidates.table import Candidates
@@ -21,7 +19,7 @@ from workbench.raster.aoi import load_aoi
 from workbench.raster.scene import Scene
 from workbench.raster.tiles import TileGrid
 from workbench.runs.job import Job
-from workbench.runs.plan import ScenePlan, folder_of, open_scenes, plan_tiles
+from workbench.runs.plan import Area, ScenePlan, folder_of, open_scenes, plan_tiles
 from workbench.runs.record import name_scenes, read_record
 from workbench.runs.tile_stream import SegmentedTile
 from workbench.tuning.preview import Forecast, Key
@@ -31,19 +29,6 @@ SAMPLES_DEPEND_ON = (
     "model", "checkpoint", "tile_size", "overlap", "points_per_side", "crop_n_layers",
     "pred_iou_floor", "stability_floor", "box_nms_thresh", "crop_nms_thresh",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Area:
-    """The wanted part of the scenes: its tiles, and the AOI as far as it lies in the scenes."""
-
-    parts: tuple[ScenePlan, ...]
-    aoi: shapely.Geometry | None  # in the working CRS; None: the whole of the scenes
-
-    @property
-    def n_tiles(self) -> int:
-        """How many tiles it has."""
-        return sum(len(part.tiles) for part in self.parts)
 
 
 class Session(HasTraits):
@@ -169,7 +154,7 @@ class Session(HasTraits):
         with self.hold_trait_notifications():
             try:
                 aoi = None if job.aoi is None else load_aoi(job.aoi)
-                self.area = Area(*plan_tiles(job, self.scenes, aoi))
+                self.area = plan_tiles(job, self.scenes, aoi)
                 self.problem = ""
             except WorkbenchError as error:
                 self.area, self.problem = None, str(error)
