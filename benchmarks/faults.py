@@ -238,7 +238,7 @@ def changed(folder: Path) -> str:
     torch.save(weights, mine)
     write_labels(raster, objects((96, 96), 2))
     told.append(_refusal(job))
-    wanted = ("sha256", "another content of the raster")
+    wanted = ("sha256", "another content")
     said = [want for want, words in zip(wanted, told, strict=True) if want in words]
     return f"{len(said)} of 2 refused; they name: {', '.join(said)}"
 

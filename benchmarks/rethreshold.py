@@ -29,9 +29,10 @@ from workbench.polygons.trace import trace
 from workbench.runs import choose
 from workbench.runs.plan import prepare
 from workbench.runs.segment import segment
+from workbench.runs.tile_stream import SegmentedTile
 from workbench.samples.demo import make_sample, write_sample
 from workbench.segmenters.classic import ClassicSegmenter
-from workbench.tuning.preview import Preview, Sample
+from workbench.tuning.preview import Preview
 
 N_CANDIDATES, TILES_A_SIDE, TILE_PX, STEP_PX = 1000, 10, 1024, 832
 PAIRS = [Thresholds(iou, stability) for iou in (0.6, 0.75, 0.9) for stability in (0.7, 0.9)]
@@ -81,7 +82,7 @@ def tile_rows(job: Job, official_ms: float | None) -> list[tuple[str, float, str
     (part,) = plan.scenes
     tile = part.grid.tile(1, 1)
     [(candidates, [record])] = plan.store.read([part.index(tile)])
-    preview = Preview([Sample(part, tile, candidates, record)])
+    preview = Preview([SegmentedTile(part, tile, candidates, record)])
     cleaning = Cleaning()
     while preview.prepare(cleaning, 200):
         pass

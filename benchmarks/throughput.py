@@ -35,7 +35,7 @@ from pycocotools import mask as coco
 from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.candidates.select import Thresholds, select
-from workbench.candidates.table import Candidates
+from workbench.candidates.table import Candidates, Rules
 from workbench.segmenters.sam import MODELS, SamSegmenter, encoder, load_model, resolve_device
 from workbench.segmenters.sam.checkpoints import Embedded, Sam
 from workbench.segmenters.sam.device import DTYPES, resolve_precision
@@ -126,9 +126,7 @@ class Setting:
             self.model,
             "",
             self.points_per_side,
-            pred_iou_floor=self.threshold,
-            stability_floor=0.0,
-            box_nms_thresh=self.box_nms_thresh,
+            Rules(1024, 1024, self.threshold, 0.0, self.box_nms_thresh),
             device=self.device,
             precision=precision,
         )
@@ -146,7 +144,9 @@ def calibrate(setting: Setting) -> dict[str, float]:
     """Find the threshold, and how much arithmetic a tile is at which speed."""
     image = setting.images()[0]
     few = replace(setting, points_per_side=8)
-    every = replace(few.engine(), box_nms_thresh=1.0).propose(image).column("pred_iou")
+    engine = few.engine()
+    engine.rules = replace(engine.rules, box_nms_thresh=1.0)
+    every = engine.propose(image).column("pred_iou")
     shift = MIDDLE - float(np.median(every)) if setting.random else 0.0
     threshold = float(np.quantile(every, 1 - SURVIVING)) + shift
     segmenter = replace(few, threshold=threshold, shift=shift).engine()

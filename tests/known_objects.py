@@ -1,6 +1,6 @@
 """A raster whose objects are known, and a Segmenter that returns exactly those."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from workbench.candidates.rle import encode_masks
 from workbench.candidates.table import Candidates, Rules
 from workbench.raster.scene import Scene
-from workbench.segmenters.protocol import Segmenter
 
 UTM = pyproj.CRS.from_epsg(32633)
 TRANSFORM = Affine(0.5, 0, 500_000, 0, -0.5, 5_300_000)
@@ -46,7 +45,7 @@ def paint(labels: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class KnownObjects(Segmenter):
+class KnownObjects:
     """Return the objects that `write_labels` has painted, each with a score of its own.
 
     `contains` names objects (keys) that also cover others (values), as a whole covers its parts;
@@ -64,6 +63,11 @@ class KnownObjects(Segmenter):
 
     def load(self) -> None:
         """Nothing to load."""
+
+    def begin(self, image: NDArray[np.uint8], watch: object = None) -> Callable[[], Candidates]:
+        """All of `propose` at once."""
+        found = self.propose(image, watch)
+        return lambda: found
 
     def propose(self, image: NDArray[np.uint8], watch: object = None) -> Candidates:
         """See `workbench.segmenters.protocol.Segmenter`."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from known_objects import KnownObjects
 
 from workbench import Job
-from workbench.candidates.table import Rules
+from workbench.runs.folder import LOCK
 
 EXACT = {"tile_size": 96, "overlap": 0.25, "min_area_px": 0, "simplify_m": None}
 
@@ -15,8 +15,7 @@ def use_known_objects(monkeypatch):
     """Let all jobs use known objects, whatever `model` says."""
 
     def segmenter(job, before):
-        rules = Rules(job.tile_size, job.tile_size, job.pred_iou_floor, job.stability_floor)
-        return KnownObjects(rules)
+        return KnownObjects(job.rules)
 
     monkeypatch.setattr("workbench.runs.choose.segmenter_for", segmenter)
 
@@ -35,8 +34,13 @@ def equal_layers(one, other):
 
 
 def files_in(folder):
-    """All files in a folder, at any depth; none if there is no folder."""
-    return [p for p in folder.rglob("*") if p.is_file()] if folder.exists() else []
+    """All files in a folder, at any depth, except the lock; none if there is no folder."""
+    return [p for p in folder.rglob("*") if p.is_file() and p.name != LOCK]
+
+
+def left_over(folder):
+    """Hidden files in a folder, at any depth, except the lock."""
+    return [p for p in folder.rglob(".*") if p.name != LOCK]
 
 
 def counted_calls(monkeypatch):

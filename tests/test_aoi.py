@@ -95,7 +95,7 @@ def test_an_aoi_around_the_ends_of_the_map(tmp_path, corner, crs, aoi):
     plan = running.prepare(job_for(raster, tmp_path / "run", aoi=area))
     (part,) = plan.scenes
     assert len(part.tiles) == len(part.grid)
-    assert plan.aoi.area == pytest.approx(1e6, rel=1e-4)
+    assert plan.area.aoi.area == pytest.approx(1e6, rel=1e-4)
 
 
 def test_the_aoi_is_on_the_map(raster, tmp_path):

@@ -10,7 +10,7 @@ from shapely.geometry import MultiPolygon, shape
 
 from workbench.candidates.rle import encode_masks
 from workbench.candidates.select import Thresholds, prune, select
-from workbench.candidates.table import SCHEMA
+from workbench.candidates.table import SCHEMA, Rules
 from workbench.evaluation.metrics import compare
 from workbench.segmenters.classic import ClassicSegmenter
 from workbench.segmenters.protocol import Segmenter
@@ -37,7 +37,7 @@ def noise(height, width, seed=0):
 
 @pytest.fixture(scope="module")
 def candidates():
-    return ClassicSegmenter(pred_iou_floor=0.2, stability_floor=0.2).propose(three_rectangles())
+    return ClassicSegmenter(Rules(200, 200, 0.2, 0.2)).propose(three_rectangles())
 
 
 def ious(candidates, truth):
@@ -93,7 +93,7 @@ def test_masks_are_encoded_as_everywhere_else(candidates):
 
 
 def test_the_table_follows_its_rules():
-    segmenter = ClassicSegmenter(0.6, 0.7, 0.8, 0.75)
+    segmenter = ClassicSegmenter(Rules(200, 200, 0.6, 0.7, 0.8, 0.75))
     candidates = segmenter.propose(three_rectangles()[:150])
     rules = candidates.rules
     assert (rules.height, rules.width) == (150, 200)
@@ -112,7 +112,7 @@ def test_the_table_follows_its_rules():
 
 def test_a_higher_floor_keeps_the_rows_above_it(candidates):
     thresholds = Thresholds(0.7, 0.8)
-    high = ClassicSegmenter(0.7, 0.8).propose(three_rectangles())
+    high = ClassicSegmenter(Rules(200, 200, 0.7, 0.8)).propose(three_rectangles())
     masks = [select(c, thresholds).table.column("rle").to_pylist() for c in (candidates, high)]
     assert masks[0] == masks[1] != []
 
@@ -120,7 +120,7 @@ def test_a_higher_floor_keeps_the_rows_above_it(candidates):
 def test_the_key_covers_every_parameter():
     segmenter: Segmenter = ClassicSegmenter()
     keys = [segmenter.key] + [
-        ClassicSegmenter(**{name: 0.6}).key
+        ClassicSegmenter(Rules(200, 200, **{name: 0.6})).key
         for name in ("pred_iou_floor", "stability_floor", "box_nms_thresh", "crop_nms_thresh")
     ]
     keys.append(ClassicSegmenter(min_region_px=31).key)
@@ -151,7 +151,7 @@ def test_a_tile_of_one_colour_has_no_candidates(value):
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (2, 2), (7, 3), (48, 48)])
 @pytest.mark.parametrize("floor", [0.0, 0.5])
 def test_tiny_tiles_do_not_fail(size, floor):
-    candidates = ClassicSegmenter(floor, floor, min_region_px=1).propose(noise(*size))
+    candidates = ClassicSegmenter(Rules(*size, floor, floor), min_region_px=1).propose(noise(*size))
     for mask in candidates.masks():
         assert mask.shape == size
         assert mask.any()

@@ -200,3 +200,27 @@ def test_a_changed_job_is_checked_like_any_other():
     assert Job().changed(planar=True) == Job.create(planar=True)
     with pytest.raises(JobError, match="pred_iou_thresh"):
         Job().changed(pred_iou_thresh=0.3)
+
+
+def test_a_scheduler_in_a_job_file_must_be_trusted(tmp_path, monkeypatch):
+    """Dask unpickles what a scheduler and its workers send, so it runs their code."""
+    monkeypatch.delenv("WORKBENCH_TRUST_SCHEDULER", raising=False)
+    path = tmp_path / "job.yaml"
+    for address in ("tcp://10.0.0.1:8786", "tls://10.0.0.1:8786"):
+        path.write_text(f"scheduler: {address}\n")
+        with pytest.raises(JobError, match=rf"job\.yaml names scheduler {address}.*`-p scheduler"):
+            Job.from_yaml(path)
+        monkeypatch.setenv("WORKBENCH_TRUST_SCHEDULER", "tcp://10.0.0.2:8786")
+        with pytest.raises(JobError, match="names scheduler"):
+            Job.from_yaml(path)
+        monkeypatch.setenv("WORKBENCH_TRUST_SCHEDULER", address)
+        assert Job.from_yaml(path).scheduler == address
+    path.write_text("scheduler: null\n")
+    assert Job.from_yaml(path).scheduler is None
+
+
+def test_a_job_file_does_not_keep_the_scheduler():
+    job = Job.create(scheduler="tcp://10.0.0.1:8786")
+    assert yaml.safe_load(job.to_yaml())["scheduler"] is None
+    assert job.parameters()["scheduler"] == job.scheduler
+    assert "-p scheduler tcp://10.0.0.1:8786" in job.command("a.ipynb", "b.ipynb")

@@ -104,6 +104,24 @@ def test_papermill_runs_it_and_again_from_its_own_job(raster, tmp_path):
     assert again.equals(layer)
 
 
+def test_a_batch_job_opens_each_raster_once_and_imports_no_map(raster, tmp_path):
+    sources = [cell.source for cell in cells(ROOT / "notebooks" / "prelabel.ipynb")]
+    given = f"source, out_dir = {str(raster)!r}, {str(tmp_path / 'run')!r}"
+    script = tmp_path / "batch.py"
+    script.write_text(
+        "import sys\n"
+        "from workbench.raster import open as opening\n"
+        "_opened, _plan = [], opening._plan\n"
+        "opening._plan = lambda *args: _opened.append(1) or _plan(*args)\n"
+        + "\n".join([sources[0], given, *sources[1:]])
+        + "\nassert len(_opened) == 1, _opened\n"
+        "assert not {'ipyleaflet', 'ipywidgets', 'anywidget'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "prelabels.gpkg").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -38,8 +38,8 @@ from workbench.runs import choose
 from workbench.runs.plan import prepare, tiles_over
 
 FILES = [
-    "job.yaml", "prelabels.geojson", "prelabels.gpkg", "prelabels.parquet", "prelabels.qml",
-    "report.html", "review.qgz", "run.yaml", "tiles.parquet",
+    ".lock", "job.yaml", "prelabels.geojson", "prelabels.gpkg", "prelabels.parquet",
+    "prelabels.qml", "report.html", "review.qgz", "run.yaml", "tiles.parquet",
 ]  # fmt: skip
 
 

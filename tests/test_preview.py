@@ -20,7 +20,8 @@ from workbench.raster.open import open_scene
 from workbench.raster.tiles import TileGrid
 from workbench.runs.plan import ScenePlan, prepare
 from workbench.runs.segment import segment
-from workbench.tuning.preview import Fate, Forecast, Preview, Sample
+from workbench.runs.tile_stream import SegmentedTile
+from workbench.tuning.preview import Fate, Forecast, Preview
 from workbench.tuning.propose import propose_tiles
 
 SIDE = 96
@@ -49,7 +50,7 @@ def sample_of(masks, scores, stability=None, tile=PART.tiles[0], valid=None, par
         table = candidates.table.set_column(place, field, [column])
         candidates = replace(candidates, table=table)
     record = TileRecord(part.scene.name, tile.row, tile.col, "ok", valid_rle=valid)
-    return Sample(part, tile, candidates.at_tile(tile.row, tile.col), record)
+    return SegmentedTile(part, tile, candidates.at_tile(tile.row, tile.col), record)
 
 
 def random_sample(seed, tile):
@@ -100,9 +101,7 @@ def test_c2_a_view_is_what_a_run_makes_of_the_tiles_whatever_was_looked_at_befor
 def test_c2_what_is_clear_of_the_overlaps_is_in_the_layer_of_the_run(raster, tmp_path):
     job = job_for(raster, tmp_path / "run", simplify_m=0.5, fill_holes_m2=20)
     plan = prepare(job)
-    samples = [
-        Sample(t.part, t.tile, t.candidates, t.record) for t in segment(plan) if t.candidates
-    ]
+    samples = [t for t in segment(plan) if len(t.candidates)]
     view = Preview(samples).look(job.thresholds, job.cleaning)
     layer = run(job).layer.set_index("id")
     whole = view.polygons[~view.polygons["seam"]]
@@ -202,7 +201,7 @@ def test_figures_count_what_is_shown_and_measure_the_ground():
 def test_nothing_proposed_is_nothing_shown():
     tile = PART.tiles[0]
     record = TileRecord("s", tile.row, tile.col, "empty")
-    preview = Preview([Sample(PART, tile, Candidates.empty(RULES), record)])
+    preview = Preview([SegmentedTile(PART, tile, Candidates.empty(RULES), record)])
     view = preview.look(Thresholds(), Cleaning())
     assert len(view.polygons) == 0
     assert view.polygons.crs == UTM

@@ -14,13 +14,17 @@ from known_runs import counted_calls, equal_layers, files_in, job_for
 
 from workbench import Job, run
 from workbench._support.files import atomic_path
+from workbench.candidates.table import Rules
 from workbench.errors import CheckpointError, RunFolderError
 from workbench.runs.finish import finish
 from workbench.runs.folder import OUTPUTS
 from workbench.runs.plan import open_scenes, prepare
+from workbench.runs.record import read_record, resolve
 from workbench.runs.segment import segment
 
 pytestmark = pytest.mark.usefixtures("known_objects_only")
+
+SEGMENTER = KnownObjects(Rules(96, 96))
 
 
 def test_another_run_in_the_folder_is_refused_and_kept(raster, tmp_path):
@@ -153,6 +157,60 @@ def test_other_files_in_the_folder_do_not_matter(raster, tmp_path):
     assert (folder / "candidates" / "elections.parquet").read_text() == "mine"
 
 
+def spoilt(record, place, value):
+    """A record in which one value, given by its place, is another one or missing."""
+    *way, last = place
+    for step in way:
+        record = record[step]
+    if value is None:
+        del record[last]
+    else:
+        record[last] = value
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (["scenes", 0, "width"], "x", r"scenes\.0\.width: .*valid integer \(given: 'x'\)"),
+        (["scenes", 0, "width"], "330", r"scenes\.0\.width: .*\(given: '330'\)"),
+        (["scenes", 0, "height"], -1, r"scenes\.0\.height: .*greater than 0"),
+        (["scenes", 0, "crs"], "EPSG:1", r"scenes\.0\.crs: .*not a CRS that PROJ knows"),
+        (["scenes", 0, "transform"], [1.0], r"scenes\.0\.transform: .*at least 6"),
+        (["scenes", 0, "transform"], [0.0] * 6, r"scenes\.0\.transform: .*no area"),
+        (["scenes", 0, "bands"], [1, 2, 0], r"scenes\.0\.bands\.2: .*greater than 0"),
+        (["scenes", 0, "stretch"], {"low": 1}, r"scenes\.0\.stretch\.low: "),
+        (["scenes", 0, "name"], "../out", r"scenes\.0\.name: .*plain file name"),
+        (["scenes", 0, "fingerprint"], None, r"scenes\.0\.fingerprint: Field required\."),
+        (["scenes", 0, "colour"], "red", r"scenes\.0\.colour: "),
+        (["scenes"], [], r"scenes: .*at least 1"),
+        (["tiling"], {}, r"tiling\.tile_size: Field required\."),
+        (["segmenter"], None, r"segmenter: Field required\."),
+        (["segmenter", "threads"], "x", r"threads is not a number above 0, but 'x'"),
+        (["versions"], ["x"], r"versions: "),
+    ],
+)
+def test_a_run_yaml_that_was_edited_is_one_error(raster, tmp_path, place, value, message):
+    folder, path = tmp_path / "run", tmp_path / "run" / "run.yaml"
+    folder.mkdir()
+    scene = open_scenes(job_for(raster, folder))[0]
+    record = yaml.safe_load(resolve(job_for(raster, folder), [scene], SEGMENTER).to_yaml())
+    path.write_text(yaml.safe_dump(record))
+    assert read_record(folder).scenes[0].scene() == scene
+    spoilt(record, place, value)
+    path.write_text(yaml.safe_dump(record))
+    with pytest.raises(RunFolderError, match=rf"run\.yaml was not written .*{message}.*Restore"):
+        read_record(folder)
+
+
+def test_two_scenes_of_one_name_in_run_yaml_are_an_error(raster, tmp_path):
+    scene = open_scenes(job_for(raster, tmp_path))[0]
+    record = yaml.safe_load(resolve(job_for(raster, tmp_path), [scene], SEGMENTER).to_yaml())
+    record["scenes"] *= 2
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(record))
+    with pytest.raises(RunFolderError, match="two scenes have the same name"):
+        read_record(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["- a", "segmenter: null", "{", "crs: x\nscenes: 1\ntiling: {}"])
 def test_a_run_yaml_that_no_run_has_written_is_refused(raster, tmp_path, text):
     (tmp_path / "run").mkdir()
@@ -199,10 +257,10 @@ def test_candidates_outlive_a_moved_raster_another_order_and_new_rasters(tmp_pat
 def test_a_raster_that_has_changed_is_refused_and_told(raster, tmp_path):
     folder = tmp_path / "run"
     run(job_for(raster, folder))
-    with pytest.raises(RunFolderError, match=r"(?s)otherwise.*bands.* 1 there, 3 here"):
+    with pytest.raises(RunFolderError, match=r"(?s)with other settings.*bands.* 1 there, 3 here"):
         run(job_for(raster, folder, bands=[3, 2, 1]))
     write_labels(raster, objects((230, 330), 9))
-    with pytest.raises(RunFolderError, match="another content of the raster"):
+    with pytest.raises(RunFolderError, match="when the raster had another content"):
         run(job_for(raster, folder))
 
 
@@ -255,7 +313,8 @@ def test_a_model_that_cannot_be_loaded_leaves_no_folder(raster, tmp_path, monkey
     for folder in ("there/deep/run", "there"):
         with pytest.raises(CheckpointError):
             run(job_for(raster, tmp_path / folder))
-    assert list((tmp_path / "there").iterdir()) == []
+    assert files_in(tmp_path / "there") == []
+    assert not (tmp_path / "there" / "deep").exists()
 
 
 def test_what_killed_runs_have_left_is_removed(raster, tmp_path):

@@ -73,7 +73,7 @@ def test_a_run_goes_on_in_smaller_batches_and_says_so(raster, tmp_path, monkeypa
     record = yaml.safe_load((folder / "run.yaml").read_text())
     assert record["segmenter"]["points_per_batch"] == 3
     (note,) = record["notes"]
-    assert "points_per_batch 12 became 3 for want of memory" in note
+    assert note.startswith("out of memory: points_per_batch 12 became 3; ")
     run(job)  # a resume begins with what the device holds
     assert batches == [12, 3]
     assert yaml.safe_load((folder / "run.yaml").read_text()) == record
@@ -110,4 +110,4 @@ def test_a_worker_that_halved_its_batches_keeps_its_model_and_says_so(
         assert not loads
         finish(plan)
     (note,) = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())["notes"]
-    assert "points_per_batch 12 became 3 for want of memory" in note
+    assert note.startswith("out of memory: points_per_batch 12 became 3; ")

@@ -19,7 +19,7 @@ from torch import nn
 
 from workbench.candidates.rle import encode_edges
 from workbench.candidates.select import Thresholds, prune, select
-from workbench.candidates.table import SCHEMA, Candidates
+from workbench.candidates.table import SCHEMA, Candidates, Rules
 from workbench.errors import WorkbenchError
 from workbench.segmenters.sam import SamSegmenter
 from workbench.segmenters.sam.device import PROMPTS_AT_ONCE
@@ -31,6 +31,9 @@ from segment_anything.modeling import Sam  # isort: skip
 from segment_anything.utils.amg import generate_crop_boxes  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+LAYERED = Rules(1024, 1024, crop_n_layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +98,13 @@ def proposed(name: str) -> tuple[Candidates, SamAutomaticMaskGenerator, np.ndarr
         "small",
         "",
         points_per_side=case.points_per_side,
-        crop_n_layers=case.crop_n_layers,
-        pred_iou_floor=case.floors[0],
-        stability_floor=case.floors[1],
-        box_nms_thresh=case.box_nms_thresh,
-        crop_nms_thresh=case.crop_nms_thresh,
+        rules=Rules(
+            *case.size,
+            *case.floors,
+            case.box_nms_thresh,
+            case.crop_nms_thresh,
+            case.crop_n_layers,
+        ),
         points_per_batch=12,
     )
     generator = SamAutomaticMaskGenerator(
@@ -263,7 +268,7 @@ def test_what_can_never_be_selected_is_not_proposed(segmenter: SamSegmenter) -> 
 
 
 def test_boxes_and_areas_are_those_of_the_masks(segmenter: SamSegmenter) -> None:
-    candidates = replace(segmenter, crop_n_layers=1).propose(picture(160, 200))
+    candidates = replace(segmenter, rules=LAYERED).propose(picture(160, 200))
     assert len(candidates)
     for box, area, mask in zip(
         candidates.boxes, candidates.column("area_px"), candidates.masks(), strict=True
@@ -275,7 +280,7 @@ def test_boxes_and_areas_are_those_of_the_masks(segmenter: SamSegmenter) -> None
 
 
 def test_ordinals_count_crops_then_prompts_then_masks(segmenter: SamSegmenter) -> None:
-    layered = replace(segmenter, crop_n_layers=1, pred_iou_floor=0.0, stability_floor=0.0)
+    layered = replace(segmenter, rules=Rules(160, 200, 0.0, 0.0, crop_n_layers=1))
     candidates = layered.propose(picture(160, 200))
     ordinals = candidates.column("ordinal")
     assert (np.diff(ordinals) > 0).all()
@@ -293,22 +298,22 @@ def test_ordinals_count_crops_then_prompts_then_masks(segmenter: SamSegmenter) -
 
 def test_C5_higher_floors_select_the_same(segmenter: SamSegmenter) -> None:
     image, thresholds = picture(128, 128), Thresholds(0.7, 0.8)
-    low = replace(segmenter, pred_iou_floor=0.0, stability_floor=0.0).propose(image)
-    high = replace(segmenter, pred_iou_floor=0.7, stability_floor=0.8).propose(image)
+    low = replace(segmenter, rules=Rules(128, 128, 0.0, 0.0)).propose(image)
+    high = replace(segmenter, rules=Rules(128, 128, 0.7, 0.8)).propose(image)
     assert 0 < len(high) < len(low)
     assert select(low, thresholds).table == select(high, thresholds).table
 
 
 def test_nothing_above_the_floors_is_an_empty_table(segmenter: SamSegmenter) -> None:
     for floors in ({"pred_iou_floor": 1.0}, {"stability_floor": 1.01}):
-        candidates = replace(segmenter, crop_n_layers=1, **floors).propose(picture(64, 72))
+        candidates = replace(segmenter, rules=replace(LAYERED, **floors)).propose(picture(64, 72))
         assert len(candidates) == 0
         assert candidates.table.schema == SCHEMA
         assert (candidates.rules.height, candidates.rules.width) == (64, 72)
 
 
 def test_the_rules_are_those_of_the_segmenter() -> None:
-    odd = SamSegmenter(small_sam, "small", "", 4, 1, 0.6, 0.7, 0.8, 0.5)
+    odd = SamSegmenter(small_sam, "small", "", 4, Rules(9, 9, 0.6, 0.7, 0.8, 0.5, 1))
     rules = odd.propose(picture(64, 72)).rules
     assert rules == type(rules)(64, 72, 0.6, 0.7, 0.8, 0.5, 1)
 
@@ -355,7 +360,7 @@ def test_what_is_pruned_is_not_encoded(
         return encode_edges(mask, place, n, *size)
 
     monkeypatch.setattr(SamSegmenter, "_passing", counted)
-    monkeypatch.setattr("workbench.segmenters.sam.segmenter.encode_edges", encode)
+    monkeypatch.setattr("workbench.segmenters.sam.proposals.encode_edges", encode)
     candidates = segmenter.propose(picture(96, 128))
     assert 0 < sum(encoded) == len(candidates) < len(passed)
 
@@ -363,16 +368,16 @@ def test_what_is_pruned_is_not_encoded(
 def test_candidates_are_the_same_however_many_are_encoded_at_once(
     segmenter: SamSegmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rest = replace(segmenter, crop_n_layers=1).begin(picture(160, 200))
+    rest = replace(segmenter, rules=LAYERED).begin(picture(160, 200))
     expected = rest()
-    monkeypatch.setattr("workbench.segmenters.sam.segmenter.EDGES_AT_ONCE", 100)
+    monkeypatch.setattr("workbench.segmenters.sam.proposals.EDGES_AT_ONCE", 100)
     assert rest().table == expected.table
     assert len(expected)
 
 
 def test_what_is_left_after_the_network_needs_no_model(segmenter: SamSegmenter) -> None:
     image = picture(160, 200)
-    layered = replace(segmenter, load_model=lambda: segmenter.model, crop_n_layers=1)
+    layered = replace(segmenter, load_model=lambda: segmenter.model, rules=LAYERED)
     expected = layered.propose(image)
     brief = replace(layered, load_model=small_sam)
     rest = brief.begin(image)
@@ -395,9 +400,7 @@ def test_positions_are_encoded_once_for_each_crop(
         return original()
 
     monkeypatch.setattr(segmenter.model.prompt_encoder, "get_dense_pe", counted)
-    replace(segmenter, load_model=lambda: segmenter.model, crop_n_layers=1).propose(
-        picture(160, 200)
-    )
+    replace(segmenter, load_model=lambda: segmenter.model, rules=LAYERED).propose(picture(160, 200))
     assert len(encoded) == 5
 
 
@@ -421,10 +424,9 @@ def test_a_gpu_is_warmed_up_before_the_first_tile(
 
 
 def test_weights_are_cast_once_for_the_bits_of_autocast() -> None:
-    low = {"pred_iou_floor": 0.3, "stability_floor": 0.3}
-    plain = SamSegmenter(small_sam, "small", "", points_per_side=4, **low)
+    plain = SamSegmenter(small_sam, "small", "", 4, Rules(128, 128, 0.3, 0.3))
     cast, each_time = replace(plain, precision="bf16"), replace(plain, precision="bf16")
-    object.__setattr__(each_time, "model", small_sam())
+    each_time.model = small_sam()
     image = picture(128, 128)
     expected = each_time.propose(image)
     assert cast.propose(image).table == expected.table

@@ -17,7 +17,7 @@ from test_sam_segmenter import Replay, best_ious, generated, rows_of
 from workbench import Job
 from workbench.candidates.rle import encode_masks
 from workbench.candidates.select import Thresholds, select
-from workbench.candidates.table import Candidates
+from workbench.candidates.table import Candidates, Rules
 from workbench.errors import CheckpointError
 from workbench.evaluation.metrics import calibration
 from workbench.runs.plan import prepare
@@ -58,9 +58,7 @@ def propose(box_nms_thresh: float = 0.7) -> Candidates:
         "tiny",
         "",
         points_per_side=3,
-        pred_iou_floor=0,
-        stability_floor=0,
-        box_nms_thresh=box_nms_thresh,
+        rules=Rules(256, 256, 0, 0, box_nms_thresh),
     ).propose(image())
 
 
@@ -132,7 +130,7 @@ def test_C1_999_of_1000_masks_are_the_same_on_real_tiles(data_dir: Path) -> None
         box_nms_thresh=1.0,
         output_mode="coco_rle",
     )
-    ours = SamSegmenter(tiny, "tiny", "", points_per_side=8, pred_iou_floor=0.2, box_nms_thresh=1.0)
+    ours = SamSegmenter(tiny, "tiny", "", 8, Rules(1024, 1024, 0.2, box_nms_thresh=1.0))
     thresholds = Thresholds(0.2, 0.5)
     overlaps = []
     for path in rasters:
@@ -155,7 +153,7 @@ def test_its_scores_are_honest() -> None:
     """On a scene that it has not seen, predicted IoUs rank masks by the true ones and are close."""
     sample = make_sample(1024, 5)
     proposals = SamSegmenter(
-        tiny, "tiny", "", points_per_side=12, pred_iou_floor=0, stability_floor=0, box_nms_thresh=1
+        tiny, "tiny", "", points_per_side=12, rules=Rules(1024, 1024, 0, 0, 1)
     ).propose(sample.rgb)
     outlines = shapely.transform(
         sample.objects.geometry.to_numpy(),

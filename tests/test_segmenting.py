@@ -113,7 +113,7 @@ def test_C6_an_error_is_in_the_record_of_its_tile(part):
     (failed,) = [tile for tile in tiles if tile.record.status == "failed"]
     assert failed.tile == part.tiles[1]
     assert failed.record.error == "OSError: no such luck"
-    assert failed.candidates is None
+    assert len(failed.candidates) == 0
 
 
 def test_C6_a_tile_that_cannot_be_read_is_in_its_record(part, raster):
@@ -157,6 +157,8 @@ def test_who_watches_is_told_in_his_own_thread(part):
     assert of_first
     assert of_first[0].candidates.table == tiles[0].candidates.table
     assert of_first[0].record.seconds <= tiles[0].record.seconds
+    assert not of_first[0].whole
+    assert tiles[0].whole
 
 
 def test_seconds_are_those_of_the_tile_alone(part):

@@ -17,10 +17,12 @@ from made_rasters import (
     write,
 )
 from range_server import serve
+from rasterio.errors import RasterioIOError
 from rasterio.vrt import WarpedVRT
 
 from workbench import Job, run
 from workbench.errors import SceneError
+from workbench.raster import sources
 from workbench.raster.open import open_scene
 from workbench.raster.sources import find_sources
 from workbench.runs.plan import prepare
@@ -151,3 +153,20 @@ def test_overlapping_scenes_in_different_crss_become_one_layer(tmp_path):
         box = shapely.box(west, south, east, north)
         iou = layer.intersection(box).area / layer.union(box).area
         assert (iou > 0.8).sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "tries"), [(408, 4), (429, 4), (503, 4), (400, 1), (403, 1), (404, 1), (410, 1)]
+)
+def test_only_what_may_pass_is_tried_again(monkeypatch, code, tries):
+    calls = []
+
+    def read():
+        calls.append(code)
+        raise RasterioIOError(f"HTTP response code: {code}")
+
+    monkeypatch.setattr(sources, "RETRY_SECONDS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(sources, "forget", lambda name: None)
+    with pytest.raises(RasterioIOError):
+        sources.patiently("https://example.org/a.tif", read)
+    assert len(calls) == tries

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from known_runs import equal_layers, files_in
+from known_runs import equal_layers, files_in, left_over
 from run_job import SCRIPT
 
 from workbench import Job, run
@@ -76,7 +76,7 @@ def resume(job: Job, expected: Run) -> Resumed:
     resumed = run(job)
     seconds = time.monotonic() - start
     same = equal_layers(resumed.layer, expected.layer) and names(resumed) == names(expected)
-    return Resumed(same, tuple(resumed.folder.rglob(".*")), seconds)
+    return Resumed(same, tuple(left_over(resumed.folder)), seconds)
 
 
 def names(done: Run) -> set[str]:

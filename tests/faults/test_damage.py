@@ -75,6 +75,6 @@ def test_a_run_does_not_go_on_with_another_checkpoint_or_raster(tmp_path):
     torch.save(weights, tmp_path / "mine.pth")
     run(job)
     write_labels(raster, objects((96, 96), 2))
-    with pytest.raises(RunFolderError, match=r"scene\.tif with another content of the raster"):
+    with pytest.raises(RunFolderError, match=r"scene\.tif when the raster had another"):
         run(job)
     assert {path.name for path in before} == {path.name for path in files_in(tmp_path / "run")}

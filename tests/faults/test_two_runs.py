@@ -5,12 +5,12 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from known_runs import equal_layers, job_for, until
+from known_runs import equal_layers, job_for, left_over, until
 
 from workbench import run
 from workbench.errors import RunFolderError
 from workbench.layer.files import read_layer
-from workbench.runs.folder import FolderLock
+from workbench.runs.folder import FolderLock, is_owned_by
 
 
 def test_the_second_run_is_refused_until_the_first_has_ended_somehow(raster, tmp_path, start):
@@ -27,7 +27,7 @@ def test_the_second_run_is_refused_until_the_first_has_ended_somehow(raster, tmp
     first.kill()
     first.wait()
     assert equal_layers(run(job).layer, undisturbed.layer)
-    assert not list(tmp_path.joinpath("run").glob(".*"))
+    assert not left_over(tmp_path / "run")
 
 
 def test_of_runs_that_start_at_once_one_goes_on(raster, tmp_path, start):
@@ -52,3 +52,15 @@ def test_a_lock_ends_with_what_holds_it_and_leaves_nothing(tmp_path):
     assert (folder / ".lock").exists()
     lock.release()
     assert not (tmp_path / "deep").exists()
+
+
+def test_the_lock_file_stays_for_those_who_wait_for_it(tmp_path):
+    """A lock on a file without a name keeps nobody out who comes later."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lock = FolderLock(folder)
+    inode = (folder / ".lock").stat().st_ino
+    lock.release()
+    assert (folder / ".lock").read_text() == ""
+    assert (folder / ".lock").stat().st_ino == inode
+    assert not is_owned_by(folder, lock.owner)

@@ -42,6 +42,10 @@ class TileRecord:
         return self.source, self.tile_row, self.tile_col
 
 
+# what is known of each tile, and the file that says so
+Ledger = dict[tuple[str, int, int], tuple[TileRecord, Path]]
+
+
 def valid_masks(
     records: Iterable[TileRecord], rules: Rules
 ) -> dict[tuple[int, int], NDArray[np.bool_]]:
@@ -73,7 +77,8 @@ class CandidateStore:
         digest = hashlib.sha256(json.dumps(tiles).encode()).hexdigest()[:12]
         source, row, col = tiles[0]
         # a file name has 255 bytes, and a letter up to 4; the digest tells long names apart
-        path = self.folder / f"{source[:40]}-r{row}c{col}-{digest}.parquet"
+        name = re.sub(r"^\.", "_", source[:40])  # a leading dot would mark a temporary file
+        path = self.folder / f"{name}-r{row}c{col}-{digest}.parquet"
         metadata = {
             "rules": json.dumps(asdict(candidates.rules)),
             "ledger": json.dumps([asdict(record) for record in records]),
@@ -88,12 +93,12 @@ class CandidateStore:
             )
         return path
 
-    def ledger(self) -> dict[tuple[str, int, int], tuple[TileRecord, Path]]:
+    def ledger(self) -> Ledger:
         """What is known of each tile, and the file that says so; success beats failure.
 
         Reads each new file in full once, to be sure that `read` can.
         """
-        known: dict[tuple[str, int, int], tuple[TileRecord, Path]] = {}
+        known: Ledger = {}
         for path in self._files():
             for record in _sound_records(path):
                 if record.index not in known or known[record.index][0].status == "failed":
@@ -101,10 +106,14 @@ class CandidateStore:
         return known
 
     def read(
-        self, tiles: Iterable[tuple[str, int, int]]
+        self, tiles: Iterable[tuple[str, int, int]], known: Ledger | None = None
     ) -> Iterator[tuple[Candidates, list[TileRecord]]]:
-        """Yield the candidates of the given tiles, file by file, each with its ledger rows."""
-        ledger = self.ledger()
+        """Yield the candidates of the given tiles, file by file, each with its ledger rows.
+
+        Who reads several times gives the ledger that is `known`: each look through the folder
+        takes as long as it has files.
+        """
+        ledger = self.ledger() if known is None else known
         by_file: dict[Path, list[TileRecord]] = {}
         for index in tiles:
             if index in ledger:

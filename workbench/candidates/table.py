@@ -8,7 +8,7 @@ suppression, polygons) start from it. Filtering and suppression follow
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,19 @@ class Rules:
     box_nms_thresh: float = 0.7
     crop_nms_thresh: float = 0.7
     crop_n_layers: int = 0
+
+    def for_tile(self, height: int, width: int) -> Rules:
+        """Return the same rules for tiles of another size."""
+        return replace(self, height=height, width=width)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The rules without the tile's size, by name."""
+        values = asdict(self)
+        return {name: value for name, value in values.items() if name not in ("height", "width")}
+
+
+SAM_RULES = Rules(1024, 1024)  # at the defaults, for tiles of the size that SAM sees
 
 
 @dataclass(frozen=True)

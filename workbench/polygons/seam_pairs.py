@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from workbench._support.cores import usable_cores
 from workbench.polygons.on_disk import SpilledPolygons
 
 AGREE = 0.5  # IoU inside the shared overlap from which two polygons are the same object
@@ -23,7 +23,7 @@ SEEN = 0.95  # share of a polygon inside the neighbour's window that counts as a
 TOUCH_PX = 2  # networks stop a pixel or two short of the edge
 BATCH = 1024  # polygons, or pairs of windows, that are looked at together: memory goes with them
 
-_THREADS = ThreadPoolExecutor(os.cpu_count(), "seams")
+_THREADS = ThreadPoolExecutor(usable_cores(), "seams")
 
 # Two polygons (rows i and j) of two windows that look alike in the overlap, the surest match first
 # in the order of the first six fields. `seen`: all of the polygon lies in the other one's window,

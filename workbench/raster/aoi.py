@@ -14,16 +14,16 @@ import shapely
 from shapely.affinity import translate
 
 from workbench.errors import AOIError
-from workbench.raster.crs import crs_name, is_earth
+from workbench.raster.crs import crs_title, is_earth
 from workbench.raster.scene import Scene
 
-FARTHEST = 1e9  # no unit that a CRS has makes Earth that large
+FARTHEST = 1e9  # in no unit of any CRS is Earth that large
 
 
 def load_aoi(aoi: str | Mapping[str, Any]) -> gpd.GeoSeries:
     """Read an AOI from a vector file, or take a GeoJSON geometry in EPSG:4326.
 
-    Raises `AOIError` if there are no polygons, or no CRS that fits the coordinates.
+    Raises `AOIError` if it has no polygons, or no CRS that fits its coordinates.
     """
     if isinstance(aoi, Mapping):
         return _geojson_aoi(aoi)
@@ -31,22 +31,25 @@ def load_aoi(aoi: str | Mapping[str, Any]) -> gpd.GeoSeries:
         raise AOIError(f"AOI {aoi}: no such file. Give a vector file or a GeoJSON geometry.")
     try:
         frame = gpd.read_file(aoi, columns=[])
-    except Exception as error:  # what is damaged fails anywhere in GDAL, GEOS and PROJ
-        raise AOIError(f"AOI {aoi} cannot be read as a vector file: {error}") from error
+    except Exception as error:  # a damaged file can fail anywhere in GDAL, GEOS and PROJ
+        raise AOIError(
+            f"AOI {aoi} cannot be read as a vector file: {str(error).rstrip('.')}. Open it in QGIS "
+            "and export it again, for example as GeoPackage."
+        ) from error
     if not isinstance(frame, gpd.GeoDataFrame):
         raise AOIError(f"AOI {aoi} has no geometry. Give a file with polygons.")
     if frame.crs is None:
         raise AOIError(
-            f"AOI {aoi} has no CRS, so its place is unknown. Save it with one, for instance by "
+            f"AOI {aoi} has no CRS, so its place is unknown. Save it with one, for example with "
             "`ogr2ogr -a_srs EPSG:32633 out.gpkg in.shp`."
         )
     return _polygons_of(frame.geometry, f"AOI {aoi}")
 
 
 def parts_in(scenes: Sequence[Scene], aoi: gpd.GeoSeries) -> list[shapely.Geometry]:
-    """Return the part of the AOI in each scene, in its CRS; empty where a scene has none.
+    """Return the part of the AOI in each scene, in the scene's CRS; empty if there is none.
 
-    Raises `AOIError` if it lies in no scene at all.
+    Raises `AOIError` if the AOI meets no scene at all.
     """
     parts = [_part_in(scene, aoi) for scene in scenes]
     if not any(shapely.area(parts) > 0):
@@ -58,8 +61,11 @@ def _geojson_aoi(aoi: Mapping[str, Any]) -> gpd.GeoSeries:
     features = aoi.get("features", [aoi])
     try:
         shapes = [shapely.geometry.shape(f.get("geometry", f)) for f in features]
-    except Exception as error:  # shapely asks of nothing whether it is there
-        raise AOIError(f"AOI is not a GeoJSON geometry: {error!r}") from error
+    except Exception as error:  # shapely checks nothing: any error may come
+        raise AOIError(
+            f"AOI is not a GeoJSON geometry: {error!r}. Give a Polygon or MultiPolygon in degrees, "
+            "or the path of a vector file."
+        ) from error
     return _polygons_of(gpd.GeoSeries(shapes, crs=4326), "AOI (GeoJSON)")
 
 
@@ -82,16 +88,16 @@ def _polygons_of(geometry: gpd.GeoSeries, what: str) -> gpd.GeoSeries:
     if polygons.crs.is_geographic and (x0 < -181 or x1 > 361 or y0 < -91 or y1 > 91):
         raise AOIError(
             f"{what}: bounds {_bounds((x0, y0, x1, y1))} are not degrees, but its CRS is "
-            f"{crs_name(polygons.crs)}. GeoJSON without a CRS means EPSG:4326: save it with "
+            f"{crs_title(polygons.crs)}. GeoJSON without a CRS means EPSG:4326: save it with "
             "the CRS that its coordinates are in."
         )
     return polygons
 
 
 def _part_in(scene: Scene, aoi: gpd.GeoSeries) -> shapely.Geometry:
-    """Return the part of the AOI that lies in the scene, in its CRS; empty if there is none.
+    """Return the part of the AOI that lies in the scene, in the scene's CRS; empty if none does.
 
-    Far from the scene its CRS may map nothing, so the AOI is cut in its own CRS first.
+    Far from the scene, the scene's CRS may map nothing, so the AOI is first cut in its own CRS.
     """
     to_aoi = pyproj.Transformer.from_crs(scene.crs, aoi.crs, always_xy=True)
     west, south, east, north = to_aoi.transform_bounds(*scene.bounds)
@@ -114,8 +120,8 @@ def _outside(aoi: gpd.GeoSeries, scenes: Sequence[Scene]) -> str:
     name = Path(scene.source).name + (f" (nor {others} other rasters)" if others else "")
     return (
         f"AOI does not intersect {name}: AOI bounds {_bounds(aoi.to_crs(scene.crs).total_bounds)}, "
-        f"raster bounds {_bounds(scene.bounds)} ({crs_name(scene.crs)}). "
-        "Draw it inside the raster."
+        f"raster bounds {_bounds(scene.bounds)}, both in {crs_title(scene.crs)}. Draw it inside "
+        "the raster."
     )
 
 

@@ -173,6 +173,12 @@ def _transformer(source: pyproj.CRS, target: pyproj.CRS) -> pyproj.Transformer:
 
 
 def crs_name(crs: CRS) -> str:
-    """Name a CRS as `EPSG:xxxx`, or by its WKT where EPSG has no such system."""
+    """Name a CRS for programs: `EPSG:xxxx`, or its WKT if EPSG has no such system."""
     epsg = crs.to_epsg()
     return f"EPSG:{epsg}" if epsg else crs.to_wkt()
+
+
+def crs_title(crs: CRS) -> str:
+    """Name a CRS for people, as in `EPSG:32633 (WGS 84 / UTM zone 33N)`."""
+    epsg = crs.to_epsg()
+    return f"EPSG:{epsg} ({crs.name})" if epsg else str(crs.name)

@@ -31,6 +31,7 @@ from workbench.raster.bands import (
 )
 from workbench.raster.crs import (
     as_registered,
+    crs_title,
     ground_scale,
     is_earth,
     is_metric,
@@ -136,7 +137,8 @@ def _on_grid(scene: Scene, transform: Affine, width: int, height: int) -> Scene:
 
 def _stem(name: str) -> str:
     path = re.sub(r"[?#].*$", "", name) if "://" in name else name
-    return Path(path).stem or "scene"
+    # a leading dot would hide the files that are named after the scene
+    return Path(path).stem.lstrip(".") or "scene"
 
 
 def crs_of(dataset: rasterio.DatasetReader, name: str) -> pyproj.CRS:
@@ -205,13 +207,12 @@ def _working_crs(
         if not is_metric(wanted):
             usual = metric_crs(source_crs, centre_lon, centre_lat)
             raise SceneError(
-                f"crs: {wanted.to_string()} ({wanted.name}) is not projected in metres. Choose "
-                f"one that is, such as {usual.to_string()}."
+                f"crs: {crs_title(wanted)} is not projected in metres. Choose one that is, for "
+                f"example {crs_title(usual)}."
             )
         if not is_earth(wanted):
             raise SceneError(
-                f"crs: {wanted.to_string()} ({wanted.name}) is not on Earth. Choose one that is, "
-                "or leave crs out."
+                f"crs: {crs_title(wanted)} is not on Earth. Choose one that is, or leave crs out."
             )
         _refuse_foreign(name, wanted, source_crs, centre_lon, centre_lat)
         return wanted
@@ -243,10 +244,10 @@ def _refuse_foreign(
     inside = span >= 360 or (lon - area.west) % 360 <= span % 360
     if not (inside and area.south <= lat <= area.north):
         raise SceneError(
-            f"crs: {wanted.to_string()} ({wanted.name}) is made for {area.name}, but {name} lies "
-            f"at {lat:.2f}° N, {lon:.2f}° E. Choose a CRS for that place, such as "
-            f"{metric_crs(pyproj.CRS.from_epsg(4326), lon, lat).to_string()}; rasters that are far "
-            "apart are jobs of their own."
+            f"crs: {crs_title(wanted)} is made for {area.name}, but {name} lies at {lat:.2f}° N, "
+            f"{lon:.2f}° E. Choose a CRS for that place, for example "
+            f"{crs_title(metric_crs(pyproj.CRS.from_epsg(4326), lon, lat))}. Rasters that are far "
+            "apart need a job each."
         )
 
 

@@ -19,14 +19,8 @@ def loaded_segmenter(job: Job) -> Segmenter:
 
 def segmenter_for(job: Job, before: Mapping[str, Any]) -> Segmenter:
     """Choose the job's Segmenter; where the job leaves it open, as an earlier run (its key) did."""
-    rules: dict[str, Any] = {
-        "pred_iou_floor": job.pred_iou_floor,
-        "stability_floor": job.stability_floor,
-        "box_nms_thresh": job.box_nms_thresh,
-        "crop_nms_thresh": job.crop_nms_thresh,
-    }
     if job.model == "classic":
-        return ClassicSegmenter(**rules)
+        return ClassicSegmenter(job.rules)
     from workbench.segmenters.sam import sam_segmenter  # torch takes seconds to import
 
     return sam_segmenter(
@@ -35,8 +29,7 @@ def segmenter_for(job: Job, before: Mapping[str, Any]) -> Segmenter:
         device=before.get("device", "auto") if job.device == "auto" else job.device,
         precision=before.get("precision", "auto") if job.precision == "auto" else job.precision,
         points_per_side=job.points_per_side,
-        crop_n_layers=job.crop_n_layers,
+        rules=job.rules,
         points_per_batch=before.get("points_per_batch"),
         threads=before.get("threads"),
-        **rules,
     )

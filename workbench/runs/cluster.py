@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from workbench.candidates.store import TileRecord
-from workbench.candidates.table import Candidates
+from workbench.candidates.table import Candidates, Rules
 from workbench.errors import ClusterError, RunFolderError, WorkbenchError
 from workbench.runs.folder import is_owned_by, store_in
 from workbench.runs.job import Job
@@ -71,6 +71,7 @@ class Chunk:
 class _SegmenterThere:
     """Stands for the Segmenter that the workers of a cluster have loaded."""
 
+    rules: Rules
     key: Mapping[str, Any]
 
     def load(self) -> None:
@@ -92,7 +93,7 @@ def segmenter_there(address: str, share: Share, before: Mapping[str, Any]) -> Se
     """
     with connect(address) as client:
         ask_all(client, _why_unfit, share.folder, share.owner)
-        return _SegmenterThere(ask_one(client, _key_here, share, dict(before)))
+        return _SegmenterThere(share.job.rules, ask_one(client, _key_here, share, dict(before)))
 
 
 def segment_there(
@@ -100,11 +101,13 @@ def segment_there(
 ) -> Generator[SegmentedTile, None, None]:
     """Let workers compute and store the tiles of scenes; yields them without their candidates.
 
-    When the iterator is closed, the chunks that are being computed are lost, and no others.
+    These stay where they were stored. When the iterator is closed, the chunks that are being
+    computed are lost, and no others.
     """
     n_tiles = sum(len(part.tiles) for part in parts)
     if not n_tiles:
         return
+    nothing = Candidates.empty(share.job.rules)
     with connect(address) as client:
         size = min(CHUNK_TILES, max(1, n_tiles // (CHUNKS_PER_WORKER * n_workers(client))))
         chunks = [
@@ -116,7 +119,7 @@ def segment_there(
             for chunk, result in results:
                 records = result if isinstance(result, list) else _failed(chunk, result)
                 for tile, record in zip(chunk.part.tiles, records, strict=True):
-                    yield SegmentedTile(chunk.part, tile, None, record)
+                    yield SegmentedTile(chunk.part, tile, nothing, record)
 
 
 def _failed(chunk: Chunk, error: Exception) -> list[TileRecord]:
@@ -159,24 +162,43 @@ def _why_unfit(folder: Path, owner: str) -> str:
     return ""
 
 
+def _unlike(here: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    """Say how this worker differs from the one that was asked first."""
+    from distributed import get_worker
+
+    try:
+        name = get_worker().address
+    except ValueError:  # not on a worker
+        name = "this process"
+    differing = ", ".join(
+        f"{entry} is {here.get(entry)} instead of {first.get(entry)}"
+        for entry in {**first, **here}
+        if here.get(entry) != first.get(entry)
+    )
+    return (
+        f"Worker {name} would compute other candidates than the first worker: {differing}. Give "
+        "all workers the same kind of device and the same versions of the packages, and run "
+        "again: stored tiles are kept."
+    )
+
+
 def _segment_chunk(chunk: Chunk) -> list[TileRecord]:
     """Compute and store the tiles of a chunk in this process, a worker of the cluster."""
     share = chunk.share
     with _at_work:
         key, segmenter = _segmenter_here(share, chunk.key)
         if key != chunk.key:
-            raise ClusterError(
-                "A worker has resolved the model otherwise than the one that was asked first: "
-                f"{key} here, {dict(chunk.key)} there. Workers must be alike in "
-                "devices and versions."
-            )
-        before = dict(segmenter.key)  # less memory than others have may have changed it
+            raise ClusterError(_unlike(key, chunk.key))
+        before = dict(segmenter.key)  # not `key`: with less memory than others it has changed
         done = list(segment_tiles(chunk.part, chunk.part.tiles, segmenter))
         if not is_owned_by(share.folder, share.owner):
-            raise RunFolderError(f"The run in {share.folder} has ended, or another one has begun.")
+            raise RunFolderError(
+                f"The run in {share.folder} has ended, or another run has begun there. Run the "
+                "job again: stored tiles are kept."
+            )
         if dict(segmenter.key) != before:
             record_change(share.folder, segmenter)
-        store_tiles(done, store_in(share.folder), share.job.rules)
+        store_tiles(done, store_in(share.folder))
     return [tile.record for tile in done]
 
 

@@ -27,16 +27,9 @@ from workbench.polygons.clean import clean
 from workbench.polygons.seams import merge_seams
 from workbench.raster.tiles import tile_windows
 from workbench.runs.folder import refuse_to_lose_review
-from workbench.runs.plan import (
-    Plan,
-)
-from workbench.runs.record import (
-    read_record,
-    write_job,
-)
+from workbench.runs.plan import Plan
+from workbench.runs.record import write_job
 from workbench.runs.result import Run
-
-# -------------------------------------------------------------------------------- 3. finish
 
 
 def finish(plan: Plan) -> Run:
@@ -56,8 +49,8 @@ def finish(plan: Plan) -> Run:
     styles = qgis.styles(plan.job.classes, plan.job.planar)
     tiles = write_layer(_layer(plan), ledger, plan.folder, styles=styles).tiles
     scenes = tuple(part.scene for part in plan.scenes)
-    result = Run(plan.job, plan.folder, scenes, tiles, plan.aoi)
-    _write(result, time.perf_counter() - start)
+    result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi)
+    _write(result, plan.record.versions, time.perf_counter() - start)
     failed = tiles[tiles["status"] == "failed"]
     if len(failed):
         first = failed.iloc[0]
@@ -80,9 +73,11 @@ def _layer(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
 
 def _traced(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
     """The selected polygons of all wanted tiles as the tiles saw them, a few tiles at a time."""
+    known = plan.store.ledger()  # once: to look through the folder takes as long as it has files
     for part in plan.scenes:
         yield to_polygons(Candidates.empty(plan.job.rules), part.scene, part.grid, {})
-        for candidates, records in plan.store.read([part.index(tile) for tile in part.tiles]):
+        wanted = [part.index(tile) for tile in part.tiles]
+        for candidates, records in plan.store.read(wanted, known):
             chosen = select(candidates, plan.job.thresholds)
             valid = valid_masks(records, candidates.rules)
             yield to_polygons(chosen, part.scene, part.grid, valid)
@@ -103,10 +98,10 @@ def _windows(plan: Plan) -> gpd.GeoDataFrame:
 
 def _in_aoi(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
     """Keep whole what has its representative point in the AOI."""
-    if plan.aoi is None or not len(polygons):
+    if plan.area.aoi is None or not len(polygons):
         return polygons
-    shapely.prepare(plan.aoi)
-    inside = shapely.intersects(plan.aoi, polygons.representative_point().to_numpy())
+    shapely.prepare(plan.area.aoi)
+    inside = shapely.intersects(plan.area.aoi, polygons.representative_point().to_numpy())
     return polygons[inside].reset_index(drop=True)
 
 
@@ -137,8 +132,8 @@ def _ledger_layer(plan: Plan, counts: Mapping[str, int]) -> gpd.GeoDataFrame:
     return as_tiles(ledger)
 
 
-def _write(result: Run, seconds: float) -> None:
-    """Write the rest, when the layer has been written in so many seconds."""
+def _write(result: Run, versions: Mapping[str, str], seconds: float) -> None:
+    """Write the rest; `seconds` is what the layer has taken."""
     start = time.perf_counter()
     folder, classes, scene = result.folder, result.job.classes, result.scenes[0]
     numbers = read_numbers(folder / "prelabels.parquet")
@@ -179,6 +174,6 @@ def _write(result: Run, seconds: float) -> None:
                 "polygons, seams, cleaning and the layer's files": duration(seconds),
                 "the other files": duration(time.perf_counter() - start),
             },
-            "Versions": read_record(folder)["versions"],
+            "Versions": versions,
         },
     )

@@ -1,7 +1,4 @@
-"""What a run folder is: its files, whose it is, and what in it must not be lost.
-
-`run.yaml` is the record of a run: all that was resolved for it, and so what its candidates fit.
-"""
+"""What a run folder is: its files, who may write it, and what in it must not be lost."""
 
 from __future__ import annotations
 
@@ -11,14 +8,14 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from workbench.candidates.store import CandidateStore
 from workbench.errors import RunFolderError
 from workbench.layer.files import refuse_open
 from workbench.layer.guard import count_reviewed
 
-# what a run writes beside its candidates, job.yaml and run.yaml
+# what a run writes besides its candidates, job.yaml and run.yaml
 OUTPUTS = (
     "prelabels.gpkg",
     "prelabels.geojson",
@@ -28,7 +25,7 @@ OUTPUTS = (
     "review.qgz",
     "report.html",
 )
-LOCK = ".lock"  # says who writes the folder; is there while somebody does
+LOCK = ".lock"  # says who writes the folder; empty while nobody does
 
 
 def store_in(folder: Path) -> CandidateStore:
@@ -36,15 +33,15 @@ def store_in(folder: Path) -> CandidateStore:
     return CandidateStore(folder / "candidates")
 
 
-# ------------------------------------------------------------------------------ whose it is
+# -------------------------------------------------------------------------- who may write it
 
 
 class FolderLock:
-    """A run folder that one process at a time may write, made if it is not there.
+    """A run folder that one process at a time may write; it is created if it does not exist.
 
-    Raises `RunFolderError` if another process has it, on this machine or on another one that shares
-    the disk, or if it cannot be written. The lock is the operating system's: it ends with its
-    process, however that ends. Within that process it may be taken again.
+    Raises `RunFolderError` if the folder cannot be written, or if another process holds it, on this
+    machine or on another one that shares the disk. The operating system keeps the lock, so it ends
+    with its process, even if that is killed. Within that process it can be taken again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,16 +68,31 @@ class FolderLock:
             raise unwritable(folder, error) from error
 
     def release(self) -> None:
-        """Let others have the folder; goes again if it was made for this and nothing is in it."""
+        """Let others have the folder.
+
+        The empty lock file stays, because another process may be waiting for it. A folder that was
+        made for this lock and holds nothing else is removed.
+        """
         if self._held:
             self._held = False
             if self._lock.lock_counter == 1:
                 with suppress(OSError):
-                    self._path.unlink(missing_ok=True)
+                    self._give_up_file()
             self._lock.release()
         for path in self._made:
             with suppress(OSError, ValueError):
                 path.rmdir()
+
+    def _give_up_file(self) -> None:
+        # on a disk without locks, the existence of the file is the lock
+        by_existence = isinstance(self._lock, SoftFileLock)
+        made_for_nothing = bool(self._made) and not any(
+            path.name != LOCK for path in self.folder.iterdir()
+        )
+        if by_existence or made_for_nothing:
+            self._path.unlink(missing_ok=True)
+        else:
+            self._path.write_text("", encoding="utf-8")
 
     def _read(self) -> str:
         with suppress(OSError, ValueError):
@@ -89,7 +101,7 @@ class FolderLock:
 
 
 def is_owned_by(folder: Path, owner: str) -> bool:
-    """Whether a lock of this `owner` is what one finds in the folder, from wherever one looks."""
+    """Whether the folder, as this machine sees it, is locked by this `owner`."""
     try:
         return (folder / LOCK).read_text(encoding="utf-8") == owner
     except (OSError, ValueError):
@@ -112,7 +124,7 @@ def refuse_foreign(folder: Path) -> None:
     if names:
         raise RunFolderError(
             f"{folder} holds {', '.join(names)}, which this run would replace, but no run.yaml, so "
-            "no run has written them. Move them away, or choose another out_dir."
+            "they are not a run's. Move them away, or choose another out_dir."
         )
 
 
@@ -123,8 +135,8 @@ def refuse_to_lose_review(folder: Path) -> None:
     reviewed = count_reviewed(gpkg) if gpkg.exists() else 0
     if reviewed:
         raise RunFolderError(
-            f"{gpkg} holds {reviewed} reviewed labels, which this run would replace. Move it out "
-            "of the run folder, or choose another out_dir."
+            f"{gpkg} holds {reviewed} reviewed labels, which this run would replace. Move the file "
+            "out of the run folder, or choose another out_dir."
         )
 
 
@@ -132,5 +144,6 @@ def unwritable(folder: Path, error: Exception) -> RunFolderError:
     """Say why a run folder cannot be written."""
     reason = getattr(error, "strerror", None) or error
     return RunFolderError(
-        f"out_dir {folder} cannot be written: {reason}. Put that right, or choose another."
+        f"out_dir {folder} cannot be written: {reason}. Check its permissions and the room on its "
+        "disk, or choose another out_dir."
     )

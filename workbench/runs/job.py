@@ -1,7 +1,8 @@
-"""The parameters of a run: validated, and taken as a person or a command line means them."""
+"""The parameters of a run, validated."""
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -33,6 +34,7 @@ from workbench.runs.parameters import (
 )
 
 Model = Literal["tiny", "classic", "vit_b", "vit_l", "vit_h"]
+TRUST = "WORKBENCH_TRUST_SCHEDULER"  # names the scheduler that a job file may name, too
 
 
 class Job(Parameters):
@@ -45,8 +47,8 @@ class Job(Parameters):
     )
     aoi: Text | dict[str, Any] | None = parameter(
         None,
-        "vector file in any CRS, or GeoJSON geometry in EPSG:4326; polygons whose middle lies in "
-        "it are kept whole; null: the whole raster",
+        "vector file in any CRS, or GeoJSON geometry in EPSG:4326; polygons whose representative "
+        "point is inside are kept, unclipped; null: the whole raster",
     )
     out_dir: Text | None = parameter(None, "the run folder; null: `runs/<scene>`")
     model: Model = parameter(
@@ -57,7 +59,7 @@ class Job(Parameters):
     checkpoint: Text | None = parameter(None, "local weights file in place of the model's own")
     device: Literal["auto", "cuda", "mps", "cpu"] = parameter("auto", "where the network runs")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = parameter(
-        "auto", "bf16 on CUDA where it is native, else fp16; fp32 on CPU"
+        "auto", "auto: on CUDA bf16 if it is native, else fp16; elsewhere fp32"
     )
     bands: tuple[int, int, int] | None = parameter(
         None, "three 1-based band numbers; auto: by colour interpretation"
@@ -70,40 +72,42 @@ class Job(Parameters):
     )
     resolution_m: Positive | None = parameter(None, "resample to this ground resolution, metres")
     tile_size: int = parameter(1024, "side of a tile, pixels; SAM sees it at 1024", ge=64, le=8192)
-    overlap: float = parameter(0.1875, "of neighbouring tiles, fraction of the tile", ge=0, le=0.5)
-    points_per_side: int = parameter(
-        32, "SAM is asked at a grid of so many points a side in each tile", ge=1, le=256
+    overlap: float = parameter(
+        0.1875, "overlap of neighbouring tiles, fraction of the tile", ge=0, le=0.5
     )
+    points_per_side: int = parameter(32, "point prompts per tile side (n × n grid)", ge=1, le=256)
     crop_n_layers: int = parameter(
-        0, "SAM looks again at enlarged crops of a tile, so many layers of them", ge=0, le=4
+        0, "layers of enlarged crops of each tile that SAM is prompted on as well", ge=0, le=4
     )
     pred_iou_thresh: Share = parameter(0.85, "keep masks with a predicted IoU above this")
     stability_score_thresh: Share = parameter(0.92, "keep masks that are at least this stable")
     pred_iou_floor: Share = parameter(
-        0.5, "masks above this are stored; the lower end of the slider"
+        0.5, "store masks with a predicted IoU above this; the lower end of the slider"
     )
     stability_floor: Share = parameter(
-        0.5, "masks from this on are stored; the lower end of the slider"
+        0.5, "store masks that are at least this stable; the lower end of the slider"
     )
-    box_nms_thresh: Share = parameter(0.7, "of two masks with a higher box IoU the worse one goes")
-    crop_nms_thresh: Share = parameter(0.7, "the same among crops")
-    min_area_px: int | None = parameter(500, "mask parts smaller than this go, pixels", ge=0)
-    min_area_m2: float | None = parameter(None, "masks smaller than this go, ground m²", ge=0)
-    max_area_m2: Positive | None = parameter(None, "masks larger than this go, ground m²")
-    fill_holes_m2: Positive | None = parameter(
-        None, "holes smaller than this are filled, ground m²"
+    box_nms_thresh: Share = parameter(0.7, "drop the worse of two masks whose box IoU is higher")
+    crop_nms_thresh: Share = parameter(0.7, "the same between crops")
+    min_area_px: int | None = parameter(500, "remove mask parts smaller than this, pixels", ge=0)
+    min_area_m2: float | None = parameter(None, "remove masks smaller than this, ground m²", ge=0)
+    max_area_m2: Positive | None = parameter(None, "remove masks larger than this, ground m²")
+    fill_holes_m2: Positive | None = parameter(None, "fill holes smaller than this, ground m²")
+    min_solidity: Share | None = parameter(
+        None, "remove masks whose area / area of the convex hull is smaller"
     )
-    min_solidity: Share | None = parameter(None, "least area / area of the convex hull")
     simplify_m: float | None = parameter(0.5, "tolerance of simplification, ground metres", ge=0)
     planar: bool = parameter(False, "no overlaps: smaller polygons on top, edges shared")
     classes: dict[int, str] = parameter(
-        {1: "object"}, "numbers and names of the classes that a review may give"
+        {1: "object"}, "numbers and names of the classes that a reviewer can choose from"
     )
-    default_class: int | None = parameter(None, "class of all pre-labels; null: the review says")
+    default_class: int | None = parameter(
+        None, "class of all pre-labels; null: none until the review"
+    )
     scheduler: Text | None = parameter(None, "address of a Dask scheduler; null: this process")
     resume: bool = parameter(True, "reuse stored candidates; failed tiles are tried again")
     interactive: bool | None = parameter(
-        None, "show widgets; auto: only where a person is at the notebook"
+        None, "show widgets; auto: only if a person has opened the notebook"
     )
 
     @field_validator("crs")
@@ -114,7 +118,7 @@ class Job(Parameters):
                 pyproj.CRS.from_user_input(int(value) if value.isdecimal() else value)
             except pyproj.exceptions.CRSError as error:
                 raise ValueError(
-                    "no CRS of this name is known; use a code as EPSG:32633"
+                    "no CRS of this name is known; use a code, for example EPSG:32633"
                 ) from error
         return value
 
@@ -133,8 +137,8 @@ class Job(Parameters):
         for number, name in value.items() if isinstance(value, dict) else ():
             if isinstance(name, bool):
                 raise ValueError(
-                    f"class {number} is called {name}, which is what YAML makes of a bare yes, no, "
-                    "on or off: put its name in quotes"
+                    f"class {number} is called {name}, because YAML reads a bare yes, no, on or "
+                    "off so: put its name in quotes"
                 )
         classes: dict[int, str] = validate(value)
         if len(classes) < len(value):
@@ -152,19 +156,21 @@ class Job(Parameters):
         ):
             if value < floor:
                 raise ValueError(
-                    f"{name} ({value:g}) is below the floor of what is stored ({floor:g}): lower "
-                    "the floor, too, which segments anew"
+                    f"{name} ({value:g}) is below the floor of what is stored ({floor:g}). Raise "
+                    "it, or lower the floor and choose another out_dir: candidates below the floor "
+                    "must be computed again"
                 )
         if self.stretch is not None and self.stretch[0] >= self.stretch[1]:
-            raise ValueError("stretch needs a lower and a higher percentile")
+            raise ValueError("stretch needs a lower and then a higher percentile")
         if self.default_class is not None and self.default_class not in self.classes:
             raise ValueError(
-                f"default_class {self.default_class} is not one of classes {self.classes}"
+                f"default_class {self.default_class} is not one of classes {self.classes}. Add it "
+                "there, or choose one of them"
             )
         if self.model == "classic" and self.checkpoint is not None:
             raise ValueError(
                 f"checkpoint {self.checkpoint}: `classic` has no weights. Set model to the SAM "
-                "that they are for (tiny, vit_b, vit_l, vit_h), or leave checkpoint null"
+                "that these are for (tiny, vit_b, vit_l, vit_h), or leave checkpoint null"
             )
         return self
 
@@ -174,18 +180,33 @@ class Job(Parameters):
 
     @classmethod
     def from_yaml(cls, path: Path) -> Job:
-        """Read a `job.yaml`."""
+        """Read a `job.yaml`.
+
+        A scheduler in it must be trusted: see `_refuse_strange_scheduler`.
+        """
         try:
             parameters = read_yaml(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise JobError(f"{path} cannot be read as a job: {error}") from error
+            raise JobError(
+                f"{path} cannot be read as a job: {str(error).rstrip('.')}. Mend the file; the "
+                "job.yaml of a run folder shows how it should look."
+            ) from error
         if not isinstance(parameters, dict) or not all(isinstance(k, str) for k in parameters):
-            raise JobError(f"{path} is not a job: `name: value` lines expected")
-        return cls.create(**parameters)
+            raise JobError(
+                f"{path} is not a job: `name: value` lines expected. The job.yaml of a run folder "
+                "shows how it should look."
+            )
+        job = cls.create(**parameters)
+        _refuse_strange_scheduler(path, job.scheduler)
+        return job
 
     def to_yaml(self) -> str:
-        """Return the parameters as `papermill -f` takes them; local paths are made absolute."""
-        return yaml.safe_dump(self.parameters(), sort_keys=False, allow_unicode=True)
+        """Return the parameters as `papermill -f` takes them; local paths are made absolute.
+
+        `scheduler` is left null: a file may come from anybody, and a scheduler is trusted code.
+        """
+        values = self.parameters() | {"scheduler": None}
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     def parameters(self) -> dict[str, Any]:
         """Return all parameters as plain values, local paths absolute, `auto` written out."""
@@ -241,3 +262,16 @@ class Job(Parameters):
         """The cleaning parameters."""
         values = {name: getattr(self, name) for name in Cleaning.__dataclass_fields__}
         return Cleaning(**values | {"min_area_px": self.min_area_px or 0})
+
+
+def _refuse_strange_scheduler(path: Path, scheduler: str | None) -> None:
+    """Refuse a scheduler that only a job file names: Dask unpickles what it sends, which is code.
+
+    `WORKBENCH_TRUST_SCHEDULER` may name one that is trusted.
+    """
+    if scheduler is not None and scheduler != os.environ.get(TRUST):
+        raise JobError(
+            f"{path} names scheduler {scheduler}, which could run any code on this machine. If you "
+            f"trust it, give it by hand (`-p scheduler {scheduler}`) or set {TRUST}={scheduler}. "
+            "If not, set scheduler to null in the file."
+        )

@@ -1,4 +1,4 @@
-"""Parameters that people and papermill write: read as they are meant, refused with a reason."""
+"""Parameters as people and papermill write them: handled correctly, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from workbench.errors import JobError
 
 def _without_nul(text: str) -> str:
     if "\0" in text:
-        raise ValueError("holds a NUL character, which no name of a file can")
+        raise ValueError("holds a NUL character, which a file name cannot")
     return text
 
 
@@ -34,7 +34,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-# where None is written `auto`
+# parameters whose None is written `auto`
 AUTO = ("bands", "stretch", "crs", "interactive")
 PATHS = (
     "source", "aoi", "out_dir", "checkpoint",
@@ -50,7 +50,7 @@ def parameter(
 
 
 def as_meant(value: Any, field: ValidationInfo) -> Any:
-    """Take text as a command line means it, and paths from home."""
+    """Read text as it is meant on a command line, and expand `~` in paths."""
     if isinstance(value, str):
         value = _parse(value, str(field.field_name))
     return _from_home(value) if field.field_name in PATHS else value
@@ -78,8 +78,8 @@ class Parameters(BaseModel):
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
         """Take the parameters from a notebook's `globals()`; unknown ones raise `JobError`.
 
-        Anything that looks like a parameter (a plain value with a public name) must be one. Where
-        a person is at work, who may have variables of their own, only near misses are refused.
+        Anything that looks like a parameter (a plain value with a public name) must be one. A
+        person at the notebook may have other variables: then only near misses are refused.
         """
         values = {k: v for k, v in namespace.items() if k in cls.model_fields}
         job = cls.create(**values)
@@ -99,7 +99,7 @@ class Parameters(BaseModel):
 
     @property
     def is_interactive(self) -> bool:
-        """Whether a person is at the notebook, who can use widgets."""
+        """Whether a person has the notebook open and can use widgets."""
         asked = getattr(self, "interactive", None)
         if asked is not None:
             return bool(asked)
@@ -107,9 +107,14 @@ class Parameters(BaseModel):
         return bool(started_by_ui) and _kernel_allows_input()
 
 
-_brief = reprlib.Repr()
-_brief.maxstring = _brief.maxother = _brief.maxlong = 200
-_brief.maxdict = _brief.maxlist = _brief.maxtuple = 10
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 200
+_repr.maxdict = _repr.maxlist = _repr.maxtuple = 10
+
+
+def brief(value: Any) -> str:
+    """Show a value that somebody has given, cut short."""
+    return _repr.repr(value)
 
 
 def _explain(error: ValidationError, model: type[Parameters]) -> str:
@@ -120,7 +125,7 @@ def _explain(error: ValidationError, model: type[Parameters]) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(_unknown(name, model))
         elif name:
-            lines.append(f"Parameter `{name}`: {message} (given: {_brief.repr(problem['input'])})")
+            lines.append(f"Parameter `{name}`: {message} (given: {brief(problem['input'])})")
         else:
             lines.append(message)
     return "\n".join(dict.fromkeys(lines))
@@ -133,10 +138,10 @@ def _unknown(name: str, model: type[Parameters]) -> str:
 
 
 def _parse(text: str, name: str) -> Any:
-    """Read a value as `-p` of papermill passes it on: everything but a number is text."""
+    """Read a value as papermill's `-p` passes it on: everything except numbers is text."""
     match text.strip():
         case "":
-            raise ValueError("is empty, as from a variable that is not set; for none say null")
+            raise ValueError("is empty (an unset shell variable?); use `null` for no value")
         case none if none.lower() in {"null", "none"}:
             return None
         case auto if auto.lower() == "auto" and name in AUTO:
@@ -147,7 +152,7 @@ def _parse(text: str, name: str) -> Any:
             try:
                 return read_yaml(nested)
             except ValueError:
-                return text  # a file may be called so
+                return text  # it may be the name of a file
     return text
 
 

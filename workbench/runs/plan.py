@@ -1,4 +1,4 @@
-"""From a job to its run folder: the one place that knows the order of the steps."""
+"""The plan of a run: all that can be wrong with a job is found here, before long work starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import shapely
 from workbench.candidates.store import CandidateStore
 from workbench.errors import SceneError
 from workbench.raster.aoi import load_aoi, parts_in
-from workbench.raster.crs import crs_name, to_lonlat
+from workbench.raster.crs import crs_title, to_lonlat
 from workbench.raster.open import open_scene
 from workbench.raster.scene import Scene
 from workbench.raster.sources import find_sources
@@ -23,17 +23,37 @@ from workbench.runs.cluster import Share, segmenter_there
 from workbench.runs.folder import FolderLock, refuse_foreign, refuse_to_lose_review, store_in
 from workbench.runs.job import Job
 from workbench.runs.record import (
+    RunRecord,
     claim,
     continue_run,
     name_scenes,
     read_record,
     resolve,
 )
-from workbench.runs.tile_stream import (
-    ScenePlan,
-)
+from workbench.runs.tile_stream import ScenePlan
 from workbench.samples.demo import sample_scene
 from workbench.segmenters.protocol import Segmenter
+
+
+@dataclass(frozen=True)
+class Area:
+    """The wanted part of the scenes: its tiles, and the AOI as far as it lies in the scenes."""
+
+    parts: tuple[ScenePlan, ...]
+    aoi: shapely.Geometry | None  # in the working CRS; None: the whole of the scenes
+
+    @property
+    def n_tiles(self) -> int:
+        """How many tiles it has."""
+        return sum(len(part.tiles) for part in self.parts)
+
+    def only(self, tiles: Collection[tuple[str, int, int]]) -> Area:
+        """Keep some of its tiles, given by their index in the ledger."""
+        parts = [
+            replace(part, tiles=tuple(tile for tile in part.tiles if part.index(tile) in tiles))
+            for part in self.parts
+        ]
+        return replace(self, parts=tuple(parts))
 
 
 @dataclass(frozen=True)
@@ -42,10 +62,10 @@ class Plan:
 
     job: Job
     folder: Path
-    scenes: tuple[ScenePlan, ...]
+    area: Area
     segmenter: Segmenter
+    record: RunRecord
     lock: FolderLock
-    aoi: shapely.Geometry | None = None  # as far as it lies in the scenes, in the working CRS
 
     def close(self) -> None:
         """Let other processes have the run folder."""
@@ -57,6 +77,11 @@ class Plan:
         return store_in(self.folder)
 
     @property
+    def scenes(self) -> tuple[ScenePlan, ...]:
+        """The scenes with their wanted tiles."""
+        return self.area.parts
+
+    @property
     def crs(self) -> pyproj.CRS:
         """The working CRS, which all scenes share."""
         return self.scenes[0].scene.crs
@@ -64,18 +89,7 @@ class Plan:
     @property
     def n_tiles(self) -> int:
         """How many tiles are wanted."""
-        return sum(len(part.tiles) for part in self.scenes)
-
-    def only(self, tiles: Collection[tuple[str, int, int]]) -> Plan:
-        """The same plan for some of its tiles, by their index in the ledger."""
-        scenes = [
-            replace(part, tiles=tuple(tile for tile in part.tiles if part.index(tile) in tiles))
-            for part in self.scenes
-        ]
-        return replace(self, scenes=tuple(scenes))
-
-
-# --------------------------------------------------------------------------------- 1. check
+        return self.area.n_tiles
 
 
 def prepare(
@@ -86,50 +100,45 @@ def prepare(
     """Open and check everything that a job names; leaves no trace if it cannot be done.
 
     The plan has the run folder to itself until it is closed. A Segmenter of an earlier plan that is
-    `loaded` is used again if it has the same key. A plan for some `tiles` only, by their index in
-    the ledger, is to store their candidates and no layer: a folder with a reviewed layer will do.
+    `loaded` is used again if it has the same key. With `tiles`, given by their index in the ledger,
+    the plan is to store the candidates of these alone and to make no layer, so a folder with a
+    reviewed layer is accepted.
     """
     scenes = open_scenes(job)
     aoi = load_aoi(job.aoi) if job.aoi is not None else None
     lock = FolderLock(folder_of(job, scenes))
+    folder = lock.folder
     try:
-        return _prepare(job, scenes, aoi, lock, loaded, tiles)
+        recorded = read_record(folder)  # without resume, too: another program's file is refused
+        before = recorded if job.resume else None
+        scenes = name_scenes(scenes, before)
+        area = plan_tiles(job, scenes, aoi)
+        if tiles is not None:
+            area = area.only(tiles)
+        segmenter = _segmenter(job, lock, before)
+        if loaded is not None and loaded.key == segmenter.key:
+            segmenter = loaded
+        record = continue_run(folder, before, resolve(job, scenes, segmenter))
+        refuse_foreign(folder)
+        if tiles is None or before is None:  # without resume, a review would lose its candidates
+            refuse_to_lose_review(folder)
+        plan = Plan(job, folder, area, segmenter, record, lock)
+        if before is None or pending(plan):
+            segmenter.load()
+        claim(folder, job, record, before)
+        return plan
     except BaseException:
         lock.release()
         raise
 
 
-def _prepare(
-    job: Job,
-    scenes: list[Scene],
-    aoi: gpd.GeoSeries | None,
-    lock: FolderLock,
-    loaded: Segmenter | None,
-    tiles: Collection[tuple[str, int, int]] | None,
-) -> Plan:
-    folder = lock.folder
-    recorded = read_record(folder)  # without resume, too: what no run has written is refused
-    before = recorded if job.resume else {}
-    scenes = name_scenes(scenes, before)
-    planned, area = plan_tiles(job, scenes, aoi)
+def _segmenter(job: Job, lock: FolderLock, before: RunRecord | None) -> Segmenter:
+    """Choose the job's Segmenter, here or on the workers of a cluster."""
+    key = before.segmenter if before is not None else {}
     if job.scheduler is None:
-        segmenter = choose.segmenter_for(job, before.get("segmenter", {}))
-    else:
-        share = Share(job, folder, lock.owner, choose.segmenter_for)
-        segmenter = segmenter_there(job.scheduler, share, before.get("segmenter", {}))
-    if loaded is not None and loaded.key == segmenter.key:
-        segmenter = loaded
-    record = continue_run(folder, before, resolve(job, scenes, segmenter))
-    refuse_foreign(folder)
-    if tiles is None or not before:  # without resume, candidates go that the review may need
-        refuse_to_lose_review(folder)
-    plan = Plan(job, folder, planned, segmenter, lock, area)
-    if tiles is not None:
-        plan = plan.only(tiles)
-    if not before or pending(plan):
-        segmenter.load()
-    claim(folder, job, record, before)
-    return plan
+        return choose.segmenter_for(job, key)
+    share = Share(job, lock.folder, lock.owner, choose.segmenter_for)
+    return segmenter_there(job.scheduler, share, key)
 
 
 def folder_of(job: Job, scenes: Sequence[Scene]) -> Path:
@@ -137,17 +146,15 @@ def folder_of(job: Job, scenes: Sequence[Scene]) -> Path:
     return Path(job.out_dir if job.out_dir is not None else f"runs/{scenes[0].name}").absolute()
 
 
-def plan_tiles(
-    job: Job, scenes: Sequence[Scene], aoi: gpd.GeoSeries | None
-) -> tuple[tuple[ScenePlan, ...], shapely.Geometry | None]:
-    """Choose the scenes and tiles that are wanted; also returns the AOI in them."""
+def plan_tiles(job: Job, scenes: Sequence[Scene], aoi: gpd.GeoSeries | None) -> Area:
+    """Choose the scenes and tiles that are wanted."""
     parts = [None] * len(scenes) if aoi is None else parts_in(scenes, aoi)
     planned = []
     for scene, part in zip(scenes, parts, strict=True):
         if part is None or shapely.area(part) > 0:
             grid = TileGrid(scene.width, scene.height, job.tile_size, job.overlap)
             planned.append(ScenePlan(scene, grid, tuple(tiles_over(scene, grid, part))))
-    return tuple(planned), None if aoi is None else shapely.union_all(parts)
+    return Area(tuple(planned), None if aoi is None else shapely.union_all(parts))
 
 
 def open_scenes(job: Job) -> list[Scene]:
@@ -155,7 +162,8 @@ def open_scenes(job: Job) -> list[Scene]:
     sources = [str(sample_scene())] if job.source is None else find_sources(job.source)
     first = _open(sources[0], job, job.crs)
     # many rasters share one CRS: that of the first
-    scenes = [first, *(_open(source, job, first.crs.to_wkt()) for source in sources[1:])]
+    crs = first.crs.to_wkt()
+    scenes = [first, *(_open(source, job, crs) for source in sources[1:])]
     for scene in scenes:
         _refuse_far_away(scene, first)
     return scenes
@@ -170,9 +178,9 @@ def _refuse_far_away(scene: Scene, first: Scene) -> None:
     lon, _ = to_lonlat(first.crs, (left + right) / 2, (bottom + top) / 2)
     if not use.west - 9 <= float(lon) <= use.east + 9:
         raise SceneError(
-            f"{scene.source} lies too far from {first.source} for one working CRS "
-            f"({crs_name(first.crs)}). Run them as two jobs, or set crs to one that fits "
-            "both, for instance EPSG:3857."
+            f"{scene.source} lies too far from {first.source} for one working CRS, "
+            f"{crs_title(first.crs)}. Run them as two jobs, or set crs to one that fits both, for "
+            "example EPSG:3857."
         )
 
 
@@ -183,7 +191,7 @@ def _open(source: str, job: Job, crs: str | None) -> Scene:
 
 
 def pending(plan: Plan) -> list[tuple[ScenePlan, Tile]]:
-    """The wanted tiles that are not stored, or failed."""
+    """The wanted tiles that are not stored yet, or failed."""
     known = plan.store.ledger()
     done = {index for index, (record, _) in known.items() if record.status != "failed"}
     return [

@@ -1,4 +1,4 @@
-"""`run.yaml`: what a run has resolved, and whether another job may go on with it."""
+"""`run.yaml`: what a run has resolved, and whether another job may continue it."""
 
 from __future__ import annotations
 
@@ -7,93 +7,237 @@ import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from importlib.metadata import version
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import pandas as pd
+import pyproj
 import yaml
+from affine import Affine
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from workbench._support.files import atomic_path, remove_stale
 from workbench._support.yaml import read_yaml
 from workbench.errors import RunFolderError
 from workbench.raster.scene import Scene
-from workbench.runs.folder import (
-    store_in,
-    unwritable,
-)
+from workbench.runs.folder import store_in, unwritable
 from workbench.runs.job import Job
+from workbench.runs.parameters import brief
 from workbench.segmenters.protocol import Segmenter
 
 # what the stored candidates depend on, besides their scene
 IDENTITY = ("crs", "tiling", "segmenter")
 REMEDY = "Choose another out_dir, or set resume=false to replace that run."
 # what can differ in a scene while its candidates still fit
-INCIDENTAL = ("source", "pixel_m")
+INCIDENTAL = {"source", "pixel_m"}
 
 
 # ------------------------------------------------------------------------------- its record
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """What an earlier run in this folder has resolved; empty if there was none."""
-    path = folder / "run.yaml"
-    if not path.exists():
-        return {}
+def _known_crs(text: str) -> str:
+    if not _is_crs(text):
+        raise ValueError("is not a CRS that PROJ knows")
+    return text
+
+
+@lru_cache(maxsize=64)
+def _is_crs(text: str) -> bool:
     try:
-        record = read_yaml(path.read_text(encoding="utf-8"))
-        if set(IDENTITY) | {"scenes", "store_key"} <= set(record) and all(
-            _is_file_name(scene["name"]) for scene in record["scenes"]
-        ):
-            return _plain(record)
+        pyproj.CRS.from_user_input(text)
+    except pyproj.exceptions.CRSError:
+        return False
+    return True
+
+
+def _file_name(name: str) -> str:
+    if Path(name).name != name or not name or "\0" in name:
+        raise ValueError("is not a plain file name: files are named after it")
+    return name
+
+
+def _invertible(transform: list[float]) -> list[float]:
+    if Affine(*transform).is_degenerate:
+        raise ValueError("is not a transform: its pixels have no area")
+    return transform
+
+
+Crs = Annotated[str, AfterValidator(_known_crs)]
+Three = Field(min_length=3, max_length=3)
+
+
+class _Record(BaseModel):
+    # strict: `width: "5"` was not written by a run
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class StretchRecord(_Record):
+    """As `raster.scene.Stretch`."""
+
+    low: Annotated[list[float], Three]
+    high: Annotated[list[float], Three]
+
+
+class SceneRecord(_Record):
+    """A scene as `Scene.describe` gives it."""
+
+    source: str
+    name: Annotated[str, AfterValidator(_file_name)]
+    crs: Crs
+    transform: Annotated[
+        list[float], Field(min_length=6, max_length=6), AfterValidator(_invertible)
+    ]
+    width: PositiveInt
+    height: PositiveInt
+    pixel_m: float
+    bands: Annotated[list[PositiveInt], Three]
+    stretch: StretchRecord | None
+    alpha: PositiveInt | None
+    warped: bool
+    fingerprint: str
+
+    @classmethod
+    def of(cls, scene: Scene) -> Self:
+        """Record a scene."""
+        return cls.model_validate(scene.describe())
+
+    def scene(self) -> Scene:
+        """Return the scene, without opening its file."""
+        return Scene.from_description(self.model_dump())
+
+    @property
+    def content(self) -> str:
+        """All that the candidates of the scene depend on, except its name."""
+        return json.dumps(self.model_dump(exclude={*INCIDENTAL, "name"}), sort_keys=True)
+
+
+class Tiling(_Record):
+    """How scenes are cut into tiles."""
+
+    tile_size: PositiveInt
+    overlap: float
+
+
+class RunRecord(_Record):
+    """All that was decided for a run, as `run.yaml` holds it.
+
+    `segmenter` is the key of its Segmenter; `notes` says what had to change while it ran.
+    """
+
+    store_key: str
+    crs: Crs
+    tiling: Tiling
+    segmenter: dict[str, Any]
+    scenes: Annotated[list[SceneRecord], Field(min_length=1)]
+    versions: dict[str, str] = {}
+    notes: list[str] = []
+
+    @model_validator(mode="after")
+    def _plausible(self) -> Self:
+        names = [scene.name for scene in self.scenes]
+        if len(set(names)) < len(names):
+            raise ValueError("two scenes have the same name")
+        for name in ("points_per_batch", "threads"):  # a resume takes them from here
+            value = self.segmenter.get(name, 1)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"segmenter: {name} is not a number above 0, but {value!r}")
+        return self
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What all stored candidates depend on."""
+        return self.model_dump(include=set(IDENTITY))
+
+    def to_yaml(self) -> str:
+        """Return the text of `run.yaml`."""
+        values = self.model_dump(exclude=set() if self.notes else {"notes"})
+        return yaml.safe_dump(values, sort_keys=False)
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """Read what an earlier run in this folder has resolved; None if there was none.
+
+    Raises `RunFolderError` if `run.yaml` is not as a run writes it.
+    """
+    path = folder / "run.yaml"
+    try:
+        if not path.exists():
+            return None
+        return RunRecord.model_validate(read_yaml(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(step) for step in problem["loc"])
+        what = problem["msg"].removeprefix("Value error, ")
+        given = "" if problem["type"] == "missing" else f" (given: {brief(problem['input'])})"
+        reason = f"{where}: {what}{given}" if where else what
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read: {error}. Choose another out_dir.") from error
-    except (TypeError, KeyError):
-        pass
-    raise RunFolderError(f"{path} was not written by a run. Choose another out_dir.")
+        raise RunFolderError(
+            f"{path} cannot be read: {str(error).rstrip('.')}. Restore it from a copy, or use "
+            "another run folder."
+        ) from error
+    raise RunFolderError(
+        f"{path} was not written by a run, or has been changed since: {reason}. Restore it from a "
+        "copy, or use another run folder."
+    )
 
 
-def _is_file_name(name: str) -> bool:
-    """Whether files may be called after it: with a path in it they would lie elsewhere."""
-    return Path(name).name == name != "" and "\0" not in name
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Write `run.yaml`."""
+    with atomic_path(folder / "run.yaml") as path:
+        path.write_text(record.to_yaml(), encoding="utf-8")
 
 
-def name_scenes(scenes: Sequence[Scene], record: Mapping[str, Any]) -> list[Scene]:
-    """Give every scene a name of its own: the recorded one, else its stem, if need be numbered."""
-    names = {_content(scene): scene["name"] for scene in reversed(record.get("scenes", []))}
-    known = [names.pop(_content(_plain(scene.describe())), None) for scene in scenes]
+def name_scenes(scenes: Sequence[Scene], record: RunRecord | None) -> list[Scene]:
+    """Give every scene a name of its own: the recorded one, or else its stem.
+
+    Scenes with the same stem are numbered.
+    """
+    recorded = record.scenes if record is not None else []
+    names = {scene.content: scene.name for scene in reversed(recorded)}
+    known = [names.pop(SceneRecord.of(scene).content, None) for scene in scenes]
     taken = {name for name in known if name is not None}
+    numbers: dict[str, Iterable[int]] = {}
     named = []
     for scene, name in zip(scenes, known, strict=True):
         if name is None:
-            numbered = (f"{scene.name}-{n}" for n in count(2))
-            name = next(n for n in chain([scene.name], numbered) if n not in taken)
+            name = scene.name
+            if name in taken:
+                more = numbers.setdefault(scene.name, count(2))
+                name = next(n for n in (f"{scene.name}-{i}" for i in more) if n not in taken)
             taken.add(name)
         named.append(replace(scene, name=name))
     return named
 
 
-def resolve(job: Job, scenes: Sequence[Scene], segmenter: Segmenter) -> dict[str, Any]:
-    """All that was decided for this run, as `run.yaml` holds it."""
+def resolve(job: Job, scenes: Sequence[Scene], segmenter: Segmenter) -> RunRecord:
+    """Record all that was decided for this run."""
+    described = [SceneRecord.of(scene) for scene in scenes]
     identity = {
-        "crs": scenes[0].crs.to_string(),
+        "crs": described[0].crs,
         "tiling": {"tile_size": job.tile_size, "overlap": job.overlap},
-        "segmenter": dict(segmenter.key),
+        "segmenter": plain(segmenter.key),
     }
     packages = ("sam-workbench", "torch", "rasterio", "shapely", "numpy", "opencv-python-headless")
-    return _plain(
-        {
-            "store_key": _store_key(identity),
-            **identity,
-            "scenes": [scene.describe() for scene in scenes],
-            "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-        }
+    return RunRecord(
+        store_key=_store_key(identity),
+        **identity,
+        scenes=described,
+        versions={"python": platform.python_version()} | {p: version(p) for p in packages},
     )
 
 
-def _store_key(record: Mapping[str, Any]) -> str:
-    identity = {name: record[name] for name in IDENTITY}
+def _store_key(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -102,55 +246,53 @@ def record_change(folder: Path, segmenter: Segmenter) -> None:
 
     Writes nothing if its key is still the recorded one.
     """
-    record = read_record(folder)
-    before, now = record["segmenter"], _plain(segmenter.key)
-    if before == now:
+    record, now = read_record(folder), plain(segmenter.key)
+    if record is None or record.segmenter == now:
         return
+    before = record.segmenter
     names = [name for name in now if before.get(name) != now[name]]
     changes = ", ".join(f"{name} {before.get(name)} became {now[name]}" for name in names)
-    note = f"{changes} for want of memory; tiles from before may differ in last bits"
-    changed = {**record, "segmenter": now, "notes": [*record.get("notes", []), note]}
-    _write_record(folder, {**changed, "store_key": _store_key(changed)})
+    note = f"out of memory: {changes}; the last bits of earlier tiles may differ"
+    changed = record.model_copy(update={"segmenter": now, "notes": [*record.notes, note]})
+    key = _store_key(changed.identity)
+    write_record(folder, changed.model_copy(update={"store_key": key}))
 
 
-def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    with atomic_path(folder / "run.yaml") as path:
-        path.write_text(yaml.safe_dump(dict(record), sort_keys=False), encoding="utf-8")
-
-
-def continue_run(
-    folder: Path, before: Mapping[str, Any], resolved: dict[str, Any]
-) -> dict[str, Any]:
-    """What an earlier run (empty: none) has resolved, with the scenes that are new or have moved.
+def continue_run(folder: Path, before: RunRecord | None, resolved: RunRecord) -> RunRecord:
+    """Return what an earlier run has resolved, with the scenes that are new or have moved.
 
     Raises `RunFolderError` if the candidates of that run do not fit this one.
     """
-    if not before:
+    if before is None:
         return resolved
     _refuse_another_run(folder, before, resolved)
-    scenes = {scene["name"]: scene for scene in [*before["scenes"], *resolved["scenes"]]}
-    return {**before, "scenes": list(scenes.values())}
+    scenes = {scene.name: scene for scene in [*before.scenes, *resolved.scenes]}
+    return before.model_copy(update={"scenes": list(scenes.values())})
 
 
-def _refuse_another_run(
-    folder: Path, before: Mapping[str, Any], resolved: Mapping[str, Any]
-) -> None:
-    changed = [k for k in IDENTITY if before[k] != resolved[k]]
+def _refuse_another_run(folder: Path, before: RunRecord, resolved: RunRecord) -> None:
+    old, new = before.identity, resolved.identity
+    changed = [name for name in IDENTITY if old[name] != new[name]]
     if changed:
         raise RunFolderError(
             f"{folder} holds a run with another {' and '.join(changed)}, so its candidates do not "
-            f"fit this job. {REMEDY}\n{_differences(before, resolved, changed)}"
+            f"fit this job. {REMEDY}\n{_differences(old, new, changed)}"
         )
-    there = {scene["name"]: scene for scene in before["scenes"]}
-    for scene in resolved["scenes"]:
-        old = there.get(scene["name"], scene)
-        if _content(old) == _content(scene):
+    there = {scene.name: scene for scene in before.scenes}
+    for scene in resolved.scenes:
+        earlier = there.get(scene.name, scene)
+        if earlier.content == scene.content:
             continue
-        changed = [k for k in scene if k not in INCIDENTAL and old.get(k) != scene[k]]
-        what = "with another content of the raster" if "fingerprint" in changed else "otherwise"
+        old, new = earlier.model_dump(), scene.model_dump()
+        changed = [name for name in new if name not in INCIDENTAL and old[name] != new[name]]
+        what = (
+            "when the raster had another content"
+            if "fingerprint" in changed
+            else "with other settings"
+        )
         raise RunFolderError(
-            f"{folder} holds a run that has read {scene['source']} {what}, so its candidates do "
-            f"not fit this job. {REMEDY}\n{_differences(old, scene, changed)}"
+            f"{folder} holds a run that read {scene.source} {what}, so its candidates do not fit "
+            f"this job. {REMEDY}\n{_differences(old, new, changed)}"
         )
 
 
@@ -167,28 +309,22 @@ def _by_name(value: Any) -> Any:
     return {str(i): item for i, item in enumerate(value)} if isinstance(value, list) else value
 
 
-def _content(scene: Mapping[str, Any]) -> str:
-    """All of a described scene that its candidates depend on, but for its name."""
-    identity = {k: v for k, v in scene.items() if k not in {*INCIDENTAL, "name"}}
-    return json.dumps(identity, sort_keys=True)
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values as they come back from a file: lists for tuples, text for keys."""
-    plain: dict[str, Any] = json.loads(json.dumps(values))
-    return plain
+    read: dict[str, Any] = json.loads(json.dumps(values))
+    return read
 
 
-def claim(folder: Path, job: Job, record: dict[str, Any], before: Mapping[str, Any]) -> None:
+def claim(folder: Path, job: Job, record: RunRecord, before: RunRecord | None) -> None:
     """Make the run folder this job's own: the first thing that is written."""
     store = store_in(folder)
     try:
         remove_stale(folder)
         remove_stale(store.folder)
-        if not before:
+        if before is None:
             store.clear()
         if record != before:
-            _write_record(folder, record)
+            write_record(folder, record)
         if not (folder / "job.yaml").exists():  # else it describes the layer that is there
             write_job(job, folder)
     except OSError as error:

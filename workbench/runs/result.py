@@ -1,4 +1,4 @@
-"""A finished run: what it has made, as it ended or as its folder still tells."""
+"""A finished run, in memory or reloaded from its folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Run:
 
     @cached_property
     def layer(self) -> gpd.GeoDataFrame:
-        """All pre-labels as the run wrote them, read when first asked for: some kB for each.
+        """All pre-labels as the run wrote them: some kB of memory for each. Read when first used.
 
         Raises `RunFolderError` if the file is damaged.
         """
@@ -48,7 +48,7 @@ class Run:
             return read_layer(self.folder / LAYER)
 
     def batches(self) -> Iterator[gpd.GeoDataFrame]:
-        """The pre-labels in batches, at least one, for what need not hold them all.
+        """The pre-labels in batches, at least one, for work that need not hold them all.
 
         Raises `RunFolderError` if the file is damaged.
         """
@@ -57,11 +57,11 @@ class Run:
 
     @property
     def summary(self) -> pd.DataFrame:
-        """What a person wants to know of the run, a row for each quantity."""
+        """The main figures of the run, a row for each quantity."""
         return summary_table(self.batches(), self.tiles)
 
     def picture(self) -> bytes:
-        """Draw the layer over its imagery (of many scenes: the first; of it the AOI), as PNG."""
+        """Draw the layer over the first scene, or over its part of the AOI, as PNG."""
         scene = self.scenes[0]
         window = None
         if self.aoi is not None:
@@ -83,33 +83,30 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a finished run back from its folder, pre-labels as they were before any review.
+    """Read a finished run back from its folder, with the pre-labels as they were before any review.
 
-    No raster is opened: the scenes are those that `run.yaml` describes. Of the layer only the
-    columns, CRS and end of its file are looked at. Raises `RunFolderError` if the folder holds no
-    finished run.
+    No raster is opened: `run.yaml` describes the scenes. Only the columns, the CRS and the end of
+    the layer's file are read. Raises `RunFolderError` if the folder holds no finished run.
     """
     folder = Path(folder).absolute()
     record = read_record(folder)
     needed = ("run.yaml", "job.yaml", LAYER, "tiles.parquet")
     missing = [name for name in needed if not (folder / name).exists()]
-    if missing:
+    if record is None or missing:
         raise RunFolderError(
-            f"{folder} holds no finished run: {', '.join(missing)} missing. Give the folder that a "
-            "run has written, whole."
+            f"{folder} holds no finished run: {', '.join(missing)} missing. Give the whole folder "
+            "that a run has written (`run_dir` in review.ipynb)."
         )
     job = Job.from_yaml(folder / "job.yaml")
     with _undamaged(folder):
         tiles = as_tiles(gpd.read_parquet(folder / "tiles.parquet"))
     used = set(tiles["source"])  # a folder may hold candidates of more rasters than its layer has
-    scenes = tuple(
-        Scene.from_description(scene) for scene in record["scenes"] if scene["name"] in used
-    )
+    scenes = tuple(described.scene() for described in record.scenes if described.name in used)
     aoi = None
     if job.aoi is not None:
         aoi = shapely.union_all(parts_in(scenes, load_aoi(job.aoi)))
     run = Run(job, folder, scenes, tiles, aoi)
-    next(run.batches())  # the first is empty: what the file says of itself
+    next(run.batches())  # the first is empty: it only needs the file's own description
     return run
 
 
@@ -119,6 +116,6 @@ def _undamaged(folder: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, ShapelyError, OSError, KeyError, ValueError) as error:
         raise RunFolderError(
-            f"{folder}: its layer or its ledger is damaged ({error}). Run again with the same "
-            "out_dir to make them anew."
+            f"{folder}: its layer or its ledger is damaged ({error}). Run its job.yaml again to "
+            "write them again from the stored candidates."
         ) from error

@@ -6,14 +6,9 @@ from contextlib import closing
 
 from tqdm import tqdm
 
-from workbench.runs.finish import (
-    finish,
-)
+from workbench.runs.finish import finish
 from workbench.runs.job import Job
-from workbench.runs.plan import (
-    pending,
-    prepare,
-)
+from workbench.runs.plan import pending, prepare
 from workbench.runs.result import Run
 from workbench.runs.segment import segment
 

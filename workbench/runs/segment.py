@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
 
 from workbench.runs import choose
 from workbench.runs.cluster import Share, segment_there
-from workbench.runs.plan import (
-    Plan,
-    pending,
-)
-from workbench.runs.record import (
-    record_change,
-)
-from workbench.runs.tile_stream import (
-    ScenePlan,
-    SegmentedTile,
-    TileWatch,
-    segment_tiles,
-    store_tiles,
-)
+from workbench.runs.plan import Plan, pending
+from workbench.runs.record import plain, record_change
+from workbench.runs.tile_stream import SegmentedTile, TileWatch, segment_tiles, store_tiles
 
 FLUSH_SECONDS = 20.0  # a kill costs at most this much finished work
 FLUSH_TILES = 64
-
-
-# ------------------------------------------------------------------------------- 2. segment
 
 
 def segment(
@@ -38,36 +24,41 @@ def segment(
     Finished tiles are stored every `flush_seconds`, and when the iterator is closed or interrupted.
     A model that takes long tells `watch` how far it is.
     """
-    job, parts = plan.job, plan.only({part.index(tile) for part, tile in pending(plan)}).scenes
+    job = plan.job
+    parts = plan.area.only({part.index(tile) for part, tile in pending(plan)}).parts
     if job.scheduler is not None:
         share = Share(job, plan.folder, plan.lock.owner, choose.segmenter_for)
         yield from segment_there(job.scheduler, share, plan.segmenter.key, parts)
         return
+    keep = _Keeper(plan)
     for part in parts:
-        yield from _segment_scene(part, plan, flush_seconds, watch)
+        done: list[SegmentedTile] = []
+        flushed = time.monotonic()
+        try:
+            with closing(segment_tiles(part, part.tiles, plan.segmenter, watch)) as segmented:
+                for tile in segmented:
+                    done.append(tile)
+                    yield tile
+                    if time.monotonic() - flushed > flush_seconds or len(done) >= FLUSH_TILES:
+                        keep(done)
+                        done, flushed = [], time.monotonic()
+        finally:
+            keep(done)
 
 
-def _segment_scene(
-    part: ScenePlan,
-    plan: Plan,
-    flush_seconds: float,
-    watch: TileWatch | None,
-) -> Iterator[SegmentedTile]:
-    done: list[SegmentedTile] = []
-    flushed = time.monotonic()
-    try:
-        with closing(segment_tiles(part, part.tiles, plan.segmenter, watch)) as segmented:
-            for tile in segmented:
-                done.append(tile)
-                yield tile
-                if time.monotonic() - flushed > flush_seconds or len(done) >= FLUSH_TILES:
-                    _keep(done, plan)
-                    done, flushed = [], time.monotonic()
-    finally:
-        _keep(done, plan)
+class _Keeper:
+    """Stores finished tiles, and notes in `run.yaml` when the key of the Segmenter has changed."""
 
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        # remembered: `run.yaml` grows with the rasters, and is read only when there is a change
+        self._recorded = plan.record.segmenter
 
-def _keep(done: list[SegmentedTile], plan: Plan) -> None:
-    if done:
-        record_change(plan.folder, plan.segmenter)
-        store_tiles(done, plan.store, plan.job.rules)
+    def __call__(self, done: list[SegmentedTile]) -> None:
+        if not done:
+            return
+        key = plain(self._plan.segmenter.key)
+        if key != self._recorded:
+            record_change(self._plan.folder, self._plan.segmenter)
+            self._recorded = key
+        store_tiles(done, self._plan.store)

@@ -6,8 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from threading import Event
 from typing import Any
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from workbench.candidates.rle import encode_masks
 from workbench.candidates.store import CandidateStore, Status, TileRecord
-from workbench.candidates.table import Candidates, Rules, concat
+from workbench.candidates.table import Candidates, concat
 from workbench.raster.scene import Scene
 from workbench.raster.tiles import Tile, TileGrid
 from workbench.segmenters.protocol import Segmenter
@@ -41,20 +40,23 @@ class ScenePlan:
 
 @dataclass(frozen=True)
 class SegmentedTile:
-    """A tile that has just been computed, with its line of the ledger."""
+    """A tile with its candidates and its row of the ledger.
+
+    While the tile is being computed it is not `whole`, and has the candidates so far.
+    """
 
     part: ScenePlan
     tile: Tile
-    candidates: Candidates | None
+    candidates: Candidates
     record: TileRecord
+    whole: bool = True
 
 
-def store_tiles(tiles: Sequence[SegmentedTile], store: CandidateStore, rules: Rules) -> None:
+def store_tiles(tiles: Sequence[SegmentedTile], store: CandidateStore) -> None:
     """Store tiles of one scene, all made under the same rules, in one file."""
     if tiles:
-        tables = [tile.candidates for tile in tiles if tile.candidates is not None]
-        table = concat(tables) if tables else Candidates.empty(rules)
-        store.write(table, [tile.record for tile in tiles])
+        tables = [tile.candidates for tile in tiles if len(tile.candidates)]
+        store.write(concat(tables or [tiles[0].candidates]), [tile.record for tile in tiles])
 
 
 # called while a tile is computed, often: the share that is done, and how to get the tile so far
@@ -146,8 +148,10 @@ class _Work:
                 raise _Stopped
             watch = self.watch
             if watch is not None and self.told.empty():  # a slow caller hears of less
-                tile = partial(self._made, "ok", start, valid_rle=rle)
-                self.told.put(lambda: watch(share, lambda: tile(found=so_far())))
+                self.told.put(lambda: watch(share, lambda: underway(so_far())))
+
+        def underway(found: Candidates) -> SegmentedTile:
+            return replace(self._made("ok", start, found, valid_rle=rle), whole=False)
 
         try:
             rest = self.segmenter.begin(image, tell)
@@ -178,9 +182,10 @@ class _Work:
     def _made(
         self, status: Status, start: float, found: Candidates | None = None, **more: Any
     ) -> SegmentedTile:
-        candidates = None if found is None else found.at_tile(self.tile.row, self.tile.col)
-        n = 0 if candidates is None else len(candidates)
+        if found is None:
+            found = Candidates.empty(self.segmenter.rules)
+        candidates = found.at_tile(self.tile.row, self.tile.col)
         seconds = round(time.perf_counter() - start, 3)
         index = self.part.index(self.tile)
-        record = TileRecord(*index, status, n_candidates=n, seconds=seconds, **more)
+        record = TileRecord(*index, status, n_candidates=len(found), seconds=seconds, **more)
         return SegmentedTile(self.part, self.tile, candidates, record)

@@ -16,8 +16,8 @@ Both are mapped to 0..1 by fixed curves, so that SAM's usual thresholds keep a s
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -28,8 +28,8 @@ from skimage.segmentation import watershed
 
 from workbench.candidates.rle import encode_edges
 from workbench.candidates.select import prune
-from workbench.candidates.table import Candidates, Rules
-from workbench.segmenters.protocol import Segmenter, Watch
+from workbench.candidates.table import SAM_RULES, Candidates, Rules
+from workbench.segmenters.protocol import Watch
 
 VERSION = 1  # part of the key: candidates of another method or other constants are others
 
@@ -38,19 +38,26 @@ EDGE_EXPONENTS = (0, 2)
 
 
 @dataclass(frozen=True)
-class ClassicSegmenter(Segmenter):
-    """Proposes regions of two superpixel hierarchies; the rules are SAM's."""
+class ClassicSegmenter:
+    """Proposes regions of two superpixel hierarchies; a `Segmenter`.
 
-    pred_iou_floor: float = 0.5
-    stability_floor: float = 0.5
-    box_nms_thresh: float = 0.7
-    crop_nms_thresh: float = 0.7
+    The rules are SAM's and hold for tiles of any size. There are no crops, whatever they say.
+    """
+
+    rules: Rules = SAM_RULES
     min_region_px: int = 30
 
     @property
     def key(self) -> Mapping[str, Any]:
         """All that the candidates depend on."""
-        return {"model": "classic", "version": VERSION, **asdict(self)}
+        limits = self.rules.limits
+        del limits["crop_n_layers"]
+        return {
+            "model": "classic",
+            "version": VERSION,
+            **limits,
+            "min_region_px": self.min_region_px,
+        }
 
     def load(self) -> None:
         """Nothing to load."""
@@ -62,14 +69,7 @@ class ClassicSegmenter(Segmenter):
         is the pixel deepest inside the region.
         """
         height, width = image.shape[:2]
-        rules = Rules(
-            height,
-            width,
-            self.pred_iou_floor,
-            self.stability_floor,
-            self.box_nms_thresh,
-            self.crop_nms_thresh,
-        )
+        rules = replace(self.rules, height=height, width=width, crop_n_layers=0)
         superpixels = _superpixels(image)
         first, second = (_hierarchy(superpixels, exponent) for exponent in EDGE_EXPONENTS)
         of_first = self._above_floors(superpixels, first, second)
@@ -101,16 +101,24 @@ class ClassicSegmenter(Segmenter):
         columns["point_x"], columns["point_y"] = np.concatenate(points).T
         return Candidates.from_columns(rules, columns | {"rle": [*masks[0], *masks[1]]})
 
+    def begin(
+        self, image: NDArray[np.uint8], watch: Watch | None = None
+    ) -> Callable[[], Candidates]:
+        """Do all of `propose` now."""
+        found = self.propose(image, watch)
+        return lambda: found
+
     def _above_floors(
         self, superpixels: _Superpixels, hierarchy: _Hierarchy, other: _Hierarchy
     ) -> dict[str, NDArray[Any]]:
         """Return region numbers, scores, boxes and areas, in the order of the merges."""
         pred_iou = _pred_iou(hierarchy)
         regions = np.flatnonzero(
-            (hierarchy.area >= self.min_region_px) & (pred_iou > np.float32(self.pred_iou_floor))
+            (hierarchy.area >= self.min_region_px)
+            & (pred_iou > np.float32(self.rules.pred_iou_floor))
         )
         stability = _stability(superpixels, hierarchy, regions, other)
-        stable = stability >= np.float32(self.stability_floor)
+        stable = stability >= np.float32(self.rules.stability_floor)
         regions, stability = regions[stable], stability[stable]
         x0, y0, x1, y1 = hierarchy.boxes[regions].T
         return {

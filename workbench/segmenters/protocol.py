@@ -8,18 +8,25 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.candidates.table import Candidates
+from workbench.candidates.table import Candidates, Rules
 
 # called while a tile is computed, often: the share that is done, and how to get what there is
 Watch = Callable[[float, Callable[[], "Candidates"]], None]
 
 
 class Segmenter(Protocol):
-    """Anything that proposes masks for a tile."""
+    """Anything that proposes masks for a tile. Not to inherit from: it has nothing to give."""
+
+    @property
+    def rules(self) -> Rules:
+        """What candidates are made under; a tile of another size gets the rules for its size."""
 
     @property
     def key(self) -> Mapping[str, Any]:
-        """All that the candidates depend on, as plain values: model, weights, prompts, rules."""
+        """All that the candidates depend on, as plain values: model, weights, prompts, rules.
+
+        It may change while tiles are computed: a model may go on with less memory than it began.
+        """
 
     def load(self) -> None:
         """Get ready to propose: all that can be wrong with weights or device raises here."""
@@ -33,9 +40,7 @@ class Segmenter(Protocol):
     def begin(
         self, image: NDArray[np.uint8], watch: Watch | None = None
     ) -> Callable[[], Candidates]:
-        """Do what a tile at a time can do, as with a network; return what is left of `propose`.
+        """Do what one tile after the other must do, like a network; return the rest of `propose`.
 
-        That may be done in another thread, while the next tile has begun.
+        The rest may be done in another thread, after the next tile has begun.
         """
-        found = self.propose(image, watch)
-        return lambda: found

@@ -6,7 +6,6 @@ once and remembered.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,17 +22,17 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
+from workbench._support.cores import usable_cores
 from workbench._support.text import duration
 from workbench.candidates.select import Selector, Thresholds, passes
-from workbench.candidates.store import TileRecord, valid_masks
+from workbench.candidates.store import valid_masks
 from workbench.candidates.table import Candidates
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import Cleaning, clean
-from workbench.raster.tiles import Tile
-from workbench.runs.plan import ScenePlan
+from workbench.runs.tile_stream import SegmentedTile
 
 Key = tuple[str, int, int, int]  # source, tile row, tile column, ordinal
-_THREADS = ThreadPoolExecutor(os.cpu_count(), "preview")
+_THREADS = ThreadPoolExecutor(usable_cores(), "preview")
 _COVER_PX = 512  # side of the raster on which the covered share of a tile is measured
 
 
@@ -45,17 +44,6 @@ class Fate(IntEnum):
     SUPPRESSED = 2  # by non-maximum suppression
     CLEANED = 3  # removed by cleaning
     OUTSIDE = 4  # of the AOI
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A tile and its candidates, as the store holds them; fewer if it is not `whole` yet."""
-
-    part: ScenePlan
-    tile: Tile
-    candidates: Candidates
-    record: TileRecord
-    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -140,7 +128,7 @@ def _size(n: float) -> str:
 class _Traced:
     """One sample: what has been asked of it so far. Candidates are counted from its first."""
 
-    def __init__(self, sample: Sample, first: int) -> None:
+    def __init__(self, sample: SegmentedTile, first: int) -> None:
         self.sample, self.first = sample, first
         self.selector = Selector(sample.candidates)
         self.candidates = self.selector.candidates
@@ -198,7 +186,7 @@ class Preview:
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        samples: Sequence[SegmentedTile],
         aoi: shapely.Geometry | None = None,
         before: Preview | None = None,
     ) -> None:
@@ -216,7 +204,7 @@ class Preview:
             self.n_candidates += len(sample.candidates)
 
     @property
-    def samples(self) -> tuple[Sample, ...]:
+    def samples(self) -> tuple[SegmentedTile, ...]:
         """The samples, in the order of their rows."""
         return tuple(part.sample for part in self._parts)
 
@@ -381,7 +369,7 @@ def _why_cleaned(polygon: gpd.GeoDataFrame, cleaning: Cleaning) -> str:
     return "what lies on top of it leaves too little"
 
 
-def _cover(sample: Sample, geometry: NDArray[np.object_]) -> tuple[int, int]:
+def _cover(sample: SegmentedTile, geometry: NDArray[np.object_]) -> tuple[int, int]:
     """How many cells of a raster over the tile some polygons fill, and how many are valid."""
     window, scene = sample.tile.window, sample.part.scene
     side = min(_COVER_PX, window.width)
@@ -403,7 +391,9 @@ def _cover(sample: Sample, geometry: NDArray[np.object_]) -> tuple[int, int]:
     return int((filled & valid).sum()), int(valid.sum())
 
 
-def _polygons(sample: Sample, candidates: Candidates, rows: NDArray[np.int64]) -> gpd.GeoDataFrame:
+def _polygons(
+    sample: SegmentedTile, candidates: Candidates, rows: NDArray[np.int64]
+) -> gpd.GeoDataFrame:
     """The exact polygons of candidates in the order of their ordinals, with their `rows`."""
     valid = valid_masks([sample.record], candidates.rules)
     polygons = to_polygons(candidates, sample.part.scene, sample.part.grid, valid)

@@ -77,7 +77,11 @@ class TileUnderway:
 
 @dataclass(frozen=True)
 class TileDone:
-    """A tile, just computed or from the store; `candidates` is None if it has none."""
+    """What crosses the pipe of a `SegmentedTile`, just computed or from the store.
+
+    The scene does not: `record` says which tile of which it is, and the other side knows them.
+    `candidates` is None if it has none.
+    """
 
     record: TileRecord
     candidates: Candidates | None

@@ -133,7 +133,10 @@ class RunPanel(CellWidget):
     def _show_command(self, _: Any = None) -> None:
         job, output = self._job(), f"{self.session.folder.name}.ipynb"
         if self._saved is not None and self._saved[1] == job:
-            text = shlex.join(["papermill", _notebook(), output, "-f", str(self._saved[0])])
+            words = ["papermill", _notebook(), output, "-f", str(self._saved[0])]
+            if job.scheduler is not None:  # which a file does not keep
+                words += ["-p", "scheduler", job.scheduler]
+            text = shlex.join(words)
         else:
             given = self.session.given.changed(interactive=None)
             text = job.command(_notebook(), output, given)

@@ -11,7 +11,7 @@ import ipywidgets as widgets
 
 from workbench._support.text import duration
 from workbench.errors import WorkbenchError
-from workbench.tuning.preview import Sample
+from workbench.runs.tile_stream import SegmentedTile
 from workbench.tuning.process import (
     Event,
     Finished,
@@ -132,7 +132,7 @@ class SampleTiles:
                     self._queue.clear()
                     self._message.value = sentence(event.reason) if event.reason else "Cancelled."
 
-    def _take(self, sample: Sample | None) -> None:
+    def _take(self, sample: SegmentedTile | None) -> None:
         """Add a sample in place of what there was of its tile before it was whole."""
         with self._lock:
             whole = tuple(old for old in self._session.samples if old.whole)

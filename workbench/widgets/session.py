@@ -8,11 +8,9 @@ their own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import shapely
 from traitlets import Bool, Dict, HasTraits, Instance, Tuple, Unicode, observe
 
 from workbench.candidates.table import Candidates
@@ -21,28 +19,16 @@ from workbench.raster.aoi import load_aoi
 from workbench.raster.scene import Scene
 from workbench.raster.tiles import TileGrid
 from workbench.runs.job import Job
-from workbench.runs.plan import ScenePlan, folder_of, open_scenes, plan_tiles
+from workbench.runs.plan import Area, ScenePlan, folder_of, open_scenes, plan_tiles
 from workbench.runs.record import name_scenes, read_record
-from workbench.tuning.preview import Forecast, Key, Sample
+from workbench.runs.tile_stream import SegmentedTile
+from workbench.tuning.preview import Forecast, Key
 from workbench.tuning.process import Background, Event, Index, Stopped, TileDone, TileUnderway, Work
 
 SAMPLES_DEPEND_ON = (
     "model", "checkpoint", "tile_size", "overlap", "points_per_side", "crop_n_layers",
     "pred_iou_floor", "stability_floor", "box_nms_thresh", "crop_nms_thresh",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Area:
-    """The wanted part of the scenes: its tiles, and the AOI as far as it lies in the scenes."""
-
-    parts: tuple[ScenePlan, ...]
-    aoi: shapely.Geometry | None  # in the working CRS; None: the whole of the scenes
-
-    @property
-    def n_tiles(self) -> int:
-        """How many tiles it has."""
-        return sum(len(part.tiles) for part in self.parts)
 
 
 class Session(HasTraits):
@@ -59,7 +45,7 @@ class Session(HasTraits):
     area = Instance(Area, allow_none=True)
     problem = Unicode()
     forecast = Instance(Forecast)
-    samples: tuple[Sample, ...] = Tuple()  # type: ignore[assignment]  # a trait
+    samples: tuple[SegmentedTile, ...] = Tuple()  # type: ignore[assignment]  # a trait
     judged: dict[Key, bool] = Dict()  # type: ignore[assignment]  # a trait
     busy = Bool()
 
@@ -67,9 +53,9 @@ class Session(HasTraits):
         scenes = open_scenes(job)
         self.folder: Path = folder_of(job, scenes)
         try:
-            recorded = read_record(self.folder) if job.resume else {}
+            recorded = read_record(self.folder) if job.resume else None
         except WorkbenchError:
-            recorded = {}  # a run will refuse it, and say so
+            recorded = None  # a run will refuse it, and say so
         self.scenes: tuple[Scene, ...] = tuple(name_scenes(scenes, recorded))
         self._background = Background(self._hear)
         self.given = job
@@ -88,7 +74,7 @@ class Session(HasTraits):
         size, overlap = self.job.tile_size, self.job.overlap
         return tuple(TileGrid(s.width, s.height, size, overlap) for s in self.scenes)
 
-    def sample_of(self, event: TileDone | TileUnderway) -> Sample:
+    def sample_of(self, event: TileDone | TileUnderway) -> SegmentedTile:
         """Put what the process has computed where it belongs."""
         record = event.record
         assert record is not None
@@ -99,7 +85,7 @@ class Session(HasTraits):
         candidates = event.candidates
         if candidates is None:
             candidates = Candidates.empty(self.job.rules)
-        return Sample(part, tile, candidates, record, whole=isinstance(event, TileDone))
+        return SegmentedTile(part, tile, candidates, record, whole=isinstance(event, TileDone))
 
     # ---- the process that computes
 
@@ -168,7 +154,7 @@ class Session(HasTraits):
         with self.hold_trait_notifications():
             try:
                 aoi = None if job.aoi is None else load_aoi(job.aoi)
-                self.area = Area(*plan_tiles(job, self.scenes, aoi))
+                self.area = plan_tiles(job, self.scenes, aoi)
                 self.problem = ""
             except WorkbenchError as error:
                 self.area, self.problem = None, str(error)

@@ -7,13 +7,11 @@ something is computed and how long it is held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.util import find_spec
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +29,10 @@ from segment_anything.utils.amg import (
 from torch import nn
 from torch.nn.functional import interpolate
 
-from workbench.candidates.rle import encode_edges
-from workbench.candidates.select import prune
-from workbench.candidates.table import Candidates, Rules, concat
+from workbench._support.cores import usable_cores
+from workbench.candidates.table import SAM_RULES, Candidates, Rules
 from workbench.errors import JobError, WorkbenchError
-from workbench.segmenters.protocol import Segmenter, Watch
+from workbench.segmenters.protocol import Watch
 from workbench.segmenters.sam.checkpoints import (
     MODELS,
     fetch_checkpoint,
@@ -58,41 +55,42 @@ from workbench.segmenters.sam.measure import (
     measure_fused,
     measure_whole,
 )
+from workbench.segmenters.sam.proposals import Crop, Proposals, survivors
 
 # More upsampled masks of 1024 x 1024 than a few leave the CPU's caches: 4 ms a mask by threes,
 # 8 ms by twelves and more. On other devices a whole batch goes at once.
 MASKS_AT_ONCE = {"cpu": 3}
-
-# of masks that are encoded together, which takes 50 bytes for each; a usual tile has half of it
-EDGES_AT_ONCE = 2**20
 
 ARITHMETIC = 3  # goes up when a change moves the last bits of what the network gives
 
 CROP_OVERLAP_RATIO = 512 / 1500  # as SamAutomaticMaskGenerator
 
 
-@dataclass(frozen=True, eq=False)
-class SamSegmenter(Segmenter):
-    """A SAM model with its prompt grid and floors; satisfies `candidates.Segmenter`.
+@dataclass(eq=False)
+class SamSegmenter:
+    """A SAM model with its prompt grid and rules; a `Segmenter`.
 
-    The model is loaded when first used, and lives as long as this value does, which may cast its
-    weights; the key is known before. `points_per_batch` None is the device's own, `threads` None
-    is torch's.
+    The model is loaded when first used, and lives as long as this object does, which may cast its
+    weights; the key is known before. The rules hold for tiles of any size. `points_per_batch` None
+    is the device's own, `threads` None is torch's, but no more than there are cores to use.
+
+    `batch` is the one thing that changes: where memory does not hold a batch of prompts, it is
+    halved for good, and `key` has the new size.
     """
 
     load_model: Callable[[], Sam]
     name: str
     weights_sha256: str
     points_per_side: int = 32
-    crop_n_layers: int = 0
-    pred_iou_floor: float = 0.5
-    stability_floor: float = 0.5
-    box_nms_thresh: float = 0.7
-    crop_nms_thresh: float = 0.7
+    rules: Rules = SAM_RULES
     device: str = "cpu"
     precision: str = "fp32"
     points_per_batch: int | None = None
     threads: int | None = None
+    batch: int = field(init=False)  # prompts that go through the decoder at once
+
+    def __post_init__(self) -> None:
+        self.batch = self.points_per_batch or prompts_at_once(self.device)
 
     @cached_property
     def model(self) -> Sam:
@@ -122,15 +120,11 @@ class SamSegmenter(Segmenter):
             "arithmetic": ARITHMETIC,
             "weights_sha256": self.weights_sha256,
             "points_per_side": self.points_per_side,
-            "crop_n_layers": self.crop_n_layers,
-            "pred_iou_floor": self.pred_iou_floor,
-            "stability_floor": self.stability_floor,
-            "box_nms_thresh": self.box_nms_thresh,
-            "crop_nms_thresh": self.crop_nms_thresh,
+            **self.rules.limits,
             "device": self._device_type,
             "precision": self.precision,
             # another batch shape or number of threads gives other last bits
-            "points_per_batch": self._batch.size,
+            "points_per_batch": self.batch,
             "threads": self._threads,
         }
 
@@ -148,46 +142,36 @@ class SamSegmenter(Segmenter):
     ) -> Callable[[], Candidates]:
         """Run the network; what is left of `propose` is work for the host alone.
 
-        Where the device's memory does not hold a batch of prompts, this tile is done again in
-        batches of half the size, and so are all after it; `key` then has the smaller batch.
+        If the device's memory does not hold a batch of prompts, this tile is done again in batches
+        of half the size, and so are all tiles after it.
         """
         while True:
             try:
                 return self._begin(image, watch)
             except torch.cuda.OutOfMemoryError:
-                if self._batch.size == 1:
+                if self.batch == 1:
                     raise
             # not in the handler, where the traceback still holds the tensors
-            self._batch.size //= 2
+            self.batch //= 2
             torch.cuda.empty_cache()
 
     def _begin(self, image: NDArray[np.uint8], watch: Watch | None) -> Callable[[], Candidates]:
         height, width = image.shape[:2]
-        rules = Rules(
-            height=height,
-            width=width,
-            pred_iou_floor=self.pred_iou_floor,
-            stability_floor=self.stability_floor,
-            box_nms_thresh=self.box_nms_thresh,
-            crop_nms_thresh=self.crop_nms_thresh,
-            crop_n_layers=self.crop_n_layers,
-        )
+        rules = self.rules.for_tile(height, width)
         grid = build_point_grid(self.points_per_side)  # the same in every crop layer
         masks_per_point = self.model.mask_decoder.num_multimask_outputs
-        boxes, _ = generate_crop_boxes((height, width), self.crop_n_layers, CROP_OVERLAP_RATIO)
-        found: list[_Proposals] = []
+        boxes, _ = generate_crop_boxes((height, width), rules.crop_n_layers, CROP_OVERLAP_RATIO)
+        found: list[Proposals] = []
         for i, box in enumerate(boxes):
-            crop = _Crop(tuple(box), i, grid, masks_per_point, rules)
+            crop = Crop(tuple(box), i, grid, masks_per_point, rules)
             for share, some in self._proposals(image, crop):
                 found.append(some)
                 if watch is not None:
                     # a copy, since it may be called in another thread
-                    watch((i + share) / len(boxes), partial(_survivors, [*found], rules))
-        return partial(_survivors, found, rules)
+                    watch((i + share) / len(boxes), partial(survivors, [*found], rules))
+        return partial(survivors, found, rules)
 
-    def _proposals(
-        self, image: NDArray[np.uint8], crop: _Crop
-    ) -> Iterator[tuple[float, _Proposals]]:
+    def _proposals(self, image: NDArray[np.uint8], crop: Crop) -> Iterator[tuple[float, Proposals]]:
         """Yield, batch by batch, the share of a crop that is done and those of its masks that pass.
 
         They are above the floors and clear of inner crop edges.
@@ -203,11 +187,12 @@ class SamSegmenter(Segmenter):
                 self.model.mask_decoder, predictor.features, encoder.get_dense_pe(), no_mask
             )
         done = 0
-        for (points,) in batch_iterator(self._batch.size, crop.points):
+        for (points,) in batch_iterator(self.batch, crop.points):
             with self._autocast():
                 # masks below the floor are not even upscaled by the decoder
                 pred_iou, logits_of = decode(self._prompts(predictor, points))
-                wanted = (pred_iou.float() > self.pred_iou_floor) | (self.pred_iou_floor <= 0)
+                floor = crop.rules.pred_iou_floor
+                wanted = (pred_iou.float() > floor) | (floor <= 0)
                 low_res = logits_of(wanted).float()
             self._refuse_overflow(pred_iou, low_res)
             rows = wanted.flatten().nonzero()[:, 0]
@@ -279,15 +264,15 @@ class SamSegmenter(Segmenter):
         ordinals: torch.Tensor,
         ious: torch.Tensor,
         masks: Measured,
-        crop: _Crop,
-    ) -> _Proposals:
+        crop: Crop,
+    ) -> Proposals:
         """Those that are stable and clear of inner crop edges."""
         tile_box = [0, 0, crop.rules.width, crop.rules.height]
         boxes = torch.from_numpy(masks.boxes)
         keep = ~is_box_near_crop_edge(boxes, list(crop.box), tile_box).numpy()
-        if self.stability_floor > 0:
-            keep &= masks.stability >= np.float32(self.stability_floor)
-        return _Proposals(
+        if crop.rules.stability_floor > 0:
+            keep &= masks.stability >= np.float32(crop.rules.stability_floor)
+        return Proposals(
             crop, ordinals.cpu().numpy()[keep], ious.cpu().numpy()[keep], masks.take(keep)
         )
 
@@ -306,111 +291,7 @@ class SamSegmenter(Segmenter):
 
     @property
     def _threads(self) -> int:
-        return self.threads or torch.get_num_threads()
-
-    @cached_property
-    def _batch(self) -> _Batch:
-        return _Batch(self.points_per_batch or prompts_at_once(self.device))
-
-
-@dataclass
-class _Batch:
-    """How many prompts go through the decoder at once; only too little memory changes it."""
-
-    size: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Crop:
-    """One crop of a tile with its prompts."""
-
-    box: tuple[int, ...]  # XYXY, tile pixels, last pixel exclusive
-    number: int
-    grid: NDArray[np.float64]  # (n, 2), 0 to 1
-    masks_per_point: int
-    rules: Rules
-
-    @property
-    def points(self) -> NDArray[np.float64]:
-        """The prompts, `(n, 2)` crop pixels."""
-        x0, y0, x1, y1 = self.box
-        return self.grid * np.array([[x1 - x0, y1 - y0]])
-
-    @property
-    def first_ordinal(self) -> int:
-        """Where the masks of this crop begin in the generator's order."""
-        return self.number * len(self.grid) * self.masks_per_point
-
-
-@dataclass(frozen=True, eq=False)
-class _Proposals:
-    """Masks of a crop that passed, in the generator's order."""
-
-    crop: _Crop
-    ordinals: NDArray[np.int64]  # (n,)
-    ious: NDArray[np.float32]  # (n,)
-    masks: Measured
-
-    def table(self) -> Candidates:
-        """Put them into tile pixels, without their RLEs."""
-        crop, n = self.crop, len(self.ordinals)
-        x0, y0, x1, y1 = (self.masks.boxes + np.tile(crop.box[:2], 2)).T
-        points = crop.points[(self.ordinals - crop.first_ordinal) // crop.masks_per_point]
-        point_x, point_y = (points + crop.box[:2]).T
-        crop_x0, crop_y0, crop_x1, crop_y1 = np.tile(crop.box, (n, 1)).T
-        return Candidates.from_columns(
-            crop.rules,
-            {
-                "tile_row": np.zeros(n, int),
-                "tile_col": np.zeros(n, int),
-                "ordinal": self.ordinals,
-                "pred_iou": self.ious,
-                "stability_score": self.masks.stability,
-                "x0": x0,
-                "y0": y0,
-                "x1": x1,
-                "y1": y1,
-                "area_px": self.masks.areas,
-                "point_x": point_x,
-                "point_y": point_y,
-                "crop_x0": crop_x0,
-                "crop_y0": crop_y0,
-                "crop_x1": crop_x1,
-                "crop_y1": crop_y1,
-                "rle": [b""] * n,
-            },
-        )
-
-    def encode(self, alive: NDArray[np.bool_]) -> list[bytes]:
-        """Encode some of the masks, `(n,)`."""
-        masks, rules = self.masks.take(alive), self.crop.rules
-        x, y = masks.edges.T.astype(np.int64)
-        place = (x + self.crop.box[0]) * rules.height + y + self.crop.box[1]
-        mask = np.repeat(np.arange(len(masks)), masks.n_edges)
-        return encode_edges(mask, place, len(masks), rules.height, rules.width)
-
-
-def _survivors(found: Sequence[_Proposals], rules: Rules) -> Candidates:
-    """Prune the proposals of a tile, and encode what is left."""
-    tables = [some.table() for some in _joined(found)]
-    kept = prune(concat([Candidates.empty(rules), *tables]))
-    alive = kept.column("ordinal")
-    rles = [rle for some in _joined(found) for rle in some.encode(np.isin(some.ordinals, alive))]
-    return kept.with_column("rle", rles)
-
-
-def _joined(found: Sequence[_Proposals]) -> Iterator[_Proposals]:
-    """Join those of a crop, as many as memory should hold at once."""
-    pieces = np.cumsum([len(some.masks.edges) for some in found]) // EDGES_AT_ONCE
-    keys = ((some.crop.number, piece) for some, piece in zip(found, pieces, strict=True))
-    for _, group in groupby(zip(keys, found, strict=True), itemgetter(0)):
-        parts = [some for _, some in group]
-        yield _Proposals(
-            parts[0].crop,
-            np.concatenate([part.ordinals for part in parts]),
-            np.concatenate([part.ious for part in parts]),
-            joined([part.masks for part in parts]),
-        )
+        return self.threads or min(torch.get_num_threads(), usable_cores())
 
 
 def sam_segmenter(
@@ -420,11 +301,7 @@ def sam_segmenter(
     device: str = "auto",
     precision: str = "auto",
     points_per_side: int = 32,
-    crop_n_layers: int = 0,
-    pred_iou_floor: float = 0.5,
-    stability_floor: float = 0.5,
-    box_nms_thresh: float = 0.7,
-    crop_nms_thresh: float = 0.7,
+    rules: Rules = SAM_RULES,
     points_per_batch: int | None = None,
     threads: int | None = None,
 ) -> SamSegmenter:
@@ -450,11 +327,7 @@ def sam_segmenter(
         name=model,
         weights_sha256=sha256,
         points_per_side=points_per_side,
-        crop_n_layers=crop_n_layers,
-        pred_iou_floor=pred_iou_floor,
-        stability_floor=stability_floor,
-        box_nms_thresh=box_nms_thresh,
-        crop_nms_thresh=crop_nms_thresh,
+        rules=rules,
         device=device,
         precision=precision,
         points_per_batch=points_per_batch,
