@@ -19,12 +19,11 @@ import shapely
 from affine import Affine
 
 from workbench import Job, run
+from workbench._support.palette import CONFIDENCE_CLASSES, confidence_labels
 from workbench.layer.files import LayerFiles, read_layer, write_layer
 from workbench.layer.qgis import (
     AREA,
-    CONFIDENCE_CLASSES,
     ProjectRaster,
-    confidence_labels,
     scene_raster,
     styles,
     write_project,

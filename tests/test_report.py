@@ -19,7 +19,7 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
-from workbench.layer.qgis import CONFIDENCE_CLASSES, NO_SCORE_COLOR
+from workbench._support.palette import CONFIDENCE_CLASSES, NO_SCORE_COLOR
 from workbench.layer.report.map import draw_map, figure_png
 from workbench.layer.report.page import write_report
 from workbench.layer.report.summary import summary_table

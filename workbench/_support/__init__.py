@@ -1,5 +1,5 @@
 """Small things that every room needs and that know nothing of rasters or masks.
 
-`files` writes whole files or none, `yaml` reads plain values, `text` says numbers as people write
-them.
+`files` writes whole files or none, `yaml` reads plain values, `text` writes numbers for people,
+`palette` says which colour means what.
 """

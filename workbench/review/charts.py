@@ -12,20 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from workbench._support.palette import ADVISED, CHANGE_CHART_COLORS, CHANGE_MAP_COLORS
 from workbench.evaluation.advice import AXES, Advice
 from workbench.layer.report.map import MAP_PX, draw_map_by
 from workbench.review.changes import CHANGES, Change
 from workbench.runs.result import Run
 
-# told apart by the colour blind, and by lightness
-CHANGE_COLORS: Mapping[Change, str] = {
-    "accepted": "#1b9e77",
-    "edited": "#7cc4e8",
-    "rejected": "#d95f02",
-    "deleted": "#8c3b00",
-    "unreviewed": "#d9d9d9",
-    "added": "#6a4fb3",
-}
 _MAX_CLASSES = 12  # bars that fit
 _JUDGED: tuple[Change, ...] = ("accepted", "edited", "rejected", "deleted")
 
@@ -63,17 +55,6 @@ def draw_changes(told: pd.DataFrame, classes: Mapping[int, str]) -> Figure:
     return figure
 
 
-# the same hues, bright enough for imagery; what comes later lies on top
-_ON_IMAGERY: Mapping[str, str] = {
-    "unreviewed": "#e6e6e6",
-    "rejected": "#ff8c1a",
-    "deleted": "#ff4b2e",
-    "accepted": "#57e08a",
-    "edited": "#4cc9f0",
-    "added": "#d9a6ff",
-}
-
-
 def draw_change_map(told: pd.DataFrame, labels: gpd.GeoDataFrame, run: Run) -> Figure:
     """Draw on the imagery what review made of each label, and dotted what had another shape.
 
@@ -96,7 +77,7 @@ def draw_change_map(told: pd.DataFrame, labels: gpd.GeoDataFrame, run: Run) -> F
     aoi = None if run.aoi is None else gpd.GeoDataFrame(geometry=[run.aoi], crs=drawn.crs)
     return draw_map_by(
         "change",
-        _ON_IMAGERY,
+        CHANGE_MAP_COLORS,
         *scene.overview(MAP_PX),
         drawn[drawn.intersects(frames[place])],
         hollow=("unreviewed", "rejected", "deleted"),
@@ -113,7 +94,7 @@ def _bar_of_all(axes: Axes, told: pd.DataFrame) -> None:
         n = int(counts.get(change, 0))
         if not n:
             continue
-        axes.barh([0], [n], left=left, color=CHANGE_COLORS[change], edgecolor="white",
+        axes.barh([0], [n], left=left, color=CHANGE_CHART_COLORS[change], edgecolor="white",
                   label=f"{change} {n:,}")  # fmt: skip
         if n > total / 30:
             axes.text(left + n / 2, 0, f"{n:,}", ha="center", va="center", fontsize=12,
@@ -134,7 +115,7 @@ def _stacked(axes: Axes, table: pd.DataFrame, labels: list[str]) -> None:
     bottom = np.zeros(len(table))
     for change in _JUDGED:
         share = table[change].to_numpy() / np.maximum(totals, 1)
-        axes.bar(range(len(table)), share, bottom=bottom, color=CHANGE_COLORS[change],
+        axes.bar(range(len(table)), share, bottom=bottom, color=CHANGE_CHART_COLORS[change],
                  width=0.85, edgecolor="white")  # fmt: skip
         bottom += share
     for x, n in enumerate(totals):
@@ -189,7 +170,10 @@ def _ious(axes: Axes, told: pd.DataFrame) -> None:
         _nothing(axes)
         return
     axes.hist(
-        iou, bins=np.linspace(0, 1, 21).tolist(), color=CHANGE_COLORS["edited"], edgecolor="white"
+        iou,
+        bins=np.linspace(0, 1, 21).tolist(),
+        color=CHANGE_CHART_COLORS["edited"],
+        edgecolor="white",
     )
     axes.axvline(iou.median(), color="#333333", linewidth=1.2)
     right = iou.median() > 0.6
@@ -249,7 +233,7 @@ def _plane(figure: Figure, axes: Axes, advice: Advice, name: str) -> None:
             np.abs(y - thresholds.stability_score_thresh).argmin() + 0.5,
             marker=marker,
             s=size,
-            facecolor="#ff4fa3",
+            facecolor=ADVISED,
             edgecolor="white",
             linewidth=1.5,
             label=label,

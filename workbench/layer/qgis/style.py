@@ -9,41 +9,39 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from workbench._support.palette import (
+    CLASS_COLORS,
+    CONFIDENCE_CLASSES,
+    LABEL_STATUS_COLORS,
+    LINE,
+    LINE_RIM,
+    NO_SCORE_COLOR,
+    OTHER_COLOR,
+    ROW_KEPT,
+    ROW_REJECTED,
+    TILE_STATUS_COLORS,
+    confidence_labels,
+)
 from workbench.layer import schema
 from workbench.layer.qgis.xml import el, option, qml
 
-# lower bound of confidence and colour, bright enough for imagery and told apart by the colour
-# blind; fixed, so that a colour means the same in every run, in QGIS and in the report
-CONFIDENCE_CLASSES: Sequence[tuple[float, str]] = (
-    (0.0, "#d32a8c"),
-    (0.7, "#ff6f59"),
-    (0.8, "#ffa62b"),
-    (0.9, "#ffe45c"),
-    (0.95, "#b9fbc0"),
-)
-NO_SCORE_COLOR = "#4cc9f0"
-NO_SCORE = 99  # what a polygon drawn by hand is classified as
+NO_SCORE = 99  # the confidence that a polygon drawn by hand is classified by
 
-TILE_STATUSES: Mapping[str, tuple[str, str]] = {
-    "ok": ("ok", "#e0e0e0"),
-    "empty": ("no object found", "#9e9e9e"),
-    "nodata": ("no valid pixels", "#616161"),
-    "failed": ("failed", "#ff1744"),
+TILE_STATUSES: Mapping[str, str] = {
+    "ok": "ok",
+    "empty": "no object found",
+    "nodata": "no valid pixels",
+    "failed": "failed",
 }
-STATUSES: Mapping[schema.Status, tuple[str, str]] = {
-    "unreviewed": ("Unreviewed", "#ffe45c"),
-    "accepted": ("Accepted", "#57e08a"),
-    "rejected": ("Rejected", "#ff5252"),
-    "edited": ("Edited", "#4cc9f0"),
+STATUSES: Mapping[schema.Status, str] = {
+    "unreviewed": "Unreviewed",
+    "accepted": "Accepted",
+    "rejected": "Rejected",
+    "edited": "Edited",
 }
-# told apart by the colour blind and bright enough for imagery; again from the start after eight
-_CLASS_COLORS = ("#ffe45c", "#4cc9f0", "#ff6f59", "#b9fbc0", "#d9a6ff", "#ffa62b", "#ffffff",
-                 "#ff8fc7")  # fmt: skip
-_OTHER_COLOR = "#ff00ff"
 _FADE = "if(\"status\" = 'rejected', 25, 100)"
 _IDS = uuid.UUID("5b0b2f3a-0f0c-4a26-9d4e-2f5c6c1f7d10")  # action ids are the same in every run
 
@@ -73,10 +71,10 @@ def label_styles(classes: Mapping[int, str], planar: bool) -> dict[str, list[ET.
     `planar` also checks at saving that nothing overlaps; else overlaps are what labels do.
     """
     by_class = [
-        (number, _class_label(number, name), _CLASS_COLORS[i % len(_CLASS_COLORS)])
+        (number, _class_label(number, name), CLASS_COLORS[i % len(CLASS_COLORS)])
         for i, (number, name) in enumerate(classes.items())
     ]
-    by_status = [(status, label, color) for status, (label, color) in STATUSES.items()]
+    by_status = [(status, label, LABEL_STATUS_COLORS[status]) for status, label in STATUSES.items()]
     return {
         "Confidence": [_confidence_renderer(), *_review(classes, planar)],
         "Class": [_categorized("class_id", by_class), *_review(classes, planar)],
@@ -108,7 +106,7 @@ def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
             "status",
             "Status",
             "ValueMap",
-            _value_map({status: label for status, (label, _) in STATUSES.items()}),
+            _value_map(STATUSES),
             default=_STATUS,
             on_update=True,
         ),
@@ -128,8 +126,8 @@ def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
         ),
         _rows(
             {
-                "\"status\" = 'rejected'": "#f4b6b6",
-                "\"status\" in ('accepted', 'edited')": "#c7e9c0",
+                "\"status\" = 'rejected'": ROW_REJECTED,
+                "\"status\" in ('accepted', 'edited')": ROW_KEPT,
             }
         ),
         _filters(
@@ -151,20 +149,20 @@ def tile_style() -> list[ET.Element]:
     form = [_Field(name, name, editable=False) for name in ("fid", *schema.TILE_COLUMNS)]
     renderer = el(None, "renderer-v2", type="categorizedSymbol", attr="status", forceraster=0)
     categories, symbols = el(renderer, "categories"), el(renderer, "symbols")
-    for number, (status, (label, color)) in enumerate(TILE_STATUSES.items()):
+    for number, (status, label) in enumerate(TILE_STATUSES.items()):
         el(categories, "category", symbol=number, value=status, label=label, type="string",
             render="true")  # fmt: skip
         symbol = el(symbols, "symbol", type="fill", name=number, alpha=1)
         fill = 30 if status == "failed" else 0
-        _outline(symbol, color, fill, width=0.3, style="dash")
+        _outline(symbol, TILE_STATUS_COLORS[status], fill, width=0.3, style="dash")
     return [renderer, *_form(form, display='"tile"')]
 
 
 def area_symbol(item: ET.Element) -> None:
     """Add how the area of a run looks: a dashed white outline on a dark one, as in the report."""
     symbol = el(item, "symbol", type="fill", name="area", alpha=1, clip_to_extent=1)
-    _outline(symbol, "#000000", 0, width=1.0, alpha=150)
-    _outline(symbol, "#ffffff", 0, width=0.6, style="dash")
+    _outline(symbol, LINE_RIM, 0, width=1.0, alpha=150)
+    _outline(symbol, LINE, 0, width=0.6, style="dash")
 
 
 def _confidence_renderer() -> ET.Element:
@@ -190,7 +188,7 @@ def _categorized(field: str, rows: Sequence[tuple[Any, str, str]]) -> ET.Element
     renderer = el(None, "renderer-v2", type="categorizedSymbol", attr=field, forceraster=0)
     categories, symbols = el(renderer, "categories"), el(renderer, "symbols")
     # QGIS: the empty value is all that is in no other class, NULL too
-    for number, (value, label, color) in enumerate([*rows, ("", "none or other", _OTHER_COLOR)]):
+    for number, (value, label, color) in enumerate([*rows, ("", "none or other", OTHER_COLOR)]):
         kind = "long" if isinstance(value, int) else "string"
         el(categories, "category", symbol=number, value=value, label=label, type=kind,
            render="true")  # fmt: skip
@@ -209,15 +207,8 @@ def _fading_symbol(symbols: ET.Element, number: int, color: str) -> None:
             "type": "collection",
         },
     )
-    _outline(symbol, "#000000", 0, width=0.9, alpha=120)  # tells a bright roof's edge
+    _outline(symbol, LINE_RIM, 0, width=0.9, alpha=120)  # tells a bright roof's edge
     _outline(symbol, color, 40, width=0.5)
-
-
-def confidence_labels() -> list[str]:
-    """What the legend says of each of `CONFIDENCE_CLASSES`."""
-    lows = [low for low, _ in CONFIDENCE_CLASSES]
-    between = [f"{a:g} – {b:g}" for a, b in pairwise(lows[1:])]
-    return [f"below {lows[1]:g}", *between, f"{lows[-1]:g} and above"]
 
 
 def _outline(

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from workbench._support.palette import TILE_CHART_COLORS
 from workbench.layer.schema import BATCH
 from workbench.polygons.on_disk import SpilledPolygons
 
-STATUS_COLORS = {"ok": "#2e9e5b", "empty": "#b9d8c4", "nodata": "#d5d5d5", "failed": "#d50000"}
 MAX_CHECKED = 50_000  # polygons; checking all pairs of more would take minutes
 _PANEL = 4.0  # inches: three stand side by side on a screen and below each other on a phone
 
@@ -29,16 +29,16 @@ def tile_maps(tiles: gpd.GeoDataFrame) -> dict[str, Figure]:
     here = tiles[tiles["source"] == tiles["source"].iloc[0]]
     figures = {}
     figure, axes = _panel()
-    colors = ListedColormap(list(STATUS_COLORS.values()))
-    codes = here["status"].map({name: i for i, name in enumerate(STATUS_COLORS)})
+    colors = ListedColormap(list(TILE_CHART_COLORS.values()))
+    codes = here["status"].map({name: i for i, name in enumerate(TILE_CHART_COLORS)})
     here.assign(code=codes).plot(
-        "code", ax=axes, cmap=colors, vmin=-0.5, vmax=len(STATUS_COLORS) - 0.5, **_EDGES
+        "code", ax=axes, cmap=colors, vmin=-0.5, vmax=len(TILE_CHART_COLORS) - 0.5, **_EDGES
     )
     counts = here["status"].value_counts()
     axes.legend(
         handles=[
             Patch(color=color, label=f"{name} ({counts[name]:,})")
-            for name, color in STATUS_COLORS.items()
+            for name, color in TILE_CHART_COLORS.items()
             if name in counts
         ],
         fontsize=8,

@@ -31,7 +31,14 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
-from workbench.layer.qgis import CONFIDENCE_CLASSES, NO_SCORE_COLOR, confidence_labels
+from workbench._support.palette import (
+    CONFIDENCE_CLASSES,
+    FAILED,
+    LINE,
+    LINE_RIM,
+    NO_SCORE_COLOR,
+    confidence_labels,
+)
 from workbench.raster.crs import crs_name, ground_scale
 
 # a layer in batches, at least one; each call goes through all of them
@@ -84,8 +91,8 @@ def draw_map(
 
 def _draw_aoi(axes: Axes, aoi: gpd.GeoDataFrame | None, crs: pyproj.CRS) -> None:
     if aoi is not None and len(aoi):
-        _draw_outlines(axes, aoi.to_crs(crs), "black", linewidth=2.5, alpha=0.6)
-        _draw_outlines(axes, aoi.to_crs(crs), "white", linewidth=1.5, linestyle=(0, (5, 3)))
+        _draw_outlines(axes, aoi.to_crs(crs), LINE_RIM, linewidth=2.5, alpha=0.6)
+        _draw_outlines(axes, aoi.to_crs(crs), LINE, linewidth=1.5, linestyle=(0, (5, 3)))
 
 
 def _confidence_classes(layer: gpd.GeoDataFrame) -> NDArray[np.int64]:
@@ -130,7 +137,7 @@ def draw_map_by(
         if value in counts
     ]
     if before is not None and len(before):
-        for color, style in (("black", "solid"), ("white", ":")):
+        for color, style in ((LINE_RIM, "solid"), (LINE, ":")):
             _draw_outlines(axes, before.to_frame("geometry"), color, linewidth=1, linestyle=style)
         handles.append(Line2D([], [], color="black", linestyle=":", label="its shape before"))
     if handles:
@@ -245,7 +252,7 @@ def _line_width(n: int) -> float:
 def _rims(outlines: list[Outline], width: float) -> PathCollection:
     """Dark rims, which tell the lines of polygons from bright ground."""
     return PathCollection(
-        outlines, facecolors="none", edgecolors=(0, 0, 0, 0.5), linewidths=2 * width
+        outlines, facecolors="none", edgecolors=to_rgba(LINE_RIM, 0.5), linewidths=2 * width
     )
 
 
@@ -274,14 +281,14 @@ def _outlines(geometry: gpd.GeoSeries) -> list[Outline]:
 
 
 def _draw_tiles(axes: Axes, tiles: gpd.GeoDataFrame) -> None:
-    _draw_outlines(axes, tiles, "white", linewidth=0.6, alpha=0.6)
+    _draw_outlines(axes, tiles, LINE, linewidth=0.6, alpha=0.6)
     failed = tiles[tiles["status"] == "failed"]
     if len(failed):
         axes.add_collection(
             PathCollection(
                 _outlines(failed.geometry),
-                facecolors=(1, 0.09, 0.27, 0.15),
-                edgecolors="#ff1744",
+                facecolors=to_rgba(FAILED, 0.15),
+                edgecolors=FAILED,
                 linewidths=1.2,
                 hatch="xx",
             ),
