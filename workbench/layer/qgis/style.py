@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -26,6 +27,7 @@ from workbench._support.palette import (
     confidence_labels,
 )
 from workbench.layer import schema
+from workbench.layer.qgis.expressions import column, html, is_one_of, text
 from workbench.layer.qgis.xml import el, option, qml
 
 NO_SCORE = 99  # the confidence that a polygon drawn by hand is classified by
@@ -42,19 +44,21 @@ STATUSES: Mapping[schema.Status, str] = {
     "rejected": "Rejected",
     "edited": "Edited",
 }
-_FADE = "if(\"status\" = 'rejected', 25, 100)"
+_FADE = f"if({is_one_of('status', 'rejected')}, 25, 100)"
 _IDS = uuid.UUID("5b0b2f3a-0f0c-4a26-9d4e-2f5c6c1f7d10")  # action ids are the same in every run
 
 # What a label reviewed is becomes `edited` when somebody changes it. QGIS takes this at every
 # change, of a status too, so it must leave alone what a person has chosen.
-_STATUS = "if(coalesce(\"status\", 'unreviewed') = 'unreviewed', 'edited', \"status\")"
+_STATUS = (
+    f"if(coalesce({column('status')}, 'unreviewed') = 'unreviewed', 'edited', {column('status')})"
+)
 
 
-def _of_its_tile(column: str) -> str:
-    """Look up a column of the tile in which the middle of a polygon lies."""
+def _of_its_tile(name: str) -> str:
+    """Look up a field of the tile that holds the middle of a polygon."""
     middle = "point_on_surface(geometry(@parent))"
     return (
-        f"aggregate(layer:='{schema.TILES}', aggregate:='min', expression:=\"{column}\", "
+        f"aggregate(layer:={text(schema.TILES)}, aggregate:='min', expression:={column(name)}, "
         f"filter:=intersects($geometry, {middle}))"
     )
 
@@ -126,16 +130,17 @@ def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
         ),
         _rows(
             {
-                "\"status\" = 'rejected'": ROW_REJECTED,
-                "\"status\" in ('accepted', 'edited')": ROW_KEPT,
+                is_one_of("status", "rejected"): ROW_REJECTED,
+                is_one_of("status", "accepted", "edited"): ROW_KEPT,
             }
         ),
         _filters(
             {
-                "To review": "\"status\" = 'unreviewed'",
-                "To review, uncertain": '"status" = \'unreviewed\' and "confidence" < 0.9',
-                "Accepted or edited": "\"status\" in ('accepted', 'edited')",
-                "Rejected": "\"status\" = 'rejected'",
+                "To review": is_one_of("status", "unreviewed"),
+                "To review, uncertain": f"{is_one_of('status', 'unreviewed')} "
+                'and "confidence" < 0.9',
+                "Accepted or edited": is_one_of("status", "accepted", "edited"),
+                "Rejected": is_one_of("status", "rejected"),
                 "Drawn by hand": '"confidence" is null',
                 "Without class": '"class_id" is null',
             }
@@ -361,69 +366,26 @@ def _checks(names: Iterable[str]) -> ET.Element:
     return options
 
 
-# QGIS: names of classes may hold <, and a map tip is HTML
+# what anybody may have typed stands in HTML here
+_CLASS = html(f"coalesce(represent_value({column('class_id')}), 'no class')")
+_STATUS_SHOWN = html(f"coalesce(represent_value({column('status')}), '')")
 _MAP_TIP = (
-    "<b>[% replace(replace(coalesce(represent_value(\"class_id\"), 'no class'), "
-    "'&', '&amp;'), '<', '&lt;') %]</b><br>"
-    '[% represent_value("status") %], confidence '
+    f"<b>[% {_CLASS} %]</b><br>[% {_STATUS_SHOWN} %], confidence "
     '[% coalesce(round("confidence", 2), \'–\') %]<br>[% round("area_m2", 1) %] m²'
 )
 
 
-def _mark(status: schema.Status) -> str:
-    """Python of an action: set the status, then go to the least certain unreviewed label."""
-    return f"""\
-from qgis.core import NULL, QgsFeatureRequest, QgsProject, QgsProviderRegistry
-from qgis.utils import iface
-layer = QgsProject.instance().mapLayer('[% @layer_id %]')
-if layer is not None and (layer.isEditable() or layer.startEditing()):
-    status = layer.fields().indexOf('status')
-    # without the defaults, of which that of the status would say edited
-    layer.changeAttributeValue([% $id %], status, '{status}', NULL, True)
-    edits = layer.editBuffer()
-    gone = set(edits.deletedFeatureIds())
-    now = {{fid: values[status] for fid, values in edits.changedAttributeValues().items()
-           if status in values and fid not in gone}}
-    seen = [layer.getFeature(fid) for fid, value in now.items() if value == 'unreviewed']
-    seen += [f for f in edits.addedFeatures().values() if f['status'] == 'unreviewed']
-    waiting = [(f['confidence'] or 0, f.id()) for f in seen]
-    if layer.storageType() == 'GPKG':
-        # by its index: to loop over all labels takes a second of 200,000. + 0: GDAL hides a fid
-        place = QgsProviderRegistry.instance().decodeUri('ogr', layer.source())
-        subset = layer.subsetString() and '(%s)' % layer.subsetString()
-        where = ' AND '.join(filter(None, ["status = 'unreviewed'", subset]))
-        query = 'SELECT confidence, fid + 0 FROM "%s" WHERE %s ORDER BY confidence, fid' % (
-            place['layerName'], where)
-        metadata = QgsProviderRegistry.instance().providerMetadata('ogr')
-        stored = metadata.createConnection(place['path'], {{}}).executeSql(
-            '%s LIMIT %d' % (query, len(now) + len(gone) + 1))
-    else:
-        request = QgsFeatureRequest().setFilterExpression('"status" = \\'unreviewed\\'')
-        stored = [(f['confidence'], f.id()) for f in layer.dataProvider().getFeatures(request)]
-    waiting += [(c or 0, fid) for c, fid in stored if fid not in now and fid not in gone]
-    least = min(waiting, default=None)
-    layer.selectByIds([least[1]] if least else [])
-    if least and iface is not None:
-        iface.mapCanvas().panToSelected(layer)
-        iface.mapCanvas().flashFeatureIds(layer, [least[1]])
-"""
-
-
-# With several classes a label without one is not exported: better said at the first one than at
-# the end. What is said is kept with the open layer, not in the project.
-_ASK_FOR_CLASS = """\
-    accepted = layer.getFeature([% $id %])
-    if iface is not None and accepted['class_id'] == NULL and not layer.property('said_no_class'):
-        layer.setProperty('said_no_class', True)
-        iface.messageBar().pushWarning(
-            'No class', 'You have accepted a label without a class. Set it in the form, or name '
-            'one for all such labels when you take the review back (default_class).')
-"""
-
-
 def _actions(classes: Mapping[int, str]) -> tuple[_Action, ...]:
+    # with several classes, a label without one is not exported: the reviewer hears it at the first
+    ask = ", ask_for_class=True" if len(classes) > 1 else ""
     return (
-        _Action("Accept", _mark("accepted") + (_ASK_FOR_CLASS if len(classes) > 1 else "")),
-        _Action("Reject", _mark("rejected")),
-        _Action("Reopen", _mark("unreviewed")),
+        _Action("Accept", _code("accepted", ask)),
+        _Action("Reject", _code("rejected")),
+        _Action("Reopen", _code("unreviewed")),
     )
+
+
+def _code(status: schema.Status, more: str = "") -> str:
+    """Python of an action; QGIS fills in what stands in `[% … %]`."""
+    module = files(__package__).joinpath("actions.py").read_text(encoding="utf-8")
+    return f"{module}\n\nreview('[% @layer_id %]', [% $id %], {status!r}{more})\n"

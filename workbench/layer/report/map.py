@@ -52,7 +52,7 @@ _WIDE_FONTS = (
 )  # fmt: skip
 _MAP_INCHES, _DPI = 8.0, 150
 MAP_PX = round(_MAP_INCHES * _DPI)  # of imagery, the longer side of a map in its PNG
-_MAX_TITLE = 60
+_MAX_NAME = 60  # characters
 
 
 @dataclass(frozen=True)
@@ -174,12 +174,16 @@ def _imagery(
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     _label_axes(axes, crs)
     _scale_bar(axes, crs)
-    if len(title) > _MAX_TITLE:  # a longer one leaves no room for the map
-        title = title[: _MAX_TITLE - 1] + "…"
     axes.set_title(
-        " · ".join(filter(None, (title, count))), loc="left", fontsize=11, parse_math=False
+        " · ".join(filter(None, (_short(title), count))), loc="left", fontsize=11, parse_math=False
     )
     return figure, axes
+
+
+def _short(name: str) -> str:
+    """Put a name on one line, and cut one that would leave no room for the map."""
+    name = " ".join(name.split())
+    return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"
 
 
 def figure_png(figure: Figure, dpi: int = _DPI) -> bytes:
@@ -339,7 +343,7 @@ def _label_axes(axes: Axes, crs: pyproj.CRS) -> None:
     for label in axes.get_yticklabels():
         label.set(rotation=90, va="center")
     name = crs_name(crs) if crs.to_epsg() else crs.name
-    axes.set_xlabel(f"{name}, map units", fontsize=8, parse_math=False)
+    axes.set_xlabel(f"{_short(name)}, map units", fontsize=8, parse_math=False)
 
 
 def _scale_bar(axes: Axes, crs: pyproj.CRS) -> None:
