@@ -151,7 +151,10 @@ def _check(chips: Chips, scenes: Sequence[Scene], classes: Mapping[int, str]) ->
         if not 0 <= share <= 1:
             problems.append(f"{name} is {share:g}: a share is from 0 to 1")
     if chips.val + chips.test >= 1:
-        problems.append(f"val ({chips.val:g}) and test ({chips.test:g}) leave nothing for train")
+        problems.append(
+            f"val ({chips.val:g}) and test ({chips.test:g}) leave nothing for train: choose shares "
+            "that add up to less than 1"
+        )
     if not scenes:
         problems.append("there is no raster to cut chips from")
     if not classes:
