@@ -26,7 +26,6 @@ from rasterio.features import rasterize
 
 from workbench.dataset.chips import (
     BEYOND,
-    CHIP_SIZES,
     EMPTY,
     GAP,
     NODATA,
@@ -37,6 +36,7 @@ from workbench.dataset.chips import (
     UNSEGMENTED,
     Chips,
 )
+from workbench.dataset.sizes import CHIP_SIZES
 from workbench.dataset.write import Dataset, write_dataset
 from workbench.errors import DatasetError
 from workbench.layer.schema import as_layer

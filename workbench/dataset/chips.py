@@ -5,10 +5,7 @@ A label's pixels are those whose centre lies in its polygon and that are valid.
 
 from __future__ import annotations
 
-import re
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,11 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio.features import rasterize
 from rasterio.windows import Window
-from tqdm import tqdm
 
 from workbench.candidates.rle import encode_masks
-from workbench.dataset.split import spatial_split
-from workbench.errors import DatasetError, SceneError
+from workbench.errors import SceneError
 from workbench.layer.cores import home_in, reviewed_tiles
 from workbench.layer.schema import Status
 from workbench.raster.scene import Scene
@@ -40,8 +35,6 @@ ONLY_PIECES = "only cut-off pieces"
 UNREADABLE = "unreadable pixels"
 GAP = "gap between splits"
 
-# multiples of 32, as networks take them, the largest first
-CHIP_SIZES = (512, 384, 256, 192, 128, 96, 64)
 _NAMED = 3  # labels that are named to be reviewed first
 _WORTH_NAMING = 0.5  # one of a pair that keeps a chip out
 
@@ -96,112 +89,6 @@ class Chip:
     def __post_init__(self) -> None:
         whole = tuple(o for o in self.objects if not o.cut_off)
         object.__setattr__(self, "whole", whole)
-
-
-def _grid(scenes: Sequence[Scene], size: int) -> list[Chip]:
-    """Chips that partition each scene; the last ones reach beyond its edge."""
-    taken = set[str]()
-    chips = []
-    for scene in scenes:
-        plain = stem = re.sub(r"[^\w.-]", "_", scene.name)
-        n = 1
-        while stem.casefold() in taken:  # some file systems do not tell A from a
-            n += 1
-            stem = f"{plain}-{n}"
-        taken.add(stem.casefold())
-        for row in range(-(-scene.height // size)):
-            for col in range(-(-scene.width // size)):
-                window = Window(col * size, row * size, size, size)
-                chips.append(Chip(f"{stem}_r{row}c{col}", scene, window))
-    return chips
-
-
-def _progress(chips: list[Chip], size: int) -> Iterator[Chip]:
-    yield from tqdm(chips, desc=f"chips of {size} pixels", unit="chip")
-
-
-@dataclass(frozen=True)
-class Cut:
-    """All chips of one size, and the splits that none of them can be in."""
-
-    size: int
-    chips: list[Chip]
-    missing: list[str]
-
-    @property
-    def kept(self) -> int:
-        """How many chips show something to train on, whether or not they can be split."""
-        return sum(not chip.left_out or chip.left_out == GAP for chip in self.chips)
-
-    @property
-    def used(self) -> list[Chip]:
-        """The chips that are exported."""
-        return [chip for chip in self.chips if chip.split]
-
-
-def _cut(cutter: Cutter, scenes: Sequence[Scene], size: int, images: Path | None) -> Cut:
-    """Cut chips of one size, and write their images where that is wanted."""
-    found = [cutter.chip(chip, images) for chip in _progress(_grid(scenes, size), size)]
-    all_chips, missing = _split(found, cutter.chips)
-    return Cut(size, all_chips, missing)
-
-
-def largest_cut(cutter: Cutter, scenes: Sequence[Scene], images: Path) -> Cut:
-    """Cut chips of the size that is asked for, or of the largest that gives a data set.
-
-    Raises `DatasetError`, which says what would give one.
-    """
-    asked = cutter.chips.chip_size
-    largest = asked or CHIP_SIZES[0]
-    tried: list[Cut] = []
-    for size in (largest, *(size for size in CHIP_SIZES if size < largest)):
-        wanted = asked is None or size == asked
-        shutil.rmtree(images, ignore_errors=True)
-        images.mkdir(parents=True)
-        cut = _cut(cutter, scenes, size, images if wanted else None)
-        if cut.kept and not cut.missing:
-            if not wanted:
-                raise DatasetError(_why_not(tried, cutter, cut))
-            for chip in cut.chips:
-                if chip.left_out == GAP:  # known only now that all are cut
-                    image_of(chip, images).unlink()
-            return cut
-        tried.append(cut)
-    raise DatasetError(_why_not(tried, cutter, None))
-
-
-def _why_not(tried: list[Cut], cutter: Cutter, fitting: Cut | None) -> str:
-    """Say why a cut is no data set, and what gives one.
-
-    It is the one of the size that was asked for; of all sizes that which comes closest.
-    """
-    asked = cutter.chips.chip_size is not None
-    closest = max(tried, key=lambda cut: (cut.kept, cut.size if cut.kept else -cut.size))
-    cut = tried[0] if asked else closest
-    reasons = Counter(chip.left_out for chip in cut.chips if chip.left_out not in ("", GAP))
-    left_out = ", ".join(f"{n} {why}" for why, n in reasons.most_common())
-    if cut.kept:
-        said = (
-            f"{_chips(cut.kept)} of {cut.size} pixels leave none for {' and '.join(cut.missing)} "
-            "if no chip may lie beside one of another split"
-            + (f"; left out: {left_out}." if left_out else ".")
-        )
-    else:
-        said = f"No chip of {cut.size} pixels is left to export: {left_out}."
-    said += cutter.who_waits(cut.chips)
-    if fitting is not None:
-        return (
-            f"{said} `-p chip_size {fitting.size}` gives a data set: {_chips(len(fitting.used))}."
-        )
-    if len(tried) > 1:
-        sizes = "smaller chip_size," if asked else f"chip_size, from {tried[0].size}"
-        said += f" No {sizes} down to {tried[-1].size}, gives one."
-    if closest.kept:  # only the split is in the way
-        return (
-            f"{said} For training alone, `-p chip_size {closest.size} -p val 0 -p test 0` gives "
-            f"{_chips(closest.kept)}."
-        )
-    return said
 
 
 def image_of(chip: Chip, images: Path) -> Path:
@@ -356,24 +243,3 @@ def _pixels(shape: shapely.Geometry, chip: Chip, part: Window) -> NDArray[np.boo
     transform = chip.scene.window_transform(window)
     filled = rasterize([shape], (int(part.height), int(part.width)), transform=transform)
     return np.asarray(filled, np.bool_)
-
-
-def _split(all_chips: list[Chip], chips: Chips) -> tuple[list[Chip], list[str]]:
-    """Give each chip its split; also the names of those that would be empty."""
-    kept = [i for i, chip in enumerate(all_chips) if not chip.left_out]
-    outlines = [all_chips[i].scene.window_polygon(all_chips[i].window) for i in kept]
-    # pieces of an object that fills a landscape would tie all chips together
-    objects = [[o.row for o in all_chips[i].whole] for i in kept]
-    splits = spatial_split(
-        np.array(outlines, object), objects, val=chips.val, test=chips.test, seed=chips.seed
-    )
-    wanted = {"train", *(("val",) if chips.val else ()), *(("test",) if chips.test else ())}
-    missing = sorted(wanted - set(splits))
-    for i, split in zip(kept, splits, strict=True):
-        reason = "" if split else GAP
-        all_chips[i] = replace(all_chips[i], split=split, left_out=reason)
-    return all_chips, missing
-
-
-def _chips(n: int) -> str:
-    return f"{n:,} chip{'' if n == 1 else 's'}"

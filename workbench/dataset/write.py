@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from workbench._support.files import atomic_folder, remove_stale
-from workbench.dataset.chips import Chip, Chips, Cutter, largest_cut
+from workbench.dataset.chips import Chip, Chips, Cutter
 from workbench.dataset.formats import coco_shape, yolo_lines
+from workbench.dataset.sizes import largest_cut
 from workbench.dataset.split import SPLITS
 from workbench.errors import DatasetError
 from workbench.layer.files import frozen_time, write_gpkg_layer

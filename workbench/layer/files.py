@@ -23,7 +23,7 @@ import shapely
 from numpy.typing import NDArray
 from pyproj import CRS
 
-from workbench._support.files import atomic_path
+from workbench._support.files import atomic_path, naming
 from workbench.errors import RunFolderError
 from workbench.layer.schema import (
     BATCH,
@@ -96,7 +96,10 @@ def write_layer(
     ):
         qml.write_text(next(iter(styles[LABELS].values())), encoding="utf-8")
         counts: Counter[str] = Counter()
-        with closing(_GeoParquet(parquet, first)) as table, closing(_GeoJSON(geojson)) as web:
+        with (
+            closing(_GeoParquet(parquet, files["parquet"], first)) as table,
+            closing(_GeoJSON(geojson, files["geojson"])) as web,
+        ):
 
             def written() -> Iterator[pa.RecordBatch]:
                 for batch in chain([first], batches):
@@ -118,23 +121,26 @@ class _GeoParquet:
     """A GeoParquet file that is written batch by batch, with the columns of its first batch.
 
     geopandas writes frames that are whole, and GDAL in pyogrio's wheels has no Parquet driver. So
-    pyarrow writes, with the metadata that geopandas gives an empty frame.
+    pyarrow writes, with the metadata that geopandas gives an empty frame. Errors tell of `name`,
+    which the file has in the end.
     """
 
-    def __init__(self, path: Path, first: gpd.GeoDataFrame) -> None:
+    def __init__(self, path: Path, name: Path, first: gpd.GeoDataFrame) -> None:
         like = io.BytesIO()
         first[:0].to_parquet(like, index=False)
         found = pq.read_schema(like)
         self._geo = json.loads(found.metadata[b"geo"])
         self.schema = found.with_metadata({b"pandas": found.metadata[b"pandas"]})
         self._bounds: list[NDArray[np.float64]] = []
+        self._name = name
         self._writer = pq.ParquetWriter(path, self.schema, compression="snappy")
 
     def add(self, batch: gpd.GeoDataFrame) -> pa.Table:
         """Write a batch, and return it as a table."""
         arrow = pa.table(batch.to_arrow(index=False, geometry_encoding="WKB"))
         table = pa.Table.from_arrays(arrow.columns, schema=self.schema)
-        self._writer.write_table(table)
+        with naming(self._name):
+            self._writer.write_table(table)
         self._bounds += [batch.total_bounds] if len(batch) else []
         return table
 
@@ -146,8 +152,9 @@ class _GeoParquet:
             self._geo["columns"]["geometry"] |= {
                 "geometry_types": ["MultiPolygon"], "bbox": around,
             }  # fmt: skip
-        self._writer.add_key_value_metadata({"geo": json.dumps(self._geo)})
-        self._writer.close()
+        with naming(self._name):
+            self._writer.add_key_value_metadata({"geo": json.dumps(self._geo)})
+            self._writer.close()
 
 
 def _write_labels(
@@ -293,10 +300,12 @@ def refuse_open(gpkg: Path) -> None:
 class _GeoJSON:
     """A GeoJSON file as RFC 7946 wants it, complete when it is closed.
 
-    GDAL's option of that name makes the same, and takes four times as long.
+    GDAL's option of that name makes the same, and takes four times as long. Errors tell of `name`,
+    which the file has in the end.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: Path) -> None:
+        self._name = name
         self._encode = json.JSONEncoder(ensure_ascii=False).encode
         self._file = path.open("w", encoding="utf-8", newline="\n")
         self._file.write('{"type":"FeatureCollection","name":"prelabels","features":[')
@@ -304,8 +313,9 @@ class _GeoJSON:
 
     def add(self, batch: gpd.GeoDataFrame) -> None:
         """Write the polygons of a batch."""
-        for start in range(0, len(batch), BATCH):
-            self._add(batch[start : start + BATCH])
+        with naming(self._name):
+            for start in range(0, len(batch), BATCH):
+                self._add(batch[start : start + BATCH])
 
     def _add(self, batch: gpd.GeoDataFrame) -> None:
         columns = pd.DataFrame(batch[list(COLUMNS)]).assign(crs=crs_name(batch.crs))
@@ -320,7 +330,7 @@ class _GeoJSON:
 
     def close(self) -> None:
         """Write the end."""
-        with self._file:
+        with naming(self._name), self._file:
             self._file.write("\n]}\n")
 
 
