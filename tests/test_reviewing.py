@@ -134,7 +134,7 @@ def test_the_default_class_of_a_review_is_for_labels_without_one(finished, tmp_p
         content = json.loads((folder / "annotations/instances_train.json").read_text())
         return {annotation["category_id"] for annotation in content["annotations"]}
 
-    with pytest.raises(DatasetError, match="as `-p default_class 1`"):
+    with pytest.raises(DatasetError, match="`-p default_class 1`"):
         exported(two)
     assert exported(two, default_class=2) == {2}
     of_the_run = replace(two, job=two.job.changed(default_class=1))
@@ -185,7 +185,7 @@ def test_what_a_review_cannot_give_says_why_and_leaves_nothing_of_an_earlier_one
     found = review(ReviewJob.create(run_dir=str(moved)))
     assert found.changes.text.startswith("No map: ")
     assert len(found.changes.pictures) == 1
-    assert found.thresholds.text.startswith("No advice: Advice needs labels in at least two tiles")
+    assert found.thresholds.text.startswith("No advice: advice needs labels in at least two tiles")
     assert found.dataset.text.startswith("No data set: ")
     assert found.dataset.table is None
     assert sorted(p.name for p in folder.iterdir()) == ["changes.png", "issues.gpkg"]

@@ -1,4 +1,4 @@
-"""A layer and its scenes cut into chips: what each shows, and why one is left out.
+"""A layer and its scenes, cut into chips: what each shows, and why one is left out.
 
 A label's pixels are those whose centre lies in its polygon and that are valid.
 """
@@ -29,7 +29,7 @@ OUTSIDE = "mostly outside the area of the run (aoi)"
 UNSEGMENTED = "mostly in tiles that failed"
 NODATA = "too few valid pixels"
 UNREVIEWED = "unreviewed labels"
-UNFINISHED = "no labels, in tiles not reviewed to their end"
+UNFINISHED = "no labels, in tiles that are not fully reviewed"
 EMPTY = "no labels"
 ONLY_PIECES = "only cut-off pieces"
 UNREADABLE = "unreadable pixels"
@@ -43,14 +43,16 @@ _WORTH_NAMING = 0.5  # one of a pair that keeps a chip out
 class Chips:
     """How a layer is cut into chips.
 
-    `chip_size` is in pixels; None is the largest of `CHIP_SIZES` that gives a data set. Of a label
-    that a chip's edge cuts, at least `min_kept` of its area must be in the chip; less is no
-    object there (COCO: `iscrowd`, which evaluation ignores; YOLO: nothing). `statuses` are
-    exported. A chip that shows another label which waits for review is left out, unless it is no
-    object there whatever the review says; so is a chip without objects where such a piece lies or
-    tiles are not reviewed to their end (`reviewed_tiles`). `min_valid` is the share of a chip's
-    pixels that must be valid and inside the labelled area. `val` and `test` are shares of the
-    chips, the rest is `train`. `default_class` is for labels without a class.
+    `chip_size` is in pixels; None is the largest of `CHIP_SIZES` that gives a data set. Labels with
+    one of `statuses` are exported. If a chip's edge cuts a label, the chip must show at least
+    `min_kept` of its area; a smaller piece is not an object (COCO: `iscrowd`, which evaluation
+    ignores; YOLO: nothing). `min_valid` is the share of a chip's pixels that must be valid and
+    inside the labelled area. `val` and `test` are shares of the chips, the rest is `train`.
+    `default_class` is for labels without a class.
+
+    A chip is left out if it shows a label that waits for review, unless it shows so little of it
+    that it is not an object anyway. A chip without objects is left out if it shows a piece of such
+    a label, or if its tiles are not fully reviewed (`reviewed_tiles`).
     """
 
     chip_size: int | None = None
@@ -83,7 +85,7 @@ class Chip:
     objects: tuple[Object, ...] = ()
     left_out: str = ""
     split: str = ""
-    waits_for: tuple[int, ...] = ()  # rows of the labels without whose review it is left out
+    waits_for: tuple[int, ...] = ()  # rows of the labels that must be reviewed first
     whole: tuple[Object, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -92,12 +94,12 @@ class Chip:
 
 
 def image_of(chip: Chip, images: Path) -> Path:
-    """Where a chip's image is written, until it is known to which split it belongs."""
+    """Return where a chip's image is written until its split is known."""
     return images / f"{chip.name}.png"
 
 
 class Cutter:
-    """What all chips of one export share: the labels, and where there are any."""
+    """What all chips of one export share: the labels, and where labels are known."""
 
     def __init__(
         self,
@@ -116,7 +118,7 @@ class Cutter:
         self.areas = [(segmented, UNSEGMENTED)] if aoi is None else [
             (aoi, OUTSIDE), (segmented, UNSEGMENTED)
         ]  # fmt: skip
-        # what seems empty elsewhere may not be
+        # elsewhere a chip without labels may show objects
         known = tiles["tile"].isin(reviewed_tiles(tiles, layer, self.waiting))
         self.unfinished = shapely.union_all(tiles.geometry[~known].to_numpy())
         shapely.prepare([segmented, aoi, self.unfinished])
@@ -124,7 +126,7 @@ class Cutter:
     def chip(self, chip: Chip, images: Path | None) -> Chip:
         """Find a chip's labels and write its image, unless it is to be left out.
 
-        Pixels are read last: of a scene of which little is reviewed, most chips need none.
+        Pixels are read last, because most chips need none where little is reviewed.
         """
         scene, chips = chip.scene, self.chips
         inside = chip.window.intersection(scene.window)
@@ -170,7 +172,7 @@ class Cutter:
         ]
         chip = replace(chip, objects=tuple(sorted(objects + pieces, key=lambda o: o.row)))
         if not chip.whole:
-            if pieces:  # whether it is empty is not known
+            if pieces:  # nobody knows yet whether it is empty
                 waits_for = tuple(piece.row for piece in pieces)
                 return replace(chip, left_out=UNREVIEWED, waits_for=waits_for)
             if objects:
@@ -183,9 +185,9 @@ class Cutter:
         return chip
 
     def who_waits(self, all_chips: list[Chip]) -> str:
-        """Name the labels whose review frees chips soonest, in sentences; empty if none waits.
+        """Name the labels to review first for more chips, in sentences; empty if none waits.
 
-        A label counts in each chip that it keeps out, less the more others do so, too.
+        A label counts in each chip that it keeps out, and counts less if others keep it out too.
         """
         if not self.waiting.any():
             return ""
@@ -197,7 +199,7 @@ class Cutter:
                 weight[row] += 1 / len(rows)  # type: ignore[assignment]
         first = [row for row, w in weight.most_common(_NAMED) if w >= _WORTH_NAMING]
         if not first:
-            return " Review more tiles to their end."
+            return " Review more tiles fully."
         labels = self.layer.iloc[first]
         home = home_in(self.tiles, labels)
         names = [
@@ -208,12 +210,11 @@ class Cutter:
         ]
         return (
             f" Chips wait most for {', '.join(names)}: accept or reject "
-            f"{'these' if len(names) > 1 else 'this one'} first, then review more tiles to their "
-            "end."
+            f"{'these' if len(names) > 1 else 'this one'} first, then review more tiles fully."
         )
 
     def _object(self, row: int, chip: Chip, seen: NDArray[np.bool_]) -> Object | None:
-        """The pixels of one label; None if the chip shows none of them."""
+        """Return the pixels of one label, or None if the chip shows none of them."""
         shape, scene = self.geometry[row], chip.scene
         to_pixel = ~scene.window_transform(chip.window)
         x0, y0, x1, y1 = shapely.bounds(shape)
@@ -235,7 +236,7 @@ class Cutter:
 
 
 def _pixels(shape: shapely.Geometry, chip: Chip, part: Window) -> NDArray[np.bool_]:
-    """The pixels of a part of a chip whose centre lies in a geometry."""
+    """Return the pixels of a part of a chip whose centre lies in a geometry."""
     window = Window(
         chip.window.col_off + part.col_off, chip.window.row_off + part.row_off,
         part.width, part.height,

@@ -1,4 +1,4 @@
-"""The size of the chips: the one that is asked for, or the largest that gives a data set."""
+"""The size of the chips: the one that was asked for, or the largest that gives a data set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHIP_SIZES = (512, 384, 256, 192, 128, 96, 64)
 
 @dataclass(frozen=True)
 class Cut:
-    """All chips of one size, and the splits that none of them can be in."""
+    """All chips of one size, and the splits that would be empty."""
 
     size: int
     chips: list[Chip]
@@ -32,7 +32,7 @@ class Cut:
 
     @property
     def kept(self) -> int:
-        """How many chips show something to train on, whether or not they can be split."""
+        """Count the chips that show something to train on, in a split or in the gap between two."""
         return sum(not chip.left_out or chip.left_out == GAP for chip in self.chips)
 
     @property
@@ -42,7 +42,7 @@ class Cut:
 
 
 def _cut(cutter: Cutter, scenes: Sequence[Scene], size: int, images: Path | None) -> Cut:
-    """Cut chips of one size, and write their images where that is wanted."""
+    """Cut chips of one size, and write their images to `images` unless it is None."""
     progress = tqdm(_grid(scenes, size), desc=f"chips of {size} pixels", unit="chip")
     found = [cutter.chip(chip, images) for chip in progress]
     all_chips, missing = _split(found, cutter.chips)
@@ -50,9 +50,9 @@ def _cut(cutter: Cutter, scenes: Sequence[Scene], size: int, images: Path | None
 
 
 def largest_cut(cutter: Cutter, scenes: Sequence[Scene], images: Path) -> Cut:
-    """Cut chips of the size that is asked for, or of the largest that gives a data set.
+    """Cut chips of the size that was asked for, or of the largest that gives a data set.
 
-    Raises `DatasetError`, which says what would give one.
+    If there is none, raises `DatasetError`, which says what would give one.
     """
     asked = cutter.chips.chip_size
     largest = asked or CHIP_SIZES[0]
@@ -66,7 +66,7 @@ def largest_cut(cutter: Cutter, scenes: Sequence[Scene], images: Path) -> Cut:
             if not wanted:
                 raise DatasetError(_why_not(tried, cutter, cut))
             for chip in cut.chips:
-                if chip.left_out == GAP:  # known only now that all are cut
+                if chip.left_out == GAP:  # known only after all are cut
                     image_of(chip, images).unlink()
             return cut
         tried.append(cut)
@@ -74,9 +74,9 @@ def largest_cut(cutter: Cutter, scenes: Sequence[Scene], images: Path) -> Cut:
 
 
 def _why_not(tried: list[Cut], cutter: Cutter, fitting: Cut | None) -> str:
-    """Say why a cut is no data set, and what gives one.
+    """Say why there is no data set, and what would give one.
 
-    It is the one of the size that was asked for; of all sizes that which comes closest.
+    The reasons are those of the size that was asked for, or else of the size that comes closest.
     """
     asked = cutter.chips.chip_size is not None
     closest = max(tried, key=lambda cut: (cut.kept, cut.size if cut.kept else -cut.size))
@@ -108,13 +108,13 @@ def _why_not(tried: list[Cut], cutter: Cutter, fitting: Cut | None) -> str:
 
 
 def _grid(scenes: Sequence[Scene], size: int) -> list[Chip]:
-    """Chips that partition each scene; the last ones reach beyond its edge."""
+    """Partition each scene into chips; the last ones reach beyond its edge."""
     taken = set[str]()
     chips = []
     for scene in scenes:
         plain = stem = re.sub(r"[^\w.-]", "_", scene.name)
         n = 1
-        while stem.casefold() in taken:  # some file systems do not tell A from a
+        while stem.casefold() in taken:  # some file systems take A and a for one
             n += 1
             stem = f"{plain}-{n}"
         taken.add(stem.casefold())
@@ -126,10 +126,10 @@ def _grid(scenes: Sequence[Scene], size: int) -> list[Chip]:
 
 
 def _split(all_chips: list[Chip], chips: Chips) -> tuple[list[Chip], list[str]]:
-    """Give each chip its split; also the names of those that would be empty."""
+    """Give each chip its split; also return the names of the splits that would be empty."""
     kept = [i for i, chip in enumerate(all_chips) if not chip.left_out]
     outlines = [all_chips[i].scene.window_polygon(all_chips[i].window) for i in kept]
-    # pieces of an object that fills a landscape would tie all chips together
+    # no pieces: those of an object as large as the scene would tie all chips together
     objects = [[o.row for o in all_chips[i].whole] for i in kept]
     splits = spatial_split(
         np.array(outlines, object), objects, val=chips.val, test=chips.test, seed=chips.seed

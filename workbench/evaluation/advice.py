@@ -113,9 +113,9 @@ def advise(planes: Sequence[pd.DataFrame], current: Thresholds, *, seed: int = 0
     n_reference = sum(int(plane["n_reference"].iloc[0]) for plane in planes if len(plane))
     if len(planes) < 2 or not n_reference:
         raise ReviewError(
-            "Advice needs labels in at least two tiles, because it holds one out, but there are "
-            f"{n_reference} labels in {len(planes)} tiles. Review more tiles fully, or run with a "
-            "smaller tile_size."
+            f"advice needs labels in at least two tiles, to hold one out: there are {n_reference} "
+            f"labels in {len(planes)} tiles. Label more tiles to their end, or run with a smaller "
+            "tile_size."
         )
     points = planes[0][AXES]
     columns = ("n_predicted", "n_matched", "n_reference")

@@ -29,7 +29,7 @@ def read_vector(path: str) -> gpd.GeoDataFrame:
         frame = pyogrio.read_dataframe(path)
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
         raise ReviewError(
-            f"{path} cannot be read as a vector file ({error}). Check the path, or save the file "
+            f"{path} cannot be read as a vector file: {error}. Check the path, or save the file "
             "again as a GeoPackage."
         ) from error
     if isinstance(frame, gpd.GeoDataFrame) and frame.crs is not None:
@@ -67,8 +67,7 @@ def advise_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Advice:
             known = "this run has only one"
             remedy = f"Run with a tile_size below {run.job.tile_size} and review that."
         raise ReviewError(
-            f"Advice needs labels in at least two tiles, because it holds one out, but {known}. "
-            f"{remedy}"
+            f"advice needs labels in at least two tiles, to hold one out: {known}. {remedy}"
         )
     planes = tile_planes(run, truth, tiles, within=within)
     return advise(list(planes.values()), run.job.thresholds, seed=job.seed)
