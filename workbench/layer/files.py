@@ -187,21 +187,26 @@ def _write_labels(
 
 
 def read_batches(
-    parquet: Path, columns: Collection[str] = tuple(COLUMNS)
+    parquet: Path, columns: Collection[str] | None = None
 ) -> Iterator[gpd.GeoDataFrame]:
-    """Read the pre-labels of a `.parquet` in batches, the first without rows."""
-    wanted = {name: dtype for name, dtype in COLUMNS.items() if name in columns}
+    """Read the pre-labels of a `.parquet` in batches, the first without rows.
+
+    `columns` are those to read beside the geometry; None reads them all.
+    """
+    wanted = {name: COLUMNS[name] for name in columns or ()}
 
     def as_frame(batch: pa.Table | pa.RecordBatch) -> gpd.GeoDataFrame:
         frame = batch.to_pandas()
         shapes = shapely.from_wkb(frame.pop("geometry").to_numpy())
-        return typed(gpd.GeoDataFrame(frame, geometry=shapes, crs=crs), wanted, "MultiPolygon")
+        polygons = gpd.GeoDataFrame(frame, geometry=shapes, crs=crs)
+        return as_layer(polygons) if columns is None else typed(polygons, wanted, "MultiPolygon")
 
     with pq.ParquetFile(parquet) as file:
         geo = json.loads(file.metadata.metadata[b"geo"])
         crs = CRS.from_json_dict(geo["columns"]["geometry"]["crs"])
         yield as_frame(file.schema_arrow.empty_table())
-        yield from map(as_frame, file.iter_batches(BATCH, columns=[*wanted, "geometry"]))
+        read = None if columns is None else [*wanted, "geometry"]
+        yield from map(as_frame, file.iter_batches(BATCH, columns=read))
 
 
 def read_layer(path: Path) -> gpd.GeoDataFrame:

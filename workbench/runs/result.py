@@ -18,7 +18,7 @@ from workbench.errors import RunFolderError
 from workbench.layer.files import read_batches, read_layer
 from workbench.layer.report.map import MAP_PX, Shown, draw_map, figure_png
 from workbench.layer.report.tally import Tally
-from workbench.layer.schema import COLUMNS, as_tiles
+from workbench.layer.schema import as_tiles
 from workbench.raster.aoi import load_aoi, parts_in
 from workbench.raster.scene import Scene
 from workbench.runs.job import Job
@@ -48,7 +48,7 @@ class Run:
         with _undamaged(self.folder):
             return read_layer(self.folder / LAYER)
 
-    def batches(self, columns: Collection[str] = tuple(COLUMNS)) -> Iterator[gpd.GeoDataFrame]:
+    def batches(self, columns: Collection[str] | None = None) -> Iterator[gpd.GeoDataFrame]:
         """The pre-labels in batches, at least one, for what need not hold them all.
 
         Raises `RunFolderError` if the file is damaged.
