@@ -96,6 +96,11 @@ def main(path):
     tip = QgsExpression.replaceExpressionText(
         layer.mapTipTemplate(), context_of(layer, label(layer, 2))
     )
+    strange = label(layer, 2)
+    strange["status"] = "<img src=x onerror=alert(1)>"
+    strange_tip = QgsExpression.replaceExpressionText(
+        layer.mapTipTemplate(), context_of(layer, strange)
+    )
     layer.startEditing()
     went_to = [press(layer, "Accept", label(layer, 3))]
     layer.selectByIds([])
@@ -127,8 +132,8 @@ def main(path):
     went_to.append(press_in_geojson(project, path))
     said = said_without_a_class(layer)
     seen = {
-        "went_to": went_to, "map_tip": tip, "drawn_in_each_style": seen, "saved": saved,
-        "errors": layer.commitErrors(), "said": said,
+        "went_to": went_to, "map_tip": tip, "strange_tip": strange_tip, "saved": saved,
+        "drawn_in_each_style": seen, "errors": layer.commitErrors(), "said": said,
     }  # fmt: skip
     print(json.dumps(seen))
     project.clear()

@@ -6,8 +6,16 @@ import pyproj
 import shapely
 from test_report import labels, tiles
 
-from workbench.layer.report.charts import distributions, seams, tile_maps, topology
+from workbench.layer.report.charts import distributions, seams, tile_maps
 from workbench.layer.report.map import figure_png
+from workbench.layer.report.tally import Topology
+
+
+def topology(*batches):
+    with Topology() as found:
+        for batch in batches:
+            found.add(batch)
+        return found.table()
 
 
 def test_tile_maps_show_each_tile():
@@ -31,7 +39,7 @@ def test_an_empty_layer_has_charts_and_tables_too():
     for figure in distributions(nothing, 0.85, 0.92).values():
         assert figure_png(figure, dpi=30)
     assert seams(nothing) == {}
-    assert topology([nothing])["overlapping pairs"] == "0"
+    assert topology(nothing)["overlapping pairs"] == "0"
 
 
 def test_seams_and_topology_are_counted():
@@ -41,6 +49,6 @@ def test_seams_and_topology_are_counted():
         {"n_tiles": [1, 1, 4]}, geometry=[bow, *two], crs=pyproj.CRS.from_epsg(32636)
     )
     assert seams(layer) == {"seen by 1 tile": 2, "seen by 4 tiles": 1}
-    assert topology([layer]) == {
+    assert topology(layer) == {
         "invalid polygons": "1", "empty polygons": "0", "overlapping pairs": "1",
     }  # fmt: skip

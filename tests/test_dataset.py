@@ -26,7 +26,6 @@ from rasterio.features import rasterize
 
 from workbench.dataset.chips import (
     BEYOND,
-    CHIP_SIZES,
     EMPTY,
     GAP,
     NODATA,
@@ -37,6 +36,7 @@ from workbench.dataset.chips import (
     UNSEGMENTED,
     Chips,
 )
+from workbench.dataset.sizes import CHIP_SIZES
 from workbench.dataset.write import Dataset, write_dataset
 from workbench.errors import DatasetError
 from workbench.layer.schema import as_layer
@@ -331,11 +331,20 @@ def test_the_aoi_is_in_the_crs_of_the_layer(scene: Scene, tmp_path: Path) -> Non
     assert there.chips["left_out"].tolist() == here.chips["left_out"].tolist()
 
 
-@pytest.mark.parametrize("class_id", [pd.NA, 4])
-def test_labels_without_a_class_are_named(scene: Scene, tmp_path: Path, class_id: Any) -> None:
+@pytest.mark.parametrize(
+    ("class_id", "remedy"),
+    [
+        (pd.NA, "have no class.*give one class for all of them, for example `-p default_class "),
+        (4, r"not one of .*Correct their class in QGIS, or add it to `classes` .*does not change"),
+    ],
+)
+def test_labels_without_a_class_are_named_with_the_right_remedy(
+    scene: Scene, tmp_path: Path, class_id: Any, remedy: str
+) -> None:
     layer = label_layer(class_id=class_id)
-    with pytest.raises(DatasetError, match=r"43 of 43 labels .*ortho/r0c0/0"):
+    with pytest.raises(DatasetError, match=r"43 of 43 labels .*ortho/r0c0/0") as caught:
         export(scene, tmp_path / "set", layer)
+    assert re.search(remedy, str(caught.value))
     assert not list(tmp_path.glob("*set*"))
 
 
@@ -526,7 +535,7 @@ def test_a_piece_of_an_unreviewed_label_is_neither_background_nor_object(
 
 def test_chips_that_wait_for_many_labels_name_none(scene: Scene, tmp_path: Path) -> None:
     layer = label_layer([shape(70 + 9 * i, 70, 5, 5) for i in range(5)], status="unreviewed")
-    with pytest.raises(DatasetError, match="Review more tiles to their end") as caught:
+    with pytest.raises(DatasetError, match="Review more tiles fully") as caught:
         export(scene, tmp_path / "set", layer)
     assert "ortho/r0c0/" not in str(caught.value)
 
@@ -541,7 +550,9 @@ def test_a_data_set_of_an_earlier_review_is_set_aside(scene: Scene, tmp_path: Pa
     assert files_of(stale) == before
     export(scene, folder, label_layer(), replace(ALL_TRAIN, chip_size=128))
     (stale / "images/best.pt").write_text("weights")
-    with pytest.raises(DatasetError, match=f"What is in {folder} is of an earlier review"):
+    with pytest.raises(
+        DatasetError, match=f"{folder} still holds the data set of an earlier review"
+    ):
         export(scene, folder, nothing)
     assert (folder / "data.yaml").exists()
     assert (stale / "images/best.pt").exists()

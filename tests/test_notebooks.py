@@ -18,8 +18,8 @@ from workbench import Job, run
 from workbench.errors import ReviewError
 from workbench.layer.files import read_layer
 from workbench.review.job import ReviewJob
+from workbench.review.next_job import advise_run, write_advised_job
 from workbench.review.read import read_reviewed
-from workbench.review.workflow import advise_run, write_advised_job
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -185,7 +185,7 @@ def test_papermill_takes_a_review_back(tmp_path, finished):
     shown = [o for c in cells(out) for o in c.outputs if "image/png" in o.get("data", {})]
     assert len(shown) == 3
     said = "".join(o["text"] for c in cells(out) for o in c.outputs if o.output_type == "stream")
-    assert f"labels of {reviewed}; what comes of them is written to {review}" in said
+    assert f"labels of {reviewed}; everything is written to {review}" in said
     assert "F1 " in said
     assert f"{review / 'dataset'}: " in said
 
@@ -206,7 +206,7 @@ def test_a_reference_advises_before_any_review(tmp_path, finished):
     some = labels.assign(status=labels["status"].where(labels.index > 0, "accepted"))
     path, effect = write_advised_job(job, finished, some, advice)
     assert Job.from_yaml(path).out_dir == f"{finished.folder}-advised"
-    assert f"anew, which takes as long as the first time, into {finished.folder}-advised" in effect
+    assert f"again, which takes as long as the first time, into {finished.folder}-advised" in effect
 
 
 @pytest.mark.parametrize(

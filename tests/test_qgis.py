@@ -19,12 +19,11 @@ import shapely
 from affine import Affine
 
 from workbench import Job, run
+from workbench._support.palette import CONFIDENCE_CLASSES, confidence_labels
 from workbench.layer.files import LayerFiles, read_layer, write_layer
 from workbench.layer.qgis import (
     AREA,
-    CONFIDENCE_CLASSES,
     ProjectRaster,
-    confidence_labels,
     scene_raster,
     styles,
     write_project,
@@ -381,7 +380,9 @@ def test_a_review_in_qgis_loses_nothing(tmp_path: Path) -> None:
     assert (level, title) == (1, "No class")
     assert "default_class" in text
     assert with_class is again is None  # said once
-    assert seen["map_tip"].startswith('<b>2 – tin "roof" &amp; &lt;annex></b>')
+    assert seen["map_tip"].startswith('<b>2 – tin "roof" &amp; &lt;annex&gt;</b>')
+    assert "<img" not in seen["strange_tip"]
+    assert "&lt;img src=x onerror=alert(1)&gt;" in seen["strange_tip"]
     after = read_layer(files.gpkg)
     drawn = after[~after["id"].isin(before.index)]
     after = after.set_index("id")

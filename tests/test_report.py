@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
-from workbench.layer.qgis import CONFIDENCE_CLASSES, NO_SCORE_COLOR
-from workbench.layer.report.map import draw_map, figure_png
+from workbench._support.palette import CONFIDENCE_CLASSES, NO_SCORE_COLOR
+from workbench.layer.report.map import Shown, draw_map, figure_png
 from workbench.layer.report.page import write_report
-from workbench.layer.report.summary import summary_table
+from workbench.layer.report.tally import Tally, summary_table
 from workbench.layer.schema import as_layer, as_tiles
 
 UTM = pyproj.CRS.from_epsg(32636)
@@ -96,7 +97,7 @@ def test_map_shows_polygons_in_place_with_open_holes() -> None:
     # a polygon is the same whichever way its rings run; matplotlib fills holes that run along
     along = [square(120, 20, 60).exterior, square(135, 35, 30).exterior]
     other = shapely.Polygon(along[0], [along[1]])
-    at = seen(draw_map(GREY, VALID, TRANSFORM, lambda: [labels([ring, other], [0.97, 0.5])]))
+    at = seen(draw_map(GREY, VALID, TRANSFORM, Shown.of(labels([ring, other], [0.97, 0.5]))))
     for x, y in ((60, 60), (150, 50), (10, 10), (100, 150)):
         assert np.abs(at(x, y) - 90).max() <= 3, (x, y)  # the hole and outside: bare imagery
     highest, lowest = rgb(CONFIDENCE_CLASSES[-1][1]), rgb(CONFIDENCE_CLASSES[0][1])
@@ -105,14 +106,14 @@ def test_map_shows_polygons_in_place_with_open_holes() -> None:
 
 
 def test_map_draws_polygons_without_a_score() -> None:
-    at = seen(draw_map(GREY, VALID, TRANSFORM, lambda: [labels([square(50, 50, 60)], [np.nan])]))
+    at = seen(draw_map(GREY, VALID, TRANSFORM, Shown.of(labels([square(50, 50, 60)], [np.nan]))))
     assert np.abs(at(80, 80) - (0.82 * 90 + 0.18 * rgb(NO_SCORE_COLOR))).max() <= 4
 
 
 def test_map_hatches_what_is_not_valid() -> None:
     valid = VALID.copy()
     valid[:, 100:] = False
-    at = seen(draw_map(GREY, valid, TRANSFORM, lambda: [labels([], [])]))
+    at = seen(draw_map(GREY, valid, TRANSFORM, Shown.of(labels([], []))))
     assert np.abs(at(50, 50) - 90).max() <= 2
     shades = {int(at(150, y)[0]) for y in range(40, 160)}
     assert min(shades) >= 215
@@ -121,14 +122,14 @@ def test_map_hatches_what_is_not_valid() -> None:
 
 def test_map_of_nothing_says_so() -> None:
     figure = draw_map(
-        GREY, VALID, TRANSFORM, lambda: [labels([], [])], tiles=tiles("empty"), title="Plot 7"
+        GREY, VALID, TRANSFORM, Shown.of(labels([], [])), tiles=tiles("empty"), title="Plot 7"
     )
     assert figure.axes[0].get_title(loc="left") == "Plot 7 · 0 polygons"
     assert figure_png(figure).startswith(b"\x89PNG")
 
 
 def test_a_long_title_leaves_room_for_the_map() -> None:
-    figure = draw_map(GREY, VALID, TRANSFORM, lambda: [labels([], [])], title="x" * 250)
+    figure = draw_map(GREY, VALID, TRANSFORM, Shown.of(labels([], [])), title="x" * 250)
     figure_png(figure, dpi=30)  # matplotlib warns when there is no room
     assert figure.axes[0].get_title(loc="left").endswith("x… · 0 polygons")
 
@@ -138,7 +139,7 @@ def test_scale_bar_is_in_ground_metres() -> None:
     mercator = pyproj.CRS.from_epsg(3857)
     x, y = pyproj.Transformer.from_crs(4326, mercator, always_xy=True).transform(25, 60)
     transform = Affine(1, 0, x, 0, -1, y)
-    figure = draw_map(GREY, VALID, transform, lambda: [labels([], [], mercator)])
+    figure = draw_map(GREY, VALID, transform, Shown.of(labels([], [], mercator)))
     (text,) = [t.get_text() for t in figure.axes[0].texts]
     assert text == "20 m"
     length = np.ptp(figure.axes[0].lines[0].get_xdata())
@@ -148,7 +149,7 @@ def test_scale_bar_is_in_ground_metres() -> None:
 def test_map_marks_failed_tiles_and_the_aoi() -> None:
     aoi = gpd.GeoDataFrame(geometry=[square(20, 20, 150)], crs=UTM).to_crs(4326)
     figure = draw_map(
-        GREY, VALID, TRANSFORM, lambda: [labels([], [])], tiles=tiles("ok", "failed"), aoi=aoi
+        GREY, VALID, TRANSFORM, Shown.of(labels([], [])), tiles=tiles("ok", "failed"), aoi=aoi
     )
     at = seen(figure)
     reddish = [at(x, 190) for x in range(110, 190)]
@@ -158,7 +159,7 @@ def test_map_marks_failed_tiles_and_the_aoi() -> None:
 
 def test_equal_maps_are_equal_files() -> None:
     layer = labels([square(50, 50, 60)], [0.9])
-    first, again = (figure_png(draw_map(GREY, VALID, TRANSFORM, lambda: [layer])) for _ in range(2))
+    first, again = (figure_png(draw_map(GREY, VALID, TRANSFORM, Shown.of(layer))) for _ in range(2))
     assert first == again
 
 
@@ -175,7 +176,7 @@ def test_map_of_20_000_polygons_takes_seconds() -> None:
         list(shapely.transform(shapes, lambda xy: xy + [LEFT, TOP - SIDE])), [0.9] * 20_000
     )
     started = time.process_time()
-    figure_png(draw_map(GREY, VALID, TRANSFORM, lambda: [layer]))
+    figure_png(draw_map(GREY, VALID, TRANSFORM, Shown.of(layer)))
     assert time.process_time() - started < 15  # some 3 s on an idle core
 
 
@@ -186,12 +187,18 @@ def test_a_layer_in_batches_has_the_same_map_and_summary() -> None:
     layer["source"] = ["left"] * 12 + ["scene"] * 18
     both = gpd.GeoDataFrame(pd.concat([tiles("ok"), tiles("ok").assign(source="left")]))
     batches = [layer[:0], layer[:5], layer[5:20], layer[20:]]
-    whole, parts = (
-        (figure_png(draw_map(GREY, VALID, TRANSFORM, of, tiles=both)), summary_table(of(), both))
-        for of in (lambda: [layer], lambda: iter(batches))
+    tally = Tally(both)
+    for batch in batches:
+        tally.add(batch)
+    whole = Shown.of(layer)
+    parts = Shown(lambda: iter(batches), tally.by_confidence("left"), UTM)
+    parts = replace(parts, counts=parts.counts + tally.by_confidence("scene"))
+    one, other = (
+        figure_png(draw_map(GREY, VALID, TRANSFORM, shown, tiles=both)) for shown in (whole, parts)
     )
-    assert parts[0] == whole[0]
-    assert parts[1].equals(whole[1])
+    assert one == other
+    assert tally.summary().equals(summary_table(layer, both))
+    assert len(tally.numbers) == 30
 
 
 # ----------------------------------------------------------------------------------- summary
@@ -199,7 +206,7 @@ def test_a_layer_in_batches_has_the_same_map_and_summary() -> None:
 
 def test_summary_counts_what_a_person_asks_for() -> None:
     shapes = [square(0, 0, 50), square(0, 0, 50), square(50, 50, 50)]
-    table = summary_table([labels(shapes, [0.8, 0.9, 1.0])], tiles("ok", "ok", "nodata", "failed"))[
+    table = summary_table(labels(shapes, [0.8, 0.9, 1.0]), tiles("ok", "ok", "nodata", "failed"))[
         "value"
     ]
     assert table["tiles"] == "4"
@@ -217,13 +224,13 @@ def test_summary_counts_what_a_person_asks_for() -> None:
 
 
 def test_summary_of_nothing() -> None:
-    table = summary_table([labels([], [])], tiles("empty"))["value"]
+    table = summary_table(labels([], []), tiles("empty"))["value"]
     assert table["polygons"] == "0"
     assert table["tiles failed"] == "0"
     assert table["area, median (largest)"] == "–"
     assert table["confidence, median (quartiles)"] == "–"
     assert table["area covered"] == "0.0% of the tiles' area"
-    unfinished = summary_table([labels([], [])], tiles("failed"))["value"]
+    unfinished = summary_table(labels([], []), tiles("failed"))["value"]
     assert unfinished["area covered"] == "–"
 
 
@@ -257,8 +264,8 @@ def report(folder: Path, **changes: Any) -> str:
     layer = labels([square(50, 50, 60)], [0.9])
     content = {
         "title": "Kampala <z20> & friends",
-        "picture_png": figure_png(draw_map(GREY, VALID, TRANSFORM, lambda: [layer]), dpi=30),
-        "summary": summary_table([layer], tiles("ok")),
+        "picture_png": figure_png(draw_map(GREY, VALID, TRANSFORM, Shown.of(layer)), dpi=30),
+        "summary": summary_table(layer, tiles("ok")),
         "parameters": {"source": "a<b>&c.tif", "aoi": None, "classes": {1: '"roof"'}},
     }
     path = folder / "report.html"

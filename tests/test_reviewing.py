@@ -9,18 +9,19 @@ import pytest
 import shapely
 from known_objects import objects, write_labels
 from known_runs import job_for, use_known_objects
+from reviews import save_reviewed
 from shapely.affinity import translate
 
 from workbench import run
 from workbench.errors import DatasetError, JobError, ReviewError
 from workbench.review.job import ReviewJob
-from workbench.review.workflow import (
+from workbench.review.next_job import (
     advise_run,
-    export_run,
     forget_advice,
     read_vector,
     write_advised_job,
 )
+from workbench.review.workflow import export_run, review
 from workbench.runs.job import Job
 
 
@@ -80,7 +81,7 @@ def test_each_cause_has_its_remedy(finished, advise, tmp_path):
         advise(area=corner)
     with pytest.raises(ReviewError, match=r"labels of reference .* lie in 1 of 15 tiles"):
         advise(finished.layer[:1])
-    with pytest.raises(ReviewError, match="0 of 15 tiles are reviewed to their end"):
+    with pytest.raises(ReviewError, match="0 of 15 tiles are fully reviewed"):
         advise_run(ReviewJob.create(run_dir=str(finished.folder)), finished, finished.layer)
     moved = shutil.copytree(finished.folder, tmp_path / "moved")
     shutil.rmtree(moved / "candidates")
@@ -104,7 +105,7 @@ def test_degrees_are_no_reason_to_warn(finished, tmp_path):
 def test_one_tile_is_no_question_of_reviewing_more(finished):
     one = replace(finished, tiles=finished.tiles[:1])
     accepted = finished.layer.assign(status="accepted")
-    with pytest.raises(ReviewError, match=r"this run has one\. Run with a tile_size below 96"):
+    with pytest.raises(ReviewError, match=r"this run has only one\. Run with a tile_size below 96"):
         advise_run(ReviewJob.create(run_dir=str(finished.folder)), one, accepted)
 
 
@@ -116,9 +117,9 @@ def test_the_advised_job_names_no_scheduler(finished, tmp_path):
     path, _ = write_advised_job(job, on_cluster, accepted, advice)
     assert Job.from_yaml(path).scheduler is None
     (path.with_name("advice.png")).write_bytes(b"")
-    assert forget_advice(job) == " advice.png and job.yaml of an earlier review are gone."
+    assert forget_advice(job.folder) == " Removed advice.png and job.yaml of an earlier review."
     assert not list(path.parent.iterdir())
-    assert forget_advice(job) == ""
+    assert forget_advice(job.folder) == ""
 
 
 def test_the_default_class_of_a_review_is_for_labels_without_one(finished, tmp_path):
@@ -133,7 +134,7 @@ def test_the_default_class_of_a_review_is_for_labels_without_one(finished, tmp_p
         content = json.loads((folder / "annotations/instances_train.json").read_text())
         return {annotation["category_id"] for annotation in content["annotations"]}
 
-    with pytest.raises(DatasetError, match="as `-p default_class 1`"):
+    with pytest.raises(DatasetError, match="`-p default_class 1`"):
         exported(two)
     assert exported(two, default_class=2) == {2}
     of_the_run = replace(two, job=two.job.changed(default_class=1))
@@ -142,5 +143,49 @@ def test_the_default_class_of_a_review_is_for_labels_without_one(finished, tmp_p
 
 
 def test_shares_that_leave_nothing_for_training_are_refused_at_once(finished):
-    with pytest.raises(JobError, match=r"val \(0\.5\) and test \(0\.5\) leave nothing for train"):
+    with pytest.raises(
+        JobError,
+        match=r"val \(0\.5\) and test \(0\.5\) leave nothing for train: choose shares that add up",
+    ):
         ReviewJob.create(run_dir=str(finished.folder), val=0.5, test=0.5)
+
+
+def test_one_call_writes_and_tells_all_that_a_review_gives(finished, tmp_path):
+    labels = finished.layer.assign(status="accepted")
+    labels.loc[::3, "status"] = "rejected"
+    job = ReviewJob.create(
+        run_dir=str(finished.folder),
+        reviewed=str(save_reviewed(labels[1:], tmp_path / "reviewed.gpkg")),
+        out_dir=str(tmp_path / "review"),
+        chip_size=64,
+    )
+    found = review(job)
+    assert found.folder == tmp_path / "review"
+    assert len(found.labels) == len(labels) - 1
+    assert len(found.changes.pictures) == 2
+    assert found.changes.table["value"]["deleted"] == "1"
+    assert found.thresholds.pictures[0] == (found.folder / "advice.png").read_bytes()
+    assert "The job with the advised thresholds: " in found.thresholds.text
+    assert found.dataset.table.loc["train", "chips"] > 0
+    assert f"labels of {job.gpkg}" in found.shapes.text
+
+
+def test_what_a_review_cannot_give_says_why_and_leaves_nothing_of_an_earlier_one(
+    finished, tmp_path
+):
+    # of a run whose raster is gone, and whose labels nobody has looked at
+    moved = shutil.copytree(finished.folder, tmp_path / "run")
+    raster = str(finished.scenes[0].source)
+    record = (moved / "run.yaml").read_text("utf-8").replace(raster, str(tmp_path / "gone.tif"))
+    (moved / "run.yaml").write_text(record, "utf-8")
+    folder = moved / "review"
+    folder.mkdir()
+    for name in ("changes_map.png", "advice.png", "job.yaml"):
+        (folder / name).touch()
+    found = review(ReviewJob.create(run_dir=str(moved)))
+    assert found.changes.text.startswith("No map: ")
+    assert len(found.changes.pictures) == 1
+    assert found.thresholds.text.startswith("No advice: advice needs labels in at least two tiles")
+    assert found.dataset.text.startswith("No data set: ")
+    assert found.dataset.table is None
+    assert sorted(p.name for p in folder.iterdir()) == ["changes.png", "issues.gpkg"]

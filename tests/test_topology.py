@@ -69,6 +69,13 @@ def test_a_part_on_its_whole_is_in_order_unless_the_layer_is_planar():
     assert kinds(labels, planar=True) == [("overlap", "n0, n1")]
 
 
+@pytest.mark.parametrize(("inside", "expected"), [(0.6, 1), (0.9, 1), (0.94, 1), (0.96, 0)])
+def test_a_part_counts_as_held_if_nearly_all_of_it_lies_on_the_whole(inside, expected):
+    # 4 m wide, of which so much lies on the large label
+    part = square(10 - 4 * inside, 3, 4, 4)
+    assert kinds(reviewed(square(0), part)) == [("overlap", "n0, n1")] * expected
+
+
 def test_a_narrow_overlap_is_cut_off():
     issues = find_issues(reviewed(square(0), square(9.8, width=4)), 0.5, planar=False)
     assert issues["fix"].tolist() == ["cut it off n0"]

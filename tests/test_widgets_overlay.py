@@ -12,7 +12,7 @@ import shapely
 from traitlets import TraitError
 
 import workbench
-from workbench.layer.qgis import CONFIDENCE_CLASSES
+from workbench._support.palette import CONFIDENCE_CLASSES
 from workbench.tuning.webmap import web_from_degrees
 from workbench.widgets.overlay import Flag, PolygonOverlay
 

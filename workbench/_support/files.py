@@ -42,7 +42,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".tmp-{_HOST}-{os.getpid()}-{path.name}")
     try:
-        with _writing(path):
+        with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.unlink(missing_ok=True)
             yield temporary
@@ -56,8 +56,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Say of `path` what is wrong when it cannot be written."""
+def naming(path: Path) -> Iterator[None]:
+    """Raise `OutputError`, which names `path`, if the block cannot write it."""
     try:
         yield
     except _FAILURES as error:
@@ -84,7 +84,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     old = folder.with_name(f".tmp-{_HOST}-{os.getpid()}-old-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with _writing(folder):
+        with naming(folder):
             temporary.mkdir(parents=True)
             yield temporary
             if folder.exists():

@@ -1,14 +1,11 @@
-"""A layer and its scenes cut into chips: what each shows, and why one is left out.
+"""A layer and its scenes, cut into chips: what each shows, and why one is left out.
 
 A label's pixels are those whose centre lies in its polygon and that are valid.
 """
 
 from __future__ import annotations
 
-import re
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,11 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio.features import rasterize
 from rasterio.windows import Window
-from tqdm import tqdm
 
 from workbench.candidates.rle import encode_masks
-from workbench.dataset.split import spatial_split
-from workbench.errors import DatasetError, SceneError
+from workbench.errors import SceneError
 from workbench.layer.cores import home_in, reviewed_tiles
 from workbench.layer.schema import Status
 from workbench.raster.scene import Scene
@@ -34,14 +29,12 @@ OUTSIDE = "mostly outside the area of the run (aoi)"
 UNSEGMENTED = "mostly in tiles that failed"
 NODATA = "too few valid pixels"
 UNREVIEWED = "unreviewed labels"
-UNFINISHED = "no labels, in tiles not reviewed to their end"
+UNFINISHED = "no labels, in tiles that are not fully reviewed"
 EMPTY = "no labels"
 ONLY_PIECES = "only cut-off pieces"
 UNREADABLE = "unreadable pixels"
 GAP = "gap between splits"
 
-# multiples of 32, as networks take them, the largest first
-CHIP_SIZES = (512, 384, 256, 192, 128, 96, 64)
 _NAMED = 3  # labels that are named to be reviewed first
 _WORTH_NAMING = 0.5  # one of a pair that keeps a chip out
 
@@ -50,14 +43,16 @@ _WORTH_NAMING = 0.5  # one of a pair that keeps a chip out
 class Chips:
     """How a layer is cut into chips.
 
-    `chip_size` is in pixels; None is the largest of `CHIP_SIZES` that gives a data set. Of a label
-    that a chip's edge cuts, at least `min_kept` of its area must be in the chip; less is no
-    object there (COCO: `iscrowd`, which evaluation ignores; YOLO: nothing). `statuses` are
-    exported. A chip that shows another label which waits for review is left out, unless it is no
-    object there whatever the review says; so is a chip without objects where such a piece lies or
-    tiles are not reviewed to their end (`reviewed_tiles`). `min_valid` is the share of a chip's
-    pixels that must be valid and inside the labelled area. `val` and `test` are shares of the
-    chips, the rest is `train`. `default_class` is for labels without a class.
+    `chip_size` is in pixels; None is the largest of `CHIP_SIZES` that gives a data set. Labels with
+    one of `statuses` are exported. If a chip's edge cuts a label, the chip must show at least
+    `min_kept` of its area; a smaller piece is not an object (COCO: `iscrowd`, which evaluation
+    ignores; YOLO: nothing). `min_valid` is the share of a chip's pixels that must be valid and
+    inside the labelled area. `val` and `test` are shares of the chips, the rest is `train`.
+    `default_class` is for labels without a class.
+
+    A chip is left out if it shows a label that waits for review, unless it shows so little of it
+    that it is not an object anyway. A chip without objects is left out if it shows a piece of such
+    a label, or if its tiles are not fully reviewed (`reviewed_tiles`).
     """
 
     chip_size: int | None = None
@@ -90,7 +85,7 @@ class Chip:
     objects: tuple[Object, ...] = ()
     left_out: str = ""
     split: str = ""
-    waits_for: tuple[int, ...] = ()  # rows of the labels without whose review it is left out
+    waits_for: tuple[int, ...] = ()  # rows of the labels that must be reviewed first
     whole: tuple[Object, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,119 +93,13 @@ class Chip:
         object.__setattr__(self, "whole", whole)
 
 
-def _grid(scenes: Sequence[Scene], size: int) -> list[Chip]:
-    """Chips that partition each scene; the last ones reach beyond its edge."""
-    taken = set[str]()
-    chips = []
-    for scene in scenes:
-        plain = stem = re.sub(r"[^\w.-]", "_", scene.name)
-        n = 1
-        while stem.casefold() in taken:  # some file systems do not tell A from a
-            n += 1
-            stem = f"{plain}-{n}"
-        taken.add(stem.casefold())
-        for row in range(-(-scene.height // size)):
-            for col in range(-(-scene.width // size)):
-                window = Window(col * size, row * size, size, size)
-                chips.append(Chip(f"{stem}_r{row}c{col}", scene, window))
-    return chips
-
-
-def _progress(chips: list[Chip], size: int) -> Iterator[Chip]:
-    yield from tqdm(chips, desc=f"chips of {size} pixels", unit="chip")
-
-
-@dataclass(frozen=True)
-class Cut:
-    """All chips of one size, and the splits that none of them can be in."""
-
-    size: int
-    chips: list[Chip]
-    missing: list[str]
-
-    @property
-    def kept(self) -> int:
-        """How many chips show something to train on, whether or not they can be split."""
-        return sum(not chip.left_out or chip.left_out == GAP for chip in self.chips)
-
-    @property
-    def used(self) -> list[Chip]:
-        """The chips that are exported."""
-        return [chip for chip in self.chips if chip.split]
-
-
-def _cut(cutter: Cutter, scenes: Sequence[Scene], size: int, images: Path | None) -> Cut:
-    """Cut chips of one size, and write their images where that is wanted."""
-    found = [cutter.chip(chip, images) for chip in _progress(_grid(scenes, size), size)]
-    all_chips, missing = _split(found, cutter.chips)
-    return Cut(size, all_chips, missing)
-
-
-def largest_cut(cutter: Cutter, scenes: Sequence[Scene], images: Path) -> Cut:
-    """Cut chips of the size that is asked for, or of the largest that gives a data set.
-
-    Raises `DatasetError`, which says what would give one.
-    """
-    asked = cutter.chips.chip_size
-    largest = asked or CHIP_SIZES[0]
-    tried: list[Cut] = []
-    for size in (largest, *(size for size in CHIP_SIZES if size < largest)):
-        wanted = asked is None or size == asked
-        shutil.rmtree(images, ignore_errors=True)
-        images.mkdir(parents=True)
-        cut = _cut(cutter, scenes, size, images if wanted else None)
-        if cut.kept and not cut.missing:
-            if not wanted:
-                raise DatasetError(_why_not(tried, cutter, cut))
-            for chip in cut.chips:
-                if chip.left_out == GAP:  # known only now that all are cut
-                    image_of(chip, images).unlink()
-            return cut
-        tried.append(cut)
-    raise DatasetError(_why_not(tried, cutter, None))
-
-
-def _why_not(tried: list[Cut], cutter: Cutter, fitting: Cut | None) -> str:
-    """Say why a cut is no data set, and what gives one.
-
-    It is the one of the size that was asked for; of all sizes that which comes closest.
-    """
-    asked = cutter.chips.chip_size is not None
-    closest = max(tried, key=lambda cut: (cut.kept, cut.size if cut.kept else -cut.size))
-    cut = tried[0] if asked else closest
-    reasons = Counter(chip.left_out for chip in cut.chips if chip.left_out not in ("", GAP))
-    left_out = ", ".join(f"{n} {why}" for why, n in reasons.most_common())
-    if cut.kept:
-        said = (
-            f"{_chips(cut.kept)} of {cut.size} pixels leave none for {' and '.join(cut.missing)} "
-            "if no chip may lie beside one of another split"
-            + (f"; left out: {left_out}." if left_out else ".")
-        )
-    else:
-        said = f"No chip of {cut.size} pixels is left to export: {left_out}."
-    said += cutter.who_waits(cut.chips)
-    if fitting is not None:
-        return (
-            f"{said} `-p chip_size {fitting.size}` gives a data set: {_chips(len(fitting.used))}."
-        )
-    if len(tried) > 1:
-        sizes = "smaller chip_size," if asked else f"chip_size, from {tried[0].size}"
-        said += f" No {sizes} down to {tried[-1].size}, gives one."
-    if closest.kept:  # only the split is in the way
-        return (
-            f"{said} For training alone, `-p chip_size {closest.size} -p val 0 -p test 0` gives "
-            f"{_chips(closest.kept)}."
-        )
-    return said
-
-
 def image_of(chip: Chip, images: Path) -> Path:
-    """Where a chip's image is written, until it is known to which split it belongs."""
+    """Return where a chip's image is written until its split is known."""
     return images / f"{chip.name}.png"
 
 
 class Cutter:
-    """What all chips of one export share: the labels, and where there are any."""
+    """What all chips of one export share: the labels, and where labels are known."""
 
     def __init__(
         self,
@@ -229,7 +118,7 @@ class Cutter:
         self.areas = [(segmented, UNSEGMENTED)] if aoi is None else [
             (aoi, OUTSIDE), (segmented, UNSEGMENTED)
         ]  # fmt: skip
-        # what seems empty elsewhere may not be
+        # elsewhere a chip without labels may show objects
         known = tiles["tile"].isin(reviewed_tiles(tiles, layer, self.waiting))
         self.unfinished = shapely.union_all(tiles.geometry[~known].to_numpy())
         shapely.prepare([segmented, aoi, self.unfinished])
@@ -237,7 +126,7 @@ class Cutter:
     def chip(self, chip: Chip, images: Path | None) -> Chip:
         """Find a chip's labels and write its image, unless it is to be left out.
 
-        Pixels are read last: of a scene of which little is reviewed, most chips need none.
+        Pixels are read last, because most chips need none where little is reviewed.
         """
         scene, chips = chip.scene, self.chips
         inside = chip.window.intersection(scene.window)
@@ -283,7 +172,7 @@ class Cutter:
         ]
         chip = replace(chip, objects=tuple(sorted(objects + pieces, key=lambda o: o.row)))
         if not chip.whole:
-            if pieces:  # whether it is empty is not known
+            if pieces:  # nobody knows yet whether it is empty
                 waits_for = tuple(piece.row for piece in pieces)
                 return replace(chip, left_out=UNREVIEWED, waits_for=waits_for)
             if objects:
@@ -296,9 +185,9 @@ class Cutter:
         return chip
 
     def who_waits(self, all_chips: list[Chip]) -> str:
-        """Name the labels whose review frees chips soonest, in sentences; empty if none waits.
+        """Name the labels to review first for more chips, in sentences; empty if none waits.
 
-        A label counts in each chip that it keeps out, less the more others do so, too.
+        A label counts in each chip that it keeps out, and counts less if others keep it out too.
         """
         if not self.waiting.any():
             return ""
@@ -310,7 +199,7 @@ class Cutter:
                 weight[row] += 1 / len(rows)  # type: ignore[assignment]
         first = [row for row, w in weight.most_common(_NAMED) if w >= _WORTH_NAMING]
         if not first:
-            return " Review more tiles to their end."
+            return " Review more tiles fully."
         labels = self.layer.iloc[first]
         home = home_in(self.tiles, labels)
         names = [
@@ -321,12 +210,11 @@ class Cutter:
         ]
         return (
             f" Chips wait most for {', '.join(names)}: accept or reject "
-            f"{'these' if len(names) > 1 else 'this one'} first, then review more tiles to their "
-            "end."
+            f"{'these' if len(names) > 1 else 'this one'} first, then review more tiles fully."
         )
 
     def _object(self, row: int, chip: Chip, seen: NDArray[np.bool_]) -> Object | None:
-        """The pixels of one label; None if the chip shows none of them."""
+        """Return the pixels of one label, or None if the chip shows none of them."""
         shape, scene = self.geometry[row], chip.scene
         to_pixel = ~scene.window_transform(chip.window)
         x0, y0, x1, y1 = shapely.bounds(shape)
@@ -348,7 +236,7 @@ class Cutter:
 
 
 def _pixels(shape: shapely.Geometry, chip: Chip, part: Window) -> NDArray[np.bool_]:
-    """The pixels of a part of a chip whose centre lies in a geometry."""
+    """Return the pixels of a part of a chip whose centre lies in a geometry."""
     window = Window(
         chip.window.col_off + part.col_off, chip.window.row_off + part.row_off,
         part.width, part.height,
@@ -356,24 +244,3 @@ def _pixels(shape: shapely.Geometry, chip: Chip, part: Window) -> NDArray[np.boo
     transform = chip.scene.window_transform(window)
     filled = rasterize([shape], (int(part.height), int(part.width)), transform=transform)
     return np.asarray(filled, np.bool_)
-
-
-def _split(all_chips: list[Chip], chips: Chips) -> tuple[list[Chip], list[str]]:
-    """Give each chip its split; also the names of those that would be empty."""
-    kept = [i for i, chip in enumerate(all_chips) if not chip.left_out]
-    outlines = [all_chips[i].scene.window_polygon(all_chips[i].window) for i in kept]
-    # pieces of an object that fills a landscape would tie all chips together
-    objects = [[o.row for o in all_chips[i].whole] for i in kept]
-    splits = spatial_split(
-        np.array(outlines, object), objects, val=chips.val, test=chips.test, seed=chips.seed
-    )
-    wanted = {"train", *(("val",) if chips.val else ()), *(("test",) if chips.test else ())}
-    missing = sorted(wanted - set(splits))
-    for i, split in zip(kept, splits, strict=True):
-        reason = "" if split else GAP
-        all_chips[i] = replace(all_chips[i], split=split, left_out=reason)
-    return all_chips, missing
-
-
-def _chips(n: int) -> str:
-    return f"{n:,} chip{'' if n == 1 else 's'}"

@@ -1,9 +1,9 @@
 """The pixels of a label as an annotation: COCO's polygons or RLE, rings of YOLO-seg.
 
-Both give back exactly these pixels: COCO by `pycocotools`, as polygons along pixel edges, or as RLE
-where there are holes; YOLO filled by `cv2.fillPoly`, as its readers do, whose outlines run through
-the centres of border pixels. YOLO has one ring for each row: holes are joined to it by a cut, and
-each part of a label is a row of its own.
+Both give back exactly these pixels. COCO, read by `pycocotools`: polygons along pixel edges, or RLE
+if there are holes. YOLO, filled by `cv2.fillPoly` as its readers do: outlines through the centres
+of border pixels. A row of YOLO holds one ring, so each part of a label is a row, and a hole is
+joined to its ring by a cut.
 """
 
 from typing import Any
@@ -17,13 +17,13 @@ from workbench.polygons.trace import trace
 
 
 def coco_shape(rle: bytes, mask: NDArray[np.bool_], *, crowd: bool) -> dict[str, Any]:
-    """Return the fields of a COCO annotation that tell a `(h, w)` mask, which `rle` encodes."""
+    """Return the fields of a COCO annotation for a `(h, w)` mask, which `rle` encodes."""
     parts = trace(decode_runs([rle], *mask.shape)).parts()
     corners = np.concatenate([part[0] for part in parts])
     (x0, y0), (x1, y1) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
     holes = any(len(part) > 1 for part in parts)
     return {
-        # COCO has no polygons with holes, and all crowds as RLE
+        # COCO has no polygons with holes, and wants crowds as RLE
         "segmentation": {"size": list(mask.shape), "counts": rle.decode()} if holes or crowd
         else [part[0][:-1].ravel().tolist() for part in parts],
         "area": int(mask.sum()),
@@ -37,7 +37,7 @@ def yolo_lines(number: int, mask: NDArray[np.bool_]) -> list[str]:
     height, width = mask.shape
     lines = []
     for ring in yolo_rings(mask):
-        # just short of the pixel's centre: both readers that round and readers that cut off
+        # just short of the pixel's centre: readers that round and readers that truncate both
         # come back to this pixel
         values = ((ring + 0.49) / (width, height)).ravel()
         lines.append(" ".join([str(number), *(f"{value:.7f}" for value in values)]))
@@ -47,8 +47,8 @@ def yolo_lines(number: int, mask: NDArray[np.bool_]) -> list[str]:
 def yolo_rings(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
     """Outline each part of a `(h, w)` mask as one ring `(n, 2)` of x, y through pixel centres.
 
-    `cv2.fillPoly` of all rings is the mask: a hole is joined to what surrounds it by a cut along
-    pixels of the mask. Parts are 8-connected.
+    `cv2.fillPoly` of all rings gives the mask: a hole is joined to its ring by a cut along pixels
+    of the mask. Parts are 8-connected.
     """
     padded = np.pad(mask, 1)
     contours, hierarchy = cv2.findContours(
@@ -63,7 +63,7 @@ def yolo_rings(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
         holes = [
             contours[i][:, 0].astype(np.int64) for i in np.flatnonzero(parents == outer).tolist()
         ]
-        # from left to right, so that what lies left of a hole is in the ring already
+        # from left to right, so that the ring already has what lies left of a hole
         for hole in sorted(holes, key=lambda h: (h[:, 0].min(), h[:, 1].min())):
             start = int(np.argmin(hole[:, 0]))
             x, y = hole[start]
@@ -77,7 +77,7 @@ def yolo_rings(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
 
 
 def _corners(ring: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Leave out the points along straight runs; a reader needs three points at least."""
+    """Leave out the points along straight runs, but keep the three that a reader needs."""
     before, after = np.roll(ring, 1, axis=0) - ring, np.roll(ring, -1, axis=0) - ring
     turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
     turns |= (before * after).sum(axis=1) >= 0  # there and back

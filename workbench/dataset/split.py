@@ -1,4 +1,4 @@
-"""A split into train, val and test that cannot leak: blocks of neighbours, with a gap between."""
+"""A split into train, val and test that cannot leak: blocks of neighbours with a gap between."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import shapely
 from numpy.typing import NDArray
 
 SPLITS = ("train", "val", "test")
-_DRAWS = (200, 2000)  # at least and at most
-_DRAWN_CHIPS = 100_000  # in all draws together: with few chips each one that is lost hurts
+_DRAWS = (200, 2000)  # the fewest and the most
+_DRAWN_CHIPS = 100_000  # in all draws together: fewer chips, more draws
 
 
 def spatial_split(
@@ -27,8 +27,10 @@ def spatial_split(
     `boxes` are the chips' outlines `(n,)` in one CRS, `objects` the objects that each shows.
     Square blocks of chips stay together (block cross-validation: Roberts et al. 2017,
     doi:10.1111/ecog.02881). A chip that touches one of another split, or shows the same object,
-    is left out: train gives way to val and test, and val to test. Of many seeded draws of blocks
-    the one that comes closest to the shares with the fewest chips left out is taken.
+    is left out: train gives way to val and test, and val to test. Blocks are drawn many times, with
+    a seed. The draw that comes closest to the shares and leaves out the fewest chips is taken.
+
+    scikit-learn's `GroupShuffleSplit` knows neither the gap nor objects that two chips share.
     """
     n = len(boxes)
     split = np.full(n, "train", dtype=object)
@@ -38,7 +40,7 @@ def spatial_split(
     centres = shapely.get_coordinates(shapely.centroid(boxes))
     side = float(np.median(np.sqrt(shapely.area(boxes))))
     smallest = n * min(share for share in (val, test) if share > 0)
-    # a small share is one block, a large one up to four, so that it is no single place
+    # a small share is one block; a large one is up to four, so that it is not one place
     n_blocks = min(max(smallest / 16, 1), 4)
     block = max(1, round(np.sqrt(smallest / n_blocks))) * side
     rng = np.random.default_rng(seed)
@@ -51,7 +53,7 @@ def spatial_split(
         kept = _with_gap(drawn, i, j)
         counts = np.bincount(kept[kept >= 0], minlength=3)
         cost = np.abs(counts / max(counts.sum(), 1) - wanted).sum() + np.mean(kept < 0)
-        cost += ((counts == 0) & (wanted > 0)).sum()  # no share may come out empty
+        cost += ((counts == 0) & (wanted > 0)).sum()  # a share must not be empty
         if cost < lowest:
             best, lowest = kept, float(cost)
     return np.array([*SPLITS, ""], dtype=object)[best]
@@ -60,8 +62,10 @@ def spatial_split(
 def _neighbours(
     boxes: NDArray[np.object_], objects: Sequence[Sequence[int]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs of chips that touch or overlap, or show the same object."""
-    reach = float(np.sqrt(shapely.area(boxes).min())) * 1e-3  # grids of two rasters may be apart
+    """Find pairs of chips that touch or overlap, or show the same object."""
+    reach = (
+        float(np.sqrt(shapely.area(boxes).min())) * 1e-3
+    )  # the grids of two rasters may not meet exactly
     i, j = shapely.STRtree(boxes).query(boxes, predicate="dwithin", distance=reach)
     seen = pd.DataFrame(
         {"chip": np.repeat(np.arange(len(boxes)), [len(ids) for ids in objects]),
@@ -92,7 +96,7 @@ def _draw(
 def _with_gap(
     drawn: NDArray[np.int64], i: NDArray[np.int64], j: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Leave out (-1) what is beside a split of a higher number that is kept."""
+    """Leave out (-1) the chips beside a kept chip of a split with a higher number."""
     kept = drawn.copy()
     for number in (1, 0):
         beside = (kept[i] == number) & (kept[j] > number)

@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from workbench._support.files import atomic_folder, remove_stale
-from workbench.dataset.chips import Chip, Chips, Cutter, largest_cut
+from workbench.dataset.chips import Chip, Chips, Cutter
 from workbench.dataset.formats import coco_shape, yolo_lines
+from workbench.dataset.sizes import largest_cut
 from workbench.dataset.split import SPLITS
 from workbench.errors import DatasetError
 from workbench.layer.files import frozen_time, write_gpkg_layer
@@ -42,12 +43,12 @@ INDEX = "chips.gpkg"
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set that has been written; `chips` has a row for each chip, left out ones too."""
+    """A data set on disk; `chips` has a row for each chip, also for those left out."""
 
     folder: Path
     chips: gpd.GeoDataFrame
     chip_size: int  # pixels
-    hint: str = ""  # what to review first for more chips
+    hint: str = ""  # which labels to review first for more chips
 
     def __str__(self) -> str:
         n = int((self.chips["split"] != "").sum())
@@ -57,7 +58,7 @@ class Dataset:
 
     @property
     def summary(self) -> pd.DataFrame:
-        """Chips and labels of each split, and of what is left out by reason."""
+        """Chips and labels of each split, and those left out by reason."""
         what = self.chips["split"].where(
             self.chips["split"] != "", "left out: " + self.chips["left_out"]
         )
@@ -79,12 +80,13 @@ def write_dataset(
 ) -> Dataset:
     """Cut a reviewed layer and its scenes into chips, and write them as COCO and YOLO-seg.
 
-    `tiles` is the ledger of the run: what it has not segmented, or lies outside `aoi` (in the
-    CRS of the layer), is black and not labelled. Invalid labels are mended, as `find_issues` would;
-    what has no area has no pixels. Equal input gives equal files. `folder` appears whole or not at
-    all, and replaces only an earlier data set, which is set aside as `<folder>-stale` if there is
-    nothing to write. Raises `DatasetError` for values that cannot be, labels without a class, a
-    folder with other files, and nothing to write.
+    `tiles` is the ledger of the run. Pixels in failed tiles or outside `aoi` (in the CRS of the
+    layer) are black and not labelled. Invalid labels are mended as `find_issues` would; labels
+    without area have no pixels. Equal input gives equal files.
+
+    `folder` appears whole or not at all, and replaces only an earlier data set. If there is nothing
+    to write, an earlier data set is renamed to `<folder>-stale`. Raises `DatasetError` for invalid
+    values, labels without a class, a folder with other files, and if there is nothing to write.
     """
     folder = Path(folder).absolute()
     _refuse_foreign(folder)
@@ -126,14 +128,14 @@ def _write(
 
 
 def _set_aside(folder: Path) -> str:
-    """Let an earlier data set not pass for one of this review; return a sentence that says so."""
+    """Rename an earlier data set, so that it is not taken for one of this review; say so."""
     if not (folder / INDEX).exists():
         return ""
     stale = folder.with_name(f"{folder.name}-stale")
     try:
         _refuse_foreign(stale)
     except DatasetError:
-        return f" What is in {folder} is of an earlier review."
+        return f" {folder} still holds the data set of an earlier review."
     shutil.rmtree(stale, ignore_errors=True)
     folder.replace(stale)
     return f" The data set of an earlier review is now in {stale}."
@@ -151,16 +153,18 @@ def _check(chips: Chips, scenes: Sequence[Scene], classes: Mapping[int, str]) ->
         if not 0 <= share <= 1:
             problems.append(f"{name} is {share:g}: a share is from 0 to 1")
     if chips.val + chips.test >= 1:
-        problems.append(f"val ({chips.val:g}) and test ({chips.test:g}) leave nothing for train")
+        problems.append(
+            f"val ({chips.val:g}) and test ({chips.test:g}) leave nothing for train: choose shares "
+            "that add up to less than 1"
+        )
     if not scenes:
         problems.append("there is no raster to cut chips from")
     if not classes:
-        problems.append("there is no class: name at least one, as {1: roof}")
+        problems.append("there is no class: give at least one, for example {1: roof}")
     elif chips.default_class is not None and chips.default_class not in classes:
-        names = ", ".join(f"{number} ({name})" for number, name in classes.items())
-        problems.append(f"default_class is {chips.default_class}: the classes are {names}")
+        problems.append(f"default_class is {chips.default_class}: choose one of {_listed(classes)}")
     if not chips.statuses:
-        problems.append("statuses is empty: name at least one, as accepted")
+        problems.append("statuses is empty: give at least one, for example accepted")
     if problems:
         raise DatasetError("The data set cannot be made: " + "; ".join(problems) + ".")
 
@@ -168,34 +172,46 @@ def _check(chips: Chips, scenes: Sequence[Scene], classes: Mapping[int, str]) ->
 def _classes_of(
     layer: gpd.GeoDataFrame, classes: Mapping[int, str], chips: Chips
 ) -> NDArray[np.int64]:
-    """The class of each label; -1 where it is not known, which no label that is exported has."""
+    """Return the class of each label; -1: unknown, which no exported label has."""
     exported = layer["status"].isin(chips.statuses)
     default = chips.default_class
-    if default is None and len(classes) == 1:  # then there is no doubt
+    if default is None and len(classes) == 1:  # no other class is possible
         default = next(iter(classes))
     ids = layer["class_id"].astype("Int64")
     if default is not None:
         ids = ids.fillna(default)
-    for wrong, what in (
-        (exported & ids.isna(), "have no class"),
-        (exported & ids.notna() & ~ids.isin(list(classes)), f"have a class not in {dict(classes)}"),
+    for wrong, what, remedy in (
+        (
+            exported & ids.isna(),
+            "have no class",
+            "Set their class in QGIS (the filter `Without class` shows them), or give one class "
+            f"for all of them, for example `-p default_class {next(iter(classes))}`.",
+        ),
+        (
+            exported & ids.notna() & ~ids.isin(list(classes)),
+            f"have a class that is not one of {_listed(classes)}",
+            "Correct their class in QGIS, or add it to `classes` in the job.yaml of the run folder "
+            "(`default_class` does not change it).",
+        ),
     ):
         if wrong.any():
             names = ", ".join(layer.loc[wrong, "id"].astype(str).head(3))
             raise DatasetError(
-                f"{wrong.sum()} of {exported.sum()} labels {what}, for instance {names}. Set their "
-                "class in QGIS (its filter `Without class` shows them), or name the class that "
-                f"they have, as `-p default_class {next(iter(classes))}`."
+                f"{wrong.sum()} of {exported.sum()} labels {what}, for instance {names}. {remedy}"
             )
     return np.where(ids.isin(list(classes)), ids.fillna(-1), -1).astype(np.int64)
 
 
+def _listed(classes: Mapping[int, str]) -> str:
+    return ", ".join(f"{number} ({name})" for number, name in classes.items())
+
+
 def _refuse_foreign(folder: Path) -> None:
-    """Refuse a folder with anything in it that no earlier export has written."""
+    """Refuse a folder that holds anything but an earlier export."""
     if not folder.exists():
         return
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
-    there = {name for name in there if not name.endswith(".cache")}  # Ultralytics leaves them
+    there = {name for name in there if not name.endswith(".cache")}  # of Ultralytics
     ours = {INDEX, "data.yaml", *(f"annotations/instances_{split}.json" for split in SPLITS)}
     if INDEX in there:
         try:
@@ -259,7 +275,7 @@ def _write_split(
         for found in chip.objects:
             mask = np.asarray(coco_mask.decode({"size": size, "counts": found.rle}), np.bool_)
             category = int(class_ids[found.row])
-            # what waits for review and has no class is to be ignored whatever it is
+            # a label that waits for review and has no class is ignored in each class
             for category_id in [category] if category in classes else order:
                 annotations.append(
                     {"id": len(annotations) + 1, "image_id": number, "category_id": category_id,
@@ -287,5 +303,5 @@ def _write_yaml(path: Path, index: gpd.GeoDataFrame, classes: Mapping[int, str])
     used: Collection[str] = set(index["split"])
     content: dict[str, Any] = {split: f"images/{split}" for split in SPLITS if split in used}
     content["names"] = {i: classes[number] for i, number in enumerate(sorted(classes))}
-    content["class_ids"] = dict(enumerate(sorted(classes)))  # as the layer has them
+    content["class_ids"] = dict(enumerate(sorted(classes)))  # those of the layer
     path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")

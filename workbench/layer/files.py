@@ -6,7 +6,7 @@ import io
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyogrio
 import shapely
+from numpy.typing import NDArray
 from pyproj import CRS
 
-from workbench._support.files import atomic_path
+from workbench._support.files import atomic_path, naming
 from workbench.errors import RunFolderError
 from workbench.layer.schema import (
     BATCH,
@@ -33,6 +34,7 @@ from workbench.layer.schema import (
     as_layer,
     as_multi,
     as_tiles,
+    typed,
 )
 from workbench.raster.crs import crs_name
 
@@ -70,94 +72,141 @@ def write_layer(
 ) -> LayerFiles:
     """Write `prelabels.gpkg`, `.geojson`, `.parquet` and `.qml`, each whole or not at all.
 
-    `layer` comes in batches, at least one, of which memory holds one at a time; `tiles` makes the
-    layer of tiles from the number of polygons by `source_tile`. All share one CRS. `styles` holds
-    QML by its name for the layers `prelabels` and `tiles`, the default first. The GeoJSON is
-    RFC 7946 (EPSG:4326, 7 decimals), with the CRS of the layer in the property `crs`. Raises
+    `layer` comes in batches as `as_layer` makes them, at least one. Each is taken once, goes to all
+    files, and is forgotten. `tiles` makes the layer of tiles from the number of polygons by
+    `source_tile`; it is called before any file is replaced. All share one CRS. `styles` holds QML
+    by its name for the layers `prelabels` and `tiles`, the default first. The GeoJSON is RFC 7946
+    (EPSG:4326, 7 decimals), with the CRS of the layer in the property `crs`. Raises
     `RunFolderError` if QGIS has the old GeoPackage open.
     """
-    gpkg, geojson, parquet, qml = (
-        folder / f"prelabels.{suffix}" for suffix in ("gpkg", "geojson", "parquet", "qml")
-    )
-    refuse_open(gpkg)
-    # what a review is compared with: in place last, so that it never stands for an older GeoPackage
-    with atomic_path(parquet) as written:
-        crs, counts = _write_parquet(layer, written)
-        ledger = as_tiles(tiles(counts))
-        if crs is None or crs != ledger.crs:
-            raise ValueError(f"layer and tiles need one CRS, not {crs} and {ledger.crs}")
-        with atomic_path(gpkg) as path, frozen_time():
-            _write_labels(written, crs, path)
-            write_gpkg_layer(ledger, path, TILES, "Polygon")
-            _add_styles(path, styles)
-            _add_index(path)
-        with atomic_path(geojson) as path:
-            _write_geojson(read_batches(written), path)
-        with atomic_path(qml) as path:
-            path.write_text(next(iter(styles[LABELS].values())), encoding="utf-8")
-    return LayerFiles(ledger, gpkg=gpkg, geojson=geojson, parquet=parquet, qml=qml)
-
-
-def _write_parquet(
-    layer: Iterable[gpd.GeoDataFrame], path: Path
-) -> tuple[CRS | None, Counter[str]]:
-    """Write GeoParquet batch by batch; returns the CRS and the number of polygons by tile."""
-    batches = map(as_layer, layer)
+    files = {
+        suffix: folder / f"prelabels.{suffix}" for suffix in ("gpkg", "geojson", "parquet", "qml")
+    }
+    refuse_open(files["gpkg"])
+    batches = iter(layer)
     first = next(batches)
-    like = io.BytesIO()
-    first[:0].to_parquet(like, index=False)  # geopandas knows what the metadata are
-    schema = pq.read_schema(like)
-    geo = json.loads(schema.metadata[b"geo"])
-    schema = schema.with_metadata({b"pandas": schema.metadata[b"pandas"]})
-    counts: Counter[str] = Counter()
-    bounds = []
-    with pq.ParquetWriter(path, schema, compression="snappy") as writer:
-        for batch in chain([first], batches):
-            writer.write_table(pa.table(batch.to_arrow(index=False, geometry_encoding="WKB")))
-            counts.update(batch["source_tile"])
-            bounds += [batch.total_bounds] if len(batch) else []
-        if bounds:
-            found = np.array(bounds)
+    with (
+        # what a review is compared with: in place last, so that it never stands for an older
+        # GeoPackage
+        atomic_path(files["parquet"]) as parquet,
+        atomic_path(files["qml"]) as qml,
+        atomic_path(files["geojson"]) as geojson,
+        atomic_path(files["gpkg"]) as gpkg,
+        frozen_time(),
+    ):
+        qml.write_text(next(iter(styles[LABELS].values())), encoding="utf-8")
+        counts: Counter[str] = Counter()
+        with (
+            closing(_GeoParquet(parquet, files["parquet"], first)) as table,
+            closing(_GeoJSON(geojson, files["geojson"])) as web,
+        ):
+
+            def written() -> Iterator[pa.RecordBatch]:
+                for batch in chain([first], batches):
+                    counts.update(batch["source_tile"])
+                    web.add(batch)
+                    yield from table.add(batch).to_batches(BATCH)
+
+            _write_labels(written(), table.schema, first.crs, gpkg)
+        ledger = as_tiles(tiles(counts))
+        if first.crs is None or first.crs != ledger.crs:
+            raise ValueError(f"layer and tiles need one CRS, not {first.crs} and {ledger.crs}")
+        write_gpkg_layer(ledger, gpkg, TILES, "Polygon")
+        _add_styles(gpkg, styles)
+        _add_index(gpkg)
+    return LayerFiles(ledger, **files)
+
+
+class _GeoParquet:
+    """A GeoParquet file that is written batch by batch, with the columns of its first batch.
+
+    geopandas writes frames that are whole, and GDAL in pyogrio's wheels has no Parquet driver. So
+    pyarrow writes, with the metadata that geopandas gives an empty frame. Errors tell of `name`,
+    which the file has in the end.
+    """
+
+    def __init__(self, path: Path, name: Path, first: gpd.GeoDataFrame) -> None:
+        like = io.BytesIO()
+        first[:0].to_parquet(like, index=False)
+        found = pq.read_schema(like)
+        self._geo = json.loads(found.metadata[b"geo"])
+        self.schema = found.with_metadata({b"pandas": found.metadata[b"pandas"]})
+        self._bounds: list[NDArray[np.float64]] = []
+        self._name = name
+        self._writer = pq.ParquetWriter(path, self.schema, compression="snappy")
+
+    def add(self, batch: gpd.GeoDataFrame) -> pa.Table:
+        """Write a batch, and return it as a table."""
+        arrow = pa.table(batch.to_arrow(index=False, geometry_encoding="WKB"))
+        table = pa.Table.from_arrays(arrow.columns, schema=self.schema)
+        with naming(self._name):
+            self._writer.write_table(table)
+        self._bounds += [batch.total_bounds] if len(batch) else []
+        return table
+
+    def close(self) -> None:
+        """Finish the file with what is known only now: the bounds of the layer."""
+        if self._bounds:
+            found = np.array(self._bounds)
             around = [*found[:, :2].min(axis=0).tolist(), *found[:, 2:].max(axis=0).tolist()]
-            geo["columns"]["geometry"] |= {"geometry_types": ["MultiPolygon"], "bbox": around}
-        # what the whole layer has is known at its end only
-        writer.add_key_value_metadata({"geo": json.dumps(geo)})
-    return first.crs, counts
+            self._geo["columns"]["geometry"] |= {
+                "geometry_types": ["MultiPolygon"], "bbox": around,
+            }  # fmt: skip
+        with naming(self._name):
+            self._writer.add_key_value_metadata({"geo": json.dumps(self._geo)})
+            self._writer.close()
 
 
-def _write_labels(parquet: Path, crs: CRS, gpkg: Path) -> None:
-    """Begin a GeoPackage with the polygons of a GeoParquet."""
-    with pq.ParquetFile(parquet) as file:
+def _write_labels(
+    batches: Iterator[pa.RecordBatch], schema: pa.Schema, crs: CRS, gpkg: Path
+) -> None:
+    """Begin a GeoPackage with polygons; what `batches` raise comes out as it was raised."""
+    raised: list[BaseException] = []
+
+    def handed_on() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from batches
+        except BaseException as error:
+            raised.append(error)  # Arrow's C interface keeps no more of it than a text
+            raise
+
+    try:
         pyogrio.write_arrow(
-            pa.RecordBatchReader.from_batches(file.schema_arrow, file.iter_batches(BATCH)),
+            pa.RecordBatchReader.from_batches(schema, handed_on()),
             gpkg,
             layer=LABELS,
             geometry_name="geometry",
             geometry_type="MultiPolygon",
-            crs=crs_name(crs),
+            crs=None if crs is None else crs_name(crs),
             **_GPKG,
         )
+    except Exception:
+        if raised:
+            raise raised[0] from None
+        raise
 
 
-def read_batches(parquet: Path) -> Iterator[gpd.GeoDataFrame]:
-    """Read the pre-labels of a `.parquet` in batches, the first without rows."""
+def read_batches(
+    parquet: Path, columns: Collection[str] | None = None
+) -> Iterator[gpd.GeoDataFrame]:
+    """Read the pre-labels of a `.parquet` in batches, the first without rows.
+
+    `columns` are those to read beside the geometry; None reads them all.
+    """
+    wanted = {name: COLUMNS[name] for name in columns or ()}
 
     def as_frame(batch: pa.Table | pa.RecordBatch) -> gpd.GeoDataFrame:
         frame = batch.to_pandas()
         shapes = shapely.from_wkb(frame.pop("geometry").to_numpy())
-        return as_layer(gpd.GeoDataFrame(frame, geometry=shapes, crs=crs))
+        polygons = gpd.GeoDataFrame(frame, geometry=shapes, crs=crs)
+        return as_layer(polygons) if columns is None else typed(polygons, wanted, "MultiPolygon")
 
     with pq.ParquetFile(parquet) as file:
         geo = json.loads(file.metadata.metadata[b"geo"])
         crs = CRS.from_json_dict(geo["columns"]["geometry"]["crs"])
         yield as_frame(file.schema_arrow.empty_table())
-        yield from map(as_frame, file.iter_batches(BATCH))
-
-
-def read_numbers(parquet: Path) -> pd.DataFrame:
-    """Read the columns of the pre-labels that are numbers."""
-    numbers = [name for name, dtype in COLUMNS.items() if dtype in ("float64", "int64")]
-    return pd.read_parquet(parquet, columns=numbers)
+        read = None if columns is None else [*wanted, "geometry"]
+        yield from map(as_frame, file.iter_batches(BATCH, columns=read))
 
 
 def read_layer(path: Path) -> gpd.GeoDataFrame:
@@ -253,23 +302,41 @@ def refuse_open(gpkg: Path) -> None:
         )
 
 
-def _write_geojson(layer: Iterable[gpd.GeoDataFrame], path: Path) -> None:
-    """Write RFC 7946, as GDAL's option of that name would; GDAL takes four times as long."""
-    encode = json.JSONEncoder(ensure_ascii=False).encode
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write('{"type":"FeatureCollection","name":"prelabels","features":[')
-        separator = "\n"
-        for batch in layer:
-            columns = pd.DataFrame(batch[list(COLUMNS)]).assign(crs=crs_name(batch.crs))
-            rows = pa.Table.from_pandas(columns, preserve_index=False).to_pylist()  # NaN: None
-            shapes = shapely.to_geojson(_lonlat(batch.geometry))
-            for properties, shape in zip(rows, shapes, strict=True):
-                file.write(
-                    f'{separator}{{"type":"Feature","properties":{encode(properties)},'
-                    f'"geometry":{shape}}}'
-                )
-                separator = ",\n"
-        file.write("\n]}\n")
+class _GeoJSON:
+    """A GeoJSON file as RFC 7946 wants it, complete when it is closed.
+
+    GDAL's option of that name makes the same, and takes four times as long. Errors tell of `name`,
+    which the file has in the end.
+    """
+
+    def __init__(self, path: Path, name: Path) -> None:
+        self._name = name
+        self._encode = json.JSONEncoder(ensure_ascii=False).encode
+        self._file = path.open("w", encoding="utf-8", newline="\n")
+        self._file.write('{"type":"FeatureCollection","name":"prelabels","features":[')
+        self._separator = "\n"
+
+    def add(self, batch: gpd.GeoDataFrame) -> None:
+        """Write the polygons of a batch."""
+        with naming(self._name):
+            for start in range(0, len(batch), BATCH):
+                self._add(batch[start : start + BATCH])
+
+    def _add(self, batch: gpd.GeoDataFrame) -> None:
+        columns = pd.DataFrame(batch[list(COLUMNS)]).assign(crs=crs_name(batch.crs))
+        rows = pa.Table.from_pandas(columns, preserve_index=False).to_pylist()  # NaN: None
+        shapes = shapely.to_geojson(_lonlat(batch.geometry))
+        for properties, shape in zip(rows, shapes, strict=True):
+            self._file.write(
+                f'{self._separator}{{"type":"Feature","properties":{self._encode(properties)},'
+                f'"geometry":{shape}}}'
+            )
+            self._separator = ",\n"
+
+    def close(self) -> None:
+        """Write the end."""
+        with naming(self._name), self._file:
+            self._file.write("\n]}\n")
 
 
 def _lonlat(geometry: gpd.GeoSeries) -> np.ndarray:

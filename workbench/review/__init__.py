@@ -1,6 +1,7 @@
 """A reviewed layer comes in, what was learned from it goes out.
 
-`read` takes the layer back from QGIS, `changes` compares it with what the run wrote, `shapes` finds
-broken geometry, `tile_planes` scores thresholds by reviewed tiles, `charts` draws. `job` and
-`workflow` are the parameters and steps of `review.ipynb`.
+`workflow` runs a whole review, `job` has its parameters. `read` takes the layer back from QGIS,
+`shapes` finds broken geometry, `changes` compares the layer with what the run wrote, `tile_planes`
+counts at every pair of thresholds, `next_job` advises thresholds and writes the next job, `charts`
+draws.
 """

@@ -1,4 +1,4 @@
-"""What came back from review: read without touching it, and compared with what the run wrote."""
+"""What a review changed: the labels that came back, compared with those that the run wrote."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ CHANGES: tuple[Change, ...] = get_args(Change)
 
 
 def changes(labels: gpd.GeoDataFrame, prelabels: gpd.GeoDataFrame) -> pd.DataFrame:
-    """Say what review made of each pre-label, and what it added: one row for each of them.
+    """List what the review made of each pre-label, and what it added: one row for each of them.
 
     `labels` is the layer as it came back, `prelabels` as the run wrote it. Rows are in the order of
-    `labels`, deleted ones last. Columns: `id`, `row` (in `labels`, -1 for what was deleted),
-    `change`, `confidence` (as the run gave it, NaN of what was added), `class_id` (as it is now, or
-    was), `reclassified`, `reshaped`, and `iou` of the shapes before and after, 1 where it is the
-    same and NaN for what was added or deleted.
+    `labels`, deleted ones last. Columns:
 
-    What has another shape or class is `edited`, whatever its status; setting a class that was null
-    is part of accepting. Of labels with one id, as when one is split, the largest counts as the
-    pre-label and the others as added.
+    - `id`, and `row` in `labels` (-1: deleted)
+    - `change`
+    - `confidence` as the run gave it (NaN: added)
+    - `class_id` as it is now; of deleted labels, as it was
+    - `reclassified` and `reshaped`
+    - `iou` of the shapes before and after: 1 if unchanged, NaN if added or deleted
+
+    A label with another shape or class is `edited`, whatever its status says, unless it is
+    rejected. Setting a class that was null is part of accepting. If several labels have one id,
+    because one was split, the largest counts as the pre-label and the others as added.
     """
     shape = labels.geometry.to_numpy()
     order = np.argsort(-shapely.area(shape), kind="stable")
@@ -51,7 +55,7 @@ def changes(labels: gpd.GeoDataFrame, prelabels: gpd.GeoDataFrame) -> pd.DataFra
     change = labels["status"].to_numpy(object).copy()
     change[(reshaped | reclassified) & (change != "rejected")] = "edited"
     change[~known] = "added"
-    # a drawn polygon that was rejected again was never there
+    # a drawn polygon that was then rejected does not count
     there = known | (labels["status"] != "rejected").to_numpy()
     confidence = np.full(len(labels), np.nan)
     confidence[known] = before["confidence"]
@@ -85,7 +89,7 @@ def changes(labels: gpd.GeoDataFrame, prelabels: gpd.GeoDataFrame) -> pd.DataFra
 
 
 def _same(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.bool_]:
-    """Whether shapes cover the same; saving in QGIS may turn a ring or add a vertex on an edge."""
+    """Compare what shapes cover: saving in QGIS may turn a ring or add a vertex on an edge."""
     same = shapely.equals_identical(one, other)
     rest = np.flatnonzero(~same)
     same[rest] = shapely.equals(shapely.make_valid(one[rest]), other[rest])

@@ -1,4 +1,4 @@
-"""Pictures of a review: what became of the pre-labels, and where better thresholds lie."""
+"""Pictures of a review: what became of the pre-labels, and where better thresholds are."""
 
 from __future__ import annotations
 
@@ -12,26 +12,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from workbench._support.palette import ADVISED, CHANGE_CHART_COLORS, CHANGE_MAP_COLORS
 from workbench.evaluation.advice import AXES, Advice
 from workbench.layer.report.map import MAP_PX, draw_map_by
 from workbench.review.changes import CHANGES, Change
 from workbench.runs.result import Run
 
-# told apart by the colour blind, and by lightness
-CHANGE_COLORS: Mapping[Change, str] = {
-    "accepted": "#1b9e77",
-    "edited": "#7cc4e8",
-    "rejected": "#d95f02",
-    "deleted": "#8c3b00",
-    "unreviewed": "#d9d9d9",
-    "added": "#6a4fb3",
-}
 _MAX_CLASSES = 12  # bars that fit
 _JUDGED: tuple[Change, ...] = ("accepted", "edited", "rejected", "deleted")
 
 
 def summary_of(told: pd.DataFrame) -> pd.DataFrame:
-    """Count what review has done, one row for each kind of change, and the shapes' IoU."""
+    """Count what the review did: one row for each kind of change, and the IoU of shapes."""
     counts = told["change"].value_counts()
     rows: dict[str, str] = {change: f"{counts.get(change, 0):,}" for change in CHANGES}
     kept, judged = _kept(told)
@@ -51,7 +43,7 @@ def _kept(told: pd.DataFrame) -> tuple[int, int]:
 
 
 def draw_changes(told: pd.DataFrame, classes: Mapping[int, str]) -> Figure:
-    """Draw what review made of the pre-labels: in all, by confidence, by class, and IoU."""
+    """Draw what the review made of the pre-labels: in all, by confidence, by class, and IoU."""
     figure = Figure(figsize=(11, 7), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=[1, 4])
     _bar_of_all(figure.add_subplot(grid[0, :]), told)
@@ -63,23 +55,12 @@ def draw_changes(told: pd.DataFrame, classes: Mapping[int, str]) -> Figure:
     return figure
 
 
-# the same hues, bright enough for imagery; what comes later lies on top
-_ON_IMAGERY: Mapping[str, str] = {
-    "unreviewed": "#e6e6e6",
-    "rejected": "#ff8c1a",
-    "deleted": "#ff4b2e",
-    "accepted": "#57e08a",
-    "edited": "#4cc9f0",
-    "added": "#d9a6ff",
-}
-
-
 def draw_change_map(told: pd.DataFrame, labels: gpd.GeoDataFrame, run: Run) -> Figure:
-    """Draw on the imagery what review made of each label, and dotted what had another shape.
+    """Draw on the imagery what the review made of each label, and earlier shapes as dotted lines.
 
-    The area of the run is a dashed outline.
-    `told` is what `changes` says of `labels`. Of many scenes it is the one with the most work in
-    it. Raises `SceneError` if its raster cannot be read.
+    `told` is what `changes` says of `labels`. The area of the run is a dashed outline. If there are
+    several scenes, the one with the most changes is shown. Raises `SceneError` if its raster cannot
+    be read.
     """
     there, gone = told[told["row"] >= 0], told[told["row"] < 0]
     old = run.layer.set_index("id").geometry
@@ -96,7 +77,7 @@ def draw_change_map(told: pd.DataFrame, labels: gpd.GeoDataFrame, run: Run) -> F
     aoi = None if run.aoi is None else gpd.GeoDataFrame(geometry=[run.aoi], crs=drawn.crs)
     return draw_map_by(
         "change",
-        _ON_IMAGERY,
+        CHANGE_MAP_COLORS,
         *scene.overview(MAP_PX),
         drawn[drawn.intersects(frames[place])],
         hollow=("unreviewed", "rejected", "deleted"),
@@ -113,7 +94,7 @@ def _bar_of_all(axes: Axes, told: pd.DataFrame) -> None:
         n = int(counts.get(change, 0))
         if not n:
             continue
-        axes.barh([0], [n], left=left, color=CHANGE_COLORS[change], edgecolor="white",
+        axes.barh([0], [n], left=left, color=CHANGE_CHART_COLORS[change], edgecolor="white",
                   label=f"{change} {n:,}")  # fmt: skip
         if n > total / 30:
             axes.text(left + n / 2, 0, f"{n:,}", ha="center", va="center", fontsize=12,
@@ -129,12 +110,12 @@ def _bar_of_all(axes: Axes, told: pd.DataFrame) -> None:
 
 
 def _stacked(axes: Axes, table: pd.DataFrame, labels: list[str]) -> None:
-    """One bar of shares for each row of counts; the number of labels stands above it."""
+    """Draw one bar of shares for each row of counts, with the number of labels above it."""
     totals = table.sum(axis=1).to_numpy()
     bottom = np.zeros(len(table))
     for change in _JUDGED:
         share = table[change].to_numpy() / np.maximum(totals, 1)
-        axes.bar(range(len(table)), share, bottom=bottom, color=CHANGE_COLORS[change],
+        axes.bar(range(len(table)), share, bottom=bottom, color=CHANGE_CHART_COLORS[change],
                  width=0.85, edgecolor="white")  # fmt: skip
         bottom += share
     for x, n in enumerate(totals):
@@ -169,7 +150,7 @@ def _by_class(axes: Axes, judged: pd.DataFrame, classes: Mapping[int, str]) -> N
         _nothing(axes)
         return
     numbers = judged["class_id"].astype("Int64")
-    if len(classes) == 1:  # then there is no doubt
+    if len(classes) == 1:  # no other class is possible
         numbers = numbers.fillna(next(iter(classes)))
     names = numbers.map(lambda n: classes.get(n, f"class {n}"), na_action="ignore")
     names = names.astype(object).where(numbers.notna(), "no class")
@@ -189,7 +170,10 @@ def _ious(axes: Axes, told: pd.DataFrame) -> None:
         _nothing(axes)
         return
     axes.hist(
-        iou, bins=np.linspace(0, 1, 21).tolist(), color=CHANGE_COLORS["edited"], edgecolor="white"
+        iou,
+        bins=np.linspace(0, 1, 21).tolist(),
+        color=CHANGE_CHART_COLORS["edited"],
+        edgecolor="white",
     )
     axes.axvline(iou.median(), color="#333333", linewidth=1.2)
     right = iou.median() > 0.6
@@ -215,7 +199,7 @@ def _plain(axes: Axes) -> None:
 def draw_advice(advice: Advice) -> Figure:
     """Draw F1, precision and recall over the plane, with the current and the advised point.
 
-    The dotted cells are those that the labels cannot tell from the best.
+    Dotted cells: the labels cannot tell them from the best one.
     """
     figure = Figure(figsize=(13, 5.2), layout="constrained")
     panels = figure.subplots(1, 3, width_ratios=[1.5, 1, 1], sharey=True)
@@ -223,8 +207,8 @@ def draw_advice(advice: Advice) -> Figure:
         _plane(figure, axes, advice, name)
     panels[0].set_ylabel("stability_score_thresh")
     figure.suptitle(
-        f"{advice}\nfrom {advice.n_reference:,} labels in {advice.n_tiles} tiles; in brackets 90 % "
-        "of the resamples of tiles",
+        f"{advice}\nfrom {advice.n_reference:,} labels in {advice.n_tiles} tiles; in brackets: 90 "
+        "% of the resamples of tiles",
         x=0.01, ha="left", fontsize=12,
     )  # fmt: skip
     return figure
@@ -239,7 +223,7 @@ def _plane(figure: Figure, axes: Axes, advice: Advice, name: str) -> None:
     if name == "f1":
         good = advice.plane.pivot(index=AXES[1], columns=AXES[0], values="as_good").to_numpy(bool)
         rows, cols = np.nonzero(good)
-        axes.scatter(cols + 0.5, rows + 0.5, s=5, color="white", label="as good, as far as known")
+        axes.scatter(cols + 0.5, rows + 0.5, s=5, color="white", label="not shown to be worse")
     for thresholds, marker, size, label in (
         (advice.current, "o", 110, "current"),
         (advice.advised, "*", 260, "advised"),
@@ -249,13 +233,13 @@ def _plane(figure: Figure, axes: Axes, advice: Advice, name: str) -> None:
             np.abs(y - thresholds.stability_score_thresh).argmin() + 0.5,
             marker=marker,
             s=size,
-            facecolor="#ff4fa3",
+            facecolor=ADVISED,
             edgecolor="white",
             linewidth=1.5,
             label=label,
             zorder=3,
         )
-    # the steps are finer where scores crowd: each has a cell of the same size
+    # cells have one size, though the steps are finer where scores crowd
     axes.set_xticks(np.arange(len(x))[::2] + 0.5, labels=[f"{v:g}" for v in x[::2]], rotation=90)
     axes.set_yticks(np.arange(len(y))[::2] + 0.5, labels=[f"{v:g}" for v in y[::2]])
     axes.tick_params(labelsize=8, length=2)

@@ -18,12 +18,12 @@ class ReviewJob(Parameters):
         None, description="the reviewed GeoPackage; null: `prelabels.gpkg` in the run folder"
     )
     reference: Text | None = Field(
-        None, description="vector file to advise thresholds by, in place of the review"
+        None, description="vector file to advise thresholds from, instead of the review"
     )
     labelled_area: Text | None = Field(
         None,
-        description="vector file that says where labels are complete; null: the tiles that are "
-        "reviewed to their end",
+        description="vector file of the area where labels are complete; null: the fully reviewed "
+        "tiles",
     )
     out_dir: Text | None = Field(None, description="null: `review` in the run folder")
     next_source: Text | None = Field(
@@ -42,7 +42,7 @@ class ReviewJob(Parameters):
     default_class: int | None = Field(
         None, description="class of labels without one; null: that of the run"
     )
-    seed: int = Field(0, description="of what is drawn by lot")
+    seed: int = Field(0, description="seed of the random split")
 
     @field_validator("run_dir", mode="before")
     @classmethod
@@ -54,10 +54,13 @@ class ReviewJob(Parameters):
     @model_validator(mode="after")
     def _some_are_for_training(self) -> Self:
         if self.val + self.test >= 1:
-            raise ValueError(f"val ({self.val:g}) and test ({self.test:g}) leave nothing for train")
+            raise ValueError(
+                f"val ({self.val:g}) and test ({self.test:g}) leave nothing for train: choose "
+                "shares that add up to less than 1"
+            )
         return self
 
-    # last, for what is defined last sees a value first
+    # last, because the validator that is defined last sees a value first
     _as_meant = field_validator("*", mode="before")(as_meant)
 
     @property

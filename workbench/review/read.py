@@ -1,4 +1,4 @@
-"""A reviewed layer, read back from QGIS and checked."""
+"""A reviewed layer, read from the GeoPackage that QGIS saved, and checked."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 def read_reviewed(gpkg: Path, run: Run) -> gpd.GeoDataFrame:
-    """Read a reviewed GeoPackage of a run; its file is not touched, not even by a lock.
+    """Read a reviewed GeoPackage of a run; the file is not touched, not even by a lock.
 
     The columns are those of a layer and two more: `fid`, as QGIS shows it, and `unclosed`, whether
-    a ring does not end where it starts in the stored WKB (the geometry is closed). Of a collection
-    the polygons stay; what has none has an empty MultiPolygon. A status that is missing counts as
-    `edited` of what somebody has drawn, else as `unreviewed`. Raises `ReviewError` where the file
-    is open in QGIS, damaged, or not the review of this run.
+    a ring of the stored WKB does not end where it starts (the geometry returned is closed). From a
+    collection, only polygons are kept; a label without polygons has an empty MultiPolygon. A label
+    without a status is `edited` if somebody drew it, else `unreviewed`. Raises `ReviewError` if the
+    file is open in QGIS, damaged, or not the review of this run.
     """
     gpkg = Path(gpkg)
     _refuse_unsaved(gpkg)
@@ -71,7 +71,7 @@ def _refuse_unsaved(gpkg: Path) -> None:
             raise ReviewError(
                 f"{gpkg} is open in another program, probably QGIS, or came without being closed "
                 f"there: {log.name} beside it holds edits that are not in it yet. Save and close "
-                "it there, then take it again."
+                "it there, then try again."
             )
     with gpkg.open("rb") as file:
         if file.read(16) != b"SQLite format 3\x00":
@@ -79,7 +79,7 @@ def _refuse_unsaved(gpkg: Path) -> None:
 
 
 def _refuse_damaged(gpkg: Path) -> None:
-    try:  # GDAL reads what it can of a damaged file, and says nothing of the rest
+    try:  # GDAL reads what it can of a damaged file, and reports nothing
         with closing(sqlite3.connect(f"{gpkg.absolute().as_uri()}?immutable=1", uri=True)) as db:
             state = db.execute("PRAGMA quick_check(1)").fetchone()[0]
             found = [row[0] for row in db.execute("SELECT table_name FROM gpkg_contents")]
@@ -102,14 +102,14 @@ def _refuse_another_layer(gpkg: Path, labels: gpd.GeoDataFrame, run: Run) -> Non
     if missing:
         raise ReviewError(
             f"{gpkg}: its labels lack the columns {', '.join(missing)}. Give the prelabels.gpkg "
-            "that was reviewed itself, no export of it."
+            "that was reviewed, not an export of it."
         )
-    known = labels.crs is not None
-    if not known or not is_same_on(run.tiles.total_bounds, labels.crs, run.layer.crs):
-        here = "no CRS" if labels.crs is None else crs_name(labels.crs)
+    crs = run.layer.crs
+    if labels.crs is None or not is_same_on(run.tiles.total_bounds, labels.crs, crs):
+        theirs = "no CRS" if labels.crs is None else crs_name(labels.crs)
         raise ReviewError(
-            f"{gpkg} is in {here}, the run in {crs_name(run.layer.crs)}. Give the file that was "
-            "reviewed itself, no export of it in another CRS."
+            f"{gpkg} is in {theirs}, the run in {crs_name(crs)}. Give the file that was reviewed, "
+            "not an export of it in another CRS."
         )
     if len(labels) and len(run.layer) and not labels["id"].isin(run.layer["id"]).any():
         raise ReviewError(
@@ -125,8 +125,7 @@ def _statuses(gpkg: Path, labels: gpd.GeoDataFrame, run: Run) -> pd.Series:
     strange = status[~status.isin(STATUSES)]
     if len(strange):
         raise ReviewError(
-            f"{gpkg}: {strange.iloc[0]!r} is no status; {len(strange)} labels have such a one, the "
-            f"first with fid {strange.index[0]}. Labels are {', '.join(STATUSES)}; correct it in "
-            "QGIS."
+            f"{gpkg}: {strange.iloc[0]!r} is no status; {len(strange)} labels have an invalid one, "
+            f"the first has fid {strange.index[0]}. Correct them in QGIS: {', '.join(STATUSES)}."
         )
     return status

@@ -1,4 +1,4 @@
-"""What is wrong with reviewed shapes, as a layer that says where, and how to mend what is safe."""
+"""What is wrong with reviewed shapes: a layer that shows where, and safe fixes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import pyogrio
 import shapely
 from numpy.typing import NDArray
 
 from workbench._support.files import atomic_path
+from workbench.layer.files import write_gpkg_layer
 from workbench.polygons.clean import only_polygons, regroup
 from workbench.raster.crs import ground_area_m2
 
 DUPLICATE_IOU = 0.9
-HOLDS = 0.95  # of the smaller one: a part on its whole, which is in order unless planar
-_UNDER = 0.999  # a gap of a whole pixel is as the model saw it
-_GAP_LENGTH = 2  # pixels; what is shorter is a corner between two labels
-_GAP_WIDTH = 1e-4  # pixels; what is thinner is rounding
+HOLDS = 0.95  # share of the smaller label on the larger one: a part on its whole is no overlap
+_UNDER = 0.999  # pixels; a gap of a whole pixel is one that the model saw
+_GAP_LENGTH = 2  # pixels; shorter gaps are corners between two labels
+_GAP_WIDTH = 1e-4  # pixels; thinner gaps are rounding
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,19 @@ class _Issue:
 
 
 def find_issues(labels: gpd.GeoDataFrame, pixel: float, *, planar: bool) -> gpd.GeoDataFrame:
-    """List what is wrong with reviewed labels; rejected ones are left out.
+    """List what is wrong with reviewed labels, rejected ones left out.
 
-    `labels` is what `read_reviewed` gives, `pixel` the side of a pixel in map units (of several
-    scenes the finest): what is thinner is a sliver, or a gap between labels of which one is edited
-    (in a `planar` layer: any).
-    Overlaps count where neither label holds the other, or in a planar layer always; pairs that
-    nobody has touched are left out. Columns: `kind` (`empty`, `invalid`, `unclosed`, `duplicate`,
-    `overlap`, `sliver`, `gap`), `labels` (ids), `fids` (as QGIS shows them), `area_m2` of the
-    geometry, `what`, and `fix`, null where a person must decide. The geometry is the place. A fix
-    changes the label `mends` (its id, and `mends_fid`, for one that was split has its id twice);
-    `mended` is that label as all of its fixes leave it.
+    `labels` is what `read_reviewed` gives. `pixel` is the side of a pixel in map units, the
+    smallest if there are several scenes. Thinner parts are slivers. Thinner spaces are gaps, if one
+    of the two labels is edited; in a `planar` layer they always are. Overlaps count if neither
+    label holds the other; in a planar layer they always count. Pairs that nobody has touched are
+    left out.
+
+    Columns: `kind` (`empty`, `invalid`, `unclosed`, `duplicate`, `overlap`, `sliver`, `gap`),
+    `labels` (ids), `fids` (as QGIS shows them), `area_m2` of the geometry, `what`, and `fix`, which
+    is null if a person must decide. The geometry is the place. A fix changes the label with the id
+    `mends` and the fid `mends_fid` (a label that was split has its id twice); `mended` is that
+    label after all of its fixes.
     """
     labels = labels[labels["status"] != "rejected"].reset_index(drop=True)
     shape = labels.geometry.to_numpy()
@@ -81,7 +83,7 @@ def find_issues(labels: gpd.GeoDataFrame, pixel: float, *, planar: bool) -> gpd.
     edited = (labels["status"] == "edited").to_numpy()
     either = planar | edited[i] | edited[j]
     issues += _gaps(sound, pixel, i[either], j[either])
-    whole = mended.copy()  # what a label gives up does not depend on the order
+    whole = mended.copy()  # so that the order of the issues does not matter
     for issue in issues:
         if issue.kind == "overlap" and issue.mends is not None:
             (other,) = set(issue.rows) - {issue.mends}
@@ -97,7 +99,7 @@ def _overlaps(
     j: NDArray[np.int64],
     planar: bool,
 ) -> Iterator[_Issue]:
-    """Find duplicates and overlaps among pairs; a narrow overlap is left to the smaller label."""
+    """Find duplicates and overlaps among pairs; the smaller label keeps a narrow overlap."""
     shared = shapely.intersection(shape[i], shape[j])
     area, areas = shapely.area(shared), shapely.area(shape)
     less = np.minimum(areas[i], areas[j])
@@ -118,19 +120,19 @@ def _overlaps(
 def _gaps(
     shape: NDArray[np.object_], pixel: float, i: NDArray[np.int64], j: NDArray[np.int64]
 ) -> Iterator[_Issue]:
-    """Find what is thinner than a pixel between two labels, and belongs to no other."""
+    """Find spaces between two labels that are thinner than a pixel and belong to no other label."""
     rows = np.unique([i, j])
-    uneven = np.zeros(len(shape), bool)  # quick: most neighbours share their edge exactly
+    uneven = np.zeros(len(shape), bool)  # a quick test: most neighbours share their edge exactly
     edges = shapely.coverage_invalid_edges(shape[rows], gap_width=_UNDER * pixel)
     uneven[rows] = ~shapely.is_empty(edges)
     maybe = uneven[i] & uneven[j]
     i, j = i[maybe], j[maybe]
-    # only where they meet: labels may be large
+    # only around the place where they meet, because labels may be large
     low = np.maximum(shapely.bounds(shape[i]), shapely.bounds(shape[j]))[:, :2] - 2 * pixel
     high = np.minimum(shapely.bounds(shape[i]), shapely.bounds(shape[j]))[:, 2:] + 2 * pixel
     here = shapely.box(*low.T, *high.T)
     one, other = shapely.intersection(shape[i], here), shapely.intersection(shape[j], here)
-    # closing fills what is narrow: between the two only what closing either of them does not fill
+    # closing fills narrow spaces; those that closing one label alone fills do not lie between two
     gap = _closed(shapely.union(one, other), pixel)
     gap = shapely.difference(shapely.difference(gap, _closed(one, pixel)), _closed(other, pixel))
     gap = _long_parts(gap, pixel)
@@ -144,7 +146,7 @@ def _gaps(
 
 
 def _long_parts(gap: NDArray[np.object_], pixel: float) -> NDArray[np.object_]:
-    """Leave out the parts of gaps that are no more than a corner or rounding."""
+    """Leave out the parts of gaps that are only a corner or rounding."""
     parts, row = shapely.get_parts(gap, return_index=True)
     length = shapely.length(parts) / 2
     real = (length > _GAP_LENGTH * pixel) & (shapely.area(parts) > _GAP_WIDTH * pixel * length)
@@ -153,7 +155,7 @@ def _long_parts(gap: NDArray[np.object_], pixel: float) -> NDArray[np.object_]:
 
 def _closed(shape: NDArray[np.object_], pixel: float) -> NDArray[np.object_]:
     reach = _UNDER * pixel / 2
-    # mitred, so that right angles stay what they are
+    # mitred, so that right angles stay right
     grown = shapely.buffer(shape, reach, join_style="mitre", mitre_limit=1.5)
     closed: NDArray[np.object_] = shapely.buffer(grown, -reach, join_style="mitre", mitre_limit=1.5)
     return closed
@@ -185,9 +187,9 @@ def _as_layer(
 
 
 def write_issues(issues: gpd.GeoDataFrame, path: Path) -> None:
-    """Write `issues` as a GeoPackage, and as its layer `mended` each label that fixes change.
+    """Write `issues` as a GeoPackage, with the labels that fixes change as its layer `mended`.
 
-    A label is there once, with its id and fid, all of its fixes, and the shape that they leave.
+    Each of these labels is there once, with its id and fid, all of its fixes, and its new shape.
     """
     fixes = issues[issues["mended"].notna()].groupby("mends_fid")
     mended = gpd.GeoDataFrame(
@@ -200,7 +202,4 @@ def write_issues(issues: gpd.GeoDataFrame, path: Path) -> None:
     )
     with atomic_path(path) as temporary:
         for name, layer in (("issues", issues.drop(columns="mended")), ("mended", mended)):
-            pyogrio.write_dataframe(
-                layer, temporary, layer=name, driver="GPKG", geometry_type="MultiPolygon",
-                dataset_options={} if temporary.exists() else {"VERSION": "1.2"},
-            )  # fmt: skip
+            write_gpkg_layer(layer, temporary, name, "MultiPolygon")

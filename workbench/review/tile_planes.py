@@ -1,4 +1,4 @@
-"""Quality over the plane of thresholds, tile by tile, by what was reviewed."""
+"""Matches at every pair of thresholds, tile by tile, against reviewed labels."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def tile_planes(
 ) -> dict[str, pd.DataFrame]:
     """Count the matches in each tile, by its name in the ledger: one `threshold_plane` for each.
 
-    `reference` is all that is to be found in these tiles, or in the part of them that lies `within`
-    an area. An object counts in the tile whose core its representative point lies in, a polygon
-    that matches it too. Tiles that failed or have no valid pixels do not count. Cleaning is that of
-    the job, without `planar`. The thresholds are the steps of `threshold_plane` and the job's own.
-    Raises `ReviewError` if the candidates of a tile are not stored any more.
+    `reference` holds all objects in these tiles, or in the part of them that lies `within` an area.
+    An object counts in the tile whose core holds its representative point, and so does a polygon
+    that matches it. Tiles that failed or have no valid pixels do not count. Cleaning is that of the
+    job, without `planar`. The thresholds are the steps of `threshold_plane` and the job's own.
+    Raises `ReviewError` if the candidates of a tile are no longer stored.
     """
     segmented = run.tiles["status"].isin(["ok", "empty"])
     ledger = run.tiles[run.tiles["tile"].isin(set(tiles)) & segmented].reset_index(drop=True)
@@ -57,7 +57,7 @@ def tile_planes(
             polygons.geometry.to_numpy(), reference.geometry.to_numpy(), at_least=iou_thresh
         )
         own = _home(polygons, ledger, area)
-        best = np.argsort(pairs.iou, kind="stable")  # of several the best comes last
+        best = np.argsort(pairs.iou, kind="stable")  # of several matches, the best one comes last
         own[pairs.predicted[best]] = home[pairs.reference[best]]
         planes[str(ledger["tile"][place])] = plane_of_pairs(
             candidates,
@@ -83,7 +83,7 @@ def _steps(current: float) -> list[float]:
 def _home(
     layer: gpd.GeoDataFrame, ledger: gpd.GeoDataFrame, area: shapely.Geometry | None
 ) -> NDArray[np.int64]:
-    """Row of the tile in whose core a representative point lies; -1: in none, or not in `area`."""
+    """Find the tile whose core holds each representative point; -1: none, or outside `area`."""
     home = home_in(ledger, layer)
     if area is not None and len(layer):
         points = layer.geometry.representative_point().to_numpy()
@@ -96,7 +96,7 @@ def _polygons_by_tile(
 ) -> Iterator[tuple[int, Candidates, gpd.GeoDataFrame]]:
     """Yield the candidates of each tile, cleaned as polygons, with its row in the ledger."""
     places = {index: place for place, index in enumerate(_indices(ledger))}
-    cleaning = replace(run.job.cleaning, planar=False)  # which depends on what is chosen
+    cleaning = replace(run.job.cleaning, planar=False)  # planar depends on what is selected
     store = store_in(run.folder)
     for scene in run.scenes:
         grid = TileGrid(scene.width, scene.height, run.job.tile_size, run.job.overlap)

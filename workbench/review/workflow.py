@@ -1,133 +1,116 @@
-"""The parameters of a review, and what they ask of the run and of the labels that came back."""
+"""A review from its parameters to its files: what `review.ipynb` runs and shows."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import geopandas as gpd
-import pyogrio
-import shapely
+import pandas as pd
+from matplotlib.figure import Figure
 
 from workbench._support.files import atomic_path
 from workbench.dataset.chips import Chips
 from workbench.dataset.write import Dataset, write_dataset
-from workbench.errors import ReviewError
-from workbench.evaluation.advice import Advice, advise
-from workbench.layer.cores import reviewed_tiles, tiles_of
-from workbench.polygons.areas import area_of, with_area
-from workbench.raster.crs import crs_name
+from workbench.errors import DatasetError, ReviewError, SceneError
+from workbench.layer.report.map import figure_png
 from workbench.review.changes import changes
+from workbench.review.charts import draw_advice, draw_change_map, draw_changes, summary_of
 from workbench.review.job import ReviewJob
-from workbench.review.tile_planes import tile_planes
-from workbench.runs.result import Run
+from workbench.review.next_job import advise_run, forget_advice, write_advised_job
+from workbench.review.read import read_reviewed
+from workbench.review.shapes import find_issues, write_issues
+from workbench.runs.result import Run, read_run
 
-ADVICE = ("advice.png", "job.yaml")
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a review has found, as a notebook shows it: text, PNG pictures, a table."""
+
+    text: str
+    pictures: tuple[bytes, ...] = ()
+    table: pd.DataFrame | None = None
 
 
-def read_vector(path: str) -> gpd.GeoDataFrame:
-    """Read polygons with a CRS, mended where invalid; raises `ReviewError` if there are none."""
+@dataclass(frozen=True)
+class Review:
+    """What came out of a review. All files are in `folder`.
+
+    `shapes`: what is wrong with the labels' shapes. `changes`: what became of the pre-labels.
+    `thresholds`: those for the next scene. `dataset`: what there is to train on. Where something
+    cannot be made, its text says why.
+    """
+
+    folder: Path
+    labels: gpd.GeoDataFrame
+    shapes: Finding
+    changes: Finding
+    thresholds: Finding
+    dataset: Finding
+
+
+def review(job: ReviewJob) -> Review:
+    """Read a reviewed layer, and write all that can be learned from it.
+
+    The reviewed file itself is not touched. Raises `RunFolderError` if the run folder holds no
+    finished run, and `ReviewError` if the reviewed file is not a review of that run.
+    """
+    run = read_run(Path(job.run_dir))
+    labels = read_reviewed(job.gpkg, run)
+    return Review(
+        folder=job.folder,
+        labels=labels,
+        shapes=_shapes(job, run, labels),
+        changes=_changes(job, run, labels),
+        thresholds=_thresholds(job, run, labels),
+        dataset=_dataset(job, run, labels),
+    )
+
+
+def _shapes(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:
+    finest = min(scene.transform.a for scene in run.scenes)
+    issues = find_issues(labels, finest, planar=run.job.planar)
+    path = job.folder / "issues.gpkg"
+    write_issues(issues, path)
+    counts = issues["kind"].value_counts().rename("labels").to_frame().rename_axis(None)
+    n, mended = len(issues), int(issues["mended"].notna().sum())
+    if not n:
+        return Finding(f"No issues in {len(labels):,} labels of {job.gpkg}.", table=counts)
+    return Finding(
+        f"{n:,} issues in {len(labels):,} labels of {job.gpkg}, {mended:,} of them with a safe "
+        f"fix: {path}",
+        table=counts,
+    )
+
+
+def _changes(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:
+    told = changes(labels, run.layer)
+    pictures = [_saved(job.folder / "changes.png", draw_changes(told, run.job.classes))]
+    text, path = "", job.folder / "changes_map.png"
     try:
-        frame = pyogrio.read_dataframe(path)
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
-        raise ReviewError(f"{path} cannot be read as a vector file: {error}") from error
-    if isinstance(frame, gpd.GeoDataFrame) and frame.crs is not None:
-        frame = with_area(frame)
-        if len(frame):
-            return frame
-    raise ReviewError(f"{path} has no polygons with a CRS. Give a vector file with both.")
+        pictures.append(_saved(path, draw_change_map(told, labels, run)))
+    except SceneError as error:
+        path.unlink(missing_ok=True)  # of an earlier review
+        text = f"No map: {error}"
+    return Finding(text, tuple(pictures), summary_of(told))
 
 
-def advise_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Advice:
-    """Advise thresholds by a reference, where one is given, else by the reviewed labels.
-
-    What is complete is the labelled area if one is given; else the tiles that a reference reaches,
-    or `reviewed_tiles`. Raises `ReviewError` if that is less than two tiles, or elsewhere.
-    """
-    crs, n = run.layer.crs, len(run.tiles)
-    within = None
-    if job.reference is not None:
-        truth = _of_run(run, "reference", job.reference)
-        tiles = tiles_of(truth, run.tiles)
-        known = f"all labels of reference {job.reference} lie in {len(tiles)} of {n} tiles"
-    else:
-        truth = labels[labels["status"].isin(["accepted", "edited"])]
-        tiles = reviewed_tiles(run.tiles, labels, labels["status"].eq("unreviewed").to_numpy())
-        known = f"{len(tiles)} of {n} tiles are reviewed to their end"
-    if job.labelled_area is not None:
-        within = _of_run(run, "labelled_area", job.labelled_area)
-        shared = shapely.intersection(run.tiles.geometry.to_numpy(), area_of(within, crs))
-        tiles = set(run.tiles["tile"][shapely.area(shared) > 0])
-        known = f"labelled_area {job.labelled_area} reaches into {len(tiles)} of {n} tiles"
-    if len(tiles) < 2:
-        remedy = "Label more tiles to their end, or run with a smaller tile_size."
-        if n == 1:
-            known = "this run has one"
-            remedy = f"Run with a tile_size below {run.job.tile_size} and review that."
-        raise ReviewError(
-            f"advice needs labels in at least two tiles, to hold one out, and {known}. {remedy}"
-        )
-    planes = tile_planes(run, truth, tiles, within=within)
-    return advise(list(planes.values()), run.job.thresholds, seed=job.seed)
+def _thresholds(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:
+    try:
+        advice = advise_run(job, run, labels)
+    except ReviewError as error:
+        return Finding(f"No advice: {error}{forget_advice(job.folder)}")
+    picture = _saved(job.folder / "advice.png", draw_advice(advice))
+    path, effect = write_advised_job(job, run, labels, advice)
+    return Finding(f"{advice}\nThe job with the advised thresholds: {path}\n{effect}", (picture,))
 
 
-def _of_run(run: Run, name: str, path: str) -> gpd.GeoDataFrame:
-    """Read polygons in the CRS of the run, and refuse those of another place."""
-    frame = read_vector(path).to_crs(run.layer.crs)
-    here = shapely.box(*run.tiles.total_bounds)
-    if not frame.intersects(here).any():
-        theirs, ours = (
-            ", ".join(f"{value:.6g}" for value in of.total_bounds) for of in (frame, run.tiles)
-        )
-        raise ReviewError(
-            f"{name} {path} lies outside the run: its bounds are {theirs}, those of the run {ours} "
-            f"({crs_name(run.layer.crs)}). Give the one of this scene, and check its CRS."
-        )
-    return frame
-
-
-def write_advised_job(
-    job: ReviewJob, run: Run, labels: gpd.GeoDataFrame, advice: Advice
-) -> tuple[Path, str]:
-    """Write the job of the next scene with the advised thresholds, as `papermill -f` takes it.
-
-    Without a next scene it is this one again: from its stored candidates, in seconds, where nobody
-    has reviewed `labels` yet; else in a run folder of its own, where it is segmented anew, for the
-    labels of this one are to stay. Returns the file, and a sentence that says which.
-    """
-    thresholds: dict[str, Any] = {
-        "pred_iou_thresh": advice.advised.pred_iou_thresh,
-        "stability_score_thresh": advice.advised.stability_score_thresh,
-        "scheduler": None,  # by then another one, or none
-    }
-    place: dict[str, str | None]
-    if job.next_source is not None:
-        place = {"source": job.next_source, "aoi": None, "out_dir": None}
-        effect = f"It labels {job.next_source}."
-    elif changes(labels, run.layer)["change"].eq("unreviewed").all():
-        place = {"out_dir": str(run.folder)}
-        effect = (
-            "It labels this scene again, from its stored candidates, in seconds. For another set "
-            "next_source."
-        )
-    else:
-        place = {"out_dir": f"{run.folder}-advised"}
-        effect = (
-            "It segments this scene anew, which takes as long as the first time, into "
-            f"{place['out_dir']}: reviewed labels are not replaced. For another scene set "
-            "next_source."
-        )
-    with atomic_path(job.folder / "job.yaml") as path:
-        path.write_text(run.job.changed(**thresholds, **place).to_yaml(), encoding="utf-8")
-    return job.folder / "job.yaml", effect
-
-
-def forget_advice(job: ReviewJob) -> str:
-    """Remove the advice of an earlier review; return a sentence that says so, if there was any."""
-    there = [path for name in ADVICE if (path := job.folder / name).exists()]
-    for path in there:
-        path.unlink()
-    return f" {' and '.join(p.name for p in there)} of an earlier review are gone." if there else ""
+def _dataset(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:
+    try:
+        dataset = export_run(job, run, labels)
+    except DatasetError as error:
+        return Finding(f"No data set: {error}")
+    return Finding(str(dataset), table=dataset.summary)
 
 
 def export_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Dataset:
@@ -144,3 +127,11 @@ def export_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Dataset:
     return write_dataset(
         labels, run.tiles, run.scenes, folder, classes=run.job.classes, aoi=run.aoi, chips=chips
     )
+
+
+def _saved(path: Path, figure: Figure) -> bytes:
+    """Write a picture, and return it."""
+    picture = figure_png(figure)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(picture)
+    return picture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime
 
@@ -18,9 +18,10 @@ from workbench.candidates.store import valid_masks
 from workbench.candidates.table import Candidates
 from workbench.errors import RunFailedError
 from workbench.layer import qgis
-from workbench.layer.files import read_numbers, write_layer
+from workbench.layer.files import write_layer
 from workbench.layer.report import charts
 from workbench.layer.report.page import write_report
+from workbench.layer.report.tally import Tally, Topology
 from workbench.layer.schema import as_layer, as_tiles
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
@@ -38,19 +39,24 @@ def finish(plan: Plan) -> Run:
     The layer goes through in batches and is held whole only where it must not overlap (`planar`).
     """
 
-    def ledger(counts: Mapping[str, int]) -> gpd.GeoDataFrame:
+    def with_counts(counts: Mapping[str, int]) -> gpd.GeoDataFrame:
         # the last moment: a review may have begun during a long run
         refuse_to_lose_review(plan.folder)
         # without it the GeoPackage stands for itself, should this be the last that we get to write
         (plan.folder / "prelabels.parquet").unlink(missing_ok=True)
-        return _ledger_layer(plan, counts)
+        return ledger.assign(n_polygons=[counts.get(tile, 0) for tile in ledger["tile"]])
 
     start = time.perf_counter()
     styles = qgis.styles(plan.job.classes, plan.job.planar)
-    tiles = write_layer(_layer(plan), ledger, plan.folder, styles=styles).tiles
-    scenes = tuple(part.scene for part in plan.scenes)
-    result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi)
-    _write(result, plan.record.versions, time.perf_counter() - start)
+    ledger = _ledger_layer(plan)
+    tally = Tally(ledger)
+    with Topology(plan.folder) as topology:
+        # the one way through the layer: after it only the map reads the files
+        layer = _counted(_layer(plan), tally, topology)
+        tiles = write_layer(layer, with_counts, plan.folder, styles=styles).tiles
+        scenes = tuple(part.scene for part in plan.scenes)
+        result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally)
+        _write(result, topology, plan.record.versions, time.perf_counter() - start)
     failed = tiles[tiles["status"] == "failed"]
     if len(failed):
         first = failed.iloc[0]
@@ -60,6 +66,16 @@ def finish(plan: Plan) -> Run:
             "tiles.parquet. Run again to try the failed tiles again."
         )
     return result
+
+
+def _counted(
+    layer: Iterable[gpd.GeoDataFrame], *counting: Tally | Topology
+) -> Iterator[gpd.GeoDataFrame]:
+    """Hand on the batches of a layer, which everything that counts has seen."""
+    for batch in layer:
+        for one in counting:
+            one.add(batch)
+        yield batch
 
 
 def _layer(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
@@ -121,22 +137,21 @@ def _tile_names(frame: pd.DataFrame) -> pd.Series:
     return frame["source"].astype(str) + "/r" + row + "c" + col
 
 
-def _ledger_layer(plan: Plan, counts: Mapping[str, int]) -> gpd.GeoDataFrame:
-    """One row for each wanted tile: its core and what the ledger says."""
+def _ledger_layer(plan: Plan) -> gpd.GeoDataFrame:
+    """One row for each wanted tile: its core and what the ledger says, polygons not counted yet."""
     known = plan.store.ledger()
     rows = [asdict(known[part.index(tile)][0]) for part in plan.scenes for tile in part.tiles]
     cores = [part.scene.window_polygon(tile.core) for part in plan.scenes for tile in part.tiles]
     ledger = gpd.GeoDataFrame(rows, geometry=cores, crs=plan.crs)
     ledger["tile"] = _tile_names(ledger)
-    ledger["n_polygons"] = [counts.get(tile, 0) for tile in ledger["tile"]]
-    return as_tiles(ledger)
+    return as_tiles(ledger.assign(n_polygons=0))
 
 
-def _write(result: Run, versions: Mapping[str, str], seconds: float) -> None:
+def _write(result: Run, topology: Topology, versions: Mapping[str, str], seconds: float) -> None:
     """Write the rest; `seconds` is what the layer has taken."""
     start = time.perf_counter()
     folder, classes, scene = result.folder, result.job.classes, result.scenes[0]
-    numbers = read_numbers(folder / "prelabels.parquet")
+    numbers = result.tally.numbers
     write_job(result.job, folder)
     with atomic_path(folder / "tiles.parquet") as path:
         result.tiles.to_parquet(path, index=False)
@@ -167,7 +182,7 @@ def _write(result: Run, versions: Mapping[str, str], seconds: float) -> None:
         },
         tables={
             "Seams": charts.seams(numbers),
-            "Topology": charts.topology(result.batches(), folder),
+            "Topology": topology.table(),
             "Time": {
                 "finished": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
                 "segmenting, sum over tiles": duration(float(result.tiles["seconds"].sum())),

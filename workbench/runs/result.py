@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from shapely.errors import ShapelyError
 
 from workbench.errors import RunFolderError
 from workbench.layer.files import read_batches, read_layer
-from workbench.layer.report.map import MAP_PX, draw_map, figure_png
-from workbench.layer.report.summary import summary_table
+from workbench.layer.report.map import MAP_PX, Shown, draw_map, figure_png
+from workbench.layer.report.tally import Tally
 from workbench.layer.schema import as_tiles
 from workbench.raster.aoi import load_aoi, parts_in
 from workbench.raster.scene import Scene
@@ -37,6 +37,7 @@ class Run:
     scenes: tuple[Scene, ...]
     tiles: gpd.GeoDataFrame
     aoi: shapely.Geometry | None = None  # in the CRS of the layer
+    counted: Tally | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def layer(self) -> gpd.GeoDataFrame:
@@ -47,18 +48,28 @@ class Run:
         with _undamaged(self.folder):
             return read_layer(self.folder / LAYER)
 
-    def batches(self) -> Iterator[gpd.GeoDataFrame]:
+    def batches(self, columns: Collection[str] | None = None) -> Iterator[gpd.GeoDataFrame]:
         """The pre-labels in batches, at least one, for work that need not hold them all.
 
         Raises `RunFolderError` if the file is damaged.
         """
         with _undamaged(self.folder):
-            yield from read_batches(self.folder / LAYER)
+            yield from read_batches(self.folder / LAYER, columns)
+
+    @cached_property
+    def tally(self) -> Tally:
+        """The figures of the layer, counted in one pass unless the run has just done so."""
+        if self.counted is not None:
+            return self.counted
+        tally = Tally(self.tiles)
+        for batch in self.batches():
+            tally.add(batch)
+        return tally
 
     @property
     def summary(self) -> pd.DataFrame:
         """The main figures of the run, a row for each quantity."""
-        return summary_table(self.batches(), self.tiles)
+        return self.tally.summary()
 
     def picture(self) -> bytes:
         """Draw the layer over the first scene, or over its part of the AOI, as PNG."""
@@ -74,7 +85,14 @@ class Run:
             rgb,
             valid,
             transform,
-            lambda: (batch[batch["source"] == scene.name] for batch in self.batches()),
+            Shown(
+                lambda: (
+                    batch[batch["source"] == scene.name]
+                    for batch in self.batches(("source", "confidence"))
+                ),
+                self.tally.by_confidence(scene.name),
+                self.tiles.crs,
+            ),
             tiles=self.tiles,
             aoi=aoi,
             title=f"{scene.name} (1 of {n} rasters)" if n > 1 else scene.name,

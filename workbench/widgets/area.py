@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from workbench._support.files import atomic_path
 from workbench.errors import AOIError, WorkbenchError
-from workbench.layer.report.map import MAP_PX, draw_map, figure_png
+from workbench.layer.report.map import MAP_PX, Shown, draw_map, figure_png
 from workbench.raster.aoi import load_aoi
 from workbench.raster.crs import ground_area_m2
 from workbench.runs.job import Job
@@ -378,7 +378,7 @@ def area_picture(session: Session) -> bytes:
         rgb,
         valid,
         transform,
-        lambda: [nothing],
+        Shown.of(nothing),
         tiles=tile_cores(session.area).assign(status="ok"),
         aoi=None if aoi is None else gpd.GeoDataFrame(geometry=[aoi], crs=scene.crs),
     )

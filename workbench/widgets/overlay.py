@@ -13,7 +13,7 @@ import numpy as np
 import traitlets
 from numpy.typing import NDArray
 
-from workbench.layer.qgis import CONFIDENCE_CLASSES, NO_SCORE_COLOR
+from workbench._support.palette import CONFIDENCE_CLASSES, NO_SCORE_COLOR
 from workbench.tuning.webmap import outlines
 
 

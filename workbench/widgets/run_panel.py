@@ -19,7 +19,7 @@ from workbench._support.files import atomic_path
 from workbench._support.text import duration
 from workbench.errors import OutputError, WorkbenchError
 from workbench.layer.files import read_layer
-from workbench.layer.report.summary import summary_table
+from workbench.layer.report.tally import summary_table
 from workbench.runs.folder import refuse_to_lose_review
 from workbench.runs.job import Job
 from workbench.tuning.preview import Preview, stack
@@ -283,7 +283,7 @@ class RunPanel(CellWidget):
         self.result.value = (
             f"<p>Run folder: <code>{html.escape(str(folder))}</code>; open <code>review.qgz</code> "
             f"in QGIS to review; <code>report.html</code> tells of the run.{more}</p>"
-            f"{summary_table([layer], tiles).to_html(header=False)}"
+            f"{summary_table(layer, tiles).to_html(header=False)}"
         )
         self.again.disabled = False
 

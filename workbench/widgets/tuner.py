@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import shapely
 
+from workbench._support.palette import CONFIDENCE_CLASSES
 from workbench.errors import ReviewError
 from workbench.evaluation.judged import advise_judged
-from workbench.layer.qgis import CONFIDENCE_CLASSES
 from workbench.polygons.clean import Cleaning
 from workbench.raster.crs import from_lonlat
 from workbench.tuning.preview import Fate, Preview, Verdict, View, stack

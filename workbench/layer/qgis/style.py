@@ -9,54 +9,56 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from importlib.resources import files
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from workbench._support.palette import (
+    CLASS_COLORS,
+    CONFIDENCE_CLASSES,
+    LABEL_STATUS_COLORS,
+    LINE,
+    LINE_RIM,
+    NO_SCORE_COLOR,
+    OTHER_COLOR,
+    ROW_KEPT,
+    ROW_REJECTED,
+    TILE_STATUS_COLORS,
+    confidence_labels,
+)
 from workbench.layer import schema
+from workbench.layer.qgis.expressions import column, html, is_one_of, text
 from workbench.layer.qgis.xml import el, option, qml
 
-# lower bound of confidence and colour, bright enough for imagery and told apart by the colour
-# blind; fixed, so that a colour means the same in every run, in QGIS and in the report
-CONFIDENCE_CLASSES: Sequence[tuple[float, str]] = (
-    (0.0, "#d32a8c"),
-    (0.7, "#ff6f59"),
-    (0.8, "#ffa62b"),
-    (0.9, "#ffe45c"),
-    (0.95, "#b9fbc0"),
-)
-NO_SCORE_COLOR = "#4cc9f0"
-NO_SCORE = 99  # what a polygon drawn by hand is classified as
+NO_SCORE = 99  # the confidence that a polygon drawn by hand is classified by
 
-TILE_STATUSES: Mapping[str, tuple[str, str]] = {
-    "ok": ("ok", "#e0e0e0"),
-    "empty": ("no object found", "#9e9e9e"),
-    "nodata": ("no valid pixels", "#616161"),
-    "failed": ("failed", "#ff1744"),
+TILE_STATUSES: Mapping[str, str] = {
+    "ok": "ok",
+    "empty": "no object found",
+    "nodata": "no valid pixels",
+    "failed": "failed",
 }
-STATUSES: Mapping[schema.Status, tuple[str, str]] = {
-    "unreviewed": ("Unreviewed", "#ffe45c"),
-    "accepted": ("Accepted", "#57e08a"),
-    "rejected": ("Rejected", "#ff5252"),
-    "edited": ("Edited", "#4cc9f0"),
+STATUSES: Mapping[schema.Status, str] = {
+    "unreviewed": "Unreviewed",
+    "accepted": "Accepted",
+    "rejected": "Rejected",
+    "edited": "Edited",
 }
-# told apart by the colour blind and bright enough for imagery; again from the start after eight
-_CLASS_COLORS = ("#ffe45c", "#4cc9f0", "#ff6f59", "#b9fbc0", "#d9a6ff", "#ffa62b", "#ffffff",
-                 "#ff8fc7")  # fmt: skip
-_OTHER_COLOR = "#ff00ff"
-_FADE = "if(\"status\" = 'rejected', 25, 100)"
+_FADE = f"if({is_one_of('status', 'rejected')}, 25, 100)"
 _IDS = uuid.UUID("5b0b2f3a-0f0c-4a26-9d4e-2f5c6c1f7d10")  # action ids are the same in every run
 
 # What a label reviewed is becomes `edited` when somebody changes it. QGIS takes this at every
 # change, of a status too, so it must leave alone what a person has chosen.
-_STATUS = "if(coalesce(\"status\", 'unreviewed') = 'unreviewed', 'edited', \"status\")"
+_STATUS = (
+    f"if(coalesce({column('status')}, 'unreviewed') = 'unreviewed', 'edited', {column('status')})"
+)
 
 
-def _of_its_tile(column: str) -> str:
-    """Look up a column of the tile in which the middle of a polygon lies."""
+def _of_its_tile(name: str) -> str:
+    """Look up a field of the tile that holds the middle of a polygon."""
     middle = "point_on_surface(geometry(@parent))"
     return (
-        f"aggregate(layer:='{schema.TILES}', aggregate:='min', expression:=\"{column}\", "
+        f"aggregate(layer:={text(schema.TILES)}, aggregate:='min', expression:={column(name)}, "
         f"filter:=intersects($geometry, {middle}))"
     )
 
@@ -73,10 +75,10 @@ def label_styles(classes: Mapping[int, str], planar: bool) -> dict[str, list[ET.
     `planar` also checks at saving that nothing overlaps; else overlaps are what labels do.
     """
     by_class = [
-        (number, _class_label(number, name), _CLASS_COLORS[i % len(_CLASS_COLORS)])
+        (number, _class_label(number, name), CLASS_COLORS[i % len(CLASS_COLORS)])
         for i, (number, name) in enumerate(classes.items())
     ]
-    by_status = [(status, label, color) for status, (label, color) in STATUSES.items()]
+    by_status = [(status, label, LABEL_STATUS_COLORS[status]) for status, label in STATUSES.items()]
     return {
         "Confidence": [_confidence_renderer(), *_review(classes, planar)],
         "Class": [_categorized("class_id", by_class), *_review(classes, planar)],
@@ -108,7 +110,7 @@ def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
             "status",
             "Status",
             "ValueMap",
-            _value_map({status: label for status, (label, _) in STATUSES.items()}),
+            _value_map(STATUSES),
             default=_STATUS,
             on_update=True,
         ),
@@ -128,16 +130,17 @@ def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
         ),
         _rows(
             {
-                "\"status\" = 'rejected'": "#f4b6b6",
-                "\"status\" in ('accepted', 'edited')": "#c7e9c0",
+                is_one_of("status", "rejected"): ROW_REJECTED,
+                is_one_of("status", "accepted", "edited"): ROW_KEPT,
             }
         ),
         _filters(
             {
-                "To review": "\"status\" = 'unreviewed'",
-                "To review, uncertain": '"status" = \'unreviewed\' and "confidence" < 0.9',
-                "Accepted or edited": "\"status\" in ('accepted', 'edited')",
-                "Rejected": "\"status\" = 'rejected'",
+                "To review": is_one_of("status", "unreviewed"),
+                "To review, uncertain": f"{is_one_of('status', 'unreviewed')} "
+                'and "confidence" < 0.9',
+                "Accepted or edited": is_one_of("status", "accepted", "edited"),
+                "Rejected": is_one_of("status", "rejected"),
                 "Drawn by hand": '"confidence" is null',
                 "Without class": '"class_id" is null',
             }
@@ -151,20 +154,20 @@ def tile_style() -> list[ET.Element]:
     form = [_Field(name, name, editable=False) for name in ("fid", *schema.TILE_COLUMNS)]
     renderer = el(None, "renderer-v2", type="categorizedSymbol", attr="status", forceraster=0)
     categories, symbols = el(renderer, "categories"), el(renderer, "symbols")
-    for number, (status, (label, color)) in enumerate(TILE_STATUSES.items()):
+    for number, (status, label) in enumerate(TILE_STATUSES.items()):
         el(categories, "category", symbol=number, value=status, label=label, type="string",
             render="true")  # fmt: skip
         symbol = el(symbols, "symbol", type="fill", name=number, alpha=1)
         fill = 30 if status == "failed" else 0
-        _outline(symbol, color, fill, width=0.3, style="dash")
+        _outline(symbol, TILE_STATUS_COLORS[status], fill, width=0.3, style="dash")
     return [renderer, *_form(form, display='"tile"')]
 
 
 def area_symbol(item: ET.Element) -> None:
     """Add how the area of a run looks: a dashed white outline on a dark one, as in the report."""
     symbol = el(item, "symbol", type="fill", name="area", alpha=1, clip_to_extent=1)
-    _outline(symbol, "#000000", 0, width=1.0, alpha=150)
-    _outline(symbol, "#ffffff", 0, width=0.6, style="dash")
+    _outline(symbol, LINE_RIM, 0, width=1.0, alpha=150)
+    _outline(symbol, LINE, 0, width=0.6, style="dash")
 
 
 def _confidence_renderer() -> ET.Element:
@@ -190,7 +193,7 @@ def _categorized(field: str, rows: Sequence[tuple[Any, str, str]]) -> ET.Element
     renderer = el(None, "renderer-v2", type="categorizedSymbol", attr=field, forceraster=0)
     categories, symbols = el(renderer, "categories"), el(renderer, "symbols")
     # QGIS: the empty value is all that is in no other class, NULL too
-    for number, (value, label, color) in enumerate([*rows, ("", "none or other", _OTHER_COLOR)]):
+    for number, (value, label, color) in enumerate([*rows, ("", "none or other", OTHER_COLOR)]):
         kind = "long" if isinstance(value, int) else "string"
         el(categories, "category", symbol=number, value=value, label=label, type=kind,
            render="true")  # fmt: skip
@@ -209,15 +212,8 @@ def _fading_symbol(symbols: ET.Element, number: int, color: str) -> None:
             "type": "collection",
         },
     )
-    _outline(symbol, "#000000", 0, width=0.9, alpha=120)  # tells a bright roof's edge
+    _outline(symbol, LINE_RIM, 0, width=0.9, alpha=120)  # tells a bright roof's edge
     _outline(symbol, color, 40, width=0.5)
-
-
-def confidence_labels() -> list[str]:
-    """What the legend says of each of `CONFIDENCE_CLASSES`."""
-    lows = [low for low, _ in CONFIDENCE_CLASSES]
-    between = [f"{a:g} – {b:g}" for a, b in pairwise(lows[1:])]
-    return [f"below {lows[1]:g}", *between, f"{lows[-1]:g} and above"]
 
 
 def _outline(
@@ -370,69 +366,26 @@ def _checks(names: Iterable[str]) -> ET.Element:
     return options
 
 
-# QGIS: names of classes may hold <, and a map tip is HTML
+# what anybody may have typed stands in HTML here
+_CLASS = html(f"coalesce(represent_value({column('class_id')}), 'no class')")
+_STATUS_SHOWN = html(f"coalesce(represent_value({column('status')}), '')")
 _MAP_TIP = (
-    "<b>[% replace(replace(coalesce(represent_value(\"class_id\"), 'no class'), "
-    "'&', '&amp;'), '<', '&lt;') %]</b><br>"
-    '[% represent_value("status") %], confidence '
+    f"<b>[% {_CLASS} %]</b><br>[% {_STATUS_SHOWN} %], confidence "
     '[% coalesce(round("confidence", 2), \'–\') %]<br>[% round("area_m2", 1) %] m²'
 )
 
 
-def _mark(status: schema.Status) -> str:
-    """Python of an action: set the status, then go to the least certain unreviewed label."""
-    return f"""\
-from qgis.core import NULL, QgsFeatureRequest, QgsProject, QgsProviderRegistry
-from qgis.utils import iface
-layer = QgsProject.instance().mapLayer('[% @layer_id %]')
-if layer is not None and (layer.isEditable() or layer.startEditing()):
-    status = layer.fields().indexOf('status')
-    # without the defaults, of which that of the status would say edited
-    layer.changeAttributeValue([% $id %], status, '{status}', NULL, True)
-    edits = layer.editBuffer()
-    gone = set(edits.deletedFeatureIds())
-    now = {{fid: values[status] for fid, values in edits.changedAttributeValues().items()
-           if status in values and fid not in gone}}
-    seen = [layer.getFeature(fid) for fid, value in now.items() if value == 'unreviewed']
-    seen += [f for f in edits.addedFeatures().values() if f['status'] == 'unreviewed']
-    waiting = [(f['confidence'] or 0, f.id()) for f in seen]
-    if layer.storageType() == 'GPKG':
-        # by its index: to loop over all labels takes a second of 200,000. + 0: GDAL hides a fid
-        place = QgsProviderRegistry.instance().decodeUri('ogr', layer.source())
-        subset = layer.subsetString() and '(%s)' % layer.subsetString()
-        where = ' AND '.join(filter(None, ["status = 'unreviewed'", subset]))
-        query = 'SELECT confidence, fid + 0 FROM "%s" WHERE %s ORDER BY confidence, fid' % (
-            place['layerName'], where)
-        metadata = QgsProviderRegistry.instance().providerMetadata('ogr')
-        stored = metadata.createConnection(place['path'], {{}}).executeSql(
-            '%s LIMIT %d' % (query, len(now) + len(gone) + 1))
-    else:
-        request = QgsFeatureRequest().setFilterExpression('"status" = \\'unreviewed\\'')
-        stored = [(f['confidence'], f.id()) for f in layer.dataProvider().getFeatures(request)]
-    waiting += [(c or 0, fid) for c, fid in stored if fid not in now and fid not in gone]
-    least = min(waiting, default=None)
-    layer.selectByIds([least[1]] if least else [])
-    if least and iface is not None:
-        iface.mapCanvas().panToSelected(layer)
-        iface.mapCanvas().flashFeatureIds(layer, [least[1]])
-"""
-
-
-# With several classes a label without one is not exported: better said at the first one than at
-# the end. What is said is kept with the open layer, not in the project.
-_ASK_FOR_CLASS = """\
-    accepted = layer.getFeature([% $id %])
-    if iface is not None and accepted['class_id'] == NULL and not layer.property('said_no_class'):
-        layer.setProperty('said_no_class', True)
-        iface.messageBar().pushWarning(
-            'No class', 'You have accepted a label without a class. Set it in the form, or name '
-            'one for all such labels when you take the review back (default_class).')
-"""
-
-
 def _actions(classes: Mapping[int, str]) -> tuple[_Action, ...]:
+    # with several classes, a label without one is not exported: the reviewer hears it at the first
+    ask = ", ask_for_class=True" if len(classes) > 1 else ""
     return (
-        _Action("Accept", _mark("accepted") + (_ASK_FOR_CLASS if len(classes) > 1 else "")),
-        _Action("Reject", _mark("rejected")),
-        _Action("Reopen", _mark("unreviewed")),
+        _Action("Accept", _code("accepted", ask)),
+        _Action("Reject", _code("rejected")),
+        _Action("Reopen", _code("unreviewed")),
     )
+
+
+def _code(status: schema.Status, more: str = "") -> str:
+    """Python of an action; QGIS fills in what stands in `[% … %]`."""
+    module = files(__package__).joinpath("actions.py").read_text(encoding="utf-8")
+    return f"{module}\n\nreview('[% @layer_id %]', [% $id %], {status!r}{more})\n"

@@ -1,26 +1,18 @@
-"""Charts and checks of a finished run, for its report."""
+"""Charts of a finished run, for its report."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-from contextlib import closing
-from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import shapely
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from workbench.layer.schema import BATCH
-from workbench.polygons.on_disk import SpilledPolygons
+from workbench._support.palette import TILE_CHART_COLORS
 
-STATUS_COLORS = {"ok": "#2e9e5b", "empty": "#b9d8c4", "nodata": "#d5d5d5", "failed": "#d50000"}
-MAX_CHECKED = 50_000  # polygons; checking all pairs of more would take minutes
 _PANEL = 4.0  # inches: three stand side by side on a screen and below each other on a phone
 
 
@@ -29,16 +21,16 @@ def tile_maps(tiles: gpd.GeoDataFrame) -> dict[str, Figure]:
     here = tiles[tiles["source"] == tiles["source"].iloc[0]]
     figures = {}
     figure, axes = _panel()
-    colors = ListedColormap(list(STATUS_COLORS.values()))
-    codes = here["status"].map({name: i for i, name in enumerate(STATUS_COLORS)})
+    colors = ListedColormap(list(TILE_CHART_COLORS.values()))
+    codes = here["status"].map({name: i for i, name in enumerate(TILE_CHART_COLORS)})
     here.assign(code=codes).plot(
-        "code", ax=axes, cmap=colors, vmin=-0.5, vmax=len(STATUS_COLORS) - 0.5, **_EDGES
+        "code", ax=axes, cmap=colors, vmin=-0.5, vmax=len(TILE_CHART_COLORS) - 0.5, **_EDGES
     )
     counts = here["status"].value_counts()
     axes.legend(
         handles=[
             Patch(color=color, label=f"{name} ({counts[name]:,})")
-            for name, color in STATUS_COLORS.items()
+            for name, color in TILE_CHART_COLORS.items()
             if name in counts
         ],
         fontsize=8,
@@ -89,45 +81,6 @@ def seams(layer: pd.DataFrame) -> dict[str, int]:
     """Count the polygons by how many tiles saw them."""
     counts = layer["n_tiles"].value_counts().sort_index()
     return {f"seen by {n} tile{'' if n == 1 else 's'}": int(count) for n, count in counts.items()}
-
-
-def topology(layer: Iterable[gpd.GeoDataFrame], folder: Path | None = None) -> dict[str, str]:
-    """Check the geometry of batches: validity, emptiness, and pairs that partly overlap.
-
-    Geometry lies in a file in `folder` meanwhile.
-    """
-    invalid = empty = n = 0
-    with closing(SpilledPolygons(folder)) as shapes:
-        for batch in layer:
-            geometry = np.asarray(batch.geometry.array)
-            invalid += int(np.count_nonzero(~shapely.is_valid(geometry)))
-            empty += int(np.count_nonzero(shapely.is_empty(geometry)))
-            n += len(geometry)
-            if n <= MAX_CHECKED:
-                shapes.append(geometry)
-        shapes.settle()
-        overlaps = f"not counted in more than {MAX_CHECKED:,} polygons"
-        if n <= MAX_CHECKED:
-            overlaps = f"{_count_overlaps(shapes):,}"
-    return {
-        "invalid polygons": f"{invalid:,}",
-        "empty polygons": f"{empty:,}",
-        "overlapping pairs": overlaps,
-    }
-
-
-def _count_overlaps(shapes: SpilledPolygons) -> int:
-    frames = np.asarray(shapely.box(*shapes.bounds.T), object)
-    tree, count = shapely.STRtree(frames), 0
-    for start in range(0, len(frames), BATCH):
-        rows = np.arange(start, min(start + BATCH, len(frames)))
-        one, other = tree.query(frames[rows])
-        one, other = one[rows[one] < other], other[rows[one] < other]
-        near, place = np.unique(other, return_inverse=True)
-        here = shapes[rows]
-        shapely.prepare(here)
-        count += int(np.count_nonzero(shapely.overlaps(here[one], shapes[near][place])))
-    return count
 
 
 _EDGES = {"edgecolor": "white", "linewidth": 0.4}

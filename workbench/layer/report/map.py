@@ -1,13 +1,14 @@
-"""Figures and tables of a run: a static map, a summary, and one HTML page that holds both."""
+"""Maps of a run and of a review: polygons over imagery, as figures that need no pyplot."""
 
 from __future__ import annotations
 
 import io
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import geopandas as gpd
 import numpy as np
@@ -17,7 +18,7 @@ from affine import Affine
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PathCollection
 from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba, to_rgba_array
@@ -31,12 +32,17 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
-from workbench.layer.qgis import CONFIDENCE_CLASSES, NO_SCORE_COLOR, confidence_labels
+from workbench._support.palette import (
+    CONFIDENCE_CLASSES,
+    FAILED,
+    LINE,
+    LINE_RIM,
+    NO_SCORE_COLOR,
+    confidence_labels,
+)
+from workbench.layer.report.tally import confidence_classes, count_by_confidence
 from workbench.raster.crs import crs_name, ground_scale
 
-# a layer in batches, at least one; each call goes through all of them
-Batches = Callable[[], Iterable[gpd.GeoDataFrame]]
-_LOWS = [low for low, _ in CONFIDENCE_CLASSES]
 _COLORS = [color for _, color in CONFIDENCE_CLASSES]
 _FILL = 0.18  # how much of the imagery a polygon covers
 # Chinese, Japanese and Korean as Linux, Windows and macOS have them
@@ -46,52 +52,60 @@ _WIDE_FONTS = (
 )  # fmt: skip
 _MAP_INCHES, _DPI = 8.0, 150
 MAP_PX = round(_MAP_INCHES * _DPI)  # of imagery, the longer side of a map in its PNG
-_MAX_TITLE = 60
+_MAX_NAME = 60  # characters
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The polygons of a map. They may be many: what draws them asks once, for one batch at a time.
+
+    `batches` gives frames with `confidence`; `counts` is what `count_by_confidence` says of them
+    all.
+    """
+
+    batches: Callable[[], Iterable[gpd.GeoDataFrame]]
+    counts: NDArray[np.int64]
+    crs: pyproj.CRS
+
+    @classmethod
+    def of(cls, layer: gpd.GeoDataFrame) -> Self:
+        """Show a layer that is in memory."""
+        return cls(lambda: [layer], count_by_confidence(layer), layer.crs)
 
 
 def draw_map(
     rgb: NDArray[np.uint8],
     valid: NDArray[np.bool_],
     transform: Affine,
-    layer: Batches,
+    shown: Shown,
     *,
     tiles: gpd.GeoDataFrame | None = None,
     aoi: gpd.GeoDataFrame | None = None,
     title: str = "",
 ) -> Figure:
-    """Draw imagery with the polygons of `layer` on top, in the colours of their confidence.
+    """Draw imagery with polygons on top, in the colours of their confidence.
 
     `rgb` is `(h, w, 3)`, `valid` `(h, w)`; `transform` leads from its pixels, north up, to the
-    CRS of `layer`, which `aoi` is turned to. Tiles show as thin lines, failed ones hatched. What
+    CRS of `shown`, which `aoi` is turned to. Tiles show as thin lines, failed ones hatched. What
     has no valid pixels is hatched grey. Belongs to no pyplot state: show `figure_png` of it, which
     takes the polygons batch by batch.
     """
-    counts = np.zeros(len(_COLORS) + 1, np.int64)
-    for batch in layer():
-        crs = batch.crs
-        counts += np.bincount(_confidence_classes(batch), minlength=len(counts))
-    n = int(counts.sum())
+    n = int(shown.counts.sum())
     figure, axes = _imagery(
-        rgb, valid, transform, crs, title, f"{n:,} polygon{'' if n == 1 else 's'}"
+        rgb, valid, transform, shown.crs, title, f"{n:,} polygon{'' if n == 1 else 's'}"
     )
     if tiles is not None:
         _draw_tiles(axes, tiles)
-    _draw_aoi(axes, aoi, crs)
-    axes.add_artist(_Layer(layer, n))
-    _legend(figure, axes, counts[: len(_COLORS)])
+    _draw_aoi(axes, aoi, shown.crs)
+    axes.add_artist(_Polygons(shown))
+    _legend(figure, axes, shown.counts[: len(_COLORS)])
     return figure
 
 
 def _draw_aoi(axes: Axes, aoi: gpd.GeoDataFrame | None, crs: pyproj.CRS) -> None:
     if aoi is not None and len(aoi):
-        _draw_outlines(axes, aoi.to_crs(crs), "black", linewidth=2.5, alpha=0.6)
-        _draw_outlines(axes, aoi.to_crs(crs), "white", linewidth=1.5, linestyle=(0, (5, 3)))
-
-
-def _confidence_classes(layer: gpd.GeoDataFrame) -> NDArray[np.int64]:
-    """The class of confidence of each polygon, the one behind the last for those without any."""
-    confidence = layer["confidence"].to_numpy(np.float64)
-    return np.where(np.isnan(confidence), len(_COLORS), np.digitize(confidence, _LOWS[1:]))
+        _draw_outlines(axes, aoi.to_crs(crs), LINE_RIM, linewidth=2.5, alpha=0.6)
+        _draw_outlines(axes, aoi.to_crs(crs), LINE, linewidth=1.5, linestyle=(0, (5, 3)))
 
 
 def draw_map_by(
@@ -130,7 +144,7 @@ def draw_map_by(
         if value in counts
     ]
     if before is not None and len(before):
-        for color, style in (("black", "solid"), ("white", ":")):
+        for color, style in ((LINE_RIM, "solid"), (LINE, ":")):
             _draw_outlines(axes, before.to_frame("geometry"), color, linewidth=1, linestyle=style)
         handles.append(Line2D([], [], color="black", linestyle=":", label="its shape before"))
     if handles:
@@ -160,12 +174,16 @@ def _imagery(
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     _label_axes(axes, crs)
     _scale_bar(axes, crs)
-    if len(title) > _MAX_TITLE:  # a longer one leaves no room for the map
-        title = title[: _MAX_TITLE - 1] + "…"
     axes.set_title(
-        " · ".join(filter(None, (title, count))), loc="left", fontsize=11, parse_math=False
+        " · ".join(filter(None, (_short(title), count))), loc="left", fontsize=11, parse_math=False
     )
     return figure, axes
+
+
+def _short(name: str) -> str:
+    """Put a name on one line, and cut one that would leave no room for the map."""
+    name = " ".join(name.split())
+    return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"
 
 
 def figure_png(figure: Figure, dpi: int = _DPI) -> bytes:
@@ -182,7 +200,7 @@ def figure_png(figure: Figure, dpi: int = _DPI) -> bytes:
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
-        canvas.draw()  # `savefig` would go through all batches once more, for the layout alone
+        canvas.draw()  # `savefig` would draw all polygons once more, for the layout alone
     no_name: dict[str, Any] = {"Software": None}
     imsave(buffer, canvas.buffer_rgba(), format="png", dpi=dpi, metadata=no_name)
     return buffer.getvalue()
@@ -213,28 +231,33 @@ def _with_hatch(rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.
     return drawn
 
 
-class _Layer(Artist):
-    """All polygons of a layer in the colours of their confidence; memory holds a batch of them."""
+class _Polygons(Artist):
+    """All polygons in the colours of their confidence; memory holds a batch of them."""
 
-    def __init__(self, layer: Batches, n: int) -> None:
+    def __init__(self, shown: Shown) -> None:
         super().__init__()
         self.set_in_layout(False)
-        self._layer, self._width = layer, _line_width(n)
+        self._shown, self._width = shown, _line_width(int(shown.counts.sum()))
 
     def draw(self, renderer: RendererBase) -> None:
-        """Draw the rims of all batches, then all colours: no rim lies on a neighbour's colour."""
+        """Draw all rims below all colours, so that no rim lies on a neighbour's colour.
+
+        The colours are collected on a canvas of their own, because each batch is there only once.
+        """
         assert self.axes is not None  # it has been added to a map
-        for only_rims in (True, False):
-            for batch in self._layer():
-                outlines = _outlines(batch.geometry)
-                if only_rims:
-                    drawn = _rims(outlines, self._width)
-                else:
-                    colors = np.array([*_COLORS, NO_SCORE_COLOR])[_confidence_classes(batch)]
-                    drawn = _polygons(outlines, self._width, colors=colors, fill=_FILL)
+        assert isinstance(renderer, RendererAgg)  # `figure_png` has no other
+        above = RendererAgg(renderer.width, renderer.height, renderer.dpi)
+        for batch in self._shown.batches():
+            outlines = _outlines(batch.geometry)
+            colors = np.array([*_COLORS, NO_SCORE_COLOR])[confidence_classes(batch)]
+            for drawn, canvas in (
+                (_rims(outlines, self._width), renderer),
+                (_polygons(outlines, self._width, colors=colors, fill=_FILL), above),
+            ):
                 self.axes.add_collection(drawn, autolim=False)
-                drawn.draw(renderer)
+                drawn.draw(canvas)
                 drawn.remove()
+        renderer.draw_image(renderer.new_gc(), 0, 0, np.asarray(above.buffer_rgba())[::-1])
 
 
 def _line_width(n: int) -> float:
@@ -245,7 +268,7 @@ def _line_width(n: int) -> float:
 def _rims(outlines: list[Outline], width: float) -> PathCollection:
     """Dark rims, which tell the lines of polygons from bright ground."""
     return PathCollection(
-        outlines, facecolors="none", edgecolors=(0, 0, 0, 0.5), linewidths=2 * width
+        outlines, facecolors="none", edgecolors=to_rgba(LINE_RIM, 0.5), linewidths=2 * width
     )
 
 
@@ -274,14 +297,14 @@ def _outlines(geometry: gpd.GeoSeries) -> list[Outline]:
 
 
 def _draw_tiles(axes: Axes, tiles: gpd.GeoDataFrame) -> None:
-    _draw_outlines(axes, tiles, "white", linewidth=0.6, alpha=0.6)
+    _draw_outlines(axes, tiles, LINE, linewidth=0.6, alpha=0.6)
     failed = tiles[tiles["status"] == "failed"]
     if len(failed):
         axes.add_collection(
             PathCollection(
                 _outlines(failed.geometry),
-                facecolors=(1, 0.09, 0.27, 0.15),
-                edgecolors="#ff1744",
+                facecolors=to_rgba(FAILED, 0.15),
+                edgecolors=FAILED,
                 linewidths=1.2,
                 hatch="xx",
             ),
@@ -320,7 +343,7 @@ def _label_axes(axes: Axes, crs: pyproj.CRS) -> None:
     for label in axes.get_yticklabels():
         label.set(rotation=90, va="center")
     name = crs_name(crs) if crs.to_epsg() else crs.name
-    axes.set_xlabel(f"{name}, map units", fontsize=8, parse_math=False)
+    axes.set_xlabel(f"{_short(name)}, map units", fontsize=8, parse_math=False)
 
 
 def _scale_bar(axes: Axes, crs: pyproj.CRS) -> None:

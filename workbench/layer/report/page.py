@@ -1,21 +1,23 @@
-"""The page of a run, one HTML file that needs nothing beside it."""
+"""The page of a run: one HTML file that needs no other file.
+
+`page.html.j2` is the page. Jinja2 escapes every value in it, and nothing here makes HTML.
+"""
 
 from __future__ import annotations
 
 import base64
-import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
+import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench._support.files import atomic_path
-from workbench.layer.report.map import (
-    figure_png,
-)
+from workbench._support.palette import TILE_CHART_COLORS
+from workbench.layer.report.map import figure_png
 
 # what lies in a run folder, for those who have been sent one
 FILES: Mapping[str, str] = {
@@ -43,104 +45,38 @@ def write_report(
 ) -> None:
     """Write one HTML page that needs no other file: picture, summary, charts, parameters.
 
-    `charts` and `tables` are by heading. Links lead to the files of `FILES` that lie beside it;
-    failed `tiles` are listed with errors.
+    `charts` and `tables` are by heading. The page links to the files of `FILES` that lie beside
+    it, and lists failed `tiles` with their errors.
     """
-    sections = [
-        f"<h1>{html.escape(title)}</h1>",
-        _failures(tiles) if tiles is not None else "",
-        _image("Map of the polygons over the imagery", picture_png),
-        "<h2>Summary</h2>",
-        _table({str(name): row["value"] for name, row in summary.iterrows()}),
-        _files(path.parent),
-        *(_chart_row(heading, figures) for heading, figures in (charts or {}).items()),
-        *(f"<h2>{html.escape(name)}</h2>" + _table(rows) for name, rows in (tables or {}).items()),
-        "<h2>Parameters</h2>",
-        _table({name: "–" if value is None else value for name, value in parameters.items()}),
-    ]
-    page = _PAGE.format(title=html.escape(title), body="\n".join(filter(None, sections)))
+    n_tiles, failed = (0, None) if tiles is None else (len(tiles), tiles["status"] == "failed")
+    first = pd.DataFrame() if tiles is None else tiles[failed].head(_MAX_FAILED_ROWS)
+    page = _template().render(
+        title=title,
+        n_tiles=n_tiles,
+        n_failed=0 if failed is None else int(failed.sum()),
+        failed=dict(zip(first["tile"], first["error"], strict=True)) if len(first) else {},
+        failed_color=TILE_CHART_COLORS["failed"],
+        map_png=picture_png,
+        summary=summary["value"].to_dict(),
+        files={name: what for name, what in FILES.items() if (path.parent / name).exists()},
+        charts={
+            heading: {name: figure_png(figure) for name, figure in figures.items()}
+            for heading, figures in (charts or {}).items()
+        },
+        tables=tables or {},
+        parameters={name: "–" if value is None else value for name, value in parameters.items()},
+    )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-# ------------------------------------------------------------------------------------- page
-
-
-def _image(alt: str, png: bytes) -> str:
-    picture = base64.b64encode(png).decode()
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{picture}">'
-
-
-def _chart_row(heading: str, figures: Mapping[str, Figure]) -> str:
-    images = "\n".join(_image(name, figure_png(figure)) for name, figure in figures.items())
-    return f'<h2>{html.escape(heading)}</h2>\n<div class="charts">\n{images}\n</div>'
-
-
-def _breakable(name: str) -> str:
-    """A name as HTML that a narrow screen breaks at its underscores."""
-    return html.escape(name).replace("_", "_<wbr>")
-
-
-def _table(rows: Mapping[str, Any]) -> str:
-    cells = (
-        f"<tr><th>{_breakable(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
-        for name, value in rows.items()
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("workbench.layer.report", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return "<table>\n" + "\n".join(cells) + "\n</table>"
-
-
-def _files(folder: Path) -> str:
-    there = {name: meaning for name, meaning in FILES.items() if (folder / name).exists()}
-    if not there:
-        return ""
-    items = (
-        f'<li><a href="{name}">{name}</a>: {html.escape(meaning)}</li>'
-        for name, meaning in there.items()
-    )
-    return "<h2>Files</h2>\n<ul>\n" + "\n".join(items) + "\n</ul>"
-
-
-def _failures(tiles: gpd.GeoDataFrame) -> str:
-    failed = tiles[tiles["status"] == "failed"]
-    if failed.empty:
-        return ""
-    shown = failed.head(_MAX_FAILED_ROWS)
-    more = len(failed) - len(shown)
-    return (
-        f'<div class="failed"><h2>{len(failed):,} of {len(tiles):,} tiles failed</h2>'
-        "<p>Run again to try them again; the other tiles are done.</p>"
-        + _table(dict(zip(shown["tile"], shown["error"], strict=True)))
-        + (f"<p>… and {more:,} more, in tiles.parquet.</p>" if more else "")
-        + "</div>"
-    )
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff;
-  max-width: 60rem; margin: 0 auto; padding: 1rem; }}
-h1 {{ font-size: 1.5rem; overflow-wrap: anywhere; }}
-h2 {{ font-size: 1.15rem; margin: 1.5rem 0 .5rem; }}
-img {{ display: block; width: 100%; height: auto; }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr));
-  gap: .5rem; align-items: start; }}
-table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ text-align: left; vertical-align: top; padding: .3rem .5rem .3rem 0;
-  border-bottom: 1px solid #ddd; overflow-wrap: anywhere; }}
-th {{ font-weight: 500; color: #555; width: 40%; }}
-td {{ font-variant-numeric: tabular-nums; }}
-ul {{ padding-left: 1.2rem; }}
-.failed {{ border-left: .3rem solid #d50000; background: #fff2f2; padding: .1rem 1rem 1rem; }}
-.failed h2 {{ margin-top: .8rem; }}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
+    return environment.get_template("page.html.j2")

@@ -1,0 +1,207 @@
+"""What the report says of a layer, counted in one pass over its batches."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.features import rasterize
+
+from workbench._support.palette import CONFIDENCE_CLASSES
+from workbench._support.text import duration, text_of
+from workbench.layer.schema import BATCH
+from workbench.polygons.on_disk import SpilledPolygons
+
+MAX_CHECKED = 50_000  # polygons; checking all pairs of more would take minutes
+_COVERAGE_PX = 2048  # the longer side of the grid on which the covered area is counted
+_NUMBERS = ["confidence", "stability", "area_m2", "n_tiles", "at_edge"]
+_LOWS = [low for low, _ in CONFIDENCE_CLASSES]
+_N_CLASSES = len(CONFIDENCE_CLASSES) + 1  # the last one: without a confidence
+
+
+class Tally:
+    """Figures of a layer; `add` takes its batches in their order.
+
+    Memory holds some numbers for each polygon, and one grid of the area that they cover. `tiles` is
+    the ledger. The polygons of one raster follow each other.
+    """
+
+    def __init__(self, tiles: gpd.GeoDataFrame) -> None:
+        self._tiles = tiles
+        self._covered = _Coverage(tiles)
+        self._numbers: list[pd.DataFrame] = []
+        self._by_confidence: dict[str, NDArray[np.int64]] = {}
+
+    def add(self, batch: gpd.GeoDataFrame) -> None:
+        """Count the polygons of a batch."""
+        self._numbers.append(pd.DataFrame(batch[_NUMBERS]))
+        for source, part in batch.groupby("source", sort=False):
+            self._covered.add(source, part.geometry)
+            known = self._by_confidence.get(source, np.zeros(_N_CLASSES, np.int64))
+            self._by_confidence[source] = known + count_by_confidence(part)
+
+    @property
+    def numbers(self) -> pd.DataFrame:
+        """Scores, areas and counts of all polygons, a row for each."""
+        return pd.concat(self._numbers, ignore_index=True)
+
+    def by_confidence(self, source: str) -> NDArray[np.int64]:
+        """Count the polygons of a raster as `count_by_confidence` does."""
+        return self._by_confidence.get(source, np.zeros(_N_CLASSES, np.int64))
+
+    def summary(self) -> pd.DataFrame:
+        """Sum up for a person: one row for each quantity, its text in the column `value`."""
+        numbers, tiles = self.numbers, self._tiles
+        statuses = tiles["status"].value_counts()
+        rows = {"tiles": f"{len(tiles):,}"}
+        for status, meaning in (
+            ("ok", "done"),
+            ("empty", "without candidates"),
+            ("nodata", "without valid pixels"),
+            ("failed", "failed"),
+        ):
+            if status in statuses or status == "failed":
+                rows[f"tiles {meaning}"] = f"{statuses.get(status, 0):,}"
+        rows["candidates stored"] = f"{tiles['n_candidates'].sum():,}"
+        rows["polygons"] = f"{len(numbers):,}"
+        rows["polygons at an edge of the imagery"] = f"{numbers['at_edge'].sum():,}"
+        rows["area, median (largest)"] = text_of(
+            numbers["area_m2"].median(), "{:,.4g} m²"
+        ) + text_of(numbers["area_m2"].max(), " ({:,.0f} m²)", "")
+        low, middle, high = numbers["confidence"].quantile([0.25, 0.5, 0.75])
+        rows["confidence, median (quartiles)"] = (
+            text_of(middle, "{:.3f}")
+            + text_of(low, " ({:.3f}", "")
+            + text_of(high, " – {:.3f})", "")
+        )
+        rows["area covered"] = text_of(self._covered.share(), "{:.1%} of the tiles' area")
+        rows["time in tiles"] = duration(float(tiles["seconds"].sum()))
+        return pd.DataFrame({"value": rows})
+
+
+def summary_table(layer: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> pd.DataFrame:
+    """Sum up a layer that is in memory, as `Tally.summary` does."""
+    tally = Tally(tiles)
+    tally.add(layer)
+    return tally.summary()
+
+
+def confidence_classes(layer: gpd.GeoDataFrame) -> NDArray[np.int64]:
+    """Find the place of each polygon in `CONFIDENCE_CLASSES`; after the last: no confidence."""
+    confidence = layer["confidence"].to_numpy(np.float64)
+    return np.where(np.isnan(confidence), _N_CLASSES - 1, np.digitize(confidence, _LOWS[1:]))
+
+
+def count_by_confidence(layer: gpd.GeoDataFrame) -> NDArray[np.int64]:
+    """Count the polygons in each of `CONFIDENCE_CLASSES`, and last those without a confidence."""
+    return np.bincount(confidence_classes(layer), minlength=_N_CLASSES)
+
+
+class _Coverage:
+    """The area that polygons cover, overlaps counted once.
+
+    It is counted on a grid of some million cells for each raster, because a union of 200,000
+    polygons takes minutes. Only finished tiles count.
+    """
+
+    def __init__(self, tiles: gpd.GeoDataFrame) -> None:
+        done = tiles[tiles["status"].isin(["ok", "empty"])]
+        self._finished = {source: here.geometry for source, here in done.groupby("source")}
+        self._source: str | None = None
+        self._covered_area = 0.0
+
+    def add(self, source: str, shapes: gpd.GeoSeries) -> None:
+        """Mark the polygons of a raster; a raster that was left does not come again."""
+        if source not in self._finished:
+            return
+        if source != self._source:
+            self._settle()
+            self._source = source
+            self._tiled, self._transform = _grid_over(self._finished[source])
+            self._covered = np.zeros_like(self._tiled)
+        rasterize(shapes, out=self._covered, transform=self._transform)
+
+    def _settle(self) -> None:
+        if self._source is not None:
+            cells = np.count_nonzero(self._covered & self._tiled)
+            self._covered_area += self._transform.a**2 * cells
+            self._source = None
+
+    def share(self) -> float:
+        """Return the share of the finished tiles' area that is covered; nan without such tiles."""
+        self._settle()
+        tiled_area = 0.0
+        for tiles in self._finished.values():
+            tiled, transform = _grid_over(tiles)
+            tiled_area += transform.a**2 * np.count_nonzero(tiled)
+        return float(self._covered_area / tiled_area) if tiled_area else float("nan")
+
+
+def _grid_over(tiles: gpd.GeoSeries) -> tuple[NDArray[np.uint8], Affine]:
+    """Make a grid over a raster's tiles: 1 where they are."""
+    left, bottom, right, top = tiles.total_bounds
+    cell = max(right - left, top - bottom) / _COVERAGE_PX
+    shape = (max(1, round((top - bottom) / cell)), max(1, round((right - left) / cell)))
+    transform = Affine(cell, 0, left, 0, -cell, top)
+    return rasterize(tiles, shape, transform=transform, dtype=np.uint8), transform
+
+
+class Topology:
+    """Checks of geometry: polygons that are invalid or empty, and pairs that partly overlap.
+
+    `add` takes the batches of a layer. The geometry lies in a file in `folder` meanwhile. Close it,
+    or use it in a `with` block.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._invalid = self._empty = self._n = 0
+        self._shapes = SpilledPolygons(folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self._shapes.close()
+
+    def add(self, batch: gpd.GeoDataFrame) -> None:
+        """Check the polygons of a batch."""
+        geometry = np.asarray(batch.geometry.array)
+        self._invalid += int(np.count_nonzero(~shapely.is_valid(geometry)))
+        self._empty += int(np.count_nonzero(shapely.is_empty(geometry)))
+        self._n += len(geometry)
+        if self._n <= MAX_CHECKED:
+            self._shapes.append(geometry)
+
+    def table(self) -> dict[str, str]:
+        """Return what was found; counts the overlaps once, so call it once."""
+        overlaps = f"not counted in more than {MAX_CHECKED:,} polygons"
+        if self._n <= MAX_CHECKED:
+            self._shapes.settle()
+            overlaps = f"{_count_overlaps(self._shapes):,}"
+        return {
+            "invalid polygons": f"{self._invalid:,}",
+            "empty polygons": f"{self._empty:,}",
+            "overlapping pairs": overlaps,
+        }
+
+
+def _count_overlaps(shapes: SpilledPolygons) -> int:
+    frames = np.asarray(shapely.box(*shapes.bounds.T), object)
+    tree, count = shapely.STRtree(frames), 0
+    for start in range(0, len(frames), BATCH):
+        rows = np.arange(start, min(start + BATCH, len(frames)))
+        one, other = tree.query(frames[rows])
+        one, other = one[rows[one] < other], other[rows[one] < other]
+        near, place = np.unique(other, return_inverse=True)
+        here = shapes[rows]
+        shapely.prepare(here)
+        count += int(np.count_nonzero(shapely.overlaps(here[one], shapes[near][place])))
+    return count

@@ -1,0 +1,134 @@
+"""Thresholds for the next scene: what a review knows for sure, and the job that follows from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import pyogrio
+import shapely
+
+from workbench._support.files import atomic_path
+from workbench.errors import ReviewError
+from workbench.evaluation.advice import Advice, advise
+from workbench.layer.cores import reviewed_tiles, tiles_of
+from workbench.polygons.areas import area_of, with_area
+from workbench.raster.crs import crs_name
+from workbench.review.changes import changes
+from workbench.review.job import ReviewJob
+from workbench.review.tile_planes import tile_planes
+from workbench.runs.result import Run
+
+ADVICE = ("advice.png", "job.yaml")
+
+
+def read_vector(path: str) -> gpd.GeoDataFrame:
+    """Read polygons with a CRS, mended where invalid; raises `ReviewError` if there are none."""
+    try:
+        frame = pyogrio.read_dataframe(path)
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
+        raise ReviewError(
+            f"{path} cannot be read as a vector file: {error}. Check the path, or save the file "
+            "again as a GeoPackage."
+        ) from error
+    if isinstance(frame, gpd.GeoDataFrame) and frame.crs is not None:
+        frame = with_area(frame)
+        if len(frame):
+            return frame
+    raise ReviewError(f"{path} has no polygons with a CRS. Give a vector file with both.")
+
+
+def advise_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Advice:
+    """Advise thresholds by a reference if one is given, else by the reviewed labels.
+
+    Only tiles where the labels are complete count. These are the tiles in the labelled area, if one
+    is given. Else they are the tiles where the reference has labels, or the fully reviewed ones.
+    Raises `ReviewError` if there are fewer than two, or if they lie outside the run.
+    """
+    crs, n = run.layer.crs, len(run.tiles)
+    within = None
+    if job.reference is not None:
+        truth = _of_run(run, "reference", job.reference)
+        tiles = tiles_of(truth, run.tiles)
+        known = f"all labels of reference {job.reference} lie in {len(tiles)} of {n} tiles"
+    else:
+        truth = labels[labels["status"].isin(["accepted", "edited"])]
+        tiles = reviewed_tiles(run.tiles, labels, labels["status"].eq("unreviewed").to_numpy())
+        known = f"{len(tiles)} of {n} tiles are fully reviewed"
+    if job.labelled_area is not None:
+        within = _of_run(run, "labelled_area", job.labelled_area)
+        shared = shapely.intersection(run.tiles.geometry.to_numpy(), area_of(within, crs))
+        tiles = set(run.tiles["tile"][shapely.area(shared) > 0])
+        known = f"labelled_area {job.labelled_area} reaches into {len(tiles)} of {n} tiles"
+    if len(tiles) < 2:
+        remedy = "Review more tiles fully, or run with a smaller tile_size."
+        if n == 1:
+            known = "this run has only one"
+            remedy = f"Run with a tile_size below {run.job.tile_size} and review that."
+        raise ReviewError(
+            f"advice needs labels in at least two tiles, to hold one out: {known}. {remedy}"
+        )
+    planes = tile_planes(run, truth, tiles, within=within)
+    return advise(list(planes.values()), run.job.thresholds, seed=job.seed)
+
+
+def _of_run(run: Run, name: str, path: str) -> gpd.GeoDataFrame:
+    """Read polygons in the CRS of the run, and refuse those that lie elsewhere."""
+    frame = read_vector(path).to_crs(run.layer.crs)
+    here = shapely.box(*run.tiles.total_bounds)
+    if not frame.intersects(here).any():
+        theirs, ours = (
+            ", ".join(f"{value:.6g}" for value in of.total_bounds) for of in (frame, run.tiles)
+        )
+        raise ReviewError(
+            f"{name} {path} lies outside the run: its bounds are {theirs}, those of the run {ours} "
+            f"({crs_name(run.layer.crs)}). Give the file of this scene, and check its CRS."
+        )
+    return frame
+
+
+def write_advised_job(
+    job: ReviewJob, run: Run, labels: gpd.GeoDataFrame, advice: Advice
+) -> tuple[Path, str]:
+    """Write the job of the next scene with the advised thresholds, as `papermill -f` takes it.
+
+    Without a next scene, the job is for this scene again. If nobody has reviewed `labels` yet, it
+    uses the stored candidates and takes seconds. If somebody has, it segments the scene again into
+    another run folder, so that the reviewed labels stay. Returns the file, and a sentence that says
+    which of these it is.
+    """
+    thresholds: dict[str, Any] = {
+        "pred_iou_thresh": advice.advised.pred_iou_thresh,
+        "stability_score_thresh": advice.advised.stability_score_thresh,
+        "scheduler": None,  # the one of this run may be gone by then
+    }
+    place: dict[str, str | None]
+    if job.next_source is not None:
+        place = {"source": job.next_source, "aoi": None, "out_dir": None}
+        effect = f"It labels {job.next_source}."
+    elif changes(labels, run.layer)["change"].eq("unreviewed").all():
+        place = {"out_dir": str(run.folder)}
+        effect = (
+            "It labels this scene again, from its stored candidates, in seconds. Set next_source "
+            "to label another scene."
+        )
+    else:
+        place = {"out_dir": f"{run.folder}-advised"}
+        effect = (
+            "It segments this scene again, which takes as long as the first time, into "
+            f"{place['out_dir']}: reviewed labels are not replaced. Set next_source to label "
+            "another scene."
+        )
+    with atomic_path(job.folder / "job.yaml") as path:
+        path.write_text(run.job.changed(**thresholds, **place).to_yaml(), encoding="utf-8")
+    return job.folder / "job.yaml", effect
+
+
+def forget_advice(folder: Path) -> str:
+    """Remove the advice of an earlier review; return a sentence that says so, if there was any."""
+    there = [path for name in ADVICE if (path := folder / name).exists()]
+    for path in there:
+        path.unlink()
+    names = " and ".join(path.name for path in there)
+    return f" Removed {names} of an earlier review." if there else ""
