@@ -24,7 +24,7 @@ TUNED = (691_365.0, 5_334_572.0, 691_675.0, 5_334_822.0)
 DRAWN = (691_275.0, 5_334_566.0, 691_815.0, 5_334_863.0)
 # asked in the notebook: where on the map the roof nearest to its middle lies, as shares of its size
 ROOF = """
-from workbench.crs import to_lonlat
+from workbench.raster.crs import to_lonlat
 polygons = tuner.view.polygons
 (south, west), (north, east) = tuner.scene_map.map.bounds
 middle = polygons.geometry.representative_point()
