@@ -45,8 +45,8 @@ class Job(Parameters):
     )
     aoi: Text | dict[str, Any] | None = parameter(
         None,
-        "vector file in any CRS, or GeoJSON geometry in EPSG:4326; polygons whose middle lies in "
-        "it are kept whole; null: the whole raster",
+        "vector file in any CRS, or GeoJSON geometry in EPSG:4326; polygons whose representative "
+        "point is inside are kept, unclipped; null: the whole raster",
     )
     out_dir: Text | None = parameter(None, "the run folder; null: `runs/<scene>`")
     model: Model = parameter(
@@ -54,10 +54,10 @@ class Job(Parameters):
         "`tiny`: a small SAM that comes with the package; `classic`: a baseline without weights; "
         "`vit_b`, `vit_l`, `vit_h`: Meta's SAM, downloaded on first use",
     )
-    checkpoint: Text | None = parameter(None, "local weights file in place of the model's own")
+    checkpoint: Text | None = parameter(None, "local weights file instead of the model's own")
     device: Literal["auto", "cuda", "mps", "cpu"] = parameter("auto", "where the network runs")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = parameter(
-        "auto", "bf16 on CUDA where it is native, else fp16; fp32 on CPU"
+        "auto", "auto: bf16 on CUDA if it is native there, else fp16; fp32 on CPU"
     )
     bands: tuple[int, int, int] | None = parameter(
         None, "three 1-based band numbers; auto: by colour interpretation"
@@ -66,45 +66,45 @@ class Job(Parameters):
         None, "two percentiles; auto: none for 8-bit rasters, else 2 and 98"
     )
     crs: Text | None = parameter(
-        None, "metric working CRS; auto: the raster's own, or UTM if that is not in metres"
+        None, "metric working CRS; auto: the raster's own if it is in metres, else UTM"
     )
     resolution_m: Positive | None = parameter(None, "resample to this ground resolution, metres")
     tile_size: int = parameter(1024, "side of a tile, pixels; SAM sees it at 1024", ge=64, le=8192)
-    overlap: float = parameter(0.1875, "of neighbouring tiles, fraction of the tile", ge=0, le=0.5)
-    points_per_side: int = parameter(
-        32, "SAM is asked at a grid of so many points a side in each tile", ge=1, le=256
+    overlap: float = parameter(
+        0.1875, "overlap of neighbouring tiles, fraction of the tile", ge=0, le=0.5
     )
+    points_per_side: int = parameter(32, "point prompts per tile side (n × n grid)", ge=1, le=256)
     crop_n_layers: int = parameter(
-        0, "SAM looks again at enlarged crops of a tile, so many layers of them", ge=0, le=4
+        0, "layers of enlarged crops of each tile in which SAM looks again", ge=0, le=4
     )
     pred_iou_thresh: Share = parameter(0.85, "keep masks with a predicted IoU above this")
     stability_score_thresh: Share = parameter(0.92, "keep masks that are at least this stable")
     pred_iou_floor: Share = parameter(
-        0.5, "masks above this are stored; the lower end of the slider"
+        0.5, "store masks with a predicted IoU above this; the lower end of the slider"
     )
     stability_floor: Share = parameter(
-        0.5, "masks from this on are stored; the lower end of the slider"
+        0.5, "store masks that are at least this stable; the lower end of the slider"
     )
-    box_nms_thresh: Share = parameter(0.7, "of two masks with a higher box IoU the worse one goes")
-    crop_nms_thresh: Share = parameter(0.7, "the same among crops")
-    min_area_px: int | None = parameter(500, "mask parts smaller than this go, pixels", ge=0)
-    min_area_m2: float | None = parameter(None, "masks smaller than this go, ground m²", ge=0)
-    max_area_m2: Positive | None = parameter(None, "masks larger than this go, ground m²")
-    fill_holes_m2: Positive | None = parameter(
-        None, "holes smaller than this are filled, ground m²"
+    box_nms_thresh: Share = parameter(
+        0.7, "of two masks whose boxes have a higher IoU, drop the worse"
     )
-    min_solidity: Share | None = parameter(None, "least area / area of the convex hull")
+    crop_nms_thresh: Share = parameter(0.7, "the same for masks of different crops")
+    min_area_px: int | None = parameter(500, "remove mask parts smaller than this, pixels", ge=0)
+    min_area_m2: float | None = parameter(None, "remove masks smaller than this, ground m²", ge=0)
+    max_area_m2: Positive | None = parameter(None, "remove masks larger than this, ground m²")
+    fill_holes_m2: Positive | None = parameter(None, "fill holes smaller than this, ground m²")
+    min_solidity: Share | None = parameter(
+        None, "remove masks with a lower ratio of area to convex hull area"
+    )
     simplify_m: float | None = parameter(0.5, "tolerance of simplification, ground metres", ge=0)
     planar: bool = parameter(False, "no overlaps: smaller polygons on top, edges shared")
     classes: dict[int, str] = parameter(
-        {1: "object"}, "numbers and names of the classes that a review may give"
+        {1: "object"}, "numbers and names of the classes for the review"
     )
-    default_class: int | None = parameter(None, "class of all pre-labels; null: the review says")
+    default_class: int | None = parameter(None, "class of all pre-labels; null: set in the review")
     scheduler: Text | None = parameter(None, "address of a Dask scheduler; null: this process")
     resume: bool = parameter(True, "reuse stored candidates; failed tiles are tried again")
-    interactive: bool | None = parameter(
-        None, "show widgets; auto: only where a person is at the notebook"
-    )
+    interactive: bool | None = parameter(None, "show widgets; auto: only in JupyterLab and VS Code")
 
     @field_validator("crs")
     @classmethod
