@@ -18,7 +18,7 @@ class ReviewJob(Parameters):
         None, description="the reviewed GeoPackage; null: `prelabels.gpkg` in the run folder"
     )
     reference: Text | None = Field(
-        None, description="vector file with labels to recommend thresholds from, not the review"
+        None, description="vector file of labels to recommend from, instead of the review"
     )
     labelled_area: Text | None = Field(
         None,
