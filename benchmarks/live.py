@@ -35,9 +35,11 @@ SIDE = 1024
 # Candidates that look like roofs: blobs with ragged outlines, in threes that overlap
 SAMPLES = """
 import cv2, numpy as np
-from workbench.background import TileDone
-from workbench.candidates import Candidates, Rules, encode_masks, prune
-from workbench.store import TileRecord
+from workbench.candidates.rle import encode_masks
+from workbench.candidates.select import prune
+from workbench.candidates.store import TileRecord
+from workbench.candidates.table import Candidates, Rules
+from workbench.tuning.process import TileDone
 
 def blobs(n, seed, side):
     rng = np.random.default_rng(seed)

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 # what the button of the run panel does
 BY_HAND = """
 import threading
-from workbench.background import Finished, Stopped
+from workbench.tuning.process import Finished, Stopped
 ended = threading.Event()
 picker.session.compute(None, lambda e: isinstance(e, Finished | Stopped) and ended.set())
 assert ended.wait(600)

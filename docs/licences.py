@@ -1,10 +1,10 @@
-"""Write docs/licences.md: from its metadata, the licence of every package that a run needs.
+"""Write docs/licences.md: the licence of every package that a run needs, from its metadata.
 
 Those of the extras `cluster` and `regularize` are among them.
 
     python docs/licences.py
 
-A name that is new there wants a look by a person before it is committed.
+Before you commit a new name, look at its licence yourself.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from packaging.utils import canonicalize_name
 
 PAGE = Path(__file__).with_name("licences.md")
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
-# their metadata says nothing; taken from the LICENSE in their repositories
+# their metadata names no licence; taken from the LICENSE in their repositories
 BY_HAND = {"segment-anything": "Apache-2.0", "ptyprocess": "ISC", "isoduration": "ISC"}
 TABLE = "| package | licence |\n|---|---|\n"  # the last thing on the page
 
 
 def needed() -> dict[str, str]:
-    """Names of all packages that a run needs here, as written, by canonical name."""
+    """Return the names of all packages that a run needs here, by canonical name."""
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     texts = [*project["dependencies"], *extras["cluster"], *extras["regularize"]]
@@ -50,7 +50,7 @@ def needed() -> dict[str, str]:
 
 
 def licence_of(name: str) -> str:
-    """The licence as the metadata says it, best source first."""
+    """Return the licence from the metadata, best source first."""
     about = metadata(name)
     if name in BY_HAND:
         return BY_HAND[name]

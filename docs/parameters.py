@@ -1,8 +1,8 @@
-"""Write docs/parameters.md, and the short table in the README, from the parameters' own models.
+"""Write the tables of docs/parameters.md from the models of the parameters.
 
     python docs/parameters.py
 
-Groups and their order are those of the parameters cell of each notebook.
+Groups and their order come from the parameters cell of each notebook.
 """
 
 from __future__ import annotations
@@ -20,12 +20,7 @@ from workbench.review.job import ReviewJob
 from workbench.runs.parameters import AUTO, Parameters
 
 ROOT = Path(__file__).parent.parent
-PAGE, README = ROOT / "docs" / "parameters.md", ROOT / "README.md"
-# what most people set; the README shows no others
-OFTEN = (
-    "source", "aoi", "out_dir", "model", "resolution_m", "pred_iou_thresh",
-    "stability_score_thresh", "min_area_px", "max_area_m2", "simplify_m", "classes",
-)  # fmt: skip
+PAGE = ROOT / "docs" / "parameters.md"
 START, END = "<!-- made by docs/parameters.py: {} -->\n", "<!-- end -->"
 
 
@@ -40,17 +35,8 @@ def table(model: type[Parameters], names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def short_table() -> str:
-    """The README's: what most people set."""
-    rows = [
-        f"| `{name}` | {default_of(Job, name)} | {Job.model_fields[name].description} |"
-        for name in OFTEN
-    ]
-    return "\n".join(["| name | default | meaning |", "|---|---|---|", *rows])
-
-
 def default_of(model: type[Parameters], name: str) -> str:
-    """The default as YAML, or that there is none."""
+    """The default as YAML, or a dash if there is none."""
     field = model.model_fields[name]
     if field.is_required():
         return "–"
@@ -110,17 +96,15 @@ def all_tables(model: type[Parameters], notebook: str) -> str:
 
 
 def filled(text: str, part: str, content: str) -> str:
-    """The page with the part of this name made anew."""
+    """The page with the part of this name replaced."""
     head, rest = text.split(START.format(part))
     return f"{head}{START.format(part)}{content}\n{END}{rest.split(END, 1)[1]}"
 
 
 def pages() -> dict[Path, str]:
     """The pages as they should be."""
-    page, readme = (path.read_text(encoding="utf-8") for path in (PAGE, README))
-    page = filled(page, "prelabel", all_tables(Job, "prelabel"))
-    page = filled(page, "review", all_tables(ReviewJob, "review"))
-    return {PAGE: page, README: filled(readme, "often", short_table())}
+    page = filled(PAGE.read_text(encoding="utf-8"), "prelabel", all_tables(Job, "prelabel"))
+    return {PAGE: filled(page, "review", all_tables(ReviewJob, "review"))}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Take the pictures of the README from the real thing, over the sample scene.
+"""Take the pictures of the README: real screenshots, with the sample scene.
 
     python docs/pictures.py [tuner | qgis]
 
@@ -22,9 +22,9 @@ TILE = ("sample", 0, 0)
 # left, bottom, right, top in the CRS of the sample scene
 TUNED = (691_365.0, 5_334_572.0, 691_675.0, 5_334_822.0)
 DRAWN = (691_275.0, 5_334_566.0, 691_815.0, 5_334_863.0)
-# asked in the notebook: where on the map the roof nearest to its middle lies, as shares of its size
+# runs in the notebook: position of the roof nearest to the middle of the map, as shares of its size
 ROOF = """
-from workbench.crs import to_lonlat
+from workbench.raster.crs import to_lonlat
 polygons = tuner.view.polygons
 (south, west), (north, east) = tuner.scene_map.map.bounds
 middle = polygons.geometry.representative_point()
@@ -37,7 +37,7 @@ QUALITY, LARGEST = 88, 250_000  # of a JPEG; bytes
 
 
 def save(png: bytes, path: Path) -> None:
-    """Keep a picture as JPEG, no larger than a page that loads at once can bear."""
+    """Save a picture as JPEG, small enough for a page that loads quickly."""
     from PIL import Image
 
     quality = QUALITY

@@ -12,7 +12,14 @@ from workbench import errors
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 TROUBLE = ROOT / "docs" / "troubleshooting.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+PAGES = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "workbench" / "segmenters" / "sam" / "tiny.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def test_the_tables_of_parameters_are_current():
@@ -94,14 +101,47 @@ def test_troubleshooting_has_every_error_of_ours():
     assert [message for message in messages if not known.match(message)] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_docs_and_scripts_import_is_there():
+    # also inside of strings, and in files that no test runs
+    pattern = re.compile(r"from (workbench[\w.]*) import (?:\(([^)]*)\)|([\w, ]+))")
+    texts = [README, *(ROOT / "binder").iterdir(), *(ROOT / "notebooks").glob("*.ipynb")]
+    for folder in ("docs", "benchmarks", "training"):
+        texts += [*(ROOT / folder).glob("*.md"), *(ROOT / folder).glob("*.py")]
+    for path in texts:
+        for module, block, line in pattern.findall(path.read_text(encoding="utf-8")):
+            for name in re.findall(r"\w+", re.sub(r" as \w+|\\n", "", block or line)):
+                exec(f"from {module} import {name}", {})
+
+
+def anchors(page):
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
+def test_links_lead_to_headings_that_are_there(page):
+    targets = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text(encoding="utf-8"))
+    missing = [
+        (name, anchor)
+        for name, anchor in targets
+        if anchor not in anchors(page.parent / name if name else page)
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_links_lead_to_files_that_are_there(page):
     targets = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
     local = [target for target in targets if "://" not in target]
     assert [target for target in local if not (page.parent / target).exists()] == []
 
 
-def test_the_badges_open_notebooks_that_are_there():
-    paths = re.findall(r"urlpath=lab/tree/([^)]+)", README.read_text(encoding="utf-8"))
+def test_the_readme_is_short():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_the_address_on_binder_opens_a_notebook_that_is_there():
+    paths = re.findall(r"urlpath=lab/tree/([\w/.-]+)", README.read_text(encoding="utf-8"))
     assert paths
     assert [path for path in paths if not (ROOT / path).exists()] == []

@@ -103,12 +103,14 @@ class Workshop:
         if "-k" in words:
             del words[words.index("-k") : words.index("-k") + 2]
         if notebook == "review.ipynb":
-            self.review()
+            self.review(self.folder / words[words.index("run_dir") + 1])
             words += ["-p", "chip_size", "64"]
         elif "-f" not in words:
             sam = "tiny" in words
             words += ["-p", "tile_size", "512" if sam else "128", "-p", "min_area_px", "20"]
             words += ["-p", "points_per_side", "3"] if sam else []
+            # the sample scene is a large one
+            words += [] if "source" in words else ["-p", "source", "ortho.tif"]
         done = CliRunner().invoke(papermill.cli.papermill, words, catch_exceptions=False)
         assert done.exit_code == 0, done.output
 
@@ -120,11 +122,10 @@ class Workshop:
         others = {"vit_h": "tiny", "vit_b": "tiny", "/shared/runs/all": "shared/runs/all"}
         return others.get(word, word)
 
-    def review(self):
-        """Have `runs/ortho` made and all of it accepted."""
-        run = self.folder / "runs" / "ortho"
+    def review(self, run):
+        """Have a run made and all of it accepted."""
         if not run.exists():
-            arguments = "-p source ortho.tif -p out_dir runs/ortho"
+            arguments = f"-p source ortho.tif -p out_dir {run}"
             self.papermill(shlex.split(f"notebooks/prelabel.ipynb out.ipynb {arguments}"))
         labels = read_run(run).layer.assign(status="accepted")
         (run / "prelabels.gpkg").unlink()
@@ -227,7 +228,7 @@ def workshop(tmp_path_factory):
 
 def test_the_readmes_commands_follow_one_another(workshop):
     runs = [read_run(path.parent) for path in workshop.folder.rglob("report.html")]
-    assert {"ortho", "ortho-vit_h", "all"} <= {run.folder.name for run in runs}
+    assert {"sample", "ortho-vit_h", "all"} <= {run.folder.name for run in runs}
     assert all(len(run.layer) for run in runs if run.job.model == "classic")
     assert all(set(run.tiles["status"]) <= {"ok", "empty"} for run in runs)
 
@@ -242,7 +243,8 @@ def test_the_python_of(page, workshop):
     for language, text in blocks(page):
         if language == "python":
             compiled = compile(text, str(page), "exec")
-            if "dask_jobqueue" not in text:  # wants a SLURM
+            # wants a SLURM; is run by test_docs_api.py
+            if "dask_jobqueue" not in text and "sample_scene" not in text:
                 exec(compiled, {})
 
 
@@ -265,7 +267,7 @@ def documented(heading):
 
 
 def test_the_files_of_a_run_and_of_its_review(workshop):
-    run = workshop.folder / "runs" / "ortho"
+    run = workshop.folder / "runs" / "sample"
     there = {path.name + "/" * path.is_dir() for path in run.iterdir() if path.name != ".lock"}
     assert {name.replace("*.parquet", "") for name in documented("The run folder")} == there
     there = {path.name + "/" * path.is_dir() for path in (run / "review").iterdir()}
@@ -278,7 +280,7 @@ def test_the_files_of_a_run_and_of_its_review(workshop):
 
 
 def test_the_columns_of_everything(workshop):
-    run = workshop.folder / "runs" / "ortho"
+    run = workshop.folder / "runs" / "sample"
     prelabels = documented("Columns of `prelabels`")
     assert prelabels == list(gpd.read_parquet(run / "prelabels.parquet").columns[:-1])
     assert prelabels == list(pyogrio.read_info(run / "prelabels.gpkg", layer="prelabels")["fields"])

@@ -10,6 +10,7 @@ from typing import Any
 # loaded when first used: `import workbench` must not wait for GDAL, matplotlib or PyTorch
 _HOMES = {
     "Candidates": "candidates.table",
+    "ClassicSegmenter": "segmenters.classic",
     "Cleaning": "polygons.clean",
     "Job": "runs.job",
     "Run": "runs.result",
@@ -22,7 +23,10 @@ _HOMES = {
     "open_scene": "raster.open",
     "read_run": "runs.result",
     "run": "runs.run",
+    "sam_segmenter": "segmenters.sam",
+    "sample_scene": "samples.demo",
     "select": "candidates.select",
+    "tile_windows": "raster.tiles",
     "to_polygons": "polygons.build",
 }
 

@@ -41,8 +41,20 @@ def select(candidates: Candidates, thresholds: Thresholds) -> Candidates:
     """Keep what `SamAutomaticMaskGenerator` keeps at these thresholds, tile by tile.
 
     Non-maximum suppression runs within each crop by predicted IoU, then among the crops of a tile
-    with smaller crops first. Rows come out by tile and ordinal, whatever their order was. Raises
-    `ValueError` for thresholds below the floors that the candidates were stored with.
+    with smaller crops first.
+
+    Args:
+        candidates: Candidates of any number of tiles of one scene, in any order.
+        thresholds: Smallest scores to keep, 0 to 1.
+
+    Returns:
+        The rows that are kept, sorted by tile and ordinal; without rows if none is.
+
+    Raises:
+        ValueError: A threshold is below the floor that the candidates were stored with.
+
+    Example:
+        >>> kept = select(candidates, Thresholds(pred_iou_thresh=0.9))
     """
     selector = Selector(candidates.take(passes(candidates, thresholds)))
     return selector.candidates.take(selector.rows(thresholds))

@@ -78,9 +78,21 @@ def compare(
 ) -> Quality:
     """Score a layer against reference polygons.
 
-    `within` is the labelled area: predictions whose representative point lies outside it are left
-    out, since nobody can say whether they are right. Raises `WorkbenchError` where a CRS is
-    missing.
+    Args:
+        predicted: The layer, in any CRS.
+        reference: The true polygons, in any CRS; each row is one object.
+        iou_threshs: IoU from which a pair counts as a match; matches are one to one.
+        within: The labelled area. Predictions whose representative point is outside are left out,
+            because nobody can say whether they are right.
+
+    Returns:
+        Counts and ratios for each threshold; `table()` shows them.
+
+    Raises:
+        WorkbenchError: A layer has no CRS.
+
+    Example:
+        >>> compare(made.layer, gpd.read_file("roofs.gpkg")).f1(0.5)
     """
     if within is not None:
         predicted = inside(predicted, within)

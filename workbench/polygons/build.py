@@ -27,12 +27,22 @@ def to_polygons(
     grid: TileGrid,
     valid: Mapping[tuple[int, int], NDArray[np.bool_]],
 ) -> gpd.GeoDataFrame:
-    """Turn the masks of candidates into MultiPolygons along pixel edges, in the scene's CRS.
+    """Turn the masks of candidates into MultiPolygons along pixel edges.
 
-    `valid` holds the `(h, w)` validity mask of the tiles (row, column) that have invalid pixels;
-    those leave the masks, and a mask without valid pixels leaves no polygon. `seam` marks polygons
-    that reach into another tile's window, so that merging may change them; `at_edge` those that
-    touch the scene's edge or invalid pixels.
+    Args:
+        candidates: Candidates of any number of tiles of the scene.
+        scene: Gives the CRS and the transform.
+        grid: The tile grid of the candidates.
+        valid: For each tile (row, column) that has invalid pixels its validity mask, `(h, w)`.
+            Invalid pixels are taken out of the masks.
+
+    Returns:
+        One row for each mask that has a valid pixel, in the scene's CRS, with scores, `area_px`
+        and the key of its tile. `seam` marks polygons that reach into another tile's window, which
+        merging may change; `at_edge` marks those that touch the scene's edge or invalid pixels.
+
+    Example:
+        >>> polygons = to_polygons(select(candidates, Thresholds()), scene, grid, {})
     """
     traced = [
         _trace(candidates.take(np.arange(i, min(i + BATCH, len(candidates)))), scene, grid, valid)

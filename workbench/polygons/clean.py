@@ -35,11 +35,20 @@ class Cleaning:
 
 
 def clean(polygons: gpd.GeoDataFrame, cleaning: Cleaning) -> gpd.GeoDataFrame:
-    """Filter, fill and simplify polygons; adds `area_m2`, the ground area of the result.
+    """Filter, fill and simplify polygons, and measure their ground area.
 
-    `area_px` becomes the area in pixels before simplification. The geometry of every row that is
-    kept is a valid, non-empty MultiPolygon; rows keep their order. In a planar layer, polygons
-    that meet a `seam` polygon are marked `seam`, too: its merging may move their edges.
+    Args:
+        polygons: Exact polygons of `to_polygons` or `merge_seams`, with `area_px`.
+        cleaning: What to drop, fill and simplify; metres are ground metres.
+
+    Returns:
+        The rows that are kept, in their order, each a valid, non-empty MultiPolygon. `area_m2` is
+        the ground area of the result, `area_px` the area in pixels before simplification. In a
+        planar layer, polygons that meet a `seam` polygon are marked `seam`, too, because merging
+        may move their edges.
+
+    Example:
+        >>> layer = clean(polygons, Cleaning(min_area_px=200, simplify_m=1))
     """
     crs, geometry = polygons.crs, polygons.geometry.to_numpy()
     pixel = (polygons.area / polygons["area_px"].clip(lower=1)).to_numpy()

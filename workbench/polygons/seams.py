@@ -43,17 +43,24 @@ KEY = ["source", "tile_row", "tile_col"]
 def merge_seams(
     polygons: Iterable[gpd.GeoDataFrame], windows: gpd.GeoDataFrame, folder: Path | None = None
 ) -> Iterator[gpd.GeoDataFrame]:
-    """Make one polygon of each object that several tiles saw; yields them in batches.
+    """Make one polygon of each object that several tiles saw.
 
-    `polygons` come from `to_polygons`, one frame at least, `windows` from `tile_windows`; several
-    scenes may be stacked. Adds `n_tiles`, the number of tiles that saw
-    the object; scores and ordinal are those of the best piece that is left. `at_edge` becomes true
-    also where the windows end, and where a tile cut a polygon that the next one does not continue.
-    The result does not depend on the order of the rows and is sorted by source, tile and ordinal;
-    there is at least one batch.
+    Geometry is kept in a temporary file; memory holds only numbers of all polygons, and the
+    geometry of some neighbours. The result does not depend on the order of the rows.
 
-    Geometry lies in a file in `folder` meanwhile. Of all polygons memory holds numbers only, and
-    the geometry of some neighbours.
+    Args:
+        polygons: Frames of `to_polygons`, at least one, not cleaned. Scenes may be mixed.
+        windows: The windows of all tiles that were segmented, from `tile_windows`.
+        folder: Where to put the temporary file; None is the system's folder for such files.
+
+    Yields:
+        Batches of the layer, at least one, sorted by source, tile and ordinal. `n_tiles` is the
+        number of tiles that saw the object; scores and ordinal are those of its best piece.
+        `at_edge` is also true where the windows end, and where a tile cut a polygon that the next
+        tile does not continue.
+
+    Example:
+        >>> layer = pd.concat(merge_seams([polygons], tile_windows(scene, list(grid))))
     """
     windows = windows.sort_values(KEY, kind="stable").reset_index(drop=True)
     with closing(SpilledPolygons(folder)) as shapes:

@@ -61,16 +61,23 @@ def open_scene(
     crs: pyproj.CRS | str | int | None = None,
     resolution_m: float | None = None,
 ) -> Scene:
-    """Decide how a raster is read, and return it as a Scene; only a decimated sample is read.
+    """Decide how to read a raster; only a small sample of its pixels is read.
 
-    `bands`: three 1-based numbers; None goes by colour interpretation. `stretch`: a given one, a
-    pair of percentiles to take of the valid pixels, or None for the data as it is where it is
-    8-bit and the percentiles 2 and 98 elsewhere. `crs`: projected and in metres; None keeps the
-    raster's own if it is that and takes UTM (WGS 84) if not. `resolution_m`: ground metres per
-    pixel at the scene's centre; None keeps the raster's.
+    Args:
+        source: Path, URL or GDAL name.
+        bands: Three 1-based numbers; None goes by colour interpretation.
+        stretch: A `Stretch`, or a pair of percentiles; None is 2 and 98, for 8-bit data none.
+        crs: Projected, in metres; None keeps the raster's own if it is, else takes UTM (WGS 84).
+        resolution_m: Ground metres per pixel at the scene's centre; None keeps the raster's.
 
-    Raises SceneError, naming file, cause and remedy, for whatever is not a readable raster with a
-    place on Earth. A raster whose pixels are damaged or all nodata opens.
+    Returns:
+        The scene on its working grid. One with damaged pixels, or nodata only, opens, too.
+
+    Raises:
+        SceneError: Not a readable raster with a place on Earth.
+
+    Example:
+        >>> rgb, valid = open_scene("ortho.tif").read(Window(0, 0, 512, 512))
     """
     name = absolute(source)
     refuse_impostors(name)

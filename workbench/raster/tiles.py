@@ -107,7 +107,19 @@ def tiles_over(scene: Scene, grid: TileGrid, aoi: shapely.Geometry | None) -> li
 
 
 def tile_windows(scene: Scene, tiles: list[Tile]) -> gpd.GeoDataFrame:
-    """Return the windows of tiles on the map, with `pixel`, the larger side of a pixel there."""
+    """Return the windows of tiles as polygons on the map, clipped to the scene.
+
+    Args:
+        scene: Gives the CRS and the transform.
+        tiles: Tiles of its grid.
+
+    Returns:
+        One row for each tile: `source`, `tile_row`, `tile_col`, and `pixel`, the larger side of a
+        pixel in map units.
+
+    Example:
+        >>> windows = tile_windows(scene, list(TileGrid(scene.width, scene.height)))
+    """
     return gpd.GeoDataFrame(
         {
             "source": np.full(len(tiles), scene.name, dtype=object),

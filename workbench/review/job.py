@@ -25,22 +25,21 @@ class ReviewJob(Parameters):
         description="vector file of the area where labels are complete; null: the fully reviewed "
         "tiles",
     )
-    out_dir: Text | None = Field(None, description="null: `review` in the run folder")
     next_source: Text | None = Field(
-        None, description="raster of the next scene, for its job.yaml; null: this scene again"
+        None, description="raster of the next scene, for job.yaml; null: the same scene"
     )
     chip_size: int | None = Field(
         None,
         ge=32,
         le=8192,
-        description="of the data set, pixels; null: 512, or the largest below it that gives one",
+        description="side of a chip, pixels; null: 512, or the largest smaller size that works",
     )
     val: Share = Field(0.15, description="share of the chips for validation")
     test: Share = Field(
         0.15, description="share of the chips for testing; the rest is for training"
     )
     default_class: int | None = Field(
-        None, description="class of labels without one; null: that of the run"
+        None, description="class of labels that have none; null: that of the run"
     )
     seed: int = Field(0, description="seed of the random split")
 

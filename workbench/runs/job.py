@@ -56,10 +56,10 @@ class Job(Parameters):
         "`tiny`: a small SAM that comes with the package; `classic`: a baseline without weights; "
         "`vit_b`, `vit_l`, `vit_h`: Meta's SAM, downloaded on first use",
     )
-    checkpoint: Text | None = parameter(None, "local weights file in place of the model's own")
+    checkpoint: Text | None = parameter(None, "local weights file instead of the model's own")
     device: Literal["auto", "cuda", "mps", "cpu"] = parameter("auto", "where the network runs")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = parameter(
-        "auto", "auto: on CUDA bf16 if it is native, else fp16; elsewhere fp32"
+        "auto", "auto: bf16 on CUDA if it is native there, else fp16; fp32 on CPU"
     )
     bands: tuple[int, int, int] | None = parameter(
         None, "three 1-based band numbers; auto: by colour interpretation"
@@ -68,7 +68,7 @@ class Job(Parameters):
         None, "two percentiles; auto: none for 8-bit rasters, else 2 and 98"
     )
     crs: Text | None = parameter(
-        None, "metric working CRS; auto: the raster's own, or UTM if that is not in metres"
+        None, "metric working CRS; auto: the raster's own if it is in metres, else UTM"
     )
     resolution_m: Positive | None = parameter(None, "resample to this ground resolution, metres")
     tile_size: int = parameter(1024, "side of a tile, pixels; SAM sees it at 1024", ge=64, le=8192)
@@ -77,7 +77,7 @@ class Job(Parameters):
     )
     points_per_side: int = parameter(32, "point prompts per tile side (n × n grid)", ge=1, le=256)
     crop_n_layers: int = parameter(
-        0, "layers of enlarged crops of each tile that SAM is prompted on as well", ge=0, le=4
+        0, "layers of enlarged crops of each tile in which SAM looks again", ge=0, le=4
     )
     pred_iou_thresh: Share = parameter(0.85, "keep masks with a predicted IoU above this")
     stability_score_thresh: Share = parameter(0.92, "keep masks that are at least this stable")
@@ -94,21 +94,17 @@ class Job(Parameters):
     max_area_m2: Positive | None = parameter(None, "remove masks larger than this, ground m²")
     fill_holes_m2: Positive | None = parameter(None, "fill holes smaller than this, ground m²")
     min_solidity: Share | None = parameter(
-        None, "remove masks whose area / area of the convex hull is smaller"
+        None, "remove masks with a lower ratio of area to convex hull area"
     )
     simplify_m: float | None = parameter(0.5, "tolerance of simplification, ground metres", ge=0)
     planar: bool = parameter(False, "no overlaps: smaller polygons on top, edges shared")
     classes: dict[int, str] = parameter(
-        {1: "object"}, "numbers and names of the classes that a reviewer can choose from"
+        {1: "object"}, "numbers and names of the classes for the review"
     )
-    default_class: int | None = parameter(
-        None, "class of all pre-labels; null: none until the review"
-    )
+    default_class: int | None = parameter(None, "class of all pre-labels; null: set in the review")
     scheduler: Text | None = parameter(None, "address of a Dask scheduler; null: this process")
     resume: bool = parameter(True, "reuse stored candidates; failed tiles are tried again")
-    interactive: bool | None = parameter(
-        None, "show widgets; auto: only if a person has opened the notebook"
-    )
+    interactive: bool | None = parameter(None, "show widgets; auto: only in JupyterLab and VS Code")
 
     @field_validator("crs")
     @classmethod

@@ -100,11 +100,22 @@ class Run:
         return figure_png(figure)
 
 
-def read_run(folder: Path) -> Run:
-    """Read a finished run back from its folder, with the pre-labels as they were before any review.
+def read_run(folder: str | Path) -> Run:
+    """Read a finished run from its folder, with the pre-labels as they were before any review.
 
-    No raster is opened: `run.yaml` describes the scenes. Only the columns, the CRS and the end of
-    the layer's file are read. Raises `RunFolderError` if the folder holds no finished run.
+    No raster is opened: `run.yaml` describes the scenes. The layer itself is read when first used.
+
+    Args:
+        folder: A run folder.
+
+    Returns:
+        The run, as `run` returned it.
+
+    Raises:
+        RunFolderError: The folder holds no finished run, or a damaged one.
+
+    Example:
+        >>> read_run("runs/ortho").layer["confidence"].median()
     """
     folder = Path(folder).absolute()
     record = read_record(folder)

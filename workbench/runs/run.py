@@ -14,10 +14,23 @@ from workbench.runs.segment import segment
 
 
 def run(job: Job) -> Run:
-    """Do all that a job asks for and return what is in its run folder.
+    """Do a job and write its run folder.
 
-    Raises a `WorkbenchError` before any long work if the job cannot be done, and `RunFailedError`
-    after all files are written if some tiles failed.
+    Tiles that an earlier run has stored in the same folder are not computed again.
+
+    Args:
+        job: All parameters. Relative paths start in the current folder.
+
+    Returns:
+        The finished run. Its layer is in the working CRS, areas are ground square metres.
+
+    Raises:
+        WorkbenchError: The job cannot be done; raised before any long work.
+        RunFailedError: Some tiles failed; raised after all files are written.
+
+    Example:
+        >>> made = run(Job(source="ortho.tif", out_dir="runs/ortho"))
+        >>> made.layer.to_file("ortho.gpkg")
     """
     with closing(prepare(job)) as plan:
         done = plan.n_tiles - len(pending(plan))  # by an earlier run

@@ -121,9 +121,17 @@ def write_sample(sample: Sample, folder: Path) -> Path:
 
 
 def sample_scene(folder: Path | None = None) -> Path:
-    """Return the path of the demo scene's raster, made on the first call.
+    """Return the path of the sample scene's raster, which the first call makes.
 
-    It lies in `folder`, by default in the user's cache.
+    Args:
+        folder: Where to keep it; None is the user's cache.
+
+    Returns:
+        `sample.tif`, 2048 × 1536 pixels of 0.3 m in EPSG:32632. `sample_objects.gpkg` beside it
+        holds the true objects.
+
+    Example:
+        >>> scene = open_scene(sample_scene())
     """
     if folder is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -1,7 +1,7 @@
-"""What the lesson measures: a tile's proposals, seams, simplification and advice, by ground truth.
+"""What the tour measures against ground truth: candidates, seams, simplification and advice.
 
-Nothing here is needed to label a raster. It puts what the rest of the package does beside what is
-really there, which is known of a sample scene only.
+Nothing here is needed to label a raster. It compares the results of the package with the true
+objects, which are known only for a sample scene.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ STEPS = tuple(percent / 100 for percent in range(50, 100))  # of a slider
 
 @dataclass(frozen=True, eq=False)
 class Proposals:
-    """What was proposed for a tile, all of it valid, beside what is there.
+    """The candidates of a tile without invalid pixels, and the true objects there.
 
-    `masks` has a row for each of `candidates`, with the columns of `to_polygons` and of the object
-    that it fits best `true_iou`, `kind`, and its row in `truth` as `object`; -1 if it fits none.
-    `truth` is clipped to the tile.
+    `masks` has a row for each of `candidates`, with the columns of `to_polygons`. For the object
+    that a mask fits best it also has `true_iou`, `kind` and `object`, its row in `truth`, or -1 if
+    the mask fits none. `truth` is clipped to the tile.
     """
 
     scene: Scene
@@ -49,7 +49,7 @@ class Proposals:
     truth: gpd.GeoDataFrame
 
     def kept(self, thresholds: Thresholds) -> NDArray[np.int64]:
-        """Return the rows that are left by both thresholds and non-maximum suppression."""
+        """Return the rows that both thresholds and non-maximum suppression keep."""
         return Selector(self.candidates).rows(thresholds)
 
 
@@ -63,7 +63,7 @@ def propose(
     masks = to_polygons(candidates, scene, grid, {})
     there = with_area(truth.clip(scene.window_polygon(tile.window))).reset_index(drop=True)
     pairs = match(masks, there, at_least=0.01)
-    best = np.argsort(pairs.iou, kind="stable")  # of several objects the best comes last
+    best = np.argsort(pairs.iou, kind="stable")  # if a mask fits several, the best comes last
     number = np.full(len(masks), -1)
     number[pairs.predicted[best]] = pairs.reference[best]
     kind = np.where(number < 0, "nothing", there["kind"].to_numpy(object)[number])
@@ -72,10 +72,10 @@ def propose(
 
 
 def comebacks(proposals: Proposals, pred_iou_thresh: float) -> pd.DataFrame:
-    """List the masks that a higher stability threshold brings back, the greatest gain first.
+    """List the masks that a higher stability threshold brings back, largest gain first.
 
-    A row for each: the threshold `at` which it returns, its row among the masks, that of the
-    `rival` which suppressed it one step before, and of both the scores and the true IoU.
+    Each row has the threshold `at` which the mask returns, its `row` among the masks, the row of
+    the `rival` that suppressed it one step before, and the scores and true IoU of both.
     """
     selector = Selector(proposals.candidates)
     settings = [Thresholds(pred_iou_thresh, step) for step in STEPS]
@@ -116,12 +116,12 @@ def window_edges(run: Run) -> BaseGeometry:
 
 
 def seam_table(runs: Mapping[str, Run], truth: gpd.GeoDataFrame, cut: str) -> pd.DataFrame:
-    """Compare runs, each with the seams of its own tiles, one row for each.
+    """Compare runs, one row for each.
 
-    `end with a tile` counts the polygons that have 10 m of their outline where the window of a tile
-    ends inside the raster. Recall is that of the objects that the seams of the run called `cut`
-    cross, and of all others, the same objects in each row, at an IoU of 0.75: whoever gets three
-    quarters of a field has not found it.
+    `end with a tile` counts the polygons with more than 10 m of outline along the edges of tile
+    windows inside the raster. `recall on seams` is for the objects that the seams of the run `cut`
+    cross, `recall elsewhere` for all others; every row uses the same objects. The IoU must be 0.75:
+    three quarters of a field is not the field.
     """
     crossed = truth.intersects(seam_lines(runs[cut])).to_numpy()
     rows = {}
@@ -140,7 +140,7 @@ def seam_table(runs: Mapping[str, Run], truth: gpd.GeoDataFrame, cut: str) -> pd
 
 
 def lost_on_seam(runs: Sequence[Run], truth: gpd.GeoDataFrame) -> BaseGeometry:
-    """Return the object that the first and third run find and the second one cuts worst."""
+    """Return the object that the second run cuts worst, among those that the others find."""
     whole, cut, merged = (match(run.layer, truth).best_iou() for run in runs)
     best = int(np.argmax(np.minimum(whole, merged) - cut))
     found: BaseGeometry = truth.geometry.iloc[best]
@@ -151,7 +151,7 @@ def lost_on_seam(runs: Sequence[Run], truth: gpd.GeoDataFrame) -> BaseGeometry:
 
 
 def simplified(layer: gpd.GeoDataFrame, metres: float, *, planar: bool = False) -> gpd.GeoDataFrame:
-    """Clean a layer of exact polygons of nothing but their corners."""
+    """Simplify a layer of exact polygons, without any other cleaning."""
     return clean(layer, Cleaning(min_area_px=0, simplify_m=metres or None, planar=planar))
 
 
@@ -177,7 +177,7 @@ def simplify_table(layer: gpd.GeoDataFrame, tolerances: Sequence[float]) -> pd.D
 
 
 def coverage_table(layers: Mapping[str, gpd.GeoDataFrame]) -> pd.DataFrame:
-    """Say how far layers are from a coverage, one row for each.
+    """Measure the overlaps and gaps of layers, one row for each.
 
     The first layer is the exact one: a gap is a hole between polygons where it has none.
     """
@@ -194,7 +194,7 @@ def coverage_table(layers: Mapping[str, gpd.GeoDataFrame]) -> pd.DataFrame:
 
 
 def gaps_between(layer: gpd.GeoDataFrame, exact: BaseGeometry) -> gpd.GeoSeries:
-    """Return the holes of a whole layer that lie in the area that it should cover."""
+    """Return the holes of a layer inside the area that it should cover."""
     rings, part = shapely.get_rings(shapely.get_parts(layer.union_all()), return_index=True)
     holes = gpd.GeoSeries(shapely.polygons(rings[1:][part[1:] == part[:-1]]), crs=layer.crs)
     return holes[holes.difference(exact).area < 1e-6 * holes.area]
@@ -205,10 +205,10 @@ def gaps_between(layer: gpd.GeoDataFrame, exact: BaseGeometry) -> gpd.GeoSeries:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """Advice from some tiles of a run, and what it is worth on the others.
+    """Advice from some tiles of a run, and its score on the other tiles.
 
-    `table` has the thresholds and F1 on the other tiles for the default, the advised and the best
-    possible setting.
+    `table` has the thresholds, and the F1 on the other tiles, for the default, the advised and the
+    best possible setting.
     """
 
     advice: Advice
@@ -217,7 +217,7 @@ class Trial:
 
 
 def try_advice(run: Run, reference: gpd.GeoDataFrame, *, every: int = 3) -> Trial:
-    """Advise by every third tile, as if nobody had labelled the others, and score it on those."""
+    """Advise from every third tile, as if only these were labelled; score it on the others."""
     planes = tile_planes(run, reference, run.tiles["tile"])
     names = tuple(planes)[::every]
     advice = advise([planes[name] for name in names], run.job.thresholds)

@@ -1,4 +1,4 @@
-"""Pictures of the lesson: large type, few colours, a sentence below each."""
+"""Pictures of the tour: large type, few colours, a sentence below each."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ from workbench.raster.scene import Scene
 from workbench.runs.result import Run
 from workbench.teaching.measures import Proposals, Trial, gaps_between, seam_lines, simplified
 
-# told apart by the colour blind, and from fields, roofs and roads
+# differ for colour-blind people, and from fields, roofs and roads
 TRUTH, MASK, RIVAL, BACK = "#ffffff", "#00e5ff", "#ff8a00", "#ff2fd0"
 SEAM = "#ffe600"
-_STABILITY_OFFSET = 1.0  # of the logits, as SamAutomaticMaskGenerator
+_STABILITY_OFFSET = 1.0  # in logits, as in SamAutomaticMaskGenerator
 
 
 class Plate(Figure):
-    """A row of panels that a notebook shows by itself, with a sentence of what to see in it.
+    """A row of panels with a sentence about what to see; a notebook displays it by itself.
 
-    `aspect` is height by width of a panel. No wider than a notebook's column on a small laptop, so
-    that type is as large there as the text around it; no higher than its screen.
+    `aspect` is the height of a panel divided by its width. The row is no wider than the column of a
+    notebook on a small laptop, so that type is as large as the text around it, and no higher than
+    its screen.
     """
 
     def __init__(self, caption: str, panels: int, aspect: float = 1.0) -> None:
@@ -68,7 +69,7 @@ def draw_prompt(predictor: Any, proposals: Proposals, x: float, y: float) -> Pla
     kinds = [kind.replace("_", " ") for kind in here["kind"]]
     names = " and ".join(kinds) or "nothing that is labelled"
     plate = Plate(
-        f"One prompt (✕) and SAM's three answers. In truth, here is: {names}.", len(masks)
+        f"One prompt (✕) and SAM's three answers. The true object here: {names}.", len(masks)
     )
     place = here.union_all() if len(here) else at.buffer(30)
     for axes, mask, score in zip(plate.panels, masks, scores, strict=True):
@@ -86,10 +87,10 @@ def draw_prompt(predictor: Any, proposals: Proposals, x: float, y: float) -> Pla
 
 
 def draw_stability(predictor: Any, proposals: Proposals, rows: list[int]) -> Plate:
-    """Draw masks cut a little tighter and a little looser; what is shared is their stability."""
+    """Draw masks cut a little tighter and a little looser; stability is the share in common."""
     plate = Plate(
-        "Each mask cut at logits of +1 (orange) and −1 (blue is what that adds): a stable one "
-        "hardly moves.",
+        "Each mask cut at a logit of +1 (orange) and of −1 (adds the blue part). A stable mask "
+        "hardly changes.",
         len(rows),
     )
     transform = proposals.scene.window_transform(proposals.tile.window)
@@ -111,8 +112,8 @@ def draw_stability(predictor: Any, proposals: Proposals, rows: list[int]) -> Pla
 def draw_scores(masks: gpd.GeoDataFrame) -> Plate:
     """Draw both scores of all masks against their true IoU, with the mean of each tenth."""
     plate = Plate(
-        f"{len(masks):,} masks of one tile against the ground truth; large points: the mean of "
-        "each tenth of the axis. On the dashed line a score tells the truth.",
+        f"{len(masks):,} masks of one tile against the ground truth. Large points: the mean of "
+        "each tenth of the axis. On the dashed line, score and true IoU are equal.",
         2,
     )
     for axes, name, column in zip(
@@ -135,8 +136,8 @@ def draw_comeback(proposals: Proposals, case: pd.Series) -> Plate:
     """Draw one of `comebacks` just below its threshold and at it."""
     mask, rival = (proposals.masks.iloc[[int(case[name])]] for name in ("row", "rival"))
     plate = Plate(
-        "Dashed: the truth. Left: the orange mask has the better predicted IoU and suppresses the "
-        "pink one. Right: it fails the stricter threshold, so nothing suppresses the pink one.",
+        "Dashed: the true object. Left: the orange mask has the higher predicted IoU and "
+        "suppresses the pink one. Right: it fails the stricter threshold, so the pink one is kept.",
         2,
     )
     both = shapely.union_all([*mask.geometry, *rival.geometry])
@@ -153,14 +154,14 @@ def draw_comeback(proposals: Proposals, case: pd.Series) -> Plate:
 
 
 def draw_kept(proposals: Proposals, pred_iou_thresh: float, stability: float) -> Plate:
-    """Draw what two thresholds keep, and what a lower stability threshold would not."""
+    """Draw the masks that two thresholds keep, and mark those that a lower stability drops."""
     now = proposals.kept(Thresholds(pred_iou_thresh, round(stability, 2)))
     before = proposals.kept(Thresholds(pred_iou_thresh, max(round(stability - 0.05, 2), 0)))
     back = np.setdiff1d(now, before)
     masks = proposals.masks
     plate = Plate(
-        f"Stability {stability:.2f}: {len(now)} masks (blue), of which {len(back)} (pink) are not "
-        f"there at {stability - 0.05:.2f}.",
+        f"Stability {stability:.2f} keeps {len(now)} masks (blue). {len(back)} of them (pink) are "
+        f"not kept at {stability - 0.05:.2f}.",
         1,
     )
     (axes,) = plate.panels
@@ -175,10 +176,10 @@ def draw_kept(proposals: Proposals, pred_iou_thresh: float, stability: float) ->
 
 
 def draw_seams(runs: Mapping[str, Run], place: BaseGeometry) -> Plate:
-    """Draw an object in several runs, and in colours of their own the polygons that lie on it."""
+    """Draw an object in several runs, each polygon on it in its own colour."""
     plate = Plate(
-        "Yellow: where tiles meet. White: one object. Each colour is one polygon: cut without "
-        "overlap, one again with it.",
+        "Yellow: where tiles meet. White: one object. Each colour is one polygon: cut into pieces "
+        "without overlap, whole again with it.",
         len(runs),
     )
     frame = _around(place, 0.25)
@@ -207,8 +208,8 @@ def draw_simplified(scene: Scene, exact: gpd.GeoDataFrame, metres: float) -> Pla
     """Draw the outline of one polygon as it is and simplified, with its corners."""
     frame = _around(exact.union_all(), 0.1)
     plate = Plate(
-        "Left: along the edges of pixels, as masks are. Right: simplified "
-        f"within {metres:g} m. Dots are corners.",
+        "Left: along the edges of pixels, like the mask. Right: simplified with a tolerance of "
+        f"{metres:g} m. Dots are corners.",
         2,
     )
     for axes, tolerance in zip(plate.panels, (0.0, metres), strict=True):
@@ -223,15 +224,15 @@ def draw_simplified(scene: Scene, exact: gpd.GeoDataFrame, metres: float) -> Pla
 
 
 def draw_coverage(layers: Mapping[str, gpd.GeoDataFrame]) -> Plate:
-    """Draw where layers overlap and where they gape, around the widest gap of the second one.
+    """Draw the overlaps and gaps of layers, around the largest gap of the second one.
 
-    The first layer is the exact one, by which gaps are known; it is not drawn.
+    The first layer is the exact one, which defines the gaps; it is not drawn.
     """
     (_, exact), *others = layers.items()
     area = exact.union_all()
     plate = Plate(
-        "Orange: in two polygons at once. Black: in none, though it was in one before. Simplified "
-        "together, neighbours share every corner, so neither can happen.",
+        "Orange: in two polygons at once. Black: in none, but it was in one before. If neighbours "
+        "are simplified together, they share every corner, so neither can happen.",
         len(others),
     )
     gaps = gaps_between(others[0][1], area)
@@ -256,8 +257,8 @@ def draw_trial(trial: Trial, before: Run, after: Run, reference: gpd.GeoDataFram
     """Draw the layers at the default and at the advised thresholds, with the labelled tiles."""
     left, bottom, right, top = before.tiles.total_bounds
     plate = Plate(
-        f"White: the {len(reference)} objects that are wanted. Blue: a polygon that matches one. "
-        "Orange: the others. Yellow: the labelled tiles. F1 is that on all other tiles.",
+        f"White: the {len(reference)} wanted objects. Blue: polygons that match one. Orange: all "
+        "other polygons. Yellow: the labelled tiles. F1 is measured on the other tiles.",
         2,
         (top - bottom) / (right - left),
     )
@@ -282,7 +283,7 @@ def draw_trial(trial: Trial, before: Run, after: Run, reference: gpd.GeoDataFram
 
 
 def _around(place: BaseGeometry, more: float) -> tuple[float, float, float, float]:
-    """Bounds of a square around a place, larger than it by a share of its size on each side."""
+    """Return the bounds of a square around a place, with a margin as a share of its size."""
     left, bottom, right, top = place.bounds
     x, y, reach = (left + right) / 2, (bottom + top) / 2, max(right - left, top - bottom) / 2
     reach *= 1 + 2 * more
@@ -290,7 +291,7 @@ def _around(place: BaseGeometry, more: float) -> tuple[float, float, float, floa
 
 
 def _imagery(axes: Axes, scene: Scene, bounds: Any) -> None:
-    """Show what lies in some bounds of the map."""
+    """Show the imagery within some map bounds."""
     window = from_bounds(*bounds, scene.transform).round_offsets().round_lengths()
     window = window.intersection(scene.window)
     rgb, _ = scene.read(window)
@@ -306,7 +307,7 @@ def _frame(axes: Axes, bounds: Any) -> None:
 
 
 def _shapes(axes: Axes, layer: gpd.GeoDataFrame, color: Any, *, alpha: float = 0.3) -> None:
-    """Fill shapes thinly and draw their outlines."""
+    """Fill shapes lightly and draw their outlines."""
     if len(layer):
         layer.plot(ax=axes, facecolor=color, edgecolor="none", alpha=alpha, aspect=None)
         layer.plot(ax=axes, facecolor="none", edgecolor=color, linewidth=2, aspect=None)
@@ -314,7 +315,7 @@ def _shapes(axes: Axes, layer: gpd.GeoDataFrame, color: Any, *, alpha: float = 0
 
 
 def _dashed(axes: Axes, objects: gpd.GeoDataFrame) -> None:
-    """Draw the outlines of the truth."""
+    """Draw the outlines of true objects."""
     if len(objects):
         line = (0, (3, 2))
         objects.boundary.plot(ax=axes, color=TRUTH, linewidth=2, linestyle=line, aspect=None)
@@ -324,7 +325,7 @@ def _dashed(axes: Axes, objects: gpd.GeoDataFrame) -> None:
 def _fill(
     axes: Axes, mask: NDArray[np.bool_], transform: Any, color: str, *, alpha: float = 0.5
 ) -> None:
-    """Lay a mask `(h, w)` of pixels over the map."""
+    """Draw a mask `(h, w)` of pixels on the map."""
     (left, top), (right, bottom) = transform @ (0, 0), transform @ mask.shape[::-1]
     shown = np.ma.masked_where(~mask, np.ones(mask.shape))
     limits = axes.get_xlim(), axes.get_ylim()

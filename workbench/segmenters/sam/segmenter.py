@@ -305,10 +305,24 @@ def sam_segmenter(
     points_per_batch: int | None = None,
     threads: int | None = None,
 ) -> SamSegmenter:
-    """Choose a model of `MODELS` with its own weights, or those of a local `checkpoint`.
+    """Choose a model with its own weights, or those of a local `checkpoint`.
 
     Nothing is downloaded or loaded before `load`, so that a store of candidates can be recognised
     on a machine that has neither the weights nor the device.
+
+    Args:
+        model: `tiny`, `vit_b`, `vit_l` or `vit_h`.
+        checkpoint: Local weights file; all other arguments are as in `Job`.
+
+    Returns:
+        The segmenter. Call `load` before `propose`.
+
+    Raises:
+        JobError: The model, device or precision is unknown.
+        CheckpointError: There is no file `checkpoint`.
+
+    Example:
+        >>> segmenter = sam_segmenter("tiny", points_per_side=16)
     """
     if model not in MODELS:
         raise JobError(f"model {model!r} is unknown. Take one of {', '.join(MODELS)}.")
