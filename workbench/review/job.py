@@ -18,12 +18,15 @@ class ReviewJob(Parameters):
         None, description="the reviewed GeoPackage; null: `prelabels.gpkg` in the run folder"
     )
     reference: Text | None = Field(
-        None, description="vector file to advise thresholds from, instead of the review"
+        None, description="vector file of labels to recommend from, instead of the review"
     )
     labelled_area: Text | None = Field(
         None,
         description="vector file of the area where labels are complete; null: the fully reviewed "
         "tiles",
+    )
+    out_dir: Text | None = Field(
+        None, description="folder for the results; null: `review` in the run folder"
     )
     next_source: Text | None = Field(
         None, description="raster of the next scene, for job.yaml; null: the same scene"
@@ -41,7 +44,7 @@ class ReviewJob(Parameters):
     default_class: int | None = Field(
         None, description="class of labels that have none; null: that of the run"
     )
-    seed: int = Field(0, description="seed of the random split")
+    seed: int = Field(0, description="random seed of the split")
 
     @field_validator("run_dir", mode="before")
     @classmethod
@@ -53,13 +56,10 @@ class ReviewJob(Parameters):
     @model_validator(mode="after")
     def _some_are_for_training(self) -> Self:
         if self.val + self.test >= 1:
-            raise ValueError(
-                f"val ({self.val:g}) and test ({self.test:g}) leave nothing for train: choose "
-                "shares that add up to less than 1"
-            )
+            raise ValueError(f"val ({self.val:g}) and test ({self.test:g}) leave nothing for train")
         return self
 
-    # last, because the validator that is defined last sees a value first
+    # last, for what is defined last sees a value first
     _as_meant = field_validator("*", mode="before")(as_meant)
 
     @property
