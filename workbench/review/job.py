@@ -56,10 +56,13 @@ class ReviewJob(Parameters):
     @model_validator(mode="after")
     def _some_are_for_training(self) -> Self:
         if self.val + self.test >= 1:
-            raise ValueError(f"val ({self.val:g}) and test ({self.test:g}) leave nothing for train")
+            raise ValueError(
+                f"val ({self.val:g}) and test ({self.test:g}) leave nothing for train: choose "
+                "shares that add up to less than 1"
+            )
         return self
 
-    # last, for what is defined last sees a value first
+    # last, because the validator that is defined last sees a value first
     _as_meant = field_validator("*", mode="before")(as_meant)
 
     @property
