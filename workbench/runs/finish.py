@@ -54,7 +54,7 @@ def finish(plan: Plan) -> Run:
 
     start = time.perf_counter()
     styles = qgis.styles(plan.job.classes, plan.job.planar)
-    tiles = write_layer(_layer(plan), ledger, plan.folder, styles=styles).tiles
+    tiles = write_layer(layer_batches(plan), ledger, plan.folder, styles=styles).tiles
     scenes = tuple(part.scene for part in plan.scenes)
     result = Run(plan.job, plan.folder, scenes, tiles, plan.aoi)
     _write(result, time.perf_counter() - start)
@@ -69,7 +69,7 @@ def finish(plan: Plan) -> Run:
     return result
 
 
-def _layer(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
+def layer_batches(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
     """Select, trace, merge and clean: the layer in batches, by source, tile and ordinal."""
     merged = merge_seams(_traced(plan), _windows(plan), plan.folder)
     if plan.job.planar:  # any polygon may cut any other
