@@ -69,6 +69,4 @@ def cost_of_pairs(
     n_drawn = int(np.count_nonzero(best < NEARLY))
     n_mended = int(np.count_nonzero((best >= NEARLY) & (best < FITS)))
     seconds = look_s * pairs.n_predicted + mend_s * n_mended + draw_s * n_drawn
-    return ReviewCost(
-        seconds, draw_s * pairs.n_reference, pairs.n_predicted, n_mended, n_drawn
-    )
+    return ReviewCost(seconds, draw_s * pairs.n_reference, pairs.n_predicted, n_mended, n_drawn)

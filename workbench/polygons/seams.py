@@ -31,17 +31,20 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from workbench.candidates.offer import Offer, Reason, Shared, one_label_per_object
 from workbench.polygons.clean import only_polygons
 from workbench.polygons.on_disk import SpilledPolygons
-from workbench.polygons.seam_pairs import BATCH, MATCH, SUREST, common_frame, compare_neighbours
-
-DUPLICATE = 0.7  # IoU from which two finished polygons are one too many
+from workbench.polygons.overlap import common_area, may_conflict
+from workbench.polygons.seam_pairs import BATCH, MATCH, SUREST, compare_neighbours
 
 KEY = ["source", "tile_row", "tile_col"]
 
 
 def merge_seams(
-    polygons: Iterable[gpd.GeoDataFrame], windows: gpd.GeoDataFrame, folder: Path | None = None
+    polygons: Iterable[gpd.GeoDataFrame],
+    windows: gpd.GeoDataFrame,
+    folder: Path | None = None,
+    offer: Offer = Offer(),  # noqa: B008  a plain value
 ) -> Iterator[gpd.GeoDataFrame]:
     """Make one polygon of each object that several tiles saw; yields them in batches.
 
@@ -51,6 +54,8 @@ def merge_seams(
     also where the windows end, and where a tile cut a polygon that the next one does not continue.
     The result does not depend on the order of the rows and is sorted by source, tile and ordinal;
     there is at least one batch.
+
+    `offer` applies to what different tiles saw as it did within each tile.
 
     Geometry lies in a file in `folder` meanwhile. Of all polygons memory holds numbers only, and
     the geometry of some neighbours.
@@ -63,7 +68,7 @@ def merge_seams(
         at_edge = rows["at_edge"].to_numpy() | unfinished | _reach_the_end(shapes, windows)
         rows = _unite(rows.assign(n_tiles=1, at_edge=at_edge), shapes, groups, keep, tile, rank)
         seen_by = partial(_seen_by, groups, tile)
-        keep[_duplicates(shapes, np.flatnonzero(keep), windows, seen_by, rank)] = False
+        keep[_not_offered(shapes, np.flatnonzero(keep), windows, seen_by, rank, offer)] = False
         for batch in _in_batches(np.flatnonzero(keep)):
             key = windows[KEY].iloc[tile[batch]].reset_index(drop=True)
             frame = pd.concat([key, rows.iloc[batch].reset_index(drop=True)], axis=1)
@@ -289,43 +294,33 @@ def _neighbourhoods(
         start = end
 
 
-def _duplicates(
+def _not_offered(
     shapes: SpilledPolygons,
     rows: NDArray[np.int64],
     windows: gpd.GeoDataFrame,
     seen_by: Callable[[int], set[int]],
     rank: NDArray[np.int64],
-) -> list[int]:
-    """Rows that repeat a better one, though no tile has seen both; else suppression has decided.
+    offer: Offer,
+) -> NDArray[np.int64]:
+    """Rows that repeat a better one, or overlap one that no tile has seen together with them.
 
-    `seen_by` gives the tiles that saw a row.
+    `seen_by` gives the tiles that saw a row: what one tile has seen, it has decided about.
     """
-    found: set[tuple[int, int]] = set()
+    found = [np.empty((0, 2), np.int64)]
     for near in _neighbourhoods(shapes.bounds, rows, windows):
         frames = np.asarray(shapely.box(*shapes.bounds[near].T), object)
         i, j = shapely.STRtree(frames).query(frames)
         i, j = near[i[i < j]], near[j[i < j]]
-        # sizes and frames alone rule nearly all pairs out, at a fraction of an intersection's cost
-        area, other_area = shapes.area[i], shapes.area[j]
-        most = np.minimum(
-            common_frame(shapes.bounds[i], shapes.bounds[j]), np.minimum(area, other_area)
-        )
-        possible = most > DUPLICATE * (area + other_area - most)
-        found.update(
-            (m, n)
-            for m, n in zip(i[possible].tolist(), j[possible].tolist(), strict=True)
-            if not seen_by(m) & seen_by(n)
-        )
-    pairs = sorted(found)
-    same: list[tuple[int, int]] = []
+        possible = may_conflict(shapes.bounds[i], shapes.bounds[j], shapes.area[i], shapes.area[j],
+                                offer)  # fmt: skip
+        found.append(np.column_stack((i[possible], j[possible])))
+    pairs = np.unique(np.concatenate(found), axis=0)
+    apart = [not seen_by(m) & seen_by(n) for m, n in pairs.tolist()]
+    pairs = pairs[np.array(apart, bool)]
+    common = [np.empty(0)]
     for batch in _in_batches(np.arange(len(pairs))):
-        i, j = np.array(pairs, np.int64).reshape(-1, 2)[batch].T
-        common = shapely.area(shapely.intersection(shapes[i], shapes[j]))
-        over = common > DUPLICATE * (shapes.area[i] + shapes.area[j] - common)
-        same += zip(i[over].tolist(), j[over].tolist(), strict=True)
-    by_rank = [sorted(pair, key=lambda row: rank[row]) for pair in same]
-    gone: set[int] = set()
-    for best, worse in sorted(by_rank, key=lambda pair: (rank[pair[0]], rank[pair[1]])):
-        if best not in gone:
-            gone.add(worse)
-    return sorted(gone)
+        i, j = pairs[batch].T
+        common.append(common_area(shapes[i], shapes[j]))
+    shared = Shared(pairs[:, 0], pairs[:, 1], np.concatenate(common))
+    decided = one_label_per_object(shared, shapes.area, rank, offer)
+    return np.flatnonzero(decided.reason != Reason.OFFERED)

@@ -13,6 +13,7 @@ import shapely
 
 from workbench._support.files import atomic_path
 from workbench._support.text import duration
+from workbench.candidates.offer import offered
 from workbench.candidates.select import select
 from workbench.candidates.store import valid_masks
 from workbench.candidates.table import Candidates
@@ -71,7 +72,7 @@ def finish(plan: Plan) -> Run:
 
 def layer_batches(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
     """Select, trace, merge and clean: the layer in batches, by source, tile and ordinal."""
-    merged = merge_seams(_traced(plan), _windows(plan), plan.folder)
+    merged = merge_seams(_traced(plan), _windows(plan), plan.folder, plan.job.offer)
     if plan.job.planar:  # any polygon may cut any other
         merged = iter([pd.concat(merged, ignore_index=True)])
     for batch in merged:
@@ -83,8 +84,9 @@ def _traced(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
     for part in plan.scenes:
         yield to_polygons(Candidates.empty(plan.job.rules), part.scene, part.grid, {})
         for candidates, records in plan.store.read([part.index(tile) for tile in part.tiles]):
-            chosen = select(candidates, plan.job.thresholds)
             valid = valid_masks(records, candidates.rules)
+            selected = select(candidates, plan.job.thresholds)
+            chosen = offered(selected, part.grid, valid, plan.job.offer)
             yield to_polygons(chosen, part.scene, part.grid, valid)
 
 

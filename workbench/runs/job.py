@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from workbench._support.yaml import read_yaml
+from workbench.candidates.offer import Offer, Overlaps
 from workbench.candidates.select import Thresholds
 from workbench.candidates.table import Rules
 from workbench.errors import JobError
@@ -87,6 +88,19 @@ class Job(Parameters):
     )
     box_nms_thresh: Share = parameter(0.7, "of two masks with a higher box IoU the worse one goes")
     crop_nms_thresh: Share = parameter(0.7, "the same among crops")
+    max_area_share: Share | None = parameter(
+        0.8,
+        "masks that cover more of their tile's valid pixels are no labels, nor are those that "
+        "touch three or four edges of the scene; null: offer them too",
+    )
+    duplicate_iou: Share | None = parameter(
+        0.7, "of two masks with a higher mask IoU only the better one is a label; null: both"
+    )
+    overlaps: Overlaps = parameter(
+        "nested",
+        "`all`: labels may overlap freely; `nested`: only parts on top of their wholes; `one`: "
+        "one label at each place",
+    )
     min_area_px: int | None = parameter(500, "mask parts smaller than this go, pixels", ge=0)
     min_area_m2: float | None = parameter(None, "masks smaller than this go, ground m²", ge=0)
     max_area_m2: Positive | None = parameter(None, "masks larger than this go, ground m²")
@@ -222,6 +236,11 @@ class Job(Parameters):
     def thresholds(self) -> Thresholds:
         """The two sliders."""
         return Thresholds(self.pred_iou_thresh, self.stability_score_thresh)
+
+    @property
+    def offer(self) -> Offer:
+        """Which of the selected masks become labels."""
+        return Offer(self.max_area_share, self.duplicate_iou, self.overlaps)
 
     @property
     def rules(self) -> Rules:

@@ -78,7 +78,7 @@ def resolve(job: Job, scenes: Sequence[Scene], segmenter: Segmenter) -> dict[str
     """All that was decided for this run, as `run.yaml` holds it."""
     identity = {
         "crs": scenes[0].crs.to_string(),
-        "tiling": {"tile_size": job.tile_size, "overlap": job.overlap},
+        "tiling": {"tile_size": job.tile_size, "overlap": job.overlap, "windows": "spread evenly"},
         "segmenter": dict(segmenter.key),
     }
     packages = ("sam-workbench", "torch", "rasterio", "shapely", "numpy", "opencv-python-headless")

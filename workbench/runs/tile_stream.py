@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
 from threading import Event
@@ -53,6 +53,8 @@ def store_tiles(tiles: Sequence[SegmentedTile], store: CandidateStore, rules: Ru
     """Store tiles of one scene, all made under the same rules, in one file."""
     if tiles:
         tables = [tile.candidates for tile in tiles if tile.candidates is not None]
+        grid = tiles[0].part.grid
+        rules = replace(rules, height=grid.window_height, width=grid.window_width)
         table = concat(tables) if tables else Candidates.empty(rules)
         store.write(table, [tile.record for tile in tiles])
 
