@@ -65,21 +65,15 @@ class Offered:
 
 @dataclass(frozen=True)
 class Shared:
-    """Pairs of rows `(m,)` that have an area in common, and its size."""
+    """Pairs of rows `(m,)` that have an area in common, and its size.
+
+    Where `overlaps` is false, the pair may overlap as it likes; it may not be a double.
+    """
 
     i: NDArray[np.int64]
     j: NDArray[np.int64]
     common: NDArray[np.float64]
-
-    @classmethod
-    def none(cls) -> Shared:
-        """No pairs."""
-        return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-
-    def among(self, wanted: NDArray[np.bool_]) -> Shared:
-        """Only the pairs of which both rows are wanted `(n,)`."""
-        both = wanted[self.i] & wanted[self.j]
-        return Shared(self.i[both], self.j[both], self.common[both])
+    overlaps: NDArray[np.bool_]
 
 
 def offered(
@@ -124,7 +118,8 @@ class TileMasks:
         self._sides = _scene_edges_touched(candidates.boxes, tile, grid)
         self.share = self._shares(tile, grid, valid)  # of the tile's valid pixels
         self._compared = np.zeros(len(candidates), bool)
-        self._shared = Shared.none()
+        self._i, self._j = np.empty((2, 0), np.int64)
+        self._common = np.empty(0)
 
     def offered(self, rows: NDArray[np.int64], offer: Offer) -> Offered:
         """Decide for `rows`, all that are selected; other rows count as offered."""
@@ -137,14 +132,16 @@ class TileMasks:
             reason[whole], left[whole] = Reason.WHOLE_TILE, False
         if offer.overlaps != "all" or offer.duplicate_iou is not None:
             self._compare(np.flatnonzero(left))
-            shared = self._shared.among(left)
+            both = left[self._i] & left[self._j]
+            i, j, common = self._i[both], self._j[both], self._common[both]
+            shared = Shared(i, j, common, np.ones(len(i), bool))
             decided = one_label_per_object(shared, self._area, self._rank, offer)
             gone = decided.reason != Reason.OFFERED
             reason[gone], rival[gone] = decided.reason[gone], decided.rival[gone]
         return Offered(reason, rival)
 
     def _compare(self, rows: NDArray[np.int64]) -> None:
-        """Let `_shared` hold all pairs of these rows."""
+        """Find the pairs of these rows that share an area."""
         new = rows[~self._compared[rows]]
         if not len(new):
             return
@@ -159,10 +156,8 @@ class TileMasks:
         i, j = new[a], others[b]
         share = iou[a, b]
         common = share * (self._area[i] + self._area[j]) / (1 + share)
-        before = self._shared
-        self._shared = Shared(
-            np.append(before.i, i), np.append(before.j, j), np.append(before.common, common)
-        )
+        self._i, self._j = np.append(self._i, i), np.append(self._j, j)
+        self._common = np.append(self._common, common)
         self._compared[new] = True
 
     def _shares(
@@ -196,10 +191,11 @@ def one_label_per_object(
     if offer.duplicate_iou is not None:
         twice = shared.common > offer.duplicate_iou * union
     both = twice.copy()
-    if offer.overlaps == "nested":
-        both |= (shared.common > APART * smaller) & (shared.common < INSIDE * smaller)
-    elif offer.overlaps == "one":
-        both |= shared.common > APART * smaller
+    if offer.overlaps != "all":
+        partly = shared.overlaps & (shared.common > APART * smaller)
+        if offer.overlaps == "nested":
+            partly &= shared.common < INSIDE * smaller
+        both |= partly
     i, j, twice = shared.i[both], shared.j[both], twice[both]
     first = rank[i] < rank[j]
     better, worse = np.where(first, i, j), np.where(first, j, i)

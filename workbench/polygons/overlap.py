@@ -70,10 +70,22 @@ def may_conflict(
 
     By the bounds `(n, 4)` and areas `(n,)` of the pairs.
     """
-    most = most_common(one, other, area, other_area)
-    possible = np.zeros(len(most), bool)
-    if offer.duplicate_iou is not None:
-        possible |= may_reach(offer.duplicate_iou, most, area, other_area)
+    possible = may_repeat(one, other, area, other_area, offer)
     if offer.overlaps != "all":
-        possible |= most > APART * np.minimum(area, other_area)
+        possible |= most_common(one, other, area, other_area) > APART * np.minimum(area, other_area)
     return possible
+
+
+def may_repeat(
+    one: NDArray[np.float64],
+    other: NDArray[np.float64],
+    area: NDArray[np.float64],
+    other_area: NDArray[np.float64],
+    offer: Offer,
+) -> NDArray[np.bool_]:
+    """Whether each pair can be a double, by its bounds `(n, 4)` and areas `(n,)`."""
+    if offer.duplicate_iou is None:
+        return np.zeros(len(one), bool)
+    return may_reach(
+        offer.duplicate_iou, most_common(one, other, area, other_area), area, other_area
+    )

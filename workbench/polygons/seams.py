@@ -34,7 +34,7 @@ from scipy.sparse.csgraph import connected_components
 from workbench.candidates.offer import Offer, Reason, Shared, one_label_per_object
 from workbench.polygons.clean import only_polygons
 from workbench.polygons.on_disk import SpilledPolygons
-from workbench.polygons.overlap import common_area, may_conflict
+from workbench.polygons.overlap import common_area, may_conflict, may_repeat
 from workbench.polygons.seam_pairs import BATCH, MATCH, SUREST, compare_neighbours
 
 KEY = ["source", "tile_row", "tile_col"]
@@ -304,23 +304,27 @@ def _not_offered(
 ) -> NDArray[np.int64]:
     """Rows that repeat a better one, or overlap one that no tile has seen together with them.
 
-    `seen_by` gives the tiles that saw a row: what one tile has seen, it has decided about.
+    `seen_by` gives the tiles that saw a row: which overlaps to allow, a tile that saw both has
+    decided. It has not compared what other tiles saw of the same objects.
     """
     found = [np.empty((0, 2), np.int64)]
     for near in _neighbourhoods(shapes.bounds, rows, windows):
         frames = np.asarray(shapely.box(*shapes.bounds[near].T), object)
         i, j = shapely.STRtree(frames).query(frames)
         i, j = near[i[i < j]], near[j[i < j]]
-        possible = may_conflict(shapes.bounds[i], shapes.bounds[j], shapes.area[i], shapes.area[j],
-                                offer)  # fmt: skip
+        possible = may_conflict(
+            shapes.bounds[i], shapes.bounds[j], shapes.area[i], shapes.area[j], offer
+        )
         found.append(np.column_stack((i[possible], j[possible])))
     pairs = np.unique(np.concatenate(found), axis=0)
-    apart = [not seen_by(m) & seen_by(n) for m, n in pairs.tolist()]
-    pairs = pairs[np.array(apart, bool)]
+    i, j = pairs.T
+    apart = np.array([not seen_by(m) & seen_by(n) for m, n in pairs.tolist()], bool)
+    repeat = may_repeat(shapes.bounds[i], shapes.bounds[j], shapes.area[i], shapes.area[j], offer)
+    pairs, apart = pairs[apart | repeat], apart[apart | repeat]
     common = [np.empty(0)]
     for batch in _in_batches(np.arange(len(pairs))):
         i, j = pairs[batch].T
         common.append(common_area(shapes[i], shapes[j]))
-    shared = Shared(pairs[:, 0], pairs[:, 1], np.concatenate(common))
+    shared = Shared(pairs[:, 0], pairs[:, 1], np.concatenate(common), apart)
     decided = one_label_per_object(shared, shapes.area, rank, offer)
     return np.flatnonzero(decided.reason != Reason.OFFERED)

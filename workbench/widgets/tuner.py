@@ -195,6 +195,7 @@ class ThresholdTuner(CellWidget):
     def _job_changed(self, change: Any) -> None:
         before, job = change["old"], change["new"]
         changed = any(getattr(before, name) != getattr(job, name) for name in TUNED)
+        changed = changed or before.offer != job.offer
         if changed:
             self.message.value = ""  # what was said of the setting before
             self._refresh()
