@@ -232,7 +232,7 @@ def test_a_piece_without_a_partner_stays():
 def test_a_double_of_what_two_tiles_saw_goes_where_the_iou_says_so():
     # the left tile has seen two alternatives; the better one of the right tile replaces one
     seen = pieces(
-        (0, 0.90, (74, 20, 90, 40)), (0, 0.91, (74, 20, 90, 30)), (1, 0.95, (74, 20, 90, 35))
+        (0, 0.90, (76, 20, 90, 40)), (0, 0.91, (76, 20, 90, 30)), (1, 0.95, (76, 20, 90, 35))
     )
     assert len(merge_seams(*seen)) == 2  # IoU 0.67 of the two, 0.75 of the rest
     assert len(merge_seams(*seen, Offer(duplicate_iou=0.8, overlaps="all"))) == 2
