@@ -8,7 +8,7 @@ from known_objects import KnownObjects
 from workbench import Job
 from workbench.candidates.table import Rules
 
-EXACT = {"tile_size": 96, "overlap": 0.25, "min_area_px": 0, "simplify_m": None}
+EXACT = {"tile_size": 96, "overlap": 0.25, "min_area_px": 0, "simplify_m": 0}
 
 
 def use_known_objects(monkeypatch):

@@ -75,7 +75,7 @@ def test_c2_a_view_is_what_a_run_makes_of_the_tiles_whatever_was_looked_at_befor
     preview = Preview(samples)
     rng = np.random.default_rng(0)
     cleanings = [
-        Cleaning(min_area_px=0, simplify_m=None),
+        Cleaning(min_area_px=0, simplify_m=0),
         Cleaning(min_area_px=60, min_solidity=0.9, simplify_m=0.7),
         Cleaning(min_area_px=20, simplify_m=0.5, planar=True),
     ]

@@ -64,8 +64,8 @@ def tile_planes(
             polygons.iloc[own == place],
             pairs.only(own == place, home == place),
             iou_thresh=iou_thresh,
-            pred_iou_threshs=_steps(run.job.pred_iou_thresh),
-            stability_score_threshs=_steps(run.job.stability_score_thresh),
+            pred_iou_threshs=_steps(run.job.thresholds.pred_iou_thresh),
+            stability_score_threshs=_steps(run.job.thresholds.stability_score_thresh),
         )
     if len(planes) < len(ledger):
         missing = ledger["tile"][~ledger["tile"].isin(list(planes))]

@@ -20,8 +20,8 @@ def loaded_segmenter(job: Job) -> Segmenter:
 def segmenter_for(job: Job, before: Mapping[str, Any]) -> Segmenter:
     """Choose the job's Segmenter; where the job leaves it open, as an earlier run (its key) did."""
     rules: dict[str, Any] = {
-        "pred_iou_floor": job.pred_iou_floor,
-        "stability_floor": job.stability_floor,
+        "pred_iou_floor": job.rules.pred_iou_floor,
+        "stability_floor": job.rules.stability_floor,
         "box_nms_thresh": job.box_nms_thresh,
         "crop_nms_thresh": job.crop_nms_thresh,
     }

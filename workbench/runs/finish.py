@@ -169,7 +169,9 @@ def _write(result: Run, seconds: float) -> None:
         charts={
             "Tiles": charts.tile_maps(result.tiles),
             "Scores and areas": charts.distributions(
-                numbers, result.job.pred_iou_thresh, result.job.stability_score_thresh
+                numbers,
+                result.job.thresholds.pred_iou_thresh,
+                result.job.thresholds.stability_score_thresh,
             ),
         },
         tables={

@@ -32,6 +32,7 @@ from workbench.runs.parameters import (
     as_meant,
     parameter,
 )
+from workbench.segmenters.defaults import defaults_of
 
 Model = Literal["tiny", "classic", "vit_b", "vit_l", "vit_h"]
 
@@ -78,13 +79,19 @@ class Job(Parameters):
     crop_n_layers: int = parameter(
         0, "SAM looks again at enlarged crops of a tile, so many layers of them", ge=0, le=4
     )
-    pred_iou_thresh: Share = parameter(0.85, "keep masks with a predicted IoU above this")
-    stability_score_thresh: Share = parameter(0.92, "keep masks that are at least this stable")
-    pred_iou_floor: Share = parameter(
-        0.5, "masks above this are stored; the lower end of the slider"
+    pred_iou_thresh: Share | None = parameter(
+        None, "keep masks with a predicted IoU above this; null: the model's own"
     )
-    stability_floor: Share = parameter(
-        0.5, "masks from this on are stored; the lower end of the slider"
+    stability_score_thresh: Share | None = parameter(
+        None, "keep masks that are at least this stable; null: the model's own"
+    )
+    pred_iou_floor: Share | None = parameter(
+        None,
+        "masks above this are stored; the lower end of the slider; null: the model's own",
+    )
+    stability_floor: Share | None = parameter(
+        None,
+        "masks from this on are stored; the lower end of the slider; null: the model's own",
     )
     box_nms_thresh: Share = parameter(0.7, "of two masks with a higher box IoU the worse one goes")
     crop_nms_thresh: Share = parameter(0.7, "the same among crops")
@@ -108,7 +115,11 @@ class Job(Parameters):
         None, "holes smaller than this are filled, ground m²"
     )
     min_solidity: Share | None = parameter(None, "least area / area of the convex hull")
-    simplify_m: float | None = parameter(0.5, "tolerance of simplification, ground metres", ge=0)
+    simplify_m: float | None = parameter(
+        None,
+        "tolerance of simplification, ground metres; 0: off; null: one pixel, at most 1 m",
+        ge=0,
+    )
     planar: bool = parameter(False, "no overlaps: smaller polygons on top, edges shared")
     classes: dict[int, str] = parameter(
         {1: "object"}, "numbers and names of the classes that a review may give"
@@ -160,9 +171,10 @@ class Job(Parameters):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        thresholds, rules = self.thresholds, self.rules
         for name, value, floor in (
-            ("pred_iou_thresh", self.pred_iou_thresh, self.pred_iou_floor),
-            ("stability_score_thresh", self.stability_score_thresh, self.stability_floor),
+            ("pred_iou_thresh", thresholds.pred_iou_thresh, rules.pred_iou_floor),
+            ("stability_score_thresh", thresholds.stability_score_thresh, rules.stability_floor),
         ):
             if value < floor:
                 raise ValueError(
@@ -234,8 +246,13 @@ class Job(Parameters):
 
     @property
     def thresholds(self) -> Thresholds:
-        """The two sliders."""
-        return Thresholds(self.pred_iou_thresh, self.stability_score_thresh)
+        """The two sliders; where the job leaves them open, the model's own."""
+        own = defaults_of(self.model)
+        iou, stability = self.pred_iou_thresh, self.stability_score_thresh
+        return Thresholds(
+            own.pred_iou_thresh if iou is None else iou,
+            own.stability_score_thresh if stability is None else stability,
+        )
 
     @property
     def offer(self) -> Offer:
@@ -244,12 +261,13 @@ class Job(Parameters):
 
     @property
     def rules(self) -> Rules:
-        """What the candidates of a tile are made under."""
+        """What the candidates of a tile of `tile_size` are made under."""
+        own, iou, stability = defaults_of(self.model), self.pred_iou_floor, self.stability_floor
         return Rules(
             self.tile_size,
             self.tile_size,
-            self.pred_iou_floor,
-            self.stability_floor,
+            own.pred_iou_floor if iou is None else iou,
+            own.stability_floor if stability is None else stability,
             self.box_nms_thresh,
             self.crop_nms_thresh,
             self.crop_n_layers,

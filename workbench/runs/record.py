@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import chain, count
 from pathlib import Path
@@ -86,6 +86,7 @@ def resolve(job: Job, scenes: Sequence[Scene], segmenter: Segmenter) -> dict[str
         {
             "store_key": _store_key(identity),
             **identity,
+            "thresholds": asdict(job.thresholds),
             "scenes": [scene.describe() for scene in scenes],
             "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         }

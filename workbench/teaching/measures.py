@@ -152,7 +152,7 @@ def lost_on_seam(runs: Sequence[Run], truth: gpd.GeoDataFrame) -> BaseGeometry:
 
 def simplified(layer: gpd.GeoDataFrame, metres: float, *, planar: bool = False) -> gpd.GeoDataFrame:
     """Clean a layer of exact polygons of nothing but their corners."""
-    return clean(layer, Cleaning(min_area_px=0, simplify_m=metres or None, planar=planar))
+    return clean(layer, Cleaning(min_area_px=0, simplify_m=metres, planar=planar))
 
 
 def simplify_table(layer: gpd.GeoDataFrame, tolerances: Sequence[float]) -> pd.DataFrame:

@@ -27,7 +27,7 @@ def why_cleaned(polygon: gpd.GeoDataFrame, cleaning: Cleaning) -> str:
     """Name the step of cleaning that removes a polygon; the steps add up in `clean`'s order."""
     if not len(polygon):
         return "no valid pixel in its mask"
-    so_far = Cleaning(min_area_px=0, simplify_m=None, fill_holes_m2=cleaning.fill_holes_m2)
+    so_far = Cleaning(min_area_px=0, simplify_m=0, fill_holes_m2=cleaning.fill_holes_m2)
     for name, text in (
         ("min_area_px", "all its parts are below min_area_px ({limit} px)"),
         ("min_area_m2", "its {area_m2:.1f} m² are below min_area_m2 ({limit})"),

@@ -99,7 +99,8 @@ class ThresholdTuner(CellWidget):
         self.scene_map = SceneMap(session, height_px=460)  # what a click tells is to be in sight
         self.overlay = PolygonOverlay(map_id=self.scene_map.map.model_id)
         self.overlay.on_click(self._clicked)
-        self.plane = ScorePlane(floors=[session.job.pred_iou_floor, session.job.stability_floor])
+        rules = session.job.rules
+        self.plane = ScorePlane(floors=[rules.pred_iou_floor, rules.stability_floor])
         self.plane.on_click(self._explain_row)
         for name in ("pred_iou_thresh", "stability_score_thresh"):
             control = self.controls.of[name]
