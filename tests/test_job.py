@@ -172,7 +172,7 @@ def test_a_notebook_refuses_unknown_parameters(monkeypatch):
 def test_a_person_may_have_variables_of_their_own():
     namespace = {"interactive": True, "note": "x"}
     assert Job.from_notebook(namespace).is_interactive
-    with pytest.raises(JobError, match=name):
+    with pytest.raises(JobError, match="pred_iou_thresh"):
         Job.from_notebook({**namespace, "pred_iou_tresh": 0.9})
 
 
@@ -215,5 +215,5 @@ def test_a_command_runs_exactly_this_job(parameters):
 
 def test_a_changed_job_is_checked_like_any_other():
     assert Job().changed(planar=True) == Job.create(planar=True)
-    with pytest.raises(JobError, match=name):
+    with pytest.raises(JobError, match="pred_iou_thresh"):
         Job().changed(pred_iou_thresh=0.3)
