@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from workbench.polygons.areas import only_polygonal, require_crs
+from workbench.polygons.areas import lies_in, only_polygonal, require_crs
 from workbench.polygons.overlap import iou_of, may_reach, most_common
 
 
@@ -127,8 +127,7 @@ def of_cores(polygons: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> gpd.GeoData
     """
     keys = ["source", "tile_row", "tile_col"]
     cores = tiles.set_index(keys).geometry.reindex(pd.MultiIndex.from_frame(polygons[keys]))
-    middle = polygons.geometry.representative_point().to_numpy()
-    return polygons[shapely.intersects(cores.to_numpy(), middle)]
+    return polygons[lies_in(polygons.geometry.to_numpy(), cores.to_numpy())]
 
 
 def boxes(layer: gpd.GeoDataFrame) -> gpd.GeoDataFrame:

@@ -16,6 +16,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from workbench.polygons.areas import middle_of
 from workbench.polygons.on_disk import SpilledPolygons
 from workbench.polygons.overlap import common_area, common_frame, iou, may_reach, most_common
 
@@ -194,7 +195,7 @@ def _nearer(
 
     Of windows at one distance, the left or upper one counts as nearer.
     """
-    middle = shapely.point_on_surface(polygons)
+    middle = middle_of(polygons)
     near, far = (shapely.distance(middle, box.centroid) for box in (one, other))
     first = (one.bounds[0], -one.bounds[3]) < (other.bounds[0], -other.bounds[3])
     return np.asarray(near <= far if first else near < far)

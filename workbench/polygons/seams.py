@@ -195,7 +195,7 @@ def _ranks(polygons: pd.DataFrame) -> NDArray[np.int64]:
 
 def _overlap(geometry: NDArray[np.object_], others: NDArray[np.object_]) -> bool:
     """Whether a polygon covers a tenth of another one, or is covered by it to a tenth."""
-    common = shapely.area(shapely.intersection(geometry, others))
+    common = common_area(geometry, others)
     smaller = np.minimum(shapely.area(geometry), shapely.area(others))
     return bool((common > 0.1 * smaller).any())
 

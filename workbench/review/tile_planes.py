@@ -17,7 +17,7 @@ from workbench.errors import ReviewError
 from workbench.evaluation.matching import pairs_of
 from workbench.evaluation.thresholds import THRESHOLD_STEPS, plane_of_pairs
 from workbench.layer.cores import home_in
-from workbench.polygons.areas import area_of, with_area
+from workbench.polygons.areas import area_of, lies_in, with_area
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
 from workbench.raster.tiles import TileGrid
@@ -86,8 +86,7 @@ def _home(
     """Row of the tile in whose core a representative point lies; -1: in none, or not in `area`."""
     home = home_in(ledger, layer)
     if area is not None and len(layer):
-        points = layer.geometry.representative_point().to_numpy()
-        home[~shapely.intersects(area, points)] = -1
+        home[~lies_in(layer.geometry.to_numpy(), area)] = -1
     return home
 
 

@@ -23,6 +23,7 @@ from workbench.layer.files import read_numbers, write_layer
 from workbench.layer.report import charts
 from workbench.layer.report.page import write_report
 from workbench.layer.schema import as_layer, as_tiles
+from workbench.polygons.areas import lies_in
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
 from workbench.polygons.seams import merge_seams
@@ -108,8 +109,7 @@ def _in_aoi(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
     if plan.aoi is None or not len(polygons):
         return polygons
     shapely.prepare(plan.aoi)
-    inside = shapely.intersects(plan.aoi, polygons.representative_point().to_numpy())
-    return polygons[inside].reset_index(drop=True)
+    return polygons[lies_in(polygons.geometry.to_numpy(), plan.aoi)].reset_index(drop=True)
 
 
 def _as_layer(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:

@@ -28,6 +28,7 @@ from workbench.candidates.offer import Offer, Reason, TileMasks
 from workbench.candidates.select import Selector, Thresholds, passes
 from workbench.candidates.store import TileRecord, valid_masks
 from workbench.candidates.table import Candidates
+from workbench.polygons.areas import lies_in
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import Cleaning, clean
 from workbench.raster.tiles import Tile
@@ -188,8 +189,7 @@ class _Traced:
         cleaned = clean(wanted.reset_index(drop=True), cleaning)
         fate = np.full(len(cleaned), Fate.KEPT, np.uint8)
         if aoi is not None and len(cleaned):
-            middle = cleaned.representative_point().to_numpy()
-            fate[~shapely.intersects(aoi, middle)] = Fate.OUTSIDE
+            fate[~lies_in(cleaned.geometry.to_numpy(), aoi)] = Fate.OUTSIDE
         self.tried[new], self.outcome[new] = True, Fate.CLEANED
         self.outcome[cleaned["row"].to_numpy() - self.first] = fate
         cleaned = stack([self.cleaned, cleaned]) if len(self.cleaned) else cleaned
