@@ -121,8 +121,11 @@ class TileMasks:
         self._i, self._j = np.empty((2, 0), np.int64)
         self._common = np.empty(0)
 
-    def offered(self, rows: NDArray[np.int64], offer: Offer) -> Offered:
-        """Decide for `rows`, all that are selected; other rows count as offered."""
+    def offered(self, rows: NDArray[np.int64], offer: Offer, last: int = -1) -> Offered:
+        """Decide for `rows`, all that are selected; other rows count as offered.
+
+        One row may come `last`, whatever its score: it gives way to all others.
+        """
         reason = np.full(len(self._rles), Reason.OFFERED, np.uint8)
         rival = np.full(len(self._rles), -1, np.int64)
         left = np.zeros(len(self._rles), bool)
@@ -135,7 +138,11 @@ class TileMasks:
             both = left[self._i] & left[self._j]
             i, j, common = self._i[both], self._j[both], self._common[both]
             shared = Shared(i, j, common, np.ones(len(i), bool))
-            decided = one_label_per_object(shared, self._area, self._rank, offer)
+            rank = self._rank
+            if last >= 0:
+                rank = rank.copy()
+                rank[last] = len(rank)
+            decided = one_label_per_object(shared, self._area, rank, offer)
             gone = decided.reason != Reason.OFFERED
             reason[gone], rival[gone] = decided.reason[gone], decided.rival[gone]
         return Offered(reason, rival)

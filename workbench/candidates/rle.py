@@ -84,6 +84,22 @@ class Runs:
         return bounds
 
 
+def cropped(
+    counts: Sequence[bytes], height: int, width: int, box: tuple[int, int, int, int]
+) -> list[dict[str, Any]]:
+    """The part of masks that lies in a box (x0, y0, x1, y1, end exclusive), as COCO's RLEs."""
+    x0, y0, x1, y1 = box
+    runs = decode_runs(counts, height, width)
+    start, stop = np.maximum(runs.y0, y0) - y0, np.minimum(runs.y1, y1) - y0
+    inside = (runs.x >= x0) & (runs.x < x1) & (start < stop)
+    size = [y1 - y0, x1 - x0]
+    first = (runs.x[inside] - x0) * size[0]
+    mask = runs.mask[inside]
+    edges = np.concatenate((first + start[inside], first + stop[inside]))
+    encoded = encode_edges(np.concatenate((mask, mask)), edges, runs.n, size[0], size[1])
+    return [{"size": size, "counts": rle} for rle in encoded]
+
+
 def damaged(counts: Sequence[bytes], height: int, width: int) -> NDArray[np.bool_]:
     """Whether each of `(n,)` compressed counts is no mask of `(height, width)`.
 

@@ -8,12 +8,13 @@ from dataclasses import asdict
 from datetime import datetime
 
 import geopandas as gpd
+import numpy as np
 import pandas as pd
 import shapely
 
 from workbench._support.files import atomic_path
 from workbench._support.text import duration
-from workbench.candidates.offer import offered
+from workbench.candidates.offer import TileMasks, offered
 from workbench.candidates.select import select
 from workbench.candidates.store import valid_masks
 from workbench.candidates.table import Candidates
@@ -26,6 +27,7 @@ from workbench.layer.schema import as_layer, as_tiles
 from workbench.polygons.areas import lies_in
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
+from workbench.polygons.continuation import Continuations
 from workbench.polygons.seams import merge_seams
 from workbench.raster.tiles import tile_windows
 from workbench.runs.folder import refuse_to_lose_review
@@ -81,14 +83,34 @@ def layer_batches(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
 
 
 def _traced(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
-    """The selected polygons of all wanted tiles as the tiles saw them, a few tiles at a time."""
+    """The polygons of all wanted tiles as the tiles saw them, a few tiles at a time.
+
+    First what becomes labels, then what continues it beyond the edge of a tile.
+    """
+    job = plan.job
     for part in plan.scenes:
-        yield to_polygons(Candidates.empty(plan.job.rules), part.scene, part.grid, {})
+        yield to_polygons(Candidates.empty(job.rules), part.scene, part.grid, {})
+        cut = Continuations(part.grid)
         for candidates, records in plan.store.read([part.index(tile) for tile in part.tiles]):
             valid = valid_masks(records, candidates.rules)
-            selected = select(candidates, plan.job.thresholds)
-            chosen = offered(selected, part.grid, valid, plan.job.offer)
+            selected = select(candidates, job.thresholds)
+            chosen = offered(selected, part.grid, valid, job.offer)
+            for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
+                cut.see(tile, chosen.of_tile(tile.row, tile.col))
             yield to_polygons(chosen, part.scene, part.grid, valid)
+        wanted = [(part.scene.name, *index) for index in cut.wanted]
+        for candidates, records in plan.store.read(wanted):
+            valid = valid_masks(records, candidates.rules)
+            selected = select(candidates, job.thresholds)
+            chosen = offered(selected, part.grid, valid, job.offer)
+            for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
+                index = (tile.row, tile.col)
+                stored = candidates.of_tile(*index)
+                masks = TileMasks(stored, tile, part.grid, valid.get(index))
+                labels = chosen.of_tile(*index).column("ordinal")
+                rows = np.flatnonzero(np.isin(stored.column("ordinal"), labels))
+                more = stored.take(cut.found(tile, stored, rows, masks, job.offer))
+                yield to_polygons(more, part.scene, part.grid, valid)
 
 
 def _windows(plan: Plan) -> gpd.GeoDataFrame:
