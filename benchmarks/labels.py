@@ -36,10 +36,9 @@ from workbench.raster.tiles import tile_windows
 from workbench.runs.finish import layer_batches
 from workbench.runs.plan import Plan, prepare
 from workbench.runs.segment import segment
-from workbench.samples.demo import sample_scene
+from workbench.samples.demo import sample_scene, sample_truth
 
 STRAIGHT_M = 20
-KINDS = ["building", "parcel", "water", "forest"]  # of the sample scene: what has an outline
 HEADER = (
     "| scene | model | variant | tiles | labels | doubles | largest | P@.5 | R@.5 | R@.75 | F1 "
     "| cost | cut |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
@@ -75,11 +74,7 @@ def scenes(data: Path) -> Iterator[LabelledScene]:
     """All scenes that have labels of a class of areas."""
     sample = sample_scene()
 
-    def objects() -> gpd.GeoDataFrame:
-        truth = gpd.read_file(sample.with_name("sample_objects.gpkg"))
-        return truth[truth["kind"].isin(KINDS) & (truth.area > 45)]
-
-    yield LabelledScene("sample", sample, objects)
+    yield LabelledScene("sample", sample, sample_truth)
 
     def file(raster: str, labels: str, **more) -> LabelledScene:
         path = data / raster

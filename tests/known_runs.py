@@ -8,15 +8,18 @@ from known_objects import KnownObjects
 from workbench import Job
 from workbench.candidates.table import Rules
 
-EXACT = {"tile_size": 96, "overlap": 0.25, "min_area_px": 0, "simplify_m": 0}
+EXACT = {
+    "tile_size": 96, "overlap": 0.25, "min_area_px": 0, "simplify_m": 0,
+    "max_area_share": None, "duplicate_iou": None, "overlaps": "all",
+}  # fmt: skip
 
 
 def use_known_objects(monkeypatch):
     """Let all jobs use known objects, whatever `model` says."""
 
     def segmenter(job, before):
-        rules = Rules(job.tile_size, job.tile_size, job.pred_iou_floor, job.stability_floor)
-        return KnownObjects(rules)
+        floors = job.rules.pred_iou_floor, job.rules.stability_floor
+        return KnownObjects(Rules(job.tile_size, job.tile_size, *floors))
 
     monkeypatch.setattr("workbench.runs.choose.segmenter_for", segmenter)
 

@@ -19,16 +19,18 @@ from workbench.candidates.select import select
 from workbench.candidates.store import valid_masks
 from workbench.candidates.table import Candidates
 from workbench.errors import RunFailedError
+from workbench.evaluation.against import against_reference
 from workbench.layer import qgis
 from workbench.layer.files import read_numbers, write_layer
 from workbench.layer.report import charts
 from workbench.layer.report.page import write_report
 from workbench.layer.schema import as_layer, as_tiles
-from workbench.polygons.areas import lies_in
+from workbench.polygons.areas import inside, lies_in
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
 from workbench.polygons.continuation import Continuations
 from workbench.polygons.seams import merge_seams
+from workbench.raster.aoi import load_aoi
 from workbench.raster.tiles import tile_windows
 from workbench.runs.folder import refuse_to_lose_review
 from workbench.runs.plan import (
@@ -39,6 +41,7 @@ from workbench.runs.record import (
     write_job,
 )
 from workbench.runs.result import Run
+from workbench.samples.demo import sample_truth
 
 # -------------------------------------------------------------------------------- 3. finish
 
@@ -161,6 +164,23 @@ def _ledger_layer(plan: Plan, counts: Mapping[str, int]) -> gpd.GeoDataFrame:
     return as_tiles(ledger)
 
 
+def _quality(result: Run) -> dict[str, dict[str, str]]:
+    """How good the layer is, where the truth is known: a table of the report."""
+    job = result.job
+    if job.reference is not None:
+        shapes = load_aoi(job.reference, "reference")
+        reference = gpd.GeoDataFrame(geometry=shapes)
+    elif job.source is None:
+        reference = sample_truth()
+    else:
+        return {}
+    reference = reference.to_crs(result.scenes[0].crs)
+    area = gpd.GeoDataFrame(geometry=list(result.tiles.geometry), crs=result.tiles.crs)
+    if result.aoi is not None:
+        area = gpd.GeoDataFrame(geometry=[result.aoi], crs=result.tiles.crs)
+    return {"Quality": against_reference(result.layer, inside(reference, area))}
+
+
 def _write(result: Run, seconds: float) -> None:
     """Write the rest, when the layer has been written in so many seconds."""
     start = time.perf_counter()
@@ -197,6 +217,7 @@ def _write(result: Run, seconds: float) -> None:
             ),
         },
         tables={
+            **_quality(result),
             "Seams": charts.seams(numbers),
             "Topology": charts.topology(result.batches(), folder),
             "Time": {

@@ -125,6 +125,11 @@ class Job(Parameters):
         {1: "object"}, "numbers and names of the classes that a review may give"
     )
     default_class: int | None = parameter(None, "class of all pre-labels; null: the review says")
+    reference: Text | None = parameter(
+        None,
+        "vector file of the objects as they should be, all of them: the report then says how good "
+        "the labels are; null: no such section",
+    )
     scheduler: Text | None = parameter(None, "address of a Dask scheduler; null: this process")
     resume: bool = parameter(True, "reuse stored candidates; failed tiles are tried again")
     interactive: bool | None = parameter(

@@ -91,6 +91,8 @@ def prepare(
     """
     scenes = open_scenes(job)
     aoi = load_aoi(job.aoi) if job.aoi is not None else None
+    if job.reference is not None:
+        load_aoi(job.reference, "reference")  # what is wrong with it should not end a long run
     lock = FolderLock(folder_of(job, scenes))
     try:
         return _prepare(job, scenes, aoi, lock, loaded, tiles)
