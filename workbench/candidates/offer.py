@@ -92,8 +92,7 @@ def offered(
     for number, (row, col) in enumerate(found.tolist()):
         rows = np.flatnonzero(tile_of == number)
         masks = TileMasks(candidates.take(rows), grid.tile(row, col), grid, valid.get((row, col)))
-        found_here = masks.offered(np.arange(len(rows)), offer)
-        keep[rows] = found_here.reason == Reason.OFFERED
+        keep[rows[masks.labels(np.arange(len(rows)), offer)]] = True
     return candidates.take(keep)
 
 
@@ -146,6 +145,10 @@ class TileMasks:
             gone = decided.reason != Reason.OFFERED
             reason[gone], rival[gone] = decided.reason[gone], decided.rival[gone]
         return Offered(reason, rival)
+
+    def labels(self, rows: NDArray[np.int64], offer: Offer) -> NDArray[np.int64]:
+        """Return those of the selected `rows` that are offered."""
+        return rows[self.offered(rows, offer).reason[rows] == Reason.OFFERED]
 
     def _compare(self, rows: NDArray[np.int64]) -> None:
         """Find the pairs of these rows that share an area."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import geopandas as gpd
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 import shapely
 from numpy.typing import NDArray
 
+from workbench.candidates.offer import TileMasks
 from workbench.candidates.store import valid_masks
 from workbench.candidates.table import Candidates
 from workbench.errors import ReviewError
@@ -52,7 +54,7 @@ def tile_planes(
         area = inside if area is None else shapely.intersection(area, inside)
     home = _home(reference, ledger, area)
     planes = {}
-    for place, candidates, polygons in _polygons_by_tile(run, ledger):
+    for place, masks, candidates, polygons in _polygons_by_tile(run, ledger):
         pairs = pairs_of(
             polygons.geometry.to_numpy(), reference.geometry.to_numpy(), at_least=iou_thresh
         )
@@ -66,6 +68,7 @@ def tile_planes(
             iou_thresh=iou_thresh,
             pred_iou_threshs=_steps(run.job.thresholds.pred_iou_thresh),
             stability_score_threshs=_steps(run.job.thresholds.stability_score_thresh),
+            labels_of=partial(masks.labels, offer=run.job.offer),
         )
     if len(planes) < len(ledger):
         missing = ledger["tile"][~ledger["tile"].isin(list(planes))]
@@ -92,8 +95,8 @@ def _home(
 
 def _polygons_by_tile(
     run: Run, ledger: gpd.GeoDataFrame
-) -> Iterator[tuple[int, Candidates, gpd.GeoDataFrame]]:
-    """Yield the candidates of each tile, cleaned as polygons, with its row in the ledger."""
+) -> Iterator[tuple[int, TileMasks, Candidates, gpd.GeoDataFrame]]:
+    """Yield the row of each tile in the ledger, its candidates, and these cleaned as polygons."""
     places = {index: place for place, index in enumerate(_indices(ledger))}
     cleaning = replace(run.job.cleaning, planar=False)  # which depends on what is chosen
     store = store_in(run.folder)
@@ -103,12 +106,12 @@ def _polygons_by_tile(
         for stored, records in store.read(here):
             valid = valid_masks(records, stored.rules)
             for record in records:
-                of_tile = (stored.column("tile_row") == record.tile_row) & (
-                    stored.column("tile_col") == record.tile_col
-                )
-                candidates = stored.take(of_tile)
+                index = (record.tile_row, record.tile_col)
+                candidates = stored.of_tile(*index)
+                candidates = candidates.take(np.argsort(candidates.column("ordinal")))
+                masks = TileMasks(candidates, grid.tile(*index), grid, valid.get(index))
                 polygons = clean(to_polygons(candidates, scene, grid, valid), cleaning)
-                yield places[record.index], candidates, with_area(polygons)
+                yield places[record.index], masks, candidates, with_area(polygons)
 
 
 def _indices(ledger: gpd.GeoDataFrame) -> Iterator[tuple[str, int, int]]:
