@@ -56,6 +56,6 @@ def test_a_run_with_a_reference_is_told_how_good_it_is(raster, tmp_path):
     run(job_for(raster, tmp_path / "run", reference=str(truth)))
     n = len(exact.layer)
     assert f"100% ({n} of {n})" in (tmp_path / "run" / "report.html").read_text()
-    with pytest.raises(WorkbenchError, match=r"reference .*nothing.gpkg: no such file"):
+    with pytest.raises(WorkbenchError, match=r"`reference`: .*nothing.gpkg: no such file"):
         prepare(job_for(raster, tmp_path / "bad", reference=str(tmp_path / "nothing.gpkg")))
     assert not (tmp_path / "bad").exists()

@@ -20,28 +20,27 @@ from workbench.raster.scene import Scene
 FARTHEST = 1e9  # no unit that a CRS has makes Earth that large
 
 
-def load_aoi(aoi: str | Mapping[str, Any], what: str = "AOI") -> gpd.GeoSeries:
+def load_aoi(aoi: str | Mapping[str, Any]) -> gpd.GeoSeries:
     """Read an AOI from a vector file, or take a GeoJSON geometry in EPSG:4326.
 
-    `what` the polygons are is said in errors.
     Raises `AOIError` if there are no polygons, or no CRS that fits the coordinates.
     """
     if isinstance(aoi, Mapping):
         return _geojson_aoi(aoi)
     if not os.path.exists(aoi):
-        raise AOIError(f"{what} {aoi}: no such file. Give a vector file or a GeoJSON geometry.")
+        raise AOIError(f"AOI {aoi}: no such file. Give a vector file or a GeoJSON geometry.")
     try:
         frame = gpd.read_file(aoi, columns=[])
     except Exception as error:  # what is damaged fails anywhere in GDAL, GEOS and PROJ
-        raise AOIError(f"{what} {aoi} cannot be read as a vector file: {error}") from error
+        raise AOIError(f"AOI {aoi} cannot be read as a vector file: {error}") from error
     if not isinstance(frame, gpd.GeoDataFrame):
-        raise AOIError(f"{what} {aoi} has no geometry. Give a file with polygons.")
+        raise AOIError(f"AOI {aoi} has no geometry. Give a file with polygons.")
     if frame.crs is None:
         raise AOIError(
-            f"{what} {aoi} has no CRS, so its place is unknown. Save it with one, for instance by "
+            f"AOI {aoi} has no CRS, so its place is unknown. Save it with one, for instance by "
             "`ogr2ogr -a_srs EPSG:32633 out.gpkg in.shp`."
         )
-    return _polygons_of(frame.geometry, f"{what} {aoi}")
+    return _polygons_of(frame.geometry, f"AOI {aoi}")
 
 
 def parts_in(scenes: Sequence[Scene], aoi: gpd.GeoSeries) -> list[shapely.Geometry]:

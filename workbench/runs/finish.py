@@ -30,12 +30,9 @@ from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
 from workbench.polygons.continuation import Continuations
 from workbench.polygons.seams import merge_seams
-from workbench.raster.aoi import load_aoi
 from workbench.raster.tiles import tile_windows
 from workbench.runs.folder import refuse_to_lose_review
-from workbench.runs.plan import (
-    Plan,
-)
+from workbench.runs.plan import Plan, load_reference
 from workbench.runs.record import (
     read_record,
     write_job,
@@ -168,8 +165,7 @@ def _quality(result: Run) -> dict[str, dict[str, str]]:
     """How good the layer is, where the truth is known: a table of the report."""
     job = result.job
     if job.reference is not None:
-        shapes = load_aoi(job.reference, "reference")
-        reference = gpd.GeoDataFrame(geometry=shapes)
+        reference = gpd.GeoDataFrame(geometry=load_reference(job.reference))
     elif job.source is None:
         reference = sample_truth()
     else:
