@@ -19,7 +19,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +32,10 @@ from workbench import Job
 from workbench.candidates.store import valid_masks
 from workbench.evaluation.cost import ReviewCost, cost_of_pairs
 from workbench.evaluation.matching import boxes, match
+from workbench.polygons.overlap import iou_of
 from workbench.raster.tiles import tile_windows
 from workbench.runs.finish import layer_batches
-from workbench.runs.plan import Plan, prepare
+from workbench.runs.plan import Plan, ScenePlan, prepare
 from workbench.runs.segment import segment
 from workbench.samples.demo import sample_scene, sample_truth
 
@@ -171,7 +172,7 @@ def count(plan: Plan, layer: gpd.GeoDataFrame, scene: LabelledScene) -> Row:
         pairs.n_matched(0.75),
         pairs.n_reference,
         cost_of_pairs(pairs),
-        cut_edges(plan, layer),
+        cut_edges(plan.scenes, layer),
     )
 
 
@@ -182,8 +183,7 @@ def doubles(geometry: np.ndarray, iou_thresh: float = 0.7) -> int:
     area = shapely.area(geometry)
     alike = np.minimum(area[i], area[j]) > iou_thresh * np.maximum(area[i], area[j])
     i, j = i[alike], j[alike]
-    common = shapely.area(shapely.intersection(geometry[i], geometry[j]))
-    return len(np.unique(j[common > iou_thresh * (area[i] + area[j] - common)]))
+    return len(np.unique(j[iou_of(geometry[i], geometry[j]) > iou_thresh]))
 
 
 def largest_share(plan: Plan, layer: gpd.GeoDataFrame) -> float:
@@ -209,10 +209,10 @@ def largest_share(plan: Plan, layer: gpd.GeoDataFrame) -> float:
     return largest
 
 
-def cut_edges(plan: Plan, layer: gpd.GeoDataFrame) -> int:
+def cut_edges(parts: Iterable[ScenePlan], layer: gpd.GeoDataFrame) -> int:
     """Straight edges along a tile's edge that lies inside the scene."""
     n = 0
-    for part in plan.scenes:
+    for part in parts:
         scene, pixel = part.scene, part.scene.transform.a
         metres = scene.pixel_m / pixel
         xs, ys = set(), set()
