@@ -24,7 +24,7 @@ from workbench.polygons import seams
 from workbench.polygons.build import to_polygons
 from workbench.raster.tiles import TileGrid, tile_windows
 
-FREELY = Offer(duplicate_iou=None, overlaps="all")
+FREELY = Offer(None, None, "all")
 
 
 def merge_seams(polygons, windows, offer=FREELY):
@@ -249,6 +249,18 @@ def test_overlaps_of_what_different_tiles_saw_follow_the_same_rule_as_in_a_tile(
     assert len(merge_seams(*half)) == 2
     for overlaps in ("nested", "one"):
         assert merge_seams(*half, Offer(overlaps=overlaps))["confidence"].tolist() == [0.95]
+
+
+def test_what_spans_its_tile_and_is_not_continued_goes():
+    across = (0, 0.9, (0, 0, 96, 60))  # along three edges of the left tile
+    inside = (0, 0.9, (20, 70, 40, 90))
+    offer = Offer(duplicate_iou=None, overlaps="all")
+    assert merge_seams(*pieces(across, inside), offer)["area_px"].tolist() == [20 * 20]
+    assert len(merge_seams(*pieces(across, inside))) == 2
+    continued = pieces(across, inside, (1, 0.9, (72, 0, 140, 60)))
+    assert merge_seams(*continued, offer)["area_px"].tolist() == [140 * 60, 20 * 20]
+    two_edges = pieces((0, 0.9, (0, 20, 96, 60)))
+    assert len(merge_seams(*two_edges, offer)) == 1
 
 
 def test_what_a_neighbour_sees_whole_is_the_neighbours_to_decide():

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from workbench.candidates.offer import Offer, Reason, TileMasks
+from workbench.candidates.offer import TOUCH_PX, Offer, Reason, TileMasks
 from workbench.candidates.rle import cropped
 from workbench.candidates.table import Candidates
-from workbench.polygons.seam_pairs import AGREE, TOUCH_PX
+from workbench.polygons.seam_pairs import AGREE
 from workbench.raster.tiles import Tile, TileGrid
 
 Index = tuple[int, int]

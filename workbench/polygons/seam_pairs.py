@@ -16,13 +16,13 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from workbench.candidates.offer import TOUCH_PX
 from workbench.polygons.areas import middle_of
 from workbench.polygons.on_disk import SpilledPolygons
 from workbench.polygons.overlap import common_area, common_frame, iou, may_reach, most_common
 
 AGREE = 0.5  # IoU inside the shared overlap from which two polygons are the same object
 SEEN = 0.95  # share of a polygon inside the neighbour's window that counts as all of it
-TOUCH_PX = 2  # networks stop a pixel or two short of the edge
 BATCH = 1024  # polygons, or pairs of windows, that are looked at together: memory goes with them
 
 _THREADS = ThreadPoolExecutor(os.cpu_count(), "seams")

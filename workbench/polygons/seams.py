@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from workbench.candidates.offer import Offer, Reason, Shared, one_label_per_object
+from workbench.candidates.offer import SIDES, TOUCH_PX, Offer, Reason, Shared, one_label_per_object
 from workbench.polygons.clean import only_polygons
 from workbench.polygons.on_disk import SpilledPolygons
 from workbench.polygons.overlap import common_area, may_conflict, may_repeat
@@ -67,6 +67,8 @@ def merge_seams(
         groups, keep, unfinished = _decide(shapes, tile, rank, windows)
         at_edge = rows["at_edge"].to_numpy() | unfinished | _reach_the_end(shapes, windows)
         rows = _unite(rows.assign(n_tiles=1, at_edge=at_edge), shapes, groups, keep, tile, rank)
+        if offer.max_area_share is not None:
+            keep[_spans_its_tile(shapes, groups, tile, windows)] = False
         seen_by = partial(_seen_by, groups, tile)
         keep[_not_offered(shapes, np.flatnonzero(keep), windows, seen_by, rank, offer)] = False
         for batch in _in_batches(np.flatnonzero(keep)):
@@ -271,6 +273,19 @@ def _reach_the_end(shapes: SpilledPolygons, windows: gpd.GeoDataFrame) -> NDArra
         near = rows[shapely.intersects(outline, shapely.box(*shapes.bounds[rows].T))]
         reach[near] = shapely.intersects(outline, shapes[near])
     return reach
+
+
+def _spans_its_tile(
+    shapes: SpilledPolygons, groups: _Groups, tile: NDArray[np.int64], windows: gpd.GeoDataFrame
+) -> NDArray[np.bool_]:
+    """Whether each polygon touches three or four edges of its window, and no other continues it.
+
+    It is what lies between the objects of that tile, and ends where the tile does.
+    """
+    bounds = windows.geometry.bounds.to_numpy()[tile]
+    near = np.abs(shapes.bounds - bounds) < TOUCH_PX * windows["pixel"].to_numpy()[tile, None]
+    alone = np.bincount(groups.label, minlength=len(tile))[groups.label] == 1
+    return np.asarray(alone & (near.sum(axis=1) >= SIDES), bool)
 
 
 def _neighbourhoods(
