@@ -51,9 +51,6 @@ from workbench.runs.plan import Plan, ScenePlan, prepare
 from workbench.runs.segment import segment
 
 PER_MEGAPIXEL = (100, 300, 1000)
-# a raster that is hardly larger than a tile is better seen whole than in four tiles that are
-# nearly the same; warping makes such rasters
-WHOLE_UP_TO = 1088
 # of felzenszwalb; as many scales as make 1000 segments per megapixel, for what is enough of a
 # busy town is a quarter of that on bare fields
 SCALES, SIGMA, MIN_SIZE = (1600, 800, 400, 200, 100, 50, 25), 0.8, 300
@@ -219,10 +216,6 @@ def measure_model(one: Labelled, model: str, parameters: Mapping[str, Any]) -> R
     with tempfile.TemporaryDirectory() as folder:
         given = {"source": str(one.raster), "out_dir": folder, "model": model} | floors
         job = Job.create(**given | dict(parameters))
-        if "tile_size" not in parameters:
-            side = max(open_for(job).window.width, open_for(job).window.height)
-            if job.tile_size < side <= WHOLE_UP_TO:
-                job = job.model_copy(update={"tile_size": side})
         plan = prepare(job)
         start = time.perf_counter()
         for _ in segment(plan):

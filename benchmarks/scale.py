@@ -66,7 +66,7 @@ def known(cells: int, labels: np.ndarray, folder: Path) -> dict[str, object]:
     choose.segmenter_for = lambda job, before: KnownObjects(rules)
     job = Job.create(
         source=str(raster), out_dir=str(folder / "run"), tile_size=TILE_PX, overlap=0.25,
-        min_area_px=0, simplify_m=None,
+        min_area_px=0, simplify_m=0,
     )  # fmt: skip
     figures, result = measured(job)
     return figures | {"exact": same(result.layer, truth(labels, cells))}

@@ -4,7 +4,8 @@
 
 Prints, for several tile sizes, the recall (IoU 0.5) of ground-truth objects that reach into an
 overlap of tiles and of all others, next to the recall of the same objects in one large tile, and
-how many polygons repeat one of another tile (IoU above 0.5).
+how many polygons repeat one of another tile (IoU above 0.5), and how many straight edges of over
+20 m lie along the edge of a tile.
 """
 
 import tempfile
@@ -13,14 +14,16 @@ from pathlib import Path
 import geopandas as gpd
 import numpy as np
 import shapely
+from labels import cut_edges
 
 from workbench import Job, run
 from workbench.evaluation.matching import match
+from workbench.polygons.overlap import iou_of
 from workbench.raster.tiles import TileGrid, tile_windows
-from workbench.samples.demo import make_sample, write_sample
+from workbench.runs.plan import ScenePlan
+from workbench.samples.demo import OUTLINED, make_sample, write_sample
 
 SIZE = 1536
-KINDS = ["building", "parcel", "water", "forest"]
 
 
 def main() -> None:
@@ -28,12 +31,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         raster = write_sample(make_sample(SIZE, 7), Path(folder))
         objects = gpd.read_file(Path(folder) / "sample_objects.gpkg")
-        objects = objects[objects["kind"].isin(KINDS) & (objects.area > 45)]
+        objects = objects[objects["kind"].isin(OUTLINED) & (objects.area > 45)]
         whole = run_in_tiles(raster, Path(folder) / "whole", SIZE)
         untiled = match(whole.layer, objects).best_iou() >= 0.5
         print("| tile | tiles | objects on seams | recall tiled / untiled | others | recall "
-              "tiled / untiled | polygons tiled / untiled | repeated |")  # fmt: skip
-        print("|---|---|---|---|---|---|---|---|")
+              "tiled / untiled | polygons tiled / untiled | repeated | cut |")  # fmt: skip
+        print("|---|---|---|---|---|---|---|---|---|")
         for size in (768, 512, 384):
             result = run_in_tiles(raster, Path(folder) / str(size), size)
             found = match(result.layer, objects).best_iou() >= 0.5
@@ -43,7 +46,8 @@ def main() -> None:
                 f"| {found[on_seam].mean():.2f} / {untiled[on_seam].mean():.2f} "
                 f"| {(~on_seam).sum()} "
                 f"| {found[~on_seam].mean():.2f} / {untiled[~on_seam].mean():.2f} "
-                f"| {len(result.layer)} / {len(whole.layer)} | {repeated(result.layer)} |",
+                f"| {len(result.layer)} / {len(whole.layer)} | {repeated(result.layer)} "
+                f"| {cuts(result, size)} |",
                 flush=True,
             )
 
@@ -62,14 +66,19 @@ def reaches_overlap(result, objects, size):
     return np.bincount(row, minlength=len(objects)) > 1
 
 
+def cuts(result, size):
+    """Count straight edges along the edges of tiles."""
+    (scene,) = result.scenes
+    grid = TileGrid(scene.width, scene.height, size)
+    return cut_edges([ScenePlan(scene, grid, tuple(grid))], result.layer)
+
+
 def repeated(layer):
     """Count pairs of polygons whose best pieces come from different tiles, with IoU above 0.5."""
     geometry, tile = layer.geometry.to_numpy(), layer["source_tile"].to_numpy()
     i, j = shapely.STRtree(geometry).query(geometry, predicate="intersects")
     apart = (i < j) & (tile[i] != tile[j])
-    common = shapely.area(shapely.intersection(geometry[i[apart]], geometry[j[apart]]))
-    union = shapely.area(geometry[i[apart]]) + shapely.area(geometry[j[apart]]) - common
-    return int((common > 0.5 * union).sum())
+    return int((iou_of(geometry[i[apart]], geometry[j[apart]]) > 0.5).sum())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A raster whose objects are known, and a Segmenter that returns exactly those."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ class KnownObjects:
                 pieces = [parts == i for i in range(1, n)]
             masks += pieces
             scores += [0.9 + (value % 97) / 1000] * len(pieces)
-        return candidates_of(masks, scores, self.rules)
+        rules = replace(self.rules, height=labels.shape[0], width=labels.shape[1])
+        return candidates_of(masks, scores, rules)
 
 
 def candidates_of(

@@ -8,7 +8,10 @@ from known_objects import KnownObjects
 from workbench import Job
 from workbench.runs.folder import LOCK
 
-EXACT = {"tile_size": 96, "overlap": 0.25, "min_area_px": 0, "simplify_m": None}
+EXACT = {
+    "tile_size": 96, "overlap": 0.25, "min_area_px": 0, "simplify_m": 0,
+    "max_area_share": None, "duplicate_iou": None, "overlaps": "all",
+}  # fmt: skip
 
 
 def use_known_objects(monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from papermill.cli import _resolve_type
 
+from workbench.candidates.select import Thresholds
 from workbench.errors import JobError
 from workbench.runs.job import Job
 
@@ -19,13 +20,28 @@ def test_documented_defaults():
         "source": None, "aoi": None, "out_dir": None, "model": "classic", "checkpoint": None,
         "device": "auto", "precision": "auto", "bands": "auto", "stretch": "auto", "crs": "auto",
         "resolution_m": None, "tile_size": 1024, "overlap": 0.1875, "points_per_side": 32,
-        "crop_n_layers": 0, "pred_iou_thresh": 0.85, "stability_score_thresh": 0.92,
-        "pred_iou_floor": 0.5, "stability_floor": 0.5, "box_nms_thresh": 0.7,
-        "crop_nms_thresh": 0.7, "min_area_px": 500, "min_area_m2": None, "max_area_m2": None,
-        "fill_holes_m2": None, "min_solidity": None, "simplify_m": 0.5, "planar": False,
-        "classes": {1: "object"}, "default_class": None, "scheduler": None, "resume": True,
-        "interactive": "auto",
+        "crop_n_layers": 0, "pred_iou_thresh": None, "stability_score_thresh": None,
+        "pred_iou_floor": None, "stability_floor": None, "box_nms_thresh": 0.7,
+        "crop_nms_thresh": 0.7, "max_area_share": 0.8, "duplicate_iou": 0.7, "overlaps": "nested",
+        "min_area_px": 500, "min_area_m2": None, "max_area_m2": None,
+        "fill_holes_m2": None, "min_solidity": None, "simplify_m": None, "planar": False,
+        "classes": {1: "object"}, "default_class": None, "reference": None,
+        "scheduler": None, "resume": True, "interactive": "auto",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "thresholds"),
+    [("classic", (0.85, 0.92)), ("tiny", (0.6, 0.94)), ("vit_h", (0.85, 0.92))],
+)
+def test_each_model_has_thresholds_of_its_own(model, thresholds):
+    job = Job.create(model=model)
+    assert job.thresholds == Thresholds(*thresholds)
+    assert (job.rules.pred_iou_floor, job.rules.stability_floor) == (0.5, 0.5)
+    assert job.changed(pred_iou_thresh=0.7).thresholds == Thresholds(0.7, thresholds[1])
+    assert job.changed(pred_iou_floor=0.3).rules.pred_iou_floor == 0.3
+    with pytest.raises(JobError, match="below the floor"):
+        job.changed(pred_iou_floor=thresholds[0] + 0.01)
 
 
 def test_the_notebook_has_exactly_the_parameters_and_their_defaults():
@@ -42,7 +58,8 @@ def test_the_notebook_has_exactly_the_parameters_and_their_defaults():
     [
         (2019, "source", "2019"),
         ("null", "aoi", None),
-        ("null", "pred_iou_thresh", None),  # has no null: refused below
+        ("null", "pred_iou_thresh", None),
+        ("null", "tile_size", None),  # has no null: refused below
         ("['a.tif', 'b.tif']", "source", ["a.tif", "b.tif"]),
         ("[3, 2, 1]", "bands", (3, 2, 1)),
         ("auto", "bands", None),
@@ -71,8 +88,8 @@ def test_the_notebook_has_exactly_the_parameters_and_their_defaults():
     ],
 )
 def test_values_are_taken_as_meant(given, name, meant):
-    if name == "pred_iou_thresh" and meant is None:
-        with pytest.raises(JobError, match="pred_iou_thresh"):
+    if name == "tile_size":
+        with pytest.raises(JobError, match=name):
             Job.create(**{name: given})
     else:
         assert getattr(Job.create(**{name: given}), name) == meant

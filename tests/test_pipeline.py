@@ -291,7 +291,7 @@ def test_empty_tiles_are_stored_under_the_rules_of_the_job(tmp_path):
     run(job_for(raster, tmp_path / "run", **rules))
     store = CandidateStore(tmp_path / "run" / "candidates")
     for candidates, _ in store.read(store.ledger()):
-        assert candidates.rules == Rules(96, 96, **rules)
+        assert candidates.rules == Rules(100, 100, **rules)  # one tile of its own size
 
 
 def test_all_user_errors_are_one_kind():

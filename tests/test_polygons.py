@@ -22,7 +22,7 @@ from workbench.raster.tiles import TileGrid
 MASKS = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 5)).flatmap(
     lambda s: arrays(bool, (s[2], s[0], s[1]))
 )
-NOTHING = Cleaning(min_area_px=0, simplify_m=None)
+NOTHING = Cleaning(min_area_px=0, simplify_m=0)
 
 
 def traced(masks):
@@ -147,7 +147,7 @@ def box(x, y, width, height):
 
 def test_parts_below_the_pixel_limit_go_and_masks_without_parts_go():
     two = shapely.MultiPolygon([box(0, 0, 20, 20), box(40, 0, 3, 3)])
-    cleaned = clean(frame(two, box(60, 0, 4, 4)), Cleaning(min_area_px=100, simplify_m=None))
+    cleaned = clean(frame(two, box(60, 0, 4, 4)), Cleaning(min_area_px=100, simplify_m=0))
     assert len(cleaned) == 1
     assert cleaned.area.tolist() == [400]
     assert cleaned["area_px"].tolist() == [1600]
@@ -164,7 +164,7 @@ def test_area_limits_count_ground_metres_in_web_mercator():
     y = 8_399_737.9
     shape = shapely.MultiPolygon([shapely.box(0, y, 100, y + 100)])
     square = gpd.GeoDataFrame({"area_px": [10_000]}, geometry=[shape], crs=3857)
-    kept = clean(square, Cleaning(min_area_m2=2490, max_area_m2=2515, simplify_m=None))
+    kept = clean(square, Cleaning(min_area_m2=2490, max_area_m2=2515, simplify_m=0))
     assert kept["area_m2"].iloc[0] == pytest.approx(2500, rel=5e-3)
     assert clean(square, Cleaning(min_area_m2=2515)).empty
     assert clean(square, Cleaning(max_area_m2=2490)).empty
@@ -174,16 +174,16 @@ def test_area_limits_count_ground_metres_in_web_mercator():
 def test_holes_are_filled_by_size_and_islands_in_them_are_swallowed():
     ring = box(0, 0, 40, 40) - box(5, 5, 10, 10) - box(20, 20, 3, 3)
     with_island = shapely.MultiPolygon([ring, box(8, 8, 4, 4)])
-    some = clean(frame(with_island), Cleaning(0, fill_holes_m2=50, simplify_m=None))
+    some = clean(frame(with_island), Cleaning(0, fill_holes_m2=50, simplify_m=0))
     assert some.area.iloc[0] == pytest.approx(1600 - 100 + 16)
-    every = clean(frame(with_island), Cleaning(0, fill_holes_m2=200, simplify_m=None))
+    every = clean(frame(with_island), Cleaning(0, fill_holes_m2=200, simplify_m=0))
     assert every.area.iloc[0] == pytest.approx(1600)
     assert every.is_valid.all()
 
 
 def test_solidity_drops_what_is_not_convex():
     star = box(0, 0, 40, 40) - box(5, 5, 40, 40)
-    kept = clean(frame(star, box(100, 0, 10, 10)), Cleaning(0, min_solidity=0.7, simplify_m=None))
+    kept = clean(frame(star, box(100, 0, 10, 10)), Cleaning(0, min_solidity=0.7, simplify_m=0))
     assert kept.area.tolist() == [100]
 
 
@@ -208,7 +208,18 @@ def test_simplification_stays_valid_and_near(seed, simplify_m):
     assert distance <= simplify_m * 1.01 + 0.75  # simplify_m on the ground, and a pixel's diagonal
 
 
-@pytest.mark.parametrize("simplify_m", [None, 0.5, 2.0])
+@pytest.mark.parametrize(("pixel_m", "metres"), [(0.07, 0.07), (0.5, 0.5), (5.0, 1.0)])
+def test_the_usual_tolerance_is_a_pixel_but_at_most_a_metre(pixel_m, metres):
+    scene = scene_of(128, 128, Affine(pixel_m, 0, 500_000, 0, -pixel_m, 5_300_000))
+    labels = blob((128, 128), 1).astype(int)
+    exact = to_polygons(candidates_of(labels), scene, TileGrid(128, 128, 128), {})
+    usual = clean(exact, Cleaning(min_area_px=0))
+    ground = metres if metres < pixel_m else float(f"{scene.pixel_m:.4g}")
+    as_told = clean(exact, Cleaning(min_area_px=0, simplify_m=ground))
+    assert usual.geometry.geom_equals_exact(as_told.geometry, 0.01 * pixel_m).all()
+
+
+@pytest.mark.parametrize("simplify_m", [0, 0.5, 2.0])
 @pytest.mark.parametrize("seed", range(4))
 def test_planar_layers_have_no_overlap_and_share_their_edges(seed, simplify_m):
     scene, grid = scene_of(160, 160), TileGrid(160, 160, 160)
@@ -228,14 +239,14 @@ def test_planar_layers_have_no_overlap_and_share_their_edges(seed, simplify_m):
     flat = clean(stacked, Cleaning(min_area_px=0, simplify_m=simplify_m, planar=True))
     assert shapely.coverage_is_valid(flat.geometry.to_numpy())
     assert flat.is_valid.all()
-    if simplify_m is None:
+    if simplify_m == 0:
         assert flat.area.sum() == pytest.approx(stacked.union_all().area)
 
 
 def test_planar_keeps_the_smaller_polygon_on_top():
     flat = clean(
         frame(box(0, 0, 40, 40), box(10, 10, 5, 5), box(35, 0, 10, 10)),
-        Cleaning(min_area_px=0, simplify_m=None, planar=True),
+        Cleaning(min_area_px=0, simplify_m=0, planar=True),
     )
     assert flat.area.tolist() == [1600 - 25 - 50, 25, 100]
 
@@ -244,7 +255,7 @@ def test_pixel_corners_are_on_the_grid_to_the_bit():
     transform = Affine(0.1, 0, 123_456.7, 0, -0.1, 5_432_109.3)
     scene, grid = scene_of(300, 100, transform), TileGrid(300, 100, 128, 0.25)
     left = candidates_of(labels_of((128, 128), (10, 100, 90, 120)))
-    right = candidates_of(labels_of((128, 128), (10, 4, 90, 24))).at_tile(0, 1)
+    right = candidates_of(labels_of((128, 128), (10, 14, 90, 34))).at_tile(0, 1)
     one = to_polygons(left, scene, grid, {}).geometry.iloc[0]
     same = to_polygons(right, scene, grid, {}).geometry.iloc[0]
     assert shapely.equals_exact(shapely.normalize(one), shapely.normalize(same), 0)
@@ -252,20 +263,20 @@ def test_pixel_corners_are_on_the_grid_to_the_bit():
 
 def test_planar_drops_what_lies_wholly_under_others_and_what_becomes_too_small():
     hidden = frame(box(0, 0, 10, 10), box(0, 0, 10, 5), box(0, 5, 10, 5))
-    for simplify_m in (None, 1.0):
+    for simplify_m in (0, 1.0):
         flat = clean(hidden, Cleaning(min_area_px=20, simplify_m=simplify_m, planar=True))
         assert flat.area.tolist() == [50, 50]
     cut = frame(box(0, 0, 10, 10), box(0, 0, 10, 6))
-    flat = clean(cut, Cleaning(min_area_px=0, min_area_m2=50, simplify_m=None, planar=True))
+    flat = clean(cut, Cleaning(min_area_px=0, min_area_m2=50, simplify_m=0, planar=True))
     assert flat.area.tolist() == [60]
 
 
 def test_planar_marks_what_a_merge_at_a_seam_may_move():
     polygons = frame(box(0, 0, 10, 10), box(5, 0, 10, 10), box(15, 0, 5, 5), box(30, 0, 5, 5))
     polygons["seam"] = [True, False, False, False]
-    cleaned = clean(polygons, Cleaning(min_area_px=0, simplify_m=None, planar=True))
+    cleaned = clean(polygons, Cleaning(min_area_px=0, simplify_m=0, planar=True))
     assert cleaned["seam"].tolist() == [True, True, False, False]
-    untouched = clean(polygons, Cleaning(min_area_px=0, simplify_m=None))
+    untouched = clean(polygons, Cleaning(min_area_px=0, simplify_m=0))
     assert untouched["seam"].tolist() == [True, False, False, False]
 
 
@@ -273,6 +284,6 @@ def test_many_holes_are_filled_quickly():
     holes = [box(3 * i, 3 * j, 1, 1) for i in range(1, 70) for j in range(1, 70)]
     sieve = shapely.box(0, 0, 300, 300) - shapely.union_all(holes)
     start = time.perf_counter()
-    filled = clean(frame(sieve), Cleaning(min_area_px=0, fill_holes_m2=2, simplify_m=None))
+    filled = clean(frame(sieve), Cleaning(min_area_px=0, fill_holes_m2=2, simplify_m=0))
     assert filled.area.tolist() == [90_000]
     assert time.perf_counter() - start < 10

@@ -11,6 +11,7 @@ from known_objects import TRANSFORM, UTM, candidates_of, scene_of
 from known_runs import equal_layers, job_for
 
 from workbench import run
+from workbench.candidates.offer import Offer, offered
 from workbench.candidates.select import Thresholds, select
 from workbench.candidates.store import TileRecord, valid_masks
 from workbench.candidates.table import Candidates, Rules
@@ -26,8 +27,8 @@ from workbench.tuning.propose import propose_tiles
 
 SIDE = 96
 RULES = Rules(SIDE, SIDE)
-GRID = TileGrid(250, 170, SIDE, 0.25)
-PART = ScenePlan(scene_of(250, 170), GRID, tuple(GRID))
+GRID = TileGrid(240, 168, SIDE, 0.25)
+PART = ScenePlan(scene_of(240, 168), GRID, tuple(GRID))
 
 
 def rectangles(boxes, scores, stability=None, tile=PART.tiles[0], valid=None, part=PART):
@@ -64,10 +65,10 @@ def random_sample(seed, tile):
     return rectangles(boxes.tolist(), scores, rng.uniform(0.5, 1, len(boxes)), tile)
 
 
-def directly(sample, thresholds, cleaning):
+def directly(sample, thresholds, cleaning, offer):
     """What a run does with a tile, step by step."""
     valid = valid_masks([sample.record], RULES)
-    chosen = select(sample.candidates, thresholds)
+    chosen = offered(select(sample.candidates, thresholds), sample.part.grid, valid, offer)
     return clean(to_polygons(chosen, sample.part.scene, sample.part.grid, valid), cleaning)
 
 
@@ -76,18 +77,20 @@ def test_c2_a_view_is_what_a_run_makes_of_the_tiles_whatever_was_looked_at_befor
     preview = Preview(samples)
     rng = np.random.default_rng(0)
     cleanings = [
-        Cleaning(min_area_px=0, simplify_m=None),
+        Cleaning(min_area_px=0, simplify_m=0),
         Cleaning(min_area_px=60, min_solidity=0.9, simplify_m=0.7),
         Cleaning(min_area_px=20, simplify_m=0.5, planar=True),
     ]
+    offers = [Offer(), Offer(overlaps="one"), Offer(None, None, "all"), Offer(0.05, 0.9, "all")]
     seen = set()
     for _ in range(40):
         thresholds = Thresholds(*rng.uniform(0.5, 1, 2))
         cleaning = cleanings[rng.integers(len(cleanings))]
         if rng.random() < 0.3:
             preview.prepare(cleaning, int(rng.integers(1, 100)))
-        view = preview.look(thresholds, cleaning)
-        frames = [directly(sample, thresholds, cleaning) for sample in samples]
+        offer = offers[rng.integers(len(offers))]
+        view = preview.look(thresholds, cleaning, offer)
+        frames = [directly(sample, thresholds, cleaning, offer) for sample in samples]
         expected = pd.concat([f for f in frames if len(f)] or frames, ignore_index=True)
         got = view.polygons.drop(columns="row")
         assert len(got) == len(expected) == len(view.kept)
@@ -102,10 +105,10 @@ def test_c2_what_is_clear_of_the_overlaps_is_in_the_layer_of_the_run(raster, tmp
     job = job_for(raster, tmp_path / "run", simplify_m=0.5, fill_holes_m2=20)
     plan = prepare(job)
     samples = [t for t in segment(plan) if len(t.candidates)]
-    view = Preview(samples).look(job.thresholds, job.cleaning)
+    view = Preview(samples).look(job.thresholds, job.cleaning, job.offer)
     layer = run(job).layer.set_index("id")
     whole = view.polygons[~view.polygons["seam"]]
-    assert len(whole) >= 3
+    assert len(whole) >= 2
     for row in whole.itertuples():
         tuned = layer.loc[f"scene/r{row.tile_row}c{row.tile_col}/{row.ordinal}"]
         assert tuned.geometry == row.geometry
@@ -160,6 +163,47 @@ def test_each_candidate_is_told_why_it_is_there_or_not():
     assert preview.at(*(TRANSFORM @ (45.5, 45.5)), view) == []
     assert preview.outline(0).area.sum() == pytest.approx(30 * 30 * 0.25)
     assert preview.key(3) == ("s", 0, 0, 3)
+
+
+def test_what_is_not_offered_is_told_why():
+    alone = ScenePlan(scene_of(SIDE, SIDE), TileGrid(SIDE, SIDE, SIDE), (PART.tiles[0],))
+    drawn = [
+        (0, 0, 96, 90),  # nearly all
+        (0, 0, 96, 50),  # along three edges
+        (30, 30, 70, 70),
+        (30, 25, 70, 70),  # a double
+        (55, 55, 81, 75),  # lies on it in part
+        (40, 40, 50, 50),  # lies in it
+    ]
+    sample = rectangles(drawn, [1.0, 0.99, 0.95, 0.94, 0.93, 0.92], part=alone)
+    preview = Preview([sample])
+    thresholds, cleaning = Thresholds(0.85, 0.5), Cleaning(min_area_px=0)
+    view = preview.look(thresholds, cleaning, Offer(overlaps="one"))
+    rules = [Fate.WHOLE_TILE] * 2 + [Fate.KEPT] + [Fate.SUPPRESSED] + [Fate.OVERLAP] * 2
+    assert view.fate.tolist() == rules
+    nested = preview.look(thresholds, cleaning, Offer())
+    assert nested.fate[4:].tolist() == [Fate.OVERLAP, Fate.KEPT]
+    told = [preview.explain(row, view) for row in range(6)]
+    assert "covers 94% of its tile, more than max_area_share (0.8)" in told[0].reason
+    assert "touches three or four edges of the scene" in told[1].reason
+    assert "lies on a better one (predicted IoU 0.950)" in told[4].reason
+    assert "overlaps is `one`" in told[5].reason
+    assert (told[4].rival, told[0].rival) == (2, -1)
+    everything = preview.look(thresholds, cleaning, Offer(None, None, "all"))
+    assert (everything.fate == Fate.KEPT).sum() == 5  # SAM's own suppression stays
+
+
+def test_a_double_is_told_which_it_repeats():
+    band = np.zeros((SIDE, SIDE), bool)
+    band[20:60, 20:40] = True
+    bump = band.copy()
+    bump[20:23, 40:60] = True  # a longer box, so that SAM lets it pass
+    preview = Preview([sample_of([band, bump], [0.9, 0.95])])
+    view = preview.look(Thresholds(), Cleaning(min_area_px=0))
+    assert view.fate.tolist() == [Fate.DUPLICATE, Fate.KEPT]
+    verdict = preview.explain(0, view)
+    assert "it repeats a better one (predicted IoU 0.950)" in verdict.reason
+    assert verdict.rival == 1
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,19 @@ from known_objects import (
     scene_of,
 )
 
+from workbench.candidates.offer import Offer
 from workbench.candidates.select import Thresholds, select
 from workbench.candidates.table import Rules
 from workbench.polygons import seams
 from workbench.polygons.build import to_polygons
 from workbench.raster.tiles import TileGrid, tile_windows
 
+FREELY = Offer(None, None, "all")
 
-def merge_seams(polygons, windows):
+
+def merge_seams(polygons, windows, offer=FREELY):
     """All batches as one."""
-    return pd.concat(seams.merge_seams([polygons], windows), ignore_index=True)
+    return pd.concat(seams.merge_seams([polygons], windows, offer=offer), ignore_index=True)
 
 
 def segmented(labels, size, overlap=0.25, box_nms_thresh=1.0, **options):
@@ -36,9 +39,9 @@ def segmented(labels, size, overlap=0.25, box_nms_thresh=1.0, **options):
     segmenter = KnownObjects(Rules(size, size, box_nms_thresh=box_nms_thresh), **options)
     polygons = []
     for tile in grid:
-        window = np.zeros((size, size), int)
+        window = np.zeros((tile.window.height, tile.window.width), int)
         y, x = tile.window.row_off, tile.window.col_off
-        seen = labels[y : y + size, x : x + size]
+        seen = labels[y : y + window.shape[0], x : x + window.shape[1]]
         window[: seen.shape[0], : seen.shape[1]] = seen
         candidates = segmenter.propose(paint(window)).at_tile(tile.row, tile.col)
         chosen = select(candidates, Thresholds())
@@ -53,12 +56,13 @@ def segmented_masks(masks, size, overlap=0.25):
     polygons = []
     for tile in grid:
         y, x = tile.window.row_off, tile.window.col_off
-        windows = [np.zeros((size, size), bool) for _ in masks]
+        tall, wide = tile.window.height, tile.window.width
+        windows = [np.zeros((tall, wide), bool) for _ in masks]
         for window, mask in zip(windows, masks, strict=True):
-            part = mask[y : y + size, x : x + size]
+            part = mask[y : y + tall, x : x + wide]
             window[: part.shape[0], : part.shape[1]] = part
         seen = [(w, 0.9 + i / 100) for i, w in enumerate(windows) if w.any()]
-        candidates = candidates_of([w for w, _ in seen], [s for _, s in seen], Rules(size, size))
+        candidates = candidates_of([w for w, _ in seen], [s for _, s in seen], Rules(tall, wide))
         polygons.append(to_polygons(candidates.at_tile(tile.row, tile.col), scene, grid, {}))
     return pd.concat(polygons, ignore_index=True), tile_windows(scene, list(grid))
 
@@ -223,6 +227,40 @@ def test_an_imprecise_piece_goes_if_the_neighbour_sees_the_whole():
 def test_a_piece_without_a_partner_stays():
     merged = merge_seams(*pieces((0, 0.9, (50, 20, 96, 40)), (1, 0.9, (100, 60, 120, 80))))
     assert merged["at_edge"].tolist() == [True, False]  # a reviewer should look at it
+
+
+def test_a_double_of_what_two_tiles_saw_goes_where_the_iou_says_so():
+    # the left tile has seen two alternatives; the better one of the right tile replaces one
+    seen = pieces(
+        (0, 0.90, (76, 20, 90, 40)), (0, 0.91, (76, 20, 90, 30)), (1, 0.95, (76, 20, 90, 35))
+    )
+    assert len(merge_seams(*seen)) == 2  # IoU 0.67 of the two, 0.75 of the rest
+    assert len(merge_seams(*seen, Offer(duplicate_iou=0.8, overlaps="all"))) == 2
+    merged = merge_seams(*seen, Offer(duplicate_iou=0.6, overlaps="all"))
+    assert merged["confidence"].tolist() == [0.95]
+
+
+def test_overlaps_of_what_different_tiles_saw_follow_the_same_rule_as_in_a_tile():
+    seen = pieces((0, 0.95, (40, 20, 90, 40)), (1, 0.90, (80, 20, 130, 60)))
+    assert len(merge_seams(*seen)) == 2
+    assert merge_seams(*seen, Offer(overlaps="nested"))["confidence"].tolist() == [0.95, 0.9]
+    # a fifth of the smaller one is shared above; here it is half
+    half = pieces((0, 0.95, (70, 20, 90, 40)), (1, 0.90, (80, 20, 105, 30)))
+    assert len(merge_seams(*half)) == 2
+    for overlaps in ("nested", "one"):
+        assert merge_seams(*half, Offer(overlaps=overlaps))["confidence"].tolist() == [0.95]
+
+
+def test_what_spans_its_tile_and_is_not_continued_goes():
+    across = (0, 0.9, (0, 0, 96, 60))  # along three edges of the left tile
+    inside = (0, 0.9, (20, 70, 40, 90))
+    offer = Offer(duplicate_iou=None, overlaps="all")
+    assert merge_seams(*pieces(across, inside), offer)["area_px"].tolist() == [20 * 20]
+    assert len(merge_seams(*pieces(across, inside))) == 2
+    continued = pieces(across, inside, (1, 0.9, (72, 0, 140, 60)))
+    assert merge_seams(*continued, offer)["area_px"].tolist() == [140 * 60, 20 * 20]
+    two_edges = pieces((0, 0.9, (0, 20, 96, 60)))
+    assert len(merge_seams(*two_edges, offer)) == 1
 
 
 def test_what_a_neighbour_sees_whole_is_the_neighbours_to_decide():

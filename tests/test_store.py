@@ -7,17 +7,22 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from workbench.candidates.rle import damaged, encode_masks
 from workbench.candidates.store import CandidateStore, TileRecord
 from workbench.candidates.table import SCHEMA, Candidates, Rules, concat
+from workbench.errors import RunFolderError
 
 RULES = Rules(100, 100, pred_iou_floor=0.0, stability_floor=0.0)
+MASKS = encode_masks(np.arange(2 * 100 * 100).reshape(2, 100, 100) % 7 == 0)
 
 
 def tile_table(*tiles: tuple[int, int]) -> Candidates:
     """Two candidates in each tile, all columns unlike."""
     values = dict(zip(SCHEMA.names, np.arange(2 * len(SCHEMA)).reshape(-1, 2), strict=True))
-    one = Candidates.from_columns(RULES, values | {"rle": [b"0", b"1"]})
+    one = Candidates.from_columns(RULES, values | {"rle": MASKS})
     return concat([one.at_tile(*tile) for tile in tiles])
 
 
@@ -25,7 +30,7 @@ def test_the_store_gives_back_what_it_was_given(tmp_path: Path) -> None:
     store = CandidateStore(tmp_path / "candidates")
     candidates = tile_table((0, 0), (0, 1))
     records = [
-        TileRecord("ortho", 0, 0, "ok", n_candidates=2, seconds=1.5, valid_rle="abc"),
+        TileRecord("ortho", 0, 0, "ok", n_candidates=2, seconds=1.5, valid_rle=MASKS[0].decode()),
         TileRecord("ortho", 0, 1, "ok", n_candidates=2),
         TileRecord("ortho", 0, 2, "nodata"),
     ]
@@ -136,3 +141,48 @@ def test_a_second_try_of_the_same_tiles_replaces_the_first(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [path]
     [(read, [record])] = store.read([("ortho", 0, 0)])
     assert (len(read), record.status) == (2, "ok")
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        b"",
+        b"0",  # no pixels at all
+        MASKS[0][:-1],  # too few
+        MASKS[0] + b"5",  # too many
+        MASKS[0][:-1] + b"\x7f",  # ends in the middle of a number
+        MASKS[0].replace(b"1", b" ", 1),  # no digit
+        b"oooooooooooo0",  # more pixels than a number can hold
+        b"X",  # a negative number of pixels
+    ],
+)
+def test_damaged_masks_are_refused_before_any_c_code_sees_them(
+    tmp_path: Path, counts: bytes
+) -> None:
+    store = CandidateStore(tmp_path)
+    one = tile_table((0, 0)).with_column("rle", [MASKS[1], counts])
+    path = store.write(one, [TileRecord("ortho", 0, 0, "ok", n_candidates=2)])
+    with pytest.raises(RunFolderError, match=r"mask of row 1 is no .* Delete the file"):
+        store.ledger()
+    path.unlink()
+    store.write(tile_table((0, 0)), [TileRecord("s", 0, 0, "ok", valid_rle=counts.decode())])
+    with pytest.raises(RunFolderError, match=r"valid pixels of tile .* Delete the file"):
+        list(store.read([("s", 0, 0)]))
+
+
+@given(st.lists(st.binary(max_size=8), max_size=5), st.integers(0, 5))
+def test_any_bytes_among_good_masks_are_told_apart(found: list[bytes], place: int) -> None:
+    told = damaged([*found[:place], *MASKS, *found[place:]], 100, 100)
+    at = min(place, len(found))
+    assert not told[at : at + 2].any()
+    assert len(told) == len(found) + 2
+
+
+def test_masks_of_all_kinds_are_sound() -> None:
+    masks = (
+        np.random.default_rng(0).random((6, 37, 91))
+        < np.array([0, 0.01, 0.5, 0.9, 1, 0.3])[:, None, None]
+    )
+    assert not damaged(encode_masks(masks), 37, 91).any()
+    assert damaged(encode_masks(masks), 37, 92).all()
+    assert len(damaged([], 37, 91)) == 0

@@ -19,22 +19,47 @@ def test_cores_partition_the_scene_and_lie_in_their_windows(width, height, size,
         seen[
             core.row_off : core.row_off + core.height, core.col_off : core.col_off + core.width
         ] += 1
-        assert (window.width, window.height) == (size, size)
+        assert (window.width, window.height) == (grid.window_width, grid.window_height)
+        assert window.width <= int(1.1 * size)
         assert window.col_off <= core.col_off
-        assert core.col_off + core.width <= window.col_off + size
+        assert core.col_off + core.width <= window.col_off + window.width
         assert window.row_off <= core.row_off
-        assert core.row_off + core.height <= window.row_off + size
-        assert window.col_off + size <= max(width, size)  # beyond the scene only where it is small
-        assert window.row_off + size <= max(height, size)
+        assert core.row_off + core.height <= window.row_off + window.height
+        # beyond the scene only where it is small
+        assert window.col_off + window.width <= max(width, size)
+        assert window.row_off + window.height <= max(height, size)
     assert (seen == 1).all()
     assert len(list(grid)) == len(grid)
 
 
-def test_default_tiles_overlap_by_192_pixels():
-    grid = TileGrid(3000, 1000)
+@given(st.integers(1, 20_000), st.integers(64, 2000), st.floats(0, 0.5))
+def test_windows_are_spread_evenly_and_never_share_more_than_they_should(length, size, overlap):
+    grid = TileGrid(length, 1, size, overlap)
+    starts = np.array([tile.window.col_off for tile in grid])
+    steps = np.diff(starts)
+    assert np.ptp(steps) <= 1 if len(steps) else True
+    shared = grid.window_width - steps
+    assert (shared >= round(overlap * size) * grid.window_width // size - 2).all()
+    assert (shared <= max(0.35, overlap) * grid.window_width + 2).all()
+    assert starts[0] == 0
+    assert starts[-1] + grid.window_width == max(length, size)
+
+
+def test_default_tiles_of_a_long_scene():
+    grid = TileGrid(5000, 1000)
     starts = [tile.window.col_off for tile in grid]
-    assert starts == [0, 832, 1664, 1976]
-    assert [tile.core.col_off for tile in grid] == [0, 928, 1760, 2332]
+    assert starts == [0, 795, 1590, 2385, 3180, 3976]
+    assert [tile.core.col_off for tile in grid] == [0, 909, 1704, 2499, 3294, 4090]
+    assert grid.window_width == grid.window_height == 1024
+
+
+def test_a_scene_a_little_larger_than_a_tile_is_one_tile():
+    (tile,) = TileGrid(1060, 1057)  # 1024 px in degrees, in UTM
+    assert (tile.window.width, tile.window.height) == (1060, 1057)
+    assert tile.core == tile.window
+    (small,) = TileGrid(400, 300)
+    assert (small.window.width, small.window.height) == (1024, 1024)
+    assert len(TileGrid(1127, 1000)) == 2
 
 
 def test_an_aoi_selects_the_tiles_whose_core_it_meets():

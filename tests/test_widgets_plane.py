@@ -48,7 +48,7 @@ def test_defaults_are_those_of_a_job():
 def test_every_fate_has_a_colour_and_what_is_kept_lies_on_top(tmp_path):
     fates = in_javascript("score_plane.js", "return module.FATES", tmp_path)
     assert sorted(fate["number"] for fate in fates) == [
-        Fate.BELOW, Fate.KEPT, Fate.SUPPRESSED, Fate.CLEANED,
+        Fate.BELOW, Fate.KEPT, Fate.SUPPRESSED, Fate.CLEANED, Fate.OUTSIDE,
     ]  # fmt: skip
     labels = {fate["number"]: fate["label"] for fate in fates}
     assert labels[Fate.BELOW].startswith("below")

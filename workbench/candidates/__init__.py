@@ -2,6 +2,7 @@
 
 Masks and scores come in; a table, its selection and its files go out.
 
-`Candidates` (`table`) is one row for each mask, `select` filters and suppresses as SAM does, `rle`
-packs masks, `store` keeps them in the run folder.
+`Candidates` (`table`) is one row for each mask, `select` filters and suppresses as SAM does,
+`offer` decides which of these become labels, `rle` packs masks, `store` keeps them in the run
+folder.
 """

@@ -84,17 +84,80 @@ class Runs:
         return bounds
 
 
-def decode_runs(counts: Sequence[bytes], height: int, width: int) -> Runs:
-    """Decode COCO compressed counts to runs.
+def cropped(
+    counts: Sequence[bytes], height: int, width: int, box: tuple[int, int, int, int]
+) -> list[dict[str, Any]]:
+    """The part of masks that lies in a box (x0, y0, x1, y1, end exclusive), as COCO's RLEs."""
+    x0, y0, x1, y1 = box
+    runs = decode_runs(counts, height, width)
+    start, stop = np.maximum(runs.y0, y0) - y0, np.minimum(runs.y1, y1) - y0
+    inside = (runs.x >= x0) & (runs.x < x1) & (start < stop)
+    size = [y1 - y0, x1 - x0]
+    first = (runs.x[inside] - x0) * size[0]
+    mask = runs.mask[inside]
+    edges = np.concatenate((first + start[inside], first + stop[inside]))
+    encoded = encode_edges(np.concatenate((mask, mask)), edges, runs.n, size[0], size[1])
+    return [{"size": size, "counts": rle} for rle in encoded]
 
-    The format is that of `rleFrString` in COCO's maskApi.c: numbers in groups of 5 bits, lowest
-    first, a sixth bit telling that more follow; from the fourth on as the difference to the last
-    but one.
+
+def damaged(counts: Sequence[bytes], height: int, width: int) -> NDArray[np.bool_]:
+    """Whether each of `(n,)` compressed counts is no mask of `(height, width)`.
+
+    COCO's C code trusts them: counts that end in the middle of a number, or add up to another
+    number of pixels, make it read and write beyond its memory.
     """
+    code, end, _, length = _digits(counts)
+    ends = np.cumsum([0, *map(len, counts)])
+    broken = np.diff(ends) == 0
+    row = np.repeat(np.arange(len(counts)), np.diff(ends))
+    broken[row[code > 0x3F]] = True  # no digit
+    last = ends[1:][~broken] - 1
+    broken[np.flatnonzero(~broken)[code[last] & 0x20 != 0]] = True
+    broken[row[end[length > 7]]] = True  # 35 bits: more pixels than a tile can have
+    good = np.flatnonzero(~broken)
+    pair, _, before = _run_lengths([counts[i] for i in good.tolist()])
+    total = np.diff(np.concatenate(([0], np.cumsum(pair.sum(axis=1))))[before])
+    negative = np.diff(np.concatenate(([0], np.cumsum((pair < 0).any(axis=1))))[before])
+    broken[good[(total != height * width) | (negative > 0)]] = True
+    return np.asarray(broken, bool)
+
+
+def decode_runs(counts: Sequence[bytes], height: int, width: int) -> Runs:
+    """Decode COCO compressed counts to runs."""
+    pair, mask, pairs_before = _run_lengths(counts)
+    length_on = pair[:, 1]
+    stop = _cumulated(pair.sum(axis=1, keepdims=True), pairs_before)[:, 0]
+    on = length_on > 0
+    mask, start, stop = mask[on], (stop - length_on)[on], stop[on]
+    # a run may go on in the next columns
+    x = start // height
+    pieces = (stop - 1) // height - x + 1
+    step = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    mask, start, stop = (np.repeat(values, pieces) for values in (mask, start, stop))
+    x = np.repeat(x, pieces) + step
+    top = x * height
+    y0, y1 = np.maximum(start - top, 0), np.minimum(stop - top, height)
+    return Runs(len(counts), height, width, mask, x, y0, y1)
+
+
+def _digits(
+    counts: Sequence[bytes],
+) -> tuple[NDArray[np.uint8], Numbers, Numbers, Numbers]:
+    """The digits of all numbers, and of each number its last digit, its first, and how many."""
     code = np.frombuffer(b"".join(counts), np.uint8) - np.uint8(48)
     end = np.flatnonzero(code & 0x20 == 0)
     begin = np.concatenate(([0], end[:-1] + 1)) if len(end) else end
-    length = end - begin + 1
+    return code, end, begin, end - begin + 1
+
+
+def _run_lengths(counts: Sequence[bytes]) -> tuple[Numbers, Numbers, Numbers]:
+    """One row `(m, 2)` for each run: pixels off, then pixels on; its mask, and the rows before.
+
+    The format is that of `rleFrString` in COCO's maskApi.c: numbers in groups of 5 bits, lowest
+    first, a sixth bit telling that more follow; from the fourth on as the difference to the last
+    but one. The last has the number of rows before each mask, and of all.
+    """
+    code, end, begin, length = _digits(counts)
     shift = 5 * (np.arange(len(code)) - np.repeat(begin, length))
     number = np.zeros(0, np.int64)
     if len(end):
@@ -120,20 +183,7 @@ def decode_runs(counts: Sequence[bytes], height: int, width: int) -> Runs:
     pair = _cumulated(pair, pairs_before)
     pair[first, 0] = lead
     pair[~there] = 0
-
-    length_on = pair[:, 1]
-    stop = _cumulated(pair.sum(axis=1, keepdims=True), pairs_before)[:, 0]
-    on = length_on > 0
-    mask, start, stop = mask[on], (stop - length_on)[on], stop[on]
-    # a run may go on in the next columns
-    x = start // height
-    pieces = (stop - 1) // height - x + 1
-    step = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    mask, start, stop = (np.repeat(values, pieces) for values in (mask, start, stop))
-    x = np.repeat(x, pieces) + step
-    top = x * height
-    y0, y1 = np.maximum(start - top, 0), np.minimum(stop - top, height)
-    return Runs(len(counts), height, width, mask, x, y0, y1)
+    return pair, mask, pairs_before
 
 
 def _cumulated(rows: Numbers, before: Numbers) -> Numbers:

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from workbench._support.files import atomic_path
+from workbench.candidates.rle import damaged
 from workbench.candidates.table import SCHEMA, Candidates, Rules
+from workbench.errors import RunFolderError
 
 Status = Literal["ok", "empty", "nodata", "failed"]
 
@@ -96,7 +98,8 @@ class CandidateStore:
     def ledger(self) -> Ledger:
         """What is known of each tile, and the file that says so; success beats failure.
 
-        Reads each new file in full once, to be sure that `read` can.
+        Reads each new file in full once, to be sure that `read` can. Raises `RunFolderError` where
+        masks are damaged though the file is whole.
         """
         known: Ledger = {}
         for path in self._files():
@@ -158,6 +161,20 @@ def _read(path: Path) -> tuple[Candidates, list[TileRecord]]:
     return Candidates(table, Rules(**json.loads(rules))), records
 
 
+def _refuse_damaged_masks(candidates: Candidates, path: Path) -> None:
+    """Refuse masks that would make C code read beyond its memory, whoever has written them."""
+    rules = candidates.rules
+    counts = candidates.table.column("rle").to_pylist()
+    broken = damaged(counts, rules.height, rules.width)
+    if broken.any():
+        row = int(np.flatnonzero(broken)[0])
+        raise RunFolderError(
+            f"{path}: the mask of row {row} is no run-length encoding of {rules.height} × "
+            f"{rules.width} pixels ({int(broken.sum())} of {len(counts)} masks are not). "
+            "Delete the file, and its tiles are computed again."
+        )
+
+
 def _sound_records(path: Path) -> tuple[TileRecord, ...]:
     """The ledger rows of a file; none if any part of it is damaged, or it is not ours."""
     try:
@@ -170,4 +187,15 @@ def _sound_records(path: Path) -> tuple[TileRecord, ...]:
 @lru_cache(maxsize=100_000)
 def _records_of(path: Path, mtime_ns: int, size: int) -> tuple[TileRecord, ...]:
     """Read once for each state of a file: the ledger is asked for many times."""
-    return tuple(_read(path)[1])
+    candidates, records = _read(path)
+    _refuse_damaged_masks(candidates, path)
+    for record in records:
+        if record.valid_rle is not None:
+            size = candidates.rules.height, candidates.rules.width
+            if damaged([record.valid_rle.encode()], *size)[0]:
+                raise RunFolderError(
+                    f"{path}: the valid pixels of tile {record.index} are no run-length encoding "
+                    f"of {size[0]} × {size[1]} pixels. Delete the file, and its tiles are "
+                    "computed again."
+                )
+    return tuple(records)

@@ -108,6 +108,10 @@ class Candidates:
             rows = np.flatnonzero(rows)
         return replace(self, table=self.table.take(pa.array(rows, type=pa.int64())))
 
+    def of_tile(self, row: int, col: int) -> Candidates:
+        """Keep the rows of one tile."""
+        return self.take((self.column("tile_row") == row) & (self.column("tile_col") == col))
+
     def at_tile(self, row: int, col: int) -> Candidates:
         """Say which tile the rows belong to."""
         rows, cols = np.full(len(self), row), np.full(len(self), col)

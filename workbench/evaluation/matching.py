@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from workbench.polygons.areas import only_polygonal, require_crs
+from workbench.polygons.areas import lies_in, only_polygonal, require_crs
+from workbench.polygons.overlap import iou_of, may_reach, most_common
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,13 @@ def pairs_of(
         their_row, our_row = _possible_pairs(ours, theirs, at_least)
     else:
         their_row, our_row = shapely.STRtree(ours).query(theirs, predicate="intersects")
-    shared = shapely.area(shapely.intersection(ours[our_row], theirs[their_row]))
-    union = shapely.area(ours)[our_row] + shapely.area(theirs)[their_row] - shared
+    found = iou_of(ours[our_row], theirs[their_row])
     # touching is not overlapping
-    overlap = (shared > 0) & (shared >= at_least * union)
+    overlap = (found > 0) & (found >= at_least)
     return Pairs(
         our_row[overlap],
         their_row[overlap],
-        shared[overlap] / union[overlap],
+        found[overlap],
         len(ours),
         len(theirs),
     )
@@ -112,10 +112,9 @@ def _possible_pairs(
     """Pairs (theirs, ours) whose areas and boxes do not rule an IoU out; intersections are slow."""
     their_row, our_row = shapely.STRtree(ours).query(theirs)
     our_box, their_box = shapely.bounds(ours)[our_row], shapely.bounds(theirs)[their_row]
-    sides = np.minimum(our_box, their_box)[:, 2:] - np.maximum(our_box, their_box)[:, :2]
     our_area, their_area = shapely.area(ours)[our_row], shapely.area(theirs)[their_row]
-    most = np.minimum(sides.clip(0).prod(axis=1), np.minimum(our_area, their_area))
-    possible = most >= at_least * (our_area + their_area - most) * (1 - 1e-9)
+    most = most_common(our_box, their_box, our_area, their_area)
+    possible = may_reach(at_least, most, our_area, their_area)
     return their_row[possible], our_row[possible]
 
 
@@ -128,8 +127,7 @@ def of_cores(polygons: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> gpd.GeoData
     """
     keys = ["source", "tile_row", "tile_col"]
     cores = tiles.set_index(keys).geometry.reindex(pd.MultiIndex.from_frame(polygons[keys]))
-    middle = polygons.geometry.representative_point().to_numpy()
-    return polygons[shapely.intersects(cores.to_numpy(), middle)]
+    return polygons[lies_in(polygons.geometry.to_numpy(), cores.to_numpy())]
 
 
 def boxes(layer: gpd.GeoDataFrame) -> gpd.GeoDataFrame:

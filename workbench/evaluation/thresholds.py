@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -10,6 +10,7 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from workbench.candidates.select import Selector, Thresholds, passes
 from workbench.candidates.table import SCHEMA, Candidates
@@ -63,8 +64,12 @@ def plane_of_pairs(
     iou_thresh: float,
     pred_iou_threshs: Sequence[float],
     stability_score_threshs: Sequence[float],
+    labels_of: Callable[[NDArray[np.int64]], NDArray[np.int64]] = lambda selected: selected,
 ) -> pd.DataFrame:
-    """As `threshold_plane`, of polygons that are matched already; all pairs are at `iou_thresh`."""
+    """As `threshold_plane`, of polygons that are matched already; all pairs are at `iou_thresh`.
+
+    `labels_of` tells which of the selected rows become labels, counted by tile and ordinal.
+    """
     scores = _without_masks(candidates)
     tile_and_ordinal = ("tile_row", "tile_col", "ordinal")
     shape = [int(np.max(scores.column(name), initial=0)) + 1 for name in tile_and_ordinal]
@@ -82,7 +87,7 @@ def plane_of_pairs(
         thresholds = Thresholds(pred_iou_thresh, stability_score_thresh)
         passed = passes(scores, thresholds).tobytes()
         if passed not in counts:
-            left = pairs.only(np.isin(ours, keys[selector.rows(thresholds)]))
+            left = pairs.only(np.isin(ours, keys[labels_of(selector.rows(thresholds))]))
             counts[passed] = left.n_predicted, left.n_matched(iou_thresh)
         rows.append((pred_iou_thresh, stability_score_thresh, *counts[passed]))
     columns = ["pred_iou_thresh", "stability_score_thresh", "n_predicted", "n_matched"]

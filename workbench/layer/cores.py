@@ -7,6 +7,8 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from workbench.polygons.areas import middle_of
+
 
 def reviewed_tiles(
     tiles: gpd.GeoDataFrame, labels: gpd.GeoDataFrame, waiting: NDArray[np.bool_]
@@ -33,7 +35,7 @@ def home_in(tiles: gpd.GeoDataFrame, layer: gpd.GeoDataFrame) -> NDArray[np.int6
 
     The middle is a point that lies in the shape. Both layers are in one CRS.
     """
-    points = layer.geometry.representative_point().to_numpy()
+    points = middle_of(layer.geometry.to_numpy())
     home = np.full(len(points), -1)
     point, tile = shapely.STRtree(tiles.geometry.to_numpy()).query(points, predicate="intersects")
     home[point[::-1]] = tile[::-1]  # on an edge the first

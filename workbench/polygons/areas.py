@@ -1,4 +1,4 @@
-"""Areas, and polygons with any area, of a layer in any CRS."""
+"""Areas of polygons, the point that says where one lies, and polygons with any area."""
 
 from __future__ import annotations
 
@@ -18,10 +18,26 @@ def with_area(layer: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     return layer.iloc[row].set_geometry(geometry, crs=layer.crs)
 
 
+def middle_of(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
+    """The point of each polygon `(n,)` that says where it lies; it lies in the polygon itself."""
+    return np.asarray(shapely.point_on_surface(geometry), object)
+
+
+def lies_in(
+    geometry: NDArray[np.object_], area: shapely.Geometry | NDArray[np.object_]
+) -> NDArray[np.bool_]:
+    """Whether the middle of each polygon `(n,)` lies in an area, or in its own of `(n,)` areas.
+
+    Both are in one CRS. This decides whether a polygon belongs to an AOI, a labelled area or the
+    core of a tile; it is kept whole then.
+    """
+    return np.asarray(shapely.intersects(area, middle_of(geometry)), bool)
+
+
 def inside(layer: gpd.GeoDataFrame, area: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    """Keep the rows whose representative point lies in an area, as that of the labels."""
+    """Keep the rows whose middle lies in an area, as that of the labels."""
     require_crs(layer, "predicted layer")
-    return layer[layer.geometry.representative_point().within(area_of(area, layer.crs))]
+    return layer[lies_in(layer.geometry.to_numpy(), area_of(area, layer.crs))]
 
 
 def area_of(within: gpd.GeoDataFrame, crs: CRS) -> shapely.Geometry:

@@ -133,10 +133,10 @@ def _valid_in_scene(
     """Add what lies beyond the scene to a tile's invalid pixels; None if all are valid."""
     width = grid.width - tile.window.col_off
     height = grid.height - tile.window.row_off
-    if width >= grid.tile_size and height >= grid.tile_size:
+    if width >= grid.window_width and height >= grid.window_height:
         return valid
     if valid is None:
-        valid = np.ones((grid.tile_size, grid.tile_size), bool)
+        valid = np.ones((grid.window_height, grid.window_width), bool)
     valid = valid.copy()
     valid[height:], valid[:, width:] = False, False
     return valid

@@ -12,10 +12,14 @@ from numpy.typing import NDArray
 
 from workbench.raster.crs import ground_area_m2, ground_scale
 
+SIMPLIFY_AT_MOST_M = 1.0  # where pixels are larger, one of them is already a corner of a house
+
 
 @dataclass(frozen=True)
 class Cleaning:
     """What is kept of a polygon; None switches a step off. Metres are ground metres.
+
+    `simplify_m` None is one pixel, at most `SIMPLIFY_AT_MOST_M`; 0 switches it off.
 
     `min_area_px` drops parts of a mask, `min_area_m2` and `max_area_m2` whole masks;
     `min_solidity` is area / area of the convex hull. `planar` gives a layer without overlaps,
@@ -27,7 +31,7 @@ class Cleaning:
     max_area_m2: float | None = None
     fill_holes_m2: float | None = None
     min_solidity: float | None = None
-    simplify_m: float | None = 0.5
+    simplify_m: float | None = None
     planar: bool = False
 
 
@@ -66,15 +70,16 @@ def clean(polygons: gpd.GeoDataFrame, cleaning: Cleaning) -> gpd.GeoDataFrame:
         keep = _within_area_limits(geometry, cleaning, crs)  # what lies on top was cut away
         polygons, geometry, pixel = polygons[keep], geometry[keep], pixel[keep]
     area_px = np.rint(shapely.area(geometry) / pixel).astype(np.int64)
-    if cleaning.simplify_m and len(geometry):
+    if cleaning.simplify_m != 0 and len(geometry):
         scale = _metres_per_unit(geometry, crs)
+        metres = _tolerance_m(cleaning, pixel, scale)
         if cleaning.planar:
             # Visvalingam: a corner goes if its triangle is smaller than the tolerance squared;
             # one tolerance for all, rounded so that it is the same for a tile and its scene
-            tolerance = cleaning.simplify_m / max(0.01, round(float(np.median(scale)), 2))
+            tolerance = float(np.median(metres)) / max(0.01, round(float(np.median(scale)), 2))
             geometry = shapely.coverage_simplify(geometry, tolerance)
         else:
-            geometry = _simplify(geometry, cleaning.simplify_m / scale)
+            geometry = _simplify(geometry, metres / scale)
     geometry = only_polygons(geometry)
     area_m2 = ground_area_m2(geometry, crs)
     cleaned = polygons.assign(area_px=area_px, area_m2=area_m2)
@@ -90,6 +95,19 @@ def _within_area_limits(
         keep &= area_m2 >= (cleaning.min_area_m2 or 0)
         keep &= area_m2 <= (cleaning.max_area_m2 or np.inf)
     return keep
+
+
+def _tolerance_m(
+    cleaning: Cleaning, pixel: NDArray[np.float64], scale: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The tolerance of simplification of each polygon, whose pixels cover `pixel` map units²."""
+    if cleaning.simplify_m is not None:
+        return np.full(len(pixel), float(cleaning.simplify_m))
+    # to four digits: a polygon's area and pixels give its pixel with rounding errors, and the
+    # tolerance is to be the same for a tile and its scene
+    side = np.sqrt(pixel) * scale
+    digits = 10.0 ** (4 - np.ceil(np.log10(side)))
+    return np.minimum(np.rint(side * digits) / digits, SIMPLIFY_AT_MOST_M)
 
 
 def _solidity(geometry: NDArray[np.object_]) -> NDArray[np.float64]:

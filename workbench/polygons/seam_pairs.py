@@ -16,11 +16,13 @@ import shapely
 from numpy.typing import NDArray
 
 from workbench._support.cores import usable_cores
+from workbench.candidates.offer import TOUCH_PX
+from workbench.polygons.areas import middle_of
 from workbench.polygons.on_disk import SpilledPolygons
+from workbench.polygons.overlap import common_area, common_frame, iou, may_reach, most_common
 
 AGREE = 0.5  # IoU inside the shared overlap from which two polygons are the same object
 SEEN = 0.95  # share of a polygon inside the neighbour's window that counts as all of it
-TOUCH_PX = 2  # networks stop a pixel or two short of the edge
 BATCH = 1024  # polygons, or pairs of windows, that are looked at together: memory goes with them
 
 _THREADS = ThreadPoolExecutor(usable_cores(), "seams")
@@ -122,43 +124,33 @@ def _agreeing(one: _Side, other: _Side) -> NDArray[Any]:
     parted = shapely.get_num_geometries(one.shared) > 1
     other_parted = shapely.get_num_geometries(other.shared) > 1
     in_parts = both_cut & (parted[m] | other_parted[n])
-    # sizes and frames alone rule most pairs out, at a fraction of an intersection's cost
-    most = np.minimum(common_frame(bounds[m], other_bounds[n]), np.minimum(area[m], other_area[n]))
-    union = area[m] + other_area[n] - most
-    possible = (most > 0) & (in_parts | (most >= AGREE * union * (1 - 1e-9)))
+    most = most_common(bounds[m], other_bounds[n], area[m], other_area[n])
+    possible = (most > 0) & (in_parts | may_reach(AGREE, most, area[m], other_area[n]))
     m, n, both_cut = m[possible], n[possible], both_cut[possible]
     common, piece, other_piece = _common_area(one.shared[m], other.shared[n])
     piece = np.where(both_cut, piece, area[m])
     other_piece = np.where(both_cut, other_piece, other_area[n])
-    union = piece + other_piece - common
-    same = (common > 0) & (common >= AGREE * union)
-    m, n, common, union = m[same], n[same], common[same], union[same]
+    alike = iou(common, piece, other_piece)
+    same = (common > 0) & (alike >= AGREE)
+    m, n, common, alike = m[same], n[same], common[same], alike[same]
     # a whole and its part may look alike in one overlap and different in another, where they are
     # told apart; large overlaps tell more than the corner of four tiles
     several = (np.bincount(m, minlength=len(area))[m] > 1) | (
         np.bincount(n, minlength=len(other_area))[n] > 1
     )
     smaller = np.minimum(shapely.area(one.whole[m]), shapely.area(other.whole[n]))
-    iou, common = np.round(common / union, 6), np.round(common, 6)
+    alike, common = np.round(alike, 6), np.round(common, 6)
     found = np.empty(len(m), MATCH)
     for name, values in zip(
         MATCH.names or (),
         (
-            *(several, -iou, -common, -smaller),
+            *(several, -alike, -common, -smaller),
             *(one.rows[m], other.rows[n], one.cut[m], other.cut[n], one.seen[m], other.seen[n]),
         ),
         strict=True,
     ):
         found[name] = values
     return found
-
-
-def common_frame(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The area that each pair of bounds shares: no less than what is inside them."""
-    x0, y0, x1, y1 = one.T
-    u0, v0, u1, v1 = other.T
-    wide, tall = np.minimum(x1, u1) - np.maximum(x0, u0), np.minimum(y1, v1) - np.maximum(y0, v0)
-    return np.maximum(wide, 0) * np.maximum(tall, 0)
 
 
 def _common_area(
@@ -175,7 +167,7 @@ def _common_area(
     j = first[pair[i]] + step
     near = common_frame(shapely.bounds(parts)[i], shapely.bounds(other_parts)[j]) > 0
     i, j = i[near], j[near]
-    common = shapely.area(shapely.intersection(parts[i], other_parts[j]))
+    common = common_area(parts[i], other_parts[j])
     i, j, common = i[common > 0], j[common > 0], common[common > 0]
     met, other_met = np.unique(i), np.unique(j)
     n = len(one)
@@ -203,7 +195,7 @@ def _nearer(
 
     Of windows at one distance, the left or upper one counts as nearer.
     """
-    middle = shapely.point_on_surface(polygons)
+    middle = middle_of(polygons)
     near, far = (shapely.distance(middle, box.centroid) for box in (one, other))
     first = (one.bounds[0], -one.bounds[3]) < (other.bounds[0], -other.bounds[3])
     return np.asarray(near <= far if first else near < far)

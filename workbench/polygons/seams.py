@@ -31,17 +31,20 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from workbench.candidates.offer import SIDES, TOUCH_PX, Offer, Reason, Shared, one_label_per_object
 from workbench.polygons.clean import only_polygons
 from workbench.polygons.on_disk import SpilledPolygons
-from workbench.polygons.seam_pairs import BATCH, MATCH, SUREST, common_frame, compare_neighbours
-
-DUPLICATE = 0.7  # IoU from which two finished polygons are one too many
+from workbench.polygons.overlap import common_area, may_conflict, may_repeat
+from workbench.polygons.seam_pairs import BATCH, MATCH, SUREST, compare_neighbours
 
 KEY = ["source", "tile_row", "tile_col"]
 
 
 def merge_seams(
-    polygons: Iterable[gpd.GeoDataFrame], windows: gpd.GeoDataFrame, folder: Path | None = None
+    polygons: Iterable[gpd.GeoDataFrame],
+    windows: gpd.GeoDataFrame,
+    folder: Path | None = None,
+    offer: Offer = Offer(),  # noqa: B008  a plain value
 ) -> Iterator[gpd.GeoDataFrame]:
     """Make one polygon of each object that several tiles saw.
 
@@ -69,8 +72,10 @@ def merge_seams(
         groups, keep, unfinished = _decide(shapes, tile, rank, windows)
         at_edge = rows["at_edge"].to_numpy() | unfinished | _reach_the_end(shapes, windows)
         rows = _unite(rows.assign(n_tiles=1, at_edge=at_edge), shapes, groups, keep, tile, rank)
+        if offer.max_area_share is not None:
+            keep[_spans_its_tile(shapes, groups, tile, windows)] = False
         seen_by = partial(_seen_by, groups, tile)
-        keep[_duplicates(shapes, np.flatnonzero(keep), windows, seen_by, rank)] = False
+        keep[_not_offered(shapes, np.flatnonzero(keep), windows, seen_by, rank, offer)] = False
         for batch in _in_batches(np.flatnonzero(keep)):
             key = windows[KEY].iloc[tile[batch]].reset_index(drop=True)
             frame = pd.concat([key, rows.iloc[batch].reset_index(drop=True)], axis=1)
@@ -197,7 +202,7 @@ def _ranks(polygons: pd.DataFrame) -> NDArray[np.int64]:
 
 def _overlap(geometry: NDArray[np.object_], others: NDArray[np.object_]) -> bool:
     """Whether a polygon covers a tenth of another one, or is covered by it to a tenth."""
-    common = shapely.area(shapely.intersection(geometry, others))
+    common = common_area(geometry, others)
     smaller = np.minimum(shapely.area(geometry), shapely.area(others))
     return bool((common > 0.1 * smaller).any())
 
@@ -275,6 +280,19 @@ def _reach_the_end(shapes: SpilledPolygons, windows: gpd.GeoDataFrame) -> NDArra
     return reach
 
 
+def _spans_its_tile(
+    shapes: SpilledPolygons, groups: _Groups, tile: NDArray[np.int64], windows: gpd.GeoDataFrame
+) -> NDArray[np.bool_]:
+    """Whether each polygon touches three or four edges of its window, and no other continues it.
+
+    It is what lies between the objects of that tile, and ends where the tile does.
+    """
+    bounds = windows.geometry.bounds.to_numpy()[tile]
+    near = np.abs(shapes.bounds - bounds) < TOUCH_PX * windows["pixel"].to_numpy()[tile, None]
+    alone = np.bincount(groups.label, minlength=len(tile))[groups.label] == 1
+    return np.asarray(alone & (near.sum(axis=1) >= SIDES), bool)
+
+
 def _neighbourhoods(
     bounds: NDArray[np.float64], rows: NDArray[np.int64], windows: gpd.GeoDataFrame
 ) -> Iterator[NDArray[np.int64]]:
@@ -296,43 +314,37 @@ def _neighbourhoods(
         start = end
 
 
-def _duplicates(
+def _not_offered(
     shapes: SpilledPolygons,
     rows: NDArray[np.int64],
     windows: gpd.GeoDataFrame,
     seen_by: Callable[[int], set[int]],
     rank: NDArray[np.int64],
-) -> list[int]:
-    """Rows that repeat a better one, though no tile has seen both; else suppression has decided.
+    offer: Offer,
+) -> NDArray[np.int64]:
+    """Rows that repeat a better one, or overlap one that no tile has seen together with them.
 
-    `seen_by` gives the tiles that saw a row.
+    `seen_by` gives the tiles that saw a row: which overlaps to allow, a tile that saw both has
+    decided. It has not compared what other tiles saw of the same objects.
     """
-    found: set[tuple[int, int]] = set()
+    found = [np.empty((0, 2), np.int64)]
     for near in _neighbourhoods(shapes.bounds, rows, windows):
         frames = np.asarray(shapely.box(*shapes.bounds[near].T), object)
         i, j = shapely.STRtree(frames).query(frames)
         i, j = near[i[i < j]], near[j[i < j]]
-        # sizes and frames alone rule nearly all pairs out, at a fraction of an intersection's cost
-        area, other_area = shapes.area[i], shapes.area[j]
-        most = np.minimum(
-            common_frame(shapes.bounds[i], shapes.bounds[j]), np.minimum(area, other_area)
+        possible = may_conflict(
+            shapes.bounds[i], shapes.bounds[j], shapes.area[i], shapes.area[j], offer
         )
-        possible = most > DUPLICATE * (area + other_area - most)
-        found.update(
-            (m, n)
-            for m, n in zip(i[possible].tolist(), j[possible].tolist(), strict=True)
-            if not seen_by(m) & seen_by(n)
-        )
-    pairs = sorted(found)
-    same: list[tuple[int, int]] = []
+        found.append(np.column_stack((i[possible], j[possible])))
+    pairs = np.unique(np.concatenate(found), axis=0)
+    i, j = pairs.T
+    apart = np.array([not seen_by(m) & seen_by(n) for m, n in pairs.tolist()], bool)
+    repeat = may_repeat(shapes.bounds[i], shapes.bounds[j], shapes.area[i], shapes.area[j], offer)
+    pairs, apart = pairs[apart | repeat], apart[apart | repeat]
+    common = [np.empty(0)]
     for batch in _in_batches(np.arange(len(pairs))):
-        i, j = np.array(pairs, np.int64).reshape(-1, 2)[batch].T
-        common = shapely.area(shapely.intersection(shapes[i], shapes[j]))
-        over = common > DUPLICATE * (shapes.area[i] + shapes.area[j] - common)
-        same += zip(i[over].tolist(), j[over].tolist(), strict=True)
-    by_rank = [sorted(pair, key=lambda row: rank[row]) for pair in same]
-    gone: set[int] = set()
-    for best, worse in sorted(by_rank, key=lambda pair: (rank[pair[0]], rank[pair[1]])):
-        if best not in gone:
-            gone.add(worse)
-    return sorted(gone)
+        i, j = pairs[batch].T
+        common.append(common_area(shapes[i], shapes[j]))
+    shared = Shared(pairs[:, 0], pairs[:, 1], np.concatenate(common), apart)
+    decided = one_label_per_object(shared, shapes.area, rank, offer)
+    return np.flatnonzero(decided.reason != Reason.OFFERED)

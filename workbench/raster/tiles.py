@@ -1,7 +1,8 @@
-"""The tile grid: fixed windows with overlap over a scene, anchored at its origin."""
+"""The tile grid: windows with overlap, spread evenly over a scene."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,10 @@ import shapely
 from rasterio.windows import Window
 
 from workbench.raster.scene import Scene
+
+# 1024 px in degrees become 1060 px in metres: four tiles would see nearly the same
+WHOLE_UP_TO = 1.1  # tiles; a side of a scene up to this long is not divided
+MOST_OVERLAP = 0.35  # of a tile: more costs time and shows the same objects again
 
 
 @dataclass(frozen=True, order=True, slots=True)  # a run may have millions
@@ -27,9 +32,13 @@ class Tile:
 class TileGrid:
     """Tiles over a scene of `width` × `height` pixels.
 
-    Every window is exactly `tile_size`: shifted inward at the far edges, and reaching beyond the
-    scene only where the scene is smaller. The cores partition the scene; they meet in the middle
-    of the overlaps.
+    All windows of a grid have one size, `window_width` × `window_height`. Along each side of the
+    scene they are spread evenly, from its first pixel to its last. `tile_size` is the usual side
+    of a window. It is longer where a side of the scene is up to `WHOLE_UP_TO` tiles long, which
+    then is one tile, and shorter where windows would otherwise share more than `MOST_OVERLAP`.
+    `overlap` is the least that neighbours share. Only where the scene is smaller than a tile does
+    a window reach beyond it. The cores partition the scene; they meet in the middle of the
+    overlaps.
     """
 
     width: int
@@ -53,10 +62,24 @@ class TileGrid:
     def __iter__(self) -> Iterator[Tile]:
         return (self.tile(row, col) for row in range(self.n_rows) for col in range(self.n_cols))
 
+    @property
+    def window_width(self) -> int:
+        """Width of every window, pixels."""
+        return self._size(self.width)
+
+    @property
+    def window_height(self) -> int:
+        """Height of every window, pixels."""
+        return self._size(self.height)
+
     def tile(self, row: int, col: int) -> Tile:
         """Return one tile by its index."""
-        size = self.tile_size
-        window = Window(self._start(self.width, col), self._start(self.height, row), size, size)
+        window = Window(
+            self._start(self.width, col),
+            self._start(self.height, row),
+            self.window_width,
+            self.window_height,
+        )
         left, right = self._core(self.width, col)
         top, bottom = self._core(self.height, row)
         return Tile(row, col, window, Window(left, top, right - left, bottom - top))
@@ -71,18 +94,28 @@ class TileGrid:
         ]
         return (self.tile(row, col) for row in rows for col in cols)
 
-    def _step(self) -> int:
-        return max(1, self.tile_size - round(self.tile_size * self.overlap))
-
     def _count(self, length: int) -> int:
-        return 1 + -(-max(0, length - self.tile_size) // self._step())
+        """Windows along a side of the scene."""
+        if length <= int(WHOLE_UP_TO * self.tile_size):
+            return 1
+        step = max(1, self.tile_size - round(self.tile_size * self.overlap))
+        return 1 + -(-max(0, length - self.tile_size) // step)
+
+    def _size(self, length: int) -> int:
+        """Length of each window along a side of the scene."""
+        n = self._count(length)
+        if n == 1:
+            return max(length, self.tile_size)
+        least_new = 1 - max(MOST_OVERLAP, self.overlap)  # of each further window
+        return min(self.tile_size, math.ceil(length / (1 + (n - 1) * least_new)))
 
     def _start(self, length: int, i: int) -> int:
-        return min(i * self._step(), max(0, length - self.tile_size))
+        n = self._count(length)
+        return (length - self._size(length)) * i // (n - 1) if n > 1 else 0
 
     def _core(self, length: int, i: int) -> tuple[int, int]:
         def meets(j: int) -> int:  # where the cores of tiles j - 1 and j meet
-            return (self._start(length, j - 1) + self._start(length, j) + self.tile_size) // 2
+            return (self._start(length, j - 1) + self._start(length, j) + self._size(length)) // 2
 
         return meets(i) if i else 0, meets(i + 1) if i + 1 < self._count(length) else length
 

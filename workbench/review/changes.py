@@ -10,6 +10,8 @@ import pandas as pd
 import shapely
 from numpy.typing import NDArray
 
+from workbench.polygons.overlap import iou_of
+
 Change = Literal["unreviewed", "accepted", "edited", "rejected", "deleted", "added"]
 CHANGES: tuple[Change, ...] = get_args(Change)
 
@@ -99,6 +101,4 @@ def _same(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.bo
 def iou_of_pairs(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.float64]:
     """IoU of polygons, row by row, mended where they are invalid; 0 where both are empty."""
     one, other = (shapely.make_valid(shapes, method="structure") for shapes in (one, other))
-    shared = shapely.area(shapely.intersection(one, other))
-    whole = shapely.area(one) + shapely.area(other) - shared
-    return np.divide(shared, whole, out=np.zeros(len(whole)), where=whole > 0)
+    return iou_of(one, other)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from workbench._support.files import atomic_path
 from workbench.layer.files import write_gpkg_layer
 from workbench.polygons.clean import only_polygons, regroup
+from workbench.polygons.overlap import iou
 from workbench.raster.crs import ground_area_m2
 
 DUPLICATE_IOU = 0.9
@@ -103,11 +104,11 @@ def _overlaps(
     shared = shapely.intersection(shape[i], shape[j])
     area, areas = shapely.area(shared), shapely.area(shape)
     less = np.minimum(areas[i], areas[j])
-    iou = area / (areas[i] + areas[j] - area)
+    alike = iou(area, areas[i], areas[j])
     for k in np.flatnonzero(area > 0):
         rows = (int(i[k]), int(j[k]))
-        if iou[k] >= DUPLICATE_IOU:
-            what = f"the same object twice (IoU {iou[k]:.2f})"
+        if alike[k] >= DUPLICATE_IOU:
+            what = f"the same object twice (IoU {alike[k]:.2f})"
             yield _Issue("duplicate", rows, what, shared[k])
         elif planar or area[k] < HOLDS * less[k]:
             fix: tuple[str | None, int | None] = (None, None)

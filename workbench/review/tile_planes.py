@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import geopandas as gpd
 import numpy as np
@@ -11,13 +12,14 @@ import pandas as pd
 import shapely
 from numpy.typing import NDArray
 
+from workbench.candidates.offer import TileMasks
 from workbench.candidates.store import valid_masks
 from workbench.candidates.table import Candidates
 from workbench.errors import ReviewError
 from workbench.evaluation.matching import pairs_of
 from workbench.evaluation.thresholds import THRESHOLD_STEPS, plane_of_pairs
 from workbench.layer.cores import home_in
-from workbench.polygons.areas import area_of, with_area
+from workbench.polygons.areas import area_of, lies_in, with_area
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
 from workbench.raster.tiles import TileGrid
@@ -52,7 +54,7 @@ def tile_planes(
         area = inside if area is None else shapely.intersection(area, inside)
     home = _home(reference, ledger, area)
     planes = {}
-    for place, candidates, polygons in _polygons_by_tile(run, ledger):
+    for place, masks, candidates, polygons in _polygons_by_tile(run, ledger):
         pairs = pairs_of(
             polygons.geometry.to_numpy(), reference.geometry.to_numpy(), at_least=iou_thresh
         )
@@ -64,8 +66,9 @@ def tile_planes(
             polygons.iloc[own == place],
             pairs.only(own == place, home == place),
             iou_thresh=iou_thresh,
-            pred_iou_threshs=_steps(run.job.pred_iou_thresh),
-            stability_score_threshs=_steps(run.job.stability_score_thresh),
+            pred_iou_threshs=_steps(run.job.thresholds.pred_iou_thresh),
+            stability_score_threshs=_steps(run.job.thresholds.stability_score_thresh),
+            labels_of=partial(masks.labels, offer=run.job.offer),
         )
     if len(planes) < len(ledger):
         missing = ledger["tile"][~ledger["tile"].isin(list(planes))]
@@ -86,15 +89,14 @@ def _home(
     """Find the tile whose core holds each representative point; -1: none, or outside `area`."""
     home = home_in(ledger, layer)
     if area is not None and len(layer):
-        points = layer.geometry.representative_point().to_numpy()
-        home[~shapely.intersects(area, points)] = -1
+        home[~lies_in(layer.geometry.to_numpy(), area)] = -1
     return home
 
 
 def _polygons_by_tile(
     run: Run, ledger: gpd.GeoDataFrame
-) -> Iterator[tuple[int, Candidates, gpd.GeoDataFrame]]:
-    """Yield the candidates of each tile, cleaned as polygons, with its row in the ledger."""
+) -> Iterator[tuple[int, TileMasks, Candidates, gpd.GeoDataFrame]]:
+    """Yield the row of each tile in the ledger, its candidates, and these cleaned as polygons."""
     places = {index: place for place, index in enumerate(_indices(ledger))}
     cleaning = replace(run.job.cleaning, planar=False)  # planar depends on what is selected
     store = store_in(run.folder)
@@ -104,12 +106,12 @@ def _polygons_by_tile(
         for stored, records in store.read(here):
             valid = valid_masks(records, stored.rules)
             for record in records:
-                of_tile = (stored.column("tile_row") == record.tile_row) & (
-                    stored.column("tile_col") == record.tile_col
-                )
-                candidates = stored.take(of_tile)
+                index = (record.tile_row, record.tile_col)
+                candidates = stored.of_tile(*index)
+                candidates = candidates.take(np.argsort(candidates.column("ordinal")))
+                masks = TileMasks(candidates, grid.tile(*index), grid, valid.get(index))
                 polygons = clean(to_polygons(candidates, scene, grid, valid), cleaning)
-                yield places[record.index], candidates, with_area(polygons)
+                yield places[record.index], masks, candidates, with_area(polygons)
 
 
 def _indices(ledger: gpd.GeoDataFrame) -> Iterator[tuple[str, int, int]]:

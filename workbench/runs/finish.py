@@ -8,29 +8,35 @@ from dataclasses import asdict
 from datetime import datetime
 
 import geopandas as gpd
+import numpy as np
 import pandas as pd
 import shapely
 
 from workbench._support.files import atomic_path
 from workbench._support.text import duration
+from workbench.candidates.offer import TileMasks, offered
 from workbench.candidates.select import select
 from workbench.candidates.store import valid_masks
 from workbench.candidates.table import Candidates
 from workbench.errors import RunFailedError
+from workbench.evaluation.against import against_reference
 from workbench.layer import qgis
 from workbench.layer.files import write_layer
 from workbench.layer.report import charts
 from workbench.layer.report.page import write_report
 from workbench.layer.report.tally import Tally, Topology
 from workbench.layer.schema import as_layer, as_tiles
+from workbench.polygons.areas import inside, lies_in
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
+from workbench.polygons.continuation import Continuations
 from workbench.polygons.seams import merge_seams
 from workbench.raster.tiles import tile_windows
 from workbench.runs.folder import refuse_to_lose_review
-from workbench.runs.plan import Plan
+from workbench.runs.plan import Plan, load_reference
 from workbench.runs.record import write_job
 from workbench.runs.result import Run
+from workbench.samples.demo import sample_truth
 
 
 def finish(plan: Plan) -> Run:
@@ -52,7 +58,7 @@ def finish(plan: Plan) -> Run:
     tally = Tally(ledger)
     with Topology(plan.folder) as topology:
         # the one way through the layer: after it only the map reads the files
-        layer = _counted(_layer(plan), tally, topology)
+        layer = _counted(layer_batches(plan), tally, topology)
         tiles = write_layer(layer, with_counts, plan.folder, styles=styles).tiles
         scenes = tuple(part.scene for part in plan.scenes)
         result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally)
@@ -78,9 +84,9 @@ def _counted(
         yield batch
 
 
-def _layer(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
+def layer_batches(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
     """Select, trace, merge and clean: the layer in batches, by source, tile and ordinal."""
-    merged = merge_seams(_traced(plan), _windows(plan), plan.folder)
+    merged = merge_seams(_traced(plan), _windows(plan), plan.folder, plan.job.offer)
     if plan.job.planar:  # any polygon may cut any other
         merged = iter([pd.concat(merged, ignore_index=True)])
     for batch in merged:
@@ -88,15 +94,35 @@ def _layer(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
 
 
 def _traced(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
-    """The selected polygons of all wanted tiles as the tiles saw them, a few tiles at a time."""
+    """The polygons of all wanted tiles as the tiles saw them, a few tiles at a time.
+
+    First what becomes labels, then what continues it beyond the edge of a tile.
+    """
+    job = plan.job
     known = plan.store.ledger()  # once: to look through the folder takes as long as it has files
     for part in plan.scenes:
-        yield to_polygons(Candidates.empty(plan.job.rules), part.scene, part.grid, {})
-        wanted = [part.index(tile) for tile in part.tiles]
-        for candidates, records in plan.store.read(wanted, known):
-            chosen = select(candidates, plan.job.thresholds)
+        yield to_polygons(Candidates.empty(job.rules), part.scene, part.grid, {})
+        cut = Continuations(part.grid)
+        for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
             valid = valid_masks(records, candidates.rules)
+            selected = select(candidates, job.thresholds)
+            chosen = offered(selected, part.grid, valid, job.offer)
+            for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
+                cut.see(tile, chosen.of_tile(tile.row, tile.col))
             yield to_polygons(chosen, part.scene, part.grid, valid)
+        wanted = [(part.scene.name, *index) for index in cut.wanted]
+        for candidates, records in plan.store.read(wanted, known):
+            valid = valid_masks(records, candidates.rules)
+            selected = select(candidates, job.thresholds)
+            chosen = offered(selected, part.grid, valid, job.offer)
+            for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
+                index = (tile.row, tile.col)
+                stored = candidates.of_tile(*index)
+                masks = TileMasks(stored, tile, part.grid, valid.get(index))
+                labels = chosen.of_tile(*index).column("ordinal")
+                rows = np.flatnonzero(np.isin(stored.column("ordinal"), labels))
+                more = stored.take(cut.found(tile, stored, rows, masks, job.offer))
+                yield to_polygons(more, part.scene, part.grid, valid)
 
 
 def _windows(plan: Plan) -> gpd.GeoDataFrame:
@@ -117,8 +143,7 @@ def _in_aoi(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
     if plan.area.aoi is None or not len(polygons):
         return polygons
     shapely.prepare(plan.area.aoi)
-    inside = shapely.intersects(plan.area.aoi, polygons.representative_point().to_numpy())
-    return polygons[inside].reset_index(drop=True)
+    return polygons[lies_in(polygons.geometry.to_numpy(), plan.area.aoi)].reset_index(drop=True)
 
 
 def _as_layer(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
@@ -145,6 +170,22 @@ def _ledger_layer(plan: Plan) -> gpd.GeoDataFrame:
     ledger = gpd.GeoDataFrame(rows, geometry=cores, crs=plan.crs)
     ledger["tile"] = _tile_names(ledger)
     return as_tiles(ledger.assign(n_polygons=0))
+
+
+def _quality(result: Run) -> dict[str, dict[str, str]]:
+    """How good the layer is, where the truth is known: a table of the report."""
+    job = result.job
+    if job.reference is not None:
+        reference = gpd.GeoDataFrame(geometry=load_reference(job.reference))
+    elif job.source is None:
+        reference = sample_truth()
+    else:
+        return {}
+    reference = reference.to_crs(result.scenes[0].crs)
+    area = gpd.GeoDataFrame(geometry=list(result.tiles.geometry), crs=result.tiles.crs)
+    if result.aoi is not None:
+        area = gpd.GeoDataFrame(geometry=[result.aoi], crs=result.tiles.crs)
+    return {"Quality": against_reference(result.layer, inside(reference, area))}
 
 
 def _write(result: Run, topology: Topology, versions: Mapping[str, str], seconds: float) -> None:
@@ -177,10 +218,13 @@ def _write(result: Run, topology: Topology, versions: Mapping[str, str], seconds
         charts={
             "Tiles": charts.tile_maps(result.tiles),
             "Scores and areas": charts.distributions(
-                numbers, result.job.pred_iou_thresh, result.job.stability_score_thresh
+                numbers,
+                result.job.thresholds.pred_iou_thresh,
+                result.job.thresholds.stability_score_thresh,
             ),
         },
         tables={
+            **_quality(result),
             "Seams": charts.seams(numbers),
             "Topology": topology.table(),
             "Time": {

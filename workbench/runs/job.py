@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from workbench._support.yaml import read_yaml
+from workbench.candidates.offer import Offer, Overlaps
 from workbench.candidates.select import Thresholds
 from workbench.candidates.table import Rules
 from workbench.errors import JobError
@@ -32,6 +33,7 @@ from workbench.runs.parameters import (
     as_meant,
     parameter,
 )
+from workbench.segmenters.defaults import defaults_of
 
 Model = Literal["tiny", "classic", "vit_b", "vit_l", "vit_h"]
 TRUST = "WORKBENCH_TRUST_SCHEDULER"  # names the scheduler that a job file may name, too
@@ -79,16 +81,37 @@ class Job(Parameters):
     crop_n_layers: int = parameter(
         0, "layers of enlarged crops of each tile in which SAM looks again", ge=0, le=4
     )
-    pred_iou_thresh: Share = parameter(0.85, "keep masks with a predicted IoU above this")
-    stability_score_thresh: Share = parameter(0.92, "keep masks that are at least this stable")
-    pred_iou_floor: Share = parameter(
-        0.5, "store masks with a predicted IoU above this; the lower end of the slider"
+    pred_iou_thresh: Share | None = parameter(
+        None, "keep masks with a predicted IoU above this; null: the model's own"
     )
-    stability_floor: Share = parameter(
-        0.5, "store masks that are at least this stable; the lower end of the slider"
+    stability_score_thresh: Share | None = parameter(
+        None, "keep masks that are at least this stable; null: the model's own"
+    )
+    pred_iou_floor: Share | None = parameter(
+        None,
+        "store masks with a predicted IoU above this; the lower end of the slider; null: the "
+        "model's own",
+    )
+    stability_floor: Share | None = parameter(
+        None,
+        "store masks that are at least this stable; the lower end of the slider; null: the "
+        "model's own",
     )
     box_nms_thresh: Share = parameter(0.7, "drop the worse of two masks whose box IoU is higher")
-    crop_nms_thresh: Share = parameter(0.7, "the same between crops")
+    crop_nms_thresh: Share = parameter(0.7, "the same for masks of different crops")
+    max_area_share: Share | None = parameter(
+        0.8,
+        "drop masks that cover more than this share of their tile's valid pixels, and masks that "
+        "touch three or four edges of the scene; null: keep them",
+    )
+    duplicate_iou: Share | None = parameter(
+        0.7, "drop the worse of two masks whose mask IoU is higher; null: keep both"
+    )
+    overlaps: Overlaps = parameter(
+        "nested",
+        "`all`: labels may overlap freely; `nested`: only parts on top of their wholes; `one`: "
+        "one label at each place",
+    )
     min_area_px: int | None = parameter(500, "remove mask parts smaller than this, pixels", ge=0)
     min_area_m2: float | None = parameter(None, "remove masks smaller than this, ground m²", ge=0)
     max_area_m2: Positive | None = parameter(None, "remove masks larger than this, ground m²")
@@ -96,12 +119,21 @@ class Job(Parameters):
     min_solidity: Share | None = parameter(
         None, "remove masks with a lower ratio of area to convex hull area"
     )
-    simplify_m: float | None = parameter(0.5, "tolerance of simplification, ground metres", ge=0)
+    simplify_m: float | None = parameter(
+        None,
+        "tolerance of simplification, ground metres; 0: off; null: one pixel, at most 1 m",
+        ge=0,
+    )
     planar: bool = parameter(False, "no overlaps: smaller polygons on top, edges shared")
     classes: dict[int, str] = parameter(
         {1: "object"}, "numbers and names of the classes for the review"
     )
     default_class: int | None = parameter(None, "class of all pre-labels; null: set in the review")
+    reference: Text | None = parameter(
+        None,
+        "vector file with all true objects; the report then says how good the labels are; null: "
+        "no such section",
+    )
     scheduler: Text | None = parameter(None, "address of a Dask scheduler; null: this process")
     resume: bool = parameter(True, "reuse stored candidates; failed tiles are tried again")
     interactive: bool | None = parameter(None, "show widgets; auto: only in JupyterLab and VS Code")
@@ -146,9 +178,10 @@ class Job(Parameters):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        thresholds, rules = self.thresholds, self.rules
         for name, value, floor in (
-            ("pred_iou_thresh", self.pred_iou_thresh, self.pred_iou_floor),
-            ("stability_score_thresh", self.stability_score_thresh, self.stability_floor),
+            ("pred_iou_thresh", thresholds.pred_iou_thresh, rules.pred_iou_floor),
+            ("stability_score_thresh", thresholds.stability_score_thresh, rules.stability_floor),
         ):
             if value < floor:
                 raise ValueError(
@@ -237,17 +270,28 @@ class Job(Parameters):
 
     @property
     def thresholds(self) -> Thresholds:
-        """The two sliders."""
-        return Thresholds(self.pred_iou_thresh, self.stability_score_thresh)
+        """The two sliders; where the job leaves them open, the model's own."""
+        own = defaults_of(self.model)
+        iou, stability = self.pred_iou_thresh, self.stability_score_thresh
+        return Thresholds(
+            own.pred_iou_thresh if iou is None else iou,
+            own.stability_score_thresh if stability is None else stability,
+        )
+
+    @property
+    def offer(self) -> Offer:
+        """Which of the selected masks become labels."""
+        return Offer(self.max_area_share, self.duplicate_iou, self.overlaps)
 
     @property
     def rules(self) -> Rules:
-        """What the candidates of a tile are made under."""
+        """What the candidates of a tile of `tile_size` are made under."""
+        own, iou, stability = defaults_of(self.model), self.pred_iou_floor, self.stability_floor
         return Rules(
             self.tile_size,
             self.tile_size,
-            self.pred_iou_floor,
-            self.stability_floor,
+            own.pred_iou_floor if iou is None else iou,
+            own.stability_floor if stability is None else stability,
             self.box_nms_thresh,
             self.crop_nms_thresh,
             self.crop_n_layers,

@@ -11,7 +11,7 @@ import pyproj
 import shapely
 
 from workbench.candidates.store import CandidateStore
-from workbench.errors import SceneError
+from workbench.errors import AOIError, JobError, SceneError
 from workbench.raster.aoi import load_aoi, parts_in
 from workbench.raster.crs import crs_title, to_lonlat
 from workbench.raster.open import open_scene
@@ -106,6 +106,8 @@ def prepare(
     """
     scenes = open_scenes(job)
     aoi = load_aoi(job.aoi) if job.aoi is not None else None
+    if job.reference is not None:
+        load_reference(job.reference)  # what is wrong with it should not end a long run
     lock = FolderLock(folder_of(job, scenes))
     folder = lock.folder
     try:
@@ -139,6 +141,14 @@ def _segmenter(job: Job, lock: FolderLock, before: RunRecord | None) -> Segmente
         return choose.segmenter_for(job, key)
     share = Share(job, lock.folder, lock.owner, choose.segmenter_for)
     return segmenter_there(job.scheduler, share, key)
+
+
+def load_reference(path: str) -> gpd.GeoSeries:
+    """Read the objects as they should be; raises `JobError` where that cannot be done."""
+    try:
+        return load_aoi(path)
+    except AOIError as error:  # what holds for an AOI holds for it, too
+        raise JobError(f"Parameter `reference`: {str(error).removeprefix('AOI ')}") from error
 
 
 def folder_of(job: Job, scenes: Sequence[Scene]) -> Path:

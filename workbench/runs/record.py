@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import count
@@ -127,6 +127,7 @@ class Tiling(_Record):
 
     tile_size: PositiveInt
     overlap: float
+    windows: str = "a step apart"  # as the first edition laid them, which did not say so
 
 
 class RunRecord(_Record):
@@ -139,6 +140,7 @@ class RunRecord(_Record):
     crs: Crs
     tiling: Tiling
     segmenter: dict[str, Any]
+    thresholds: dict[str, float] = {}
     scenes: Annotated[list[SceneRecord], Field(min_length=1)]
     versions: dict[str, str] = {}
     notes: list[str] = []
@@ -223,15 +225,16 @@ def name_scenes(scenes: Sequence[Scene], record: RunRecord | None) -> list[Scene
 def resolve(job: Job, scenes: Sequence[Scene], segmenter: Segmenter) -> RunRecord:
     """Record all that was decided for this run."""
     described = [SceneRecord.of(scene) for scene in scenes]
-    identity = {
+    identity: dict[str, Any] = {
         "crs": described[0].crs,
-        "tiling": {"tile_size": job.tile_size, "overlap": job.overlap},
+        "tiling": {"tile_size": job.tile_size, "overlap": job.overlap, "windows": "spread evenly"},
         "segmenter": plain(segmenter.key),
     }
     packages = ("sam-workbench", "torch", "rasterio", "shapely", "numpy", "opencv-python-headless")
     return RunRecord(
         store_key=_store_key(identity),
         **identity,
+        thresholds=asdict(job.thresholds),
         scenes=described,
         versions={"python": platform.python_version()} | {p: version(p) for p in packages},
     )

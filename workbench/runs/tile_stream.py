@@ -183,7 +183,9 @@ class _Work:
         self, status: Status, start: float, found: Candidates | None = None, **more: Any
     ) -> SegmentedTile:
         if found is None:
-            found = Candidates.empty(self.segmenter.rules)
+            grid = self.part.grid
+            rules = self.segmenter.rules.for_tile(grid.window_height, grid.window_width)
+            found = Candidates.empty(rules)
         candidates = found.at_tile(self.tile.row, self.tile.col)
         seconds = round(time.perf_counter() - start, 3)
         index = self.part.index(self.tile)

@@ -32,6 +32,7 @@ from workbench.errors import SceneError
 from workbench.samples.appearance import Appearance, Floats, Paint, Site, Thing, choose_site
 from workbench.samples.countryside import things_on
 
+OUTLINED = ("building", "parcel", "water", "forest")  # the kinds whose outline can be seen
 DEMO_SIZE, DEMO_SEED, DEMO_RESOLUTION_M = (1536, 2048), 71, 0.3
 CRS = pyproj.CRS.from_epsg(32632)
 ORIGIN = (691_240.0, 5_334_910.0)  # upper left corner of every sample, farmland east of Munich
@@ -140,6 +141,13 @@ def sample_scene(folder: Path | None = None) -> Path:
     if path.exists():
         return path
     return write_sample(make_sample(DEMO_SIZE, DEMO_SEED, resolution_m=DEMO_RESOLUTION_M), folder)
+
+
+def sample_truth() -> gpd.GeoDataFrame:
+    """The objects of the demo scene that have an outline of their own and 500 pixels: the truth."""
+    truth = gpd.read_file(sample_scene().with_name("sample_objects.gpkg"))
+    large = truth.area >= 500 * DEMO_RESOLUTION_M**2
+    return truth[truth["kind"].isin(OUTLINED) & large].reset_index(drop=True)
 
 
 # ---------------------------------------------------------------- ground truth and picture

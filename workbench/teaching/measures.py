@@ -24,6 +24,7 @@ from workbench.evaluation.thresholds import best_thresholds, pool_planes
 from workbench.polygons.areas import with_area
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import Cleaning, clean
+from workbench.polygons.overlap import iou_of
 from workbench.raster.scene import Scene
 from workbench.raster.tiles import Tile, TileGrid, tile_windows
 from workbench.review.tile_planes import tile_planes
@@ -151,8 +152,8 @@ def lost_on_seam(runs: Sequence[Run], truth: gpd.GeoDataFrame) -> BaseGeometry:
 
 
 def simplified(layer: gpd.GeoDataFrame, metres: float, *, planar: bool = False) -> gpd.GeoDataFrame:
-    """Simplify a layer of exact polygons, without any other cleaning."""
-    return clean(layer, Cleaning(min_area_px=0, simplify_m=metres or None, planar=planar))
+    """Clean a layer of exact polygons of nothing but their corners."""
+    return clean(layer, Cleaning(min_area_px=0, simplify_m=metres, planar=planar))
 
 
 def simplify_table(layer: gpd.GeoDataFrame, tolerances: Sequence[float]) -> pd.DataFrame:
@@ -164,14 +165,13 @@ def simplify_table(layer: gpd.GeoDataFrame, tolerances: Sequence[float]) -> pd.D
     rows = {}
     for metres in tolerances:
         shapes = simplified(layer, metres).geometry.to_numpy()
-        shared, union = shapely.intersection(shapes, exact), shapely.union(shapes, exact)
         error = np.abs(shapely.area(shapes) / shapely.area(exact) - 1)
         vertices = shapely.get_num_coordinates(shapes).sum()
         rows[f"{metres:g} m"] = {
             "vertices": int(vertices),
             "of all": f"{vertices / shapely.get_num_coordinates(exact).sum():.0%}",
             "area error": f"{error.mean():.2%}",
-            "IoU": round(float((shapely.area(shared) / shapely.area(union)).mean()), 4),
+            "IoU": round(float(iou_of(shapes, exact).mean()), 4),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 

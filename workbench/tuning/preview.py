@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from itertools import pairwise
@@ -24,12 +24,15 @@ from numpy.typing import NDArray
 
 from workbench._support.cores import usable_cores
 from workbench._support.text import duration
+from workbench.candidates.offer import Offer, Reason, TileMasks
 from workbench.candidates.select import Selector, Thresholds, passes
 from workbench.candidates.store import valid_masks
 from workbench.candidates.table import Candidates
+from workbench.polygons.areas import lies_in
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import Cleaning, clean
 from workbench.runs.tile_stream import SegmentedTile
+from workbench.tuning.reasons import why_below, why_cleaned, why_not_offered
 
 Key = tuple[str, int, int, int]  # source, tile row, tile column, ordinal
 _THREADS = ThreadPoolExecutor(usable_cores(), "preview")
@@ -44,6 +47,16 @@ class Fate(IntEnum):
     SUPPRESSED = 2  # by non-maximum suppression
     CLEANED = 3  # removed by cleaning
     OUTSIDE = 4  # of the AOI
+    WHOLE_TILE = 5  # as large as its tile
+    DUPLICATE = 6  # repeats a better mask
+    OVERLAP = 7  # lies partly on a better mask
+
+
+_FATE_OF = {
+    Reason.WHOLE_TILE: Fate.WHOLE_TILE,
+    Reason.DUPLICATE: Fate.DUPLICATE,
+    Reason.OVERLAP: Fate.OVERLAP,
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,7 @@ class View:
 
     thresholds: Thresholds
     cleaning: Cleaning
+    offer: Offer
     fate: NDArray[np.uint8]
     drawn: tuple[gpd.GeoDataFrame, ...]
 
@@ -132,6 +146,9 @@ class _Traced:
         self.sample, self.first = sample, first
         self.selector = Selector(sample.candidates)
         self.candidates = self.selector.candidates
+        valid = valid_masks([sample.record], self.candidates.rules)
+        index = (sample.tile.row, sample.tile.col)
+        self.masks = TileMasks(self.candidates, sample.tile, sample.part.grid, valid.get(index))
         self.by_score = np.argsort(-self.candidates.column("pred_iou"), kind="stable")
         self.known = np.zeros(len(self.candidates), bool)  # traced
         nothing = np.empty(0, np.int64)
@@ -160,8 +177,7 @@ class _Traced:
         cleaned = clean(wanted.reset_index(drop=True), cleaning)
         fate = np.full(len(cleaned), Fate.KEPT, np.uint8)
         if aoi is not None and len(cleaned):
-            middle = cleaned.representative_point().to_numpy()
-            fate[~shapely.intersects(aoi, middle)] = Fate.OUTSIDE
+            fate[~lies_in(cleaned.geometry.to_numpy(), aoi)] = Fate.OUTSIDE
         self.tried[new], self.outcome[new] = True, Fate.CLEANED
         self.outcome[cleaned["row"].to_numpy() - self.first] = fate
         cleaned = stack([self.cleaned, cleaned]) if len(self.cleaned) else cleaned
@@ -230,14 +246,27 @@ class Preview:
                 return part.first + int(found[0]) if len(found) else -1
         return -1
 
-    def look(self, thresholds: Thresholds, cleaning: Cleaning) -> View:
-        """Return what these thresholds and this cleaning leave.
+    def look(
+        self,
+        thresholds: Thresholds,
+        cleaning: Cleaning,
+        offer: Offer = Offer(),  # noqa: B008  a plain value
+    ) -> View:
+        """Return what these thresholds, this cleaning and this offer leave.
 
         Raises `ValueError` for thresholds below the floors.
         """
         fate = np.full(self.n_candidates, Fate.BELOW, np.uint8)
         with self._lock:
-            chosen = [part.selector.rows(thresholds) for part in self._parts]
+            selected = [part.selector.rows(thresholds) for part in self._parts]
+            reasons = [
+                part.masks.offered(rows, offer).reason
+                for part, rows in zip(self._parts, selected, strict=True)
+            ]
+            chosen = [
+                rows[reason[rows] == Reason.OFFERED]
+                for rows, reason in zip(selected, reasons, strict=True)
+            ]
             new = [
                 (part, rows)
                 for part, rows in zip(self._parts, chosen, strict=True)
@@ -245,12 +274,14 @@ class Preview:
             ]
             # shapely does not hold Python's lock while it works
             list(_THREADS.map(lambda one: one[0].find_out(one[1], cleaning, self.aoi), new))
-            for part, rows in zip(self._parts, chosen, strict=True):
+            for part, rows, reason in zip(self._parts, chosen, reasons, strict=True):
                 mine = fate[part.first : part.first + len(part.candidates)]
                 mine[passes(part.candidates, thresholds)] = Fate.SUPPRESSED
+                for why, becomes in _FATE_OF.items():
+                    mine[reason == why] = becomes
                 mine[rows] = part.outcome[rows]
             drawn = tuple(part.cleaned for part in self._parts)
-        return View(thresholds, cleaning, fate, drawn)
+        return View(thresholds, cleaning, offer, fate, drawn)
 
     def prepare(self, cleaning: Cleaning, limit: int) -> int:
         """Do ahead what other thresholds will need, for up to `limit` candidates.
@@ -313,16 +344,22 @@ class Preview:
         if fate == Fate.KEPT:
             reason = "kept"
         elif fate == Fate.BELOW:
-            reason = _why_below(self.scores[row], view.thresholds)
+            reason = why_below(self.scores[row], view.thresholds)
         elif fate == Fate.SUPPRESSED:
             rival = part.first + part.selector.rival(row - part.first, view.thresholds)
             reason = f"overlaps a better one (predicted IoU {self.scores[rival, 0]:.3f})"
         elif fate == Fate.CLEANED:
             with self._lock:
                 polygon = part.polygons[part.polygons["row"] == row]
-            reason = _why_cleaned(polygon, view.cleaning)
-        else:
+            reason = why_cleaned(polygon, view.cleaning)
+        elif fate == Fate.OUTSIDE:
             reason = "its middle lies outside of the AOI"
+        else:
+            with self._lock:
+                selected = part.selector.rows(view.thresholds)
+                found = part.masks.offered(selected, view.offer)
+            reason, rival = why_not_offered(part.masks, found, row - part.first, view.offer)
+            rival += part.first if rival >= 0 else 0
         iou, stability = self.scores[row].tolist()
         area_px = part.candidates.column("area_px")[row - part.first]
         area_m2 = float(area_px) * part.sample.part.scene.pixel_m**2
@@ -341,34 +378,6 @@ class Preview:
         return next(part for part in reversed(self._parts) if part.first <= row)
 
 
-def _why_below(scores: NDArray[np.float32], thresholds: Thresholds) -> str:
-    failing = []
-    if not scores[0] > np.float32(thresholds.pred_iou_thresh):
-        failing.append(f"predicted IoU {scores[0]:.3f} is not above {thresholds.pred_iou_thresh:g}")
-    if not scores[1] >= np.float32(thresholds.stability_score_thresh):
-        failing.append(f"stability {scores[1]:.3f} is below {thresholds.stability_score_thresh:g}")
-    return " and ".join(failing)
-
-
-def _why_cleaned(polygon: gpd.GeoDataFrame, cleaning: Cleaning) -> str:
-    """Name the step of cleaning that removes a polygon; the steps add up in `clean`'s order."""
-    if not len(polygon):
-        return "no valid pixel in its mask"
-    so_far = Cleaning(min_area_px=0, simplify_m=None, fill_holes_m2=cleaning.fill_holes_m2)
-    for name, text in (
-        ("min_area_px", "all its parts are below min_area_px ({limit} px)"),
-        ("min_area_m2", "its {area_m2:.1f} m² are below min_area_m2 ({limit})"),
-        ("max_area_m2", "its {area_m2:.1f} m² are above max_area_m2 ({limit})"),
-        ("min_solidity", "it is less solid than min_solidity ({limit})"),
-    ):
-        area_m2 = float(clean(polygon, so_far)["area_m2"].iloc[0])
-        limit = getattr(cleaning, name)
-        so_far = replace(so_far, **{name: limit})
-        if not len(clean(polygon, so_far)):
-            return text.format(limit=limit, area_m2=area_m2)
-    return "what lies on top of it leaves too little"
-
-
 def _cover(sample: SegmentedTile, geometry: NDArray[np.object_]) -> tuple[int, int]:
     """How many cells of a raster over the tile some polygons fill, and how many are valid."""
     window, scene = sample.tile.window, sample.part.scene
@@ -382,7 +391,9 @@ def _cover(sample: SegmentedTile, geometry: NDArray[np.object_]) -> tuple[int, i
     if not len(geometry):
         return 0, int(valid.sum())
     _, corners, (ring_ends, part_ends, ends) = shapely.to_ragged_array(geometry)
-    to_cell = Affine.scale(side / window.width) @ ~scene.window_transform(window)
+    to_cell = Affine.scale(side / window.width, side / window.height) @ ~scene.window_transform(
+        window
+    )
     x, y = to_cell @ (corners[:, 0], corners[:, 1])
     cells = np.rint(np.column_stack((x, y)) * 16 - 8).astype(np.int32)  # in sixteenths
     rings = np.split(cells, ring_ends[1:-1])

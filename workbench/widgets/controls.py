@@ -85,7 +85,7 @@ class Controls:
         self.session.unobserve(self._follow, "job")
 
     def _changed(self, name: str, value: Any) -> None:
-        off = name in STEPS and not value
+        off = value == AUTO if name == "simplify_m" else name in STEPS and not value
         if isinstance(value, float):
             value = round(value, 6)  # the browser's 0.92 is 0.9199999999999999
         with self._lock:
@@ -104,7 +104,7 @@ class Controls:
             self._following = True
             try:
                 for name, control in self.of.items():
-                    _show(name, control, getattr(self.session.job, name))
+                    _show(name, control, _shown(name, self.session.job))
             finally:
                 self._following = False
 
@@ -138,8 +138,19 @@ def sentence(text: str) -> str:
     )
 
 
-def _control(name: str, job: Job) -> Any:
+AUTO = -1.0  # on a slider: the parameter is null, and its value found for each scene
+
+
+def _shown(name: str, job: Job) -> Any:
+    """The value that a control shows."""
+    if name in Thresholds.__dataclass_fields__:
+        return getattr(job.thresholds, name)
     value = getattr(job, name)
+    return AUTO if name == "simplify_m" and value is None else value
+
+
+def _control(name: str, job: Job) -> Any:
+    value = _shown(name, job)
     style = {"description_width": "100px"}
     layout = widgets.Layout(width="auto")
     if name == "planar":
@@ -148,7 +159,8 @@ def _control(name: str, job: Job) -> Any:
             tooltip=Job.model_fields[name].description,
         )  # fmt: skip
     if name in Thresholds.__dataclass_fields__:
-        floor = job.pred_iou_floor if name == "pred_iou_thresh" else job.stability_floor
+        rules = job.rules
+        floor = rules.pred_iou_floor if name == "pred_iou_thresh" else rules.stability_floor
         return widgets.FloatSlider(
             value, min=floor, max=1.0, step=0.005, readout_format=".3f", description=NAMES[name],
             style=style, layout=layout, tooltip=Job.model_fields[name].description,
@@ -162,7 +174,9 @@ def _control(name: str, job: Job) -> Any:
 def _options(name: str, value: Any) -> list[tuple[str, float]]:
     """Steps of a slider, of which the first, 0, is off, with the value that it has."""
     steps = {float(step) for step in STEPS[name]} | {float(value or 0)}
-    return [(f"{step:,.10g}" if step else "off", step) for step in sorted(steps | {0.0})]
+    named = {0.0: "off", AUTO: "one pixel"}
+    steps |= {0.0, AUTO} if name == "simplify_m" else {0.0}
+    return [(named.get(step, f"{step:,.10g}"), step) for step in sorted(steps)]
 
 
 def _show(name: str, control: Any, value: Any) -> None:

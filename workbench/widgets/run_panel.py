@@ -263,7 +263,7 @@ class RunPanel(CellWidget):
         elif self._n_drawn < DRAWN_AT_MOST:
             preview = Preview([self.session.sample_of(event)], self._aoi)
             job = self._job_run  # whatever the sliders say by now
-            self._frames.append(preview.look(job.thresholds, job.cleaning).polygons)
+            self._frames.append(preview.look(job.thresholds, job.cleaning, job.offer).polygons)
             self._n_drawn += len(self._frames[-1])
             if time.monotonic() - self._drawn > REDRAW_SECONDS:
                 self._draw()

@@ -14,6 +14,7 @@ const REACH = 7; // px: how close a click must be
 // top. Colours close to Okabe and Ito's, which the colour blind tell apart, on light and dark.
 export const FATES = [
   { number: 0, label: "below a threshold", colour: "#8c8c8c", size: 2 },
+  { number: 4, label: "outside the area", colour: "#c9c9c9", size: 2 },
   { number: 3, label: "cleaned away", colour: "#cc79a7", size: 3 },
   { number: 2, label: "suppressed", colour: "#e69f00", size: 3 },
   { number: 1, label: "kept", colour: "#1f8fd6", size: 3 },
@@ -145,7 +146,7 @@ function paint(ctx, frame, scales, colours) {
     const tallest = Math.max(...all, 1);
     const [length, room] = axis ? [plot.height, BARS.right] : [plot.width, BARS.top];
     const wide = length / BINS;
-    for (const [counts, { colour }] of [[all, FATES[0]], [kept, FATES[3]]]) {
+    for (const [counts, { colour }] of [[all, FATES[0]], [kept, FATES[FATES.length - 1]]]) {
       ctx.fillStyle = colour;
       counts.forEach((n, i) => {
         const high = (n / tallest) * room;
@@ -284,7 +285,7 @@ function render({ model, el }) {
   }
 
   function tellCounts() {
-    const counts = [0, 0, 0, 0];
+    const counts = new Array(FATES.length).fill(0);
     for (const fate of frame.state) counts[fate]++;
     const texts = FATES.map((fate) => `${fate.label} ${counts[fate.number].toLocaleString("en")}`);
     const title = "Candidates by predicted IoU and stability";

@@ -43,7 +43,13 @@ FATES = {
     Fate.SUPPRESSED: "overlapped",
     Fate.CLEANED: "cleaned",
     Fate.OUTSIDE: "outside",
+    Fate.WHOLE_TILE: "too large",
+    Fate.DUPLICATE: "repeated",
+    Fate.OVERLAP: "overlapped",
 }
+# what the plane shows in one colour
+_IN_PLANE = np.arange(len(Fate), dtype=np.uint8)
+_IN_PLANE[[Fate.WHOLE_TILE, Fate.DUPLICATE, Fate.OVERLAP]] = Fate.SUPPRESSED
 
 
 class ThresholdTuner(CellWidget):
@@ -93,7 +99,8 @@ class ThresholdTuner(CellWidget):
         self.scene_map = SceneMap(session, height_px=460)  # what a click tells is to be in sight
         self.overlay = PolygonOverlay(map_id=self.scene_map.map.model_id)
         self.overlay.on_click(self._clicked)
-        self.plane = ScorePlane(floors=[session.job.pred_iou_floor, session.job.stability_floor])
+        rules = session.job.rules
+        self.plane = ScorePlane(floors=[rules.pred_iou_floor, rules.stability_floor])
         self.plane.on_click(self._explain_row)
         for name in ("pred_iou_thresh", "stability_score_thresh"):
             control = self.controls.of[name]
@@ -112,7 +119,7 @@ class ThresholdTuner(CellWidget):
         self.tiles = SampleTiles(session, self.message, self._wake.set)
         box = self._layout()
         self.preview = Preview(())
-        self.view = self.preview.look(session.job.thresholds, session.job.cleaning)
+        self.view = self._look()
         session.observe(self._job_changed, "job")
         session.observe(self._samples_changed, ["samples", "area"])
         session.observe(self._fit, "area")
@@ -189,6 +196,7 @@ class ThresholdTuner(CellWidget):
     def _job_changed(self, change: Any) -> None:
         before, job = change["old"], change["new"]
         changed = any(getattr(before, name) != getattr(job, name) for name in TUNED)
+        changed = changed or before.offer != job.offer
         if changed:
             self.message.value = ""  # what was said of the setting before
             self._refresh()
@@ -197,14 +205,18 @@ class ThresholdTuner(CellWidget):
         """Show what the job's thresholds and cleaning leave of the samples."""
         with self._lock:
             try:
-                job = self.session.job
-                self.view = self.preview.look(job.thresholds, job.cleaning)
+                self.view = self._look()
                 self._draw(self.view)
             except Exception as error:  # a slider that does nothing must say why
                 self.tell(f"{type(error).__name__}: {error}")
                 return
         self._touched = time.monotonic()
         self._wake.set()
+
+    def _look(self) -> View:
+        """What the job leaves of the samples."""
+        job = self.session.job
+        return self.preview.look(job.thresholds, job.cleaning, job.offer)
 
     def _draw(self, view: View) -> None:
         kept = view.kept
@@ -213,7 +225,7 @@ class ThresholdTuner(CellWidget):
             self._send_outlines(view)
         else:
             self.overlay.shown = self._place[kept].astype("<u4").tobytes()
-        self.plane.state = np.minimum(view.fate, np.uint8(Fate.CLEANED)).tobytes()
+        self.plane.state = _IN_PLANE[view.fate].tobytes()
 
     def _send_outlines(self, view: View) -> None:
         frame = stack(view.drawn)
@@ -273,7 +285,7 @@ class ThresholdTuner(CellWidget):
             if self._touched != touched or self.preview is not preview or self._closed:
                 return
         with self._lock:
-            view = preview.look(self.session.job.thresholds, cleaning)
+            view = self._look()
             if self._touched == touched and any(
                 new is not old for new, old in zip(view.drawn, self._drawn, strict=False)
             ):
@@ -319,7 +331,7 @@ class ThresholdTuner(CellWidget):
             self._asked = None
             aoi = None if session.area is None else session.area.aoi
             self.preview = Preview(session.samples, aoi, before=self.preview)
-            self.view = self.preview.look(session.job.thresholds, session.job.cleaning)
+            self.view = self._look()
             scores = self.preview.scores
             with self.plane.hold_sync():
                 self.plane.points = scores.astype("<f4").tobytes()

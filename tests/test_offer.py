@@ -1,0 +1,139 @@
+"""What is offered as labels of what SAM's selection keeps."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from known_objects import candidates_of
+
+from workbench import Job
+from workbench.candidates.offer import Offer, Reason, TileMasks, offered
+from workbench.candidates.table import Candidates, Rules
+from workbench.raster.tiles import TileGrid
+
+SIZE = 100
+RULES = Rules(SIZE, SIZE)
+GRID = TileGrid(SIZE, SIZE, SIZE)
+EVERYTHING = Offer(None, None, "all")
+
+
+def box(x0, y0, x1, y1):
+    mask = np.zeros((SIZE, SIZE), bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def reasons(masks, scores, offer=Offer(), grid=GRID, valid=None):  # noqa: B008
+    candidates = candidates_of(masks, scores, RULES)
+    tile = TileMasks(candidates, grid.tile(0, 0), grid, valid)
+    found = tile.offered(np.arange(len(masks)), offer)
+    kept = offered(candidates, grid, {} if valid is None else {(0, 0): valid}, offer)
+    assert (found.reason == Reason.OFFERED).sum() == len(kept)
+    return [Reason(reason) for reason in found.reason], found.rival.tolist()
+
+
+def test_the_defaults_are_those_of_a_job():
+    assert Job().offer == Offer()
+
+
+def test_a_mask_as_large_as_its_tile_is_not_offered():
+    masks = [box(0, 0, 100, 90), box(5, 5, 60, 60), box(10, 10, 98, 98)]
+    told, _ = reasons(masks, [1.0, 0.9, 0.95], Offer(overlaps="all"))
+    assert told == [Reason.WHOLE_TILE, Reason.OFFERED, Reason.OFFERED]
+    assert reasons(masks, [1.0, 0.9, 0.95], EVERYTHING)[0] == [Reason.OFFERED] * 3
+
+
+def test_the_share_counts_valid_pixels_only():
+    valid = box(0, 0, 40, 50)
+    told, _ = reasons([box(0, 0, 38, 48), box(45, 45, 99, 99)], [0.9, 0.9], valid=valid)
+    assert told == [Reason.WHOLE_TILE, Reason.OFFERED]
+
+
+def test_the_share_counts_the_scene_where_it_is_smaller_than_its_tile():
+    told, _ = reasons([box(3, 3, 58, 58)], [0.9], grid=TileGrid(60, 60, SIZE))
+    assert told == [Reason.WHOLE_TILE]
+
+
+@pytest.mark.parametrize(
+    ("mask", "n"),
+    [
+        ((0, 40, 100, 60), 2),
+        ((1, 40, 99, 100), 3),
+        ((0, 0, 100, 60), 3),
+        ((0, 50, 100, 60), 2),
+    ],
+)
+def test_a_mask_that_touches_three_edges_of_the_scene_is_background(mask, n):
+    expected = Reason.WHOLE_TILE if n >= 3 else Reason.OFFERED
+    assert reasons([box(*mask)], [0.9])[0] == [expected]
+
+
+def test_edges_that_another_tile_sees_beyond_do_not_count():
+    grid = TileGrid(300, 300, SIZE)
+    assert reasons([box(0, 0, 100, 60)], [0.9], grid=grid)[0] == [Reason.OFFERED]
+
+
+def test_of_two_near_doubles_the_better_stays():
+    masks = [box(10, 10, 50, 50), box(10, 10, 50, 45)]
+    told, rival = reasons(masks, [0.8, 0.9])
+    assert told == [Reason.DUPLICATE, Reason.OFFERED]
+    assert rival == [1, -1]
+    assert reasons(masks, [0.8, 0.9], Offer(duplicate_iou=0.9))[0] == [Reason.OFFERED] * 2
+    assert reasons(masks, [0.9, 0.9])[0] == [Reason.OFFERED, Reason.DUPLICATE]  # ties by ordinal
+
+
+def test_masks_are_compared_where_boxes_say_nothing():
+    # a diagonal band and its box: the boxes are equal, the masks are not
+    band = np.tril(box(10, 10, 60, 60)) & ~np.tril(box(10, 10, 60, 60), -12)
+    told, _ = reasons([band, box(10, 10, 60, 60)], [0.9, 0.8], Offer(overlaps="all"))
+    assert told == [Reason.OFFERED] * 2
+
+
+def test_parts_may_lie_on_their_wholes_but_nothing_may_overlap_in_part():
+    whole, part, aside = box(10, 10, 60, 60), box(20, 20, 30, 30), box(50, 20, 70, 40)
+    scores = [0.95, 0.9, 0.85]
+    told, rival = reasons([whole, part, aside], scores)
+    assert told == [Reason.OFFERED, Reason.OFFERED, Reason.OVERLAP]
+    assert rival == [-1, -1, 0]
+    told, _ = reasons([whole, part, aside], scores, Offer(overlaps="one"))
+    assert told == [Reason.OFFERED, Reason.OVERLAP, Reason.OVERLAP]
+    told, _ = reasons([whole, part, aside], scores, Offer(overlaps="all"))
+    assert told == [Reason.OFFERED] * 3
+
+
+def test_outlines_that_are_not_exact_are_no_overlap():
+    told, _ = reasons([box(10, 10, 50, 50), box(46, 10, 80, 50)], [0.9, 0.8], Offer(overlaps="one"))
+    assert told == [Reason.OFFERED] * 2
+
+
+def test_what_is_not_offered_takes_nothing_away():
+    masks = [box(10, 10, 50, 50), box(10, 10, 50, 43), box(10, 10, 50, 31)]  # a chain of doubles
+    told, rival = reasons(masks, [0.9, 0.8, 0.7], Offer(overlaps="all"))
+    assert told == [Reason.OFFERED, Reason.DUPLICATE, Reason.OFFERED]
+    assert rival == [-1, 0, -1]
+
+
+boxes = st.tuples(*[st.integers(0, 80)] * 2, *[st.integers(5, 60)] * 2)
+
+
+@given(st.lists(boxes, max_size=12), st.randoms(), st.sampled_from(["all", "nested", "one"]))
+@settings(deadline=None, max_examples=60)
+def test_neither_the_order_of_rows_nor_what_was_asked_before_matters(drawn, random, overlaps):
+    masks = [box(x, y, x + w, y + h) for x, y, w, h in drawn]
+    scores = [0.5 + i / 100 for i in range(len(masks))]
+    candidates, offer = candidates_of(masks, scores, RULES), Offer(overlaps=overlaps)
+    kept = offered(candidates, GRID, {}, offer).column("ordinal").tolist()
+    shuffled = np.array(random.sample(range(len(masks)), len(masks)), int)
+    again = offered(candidates.take(shuffled), GRID, {}, offer).column("ordinal")
+    assert sorted(again.tolist()) == kept
+    tile = TileMasks(candidates, GRID.tile(0, 0), GRID, None)
+    some = np.flatnonzero(np.array([random.random() < 0.5 for _ in masks], bool))
+    tile.offered(some, offer)
+    reason = tile.offered(np.arange(len(masks)), offer).reason
+    assert candidates.column("ordinal")[reason == Reason.OFFERED].tolist() == kept
+
+
+def test_no_masks_are_fine():
+    assert len(offered(Candidates.empty(RULES), GRID, {}, Offer())) == 0
+    tile = TileMasks(Candidates.empty(RULES), GRID.tile(0, 0), GRID, None)
+    assert len(tile.offered(np.empty(0, int), Offer()).reason) == 0

@@ -1,0 +1,31 @@
+"""The thresholds and floors that each model has of its own: models score their masks differently.
+
+`benchmarks/labels.py` measures what they cost a reviewer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelDefaults:
+    """What `null` means for a model: where the sliders start, and what is stored."""
+
+    pred_iou_thresh: float = 0.85
+    stability_score_thresh: float = 0.92
+    pred_iou_floor: float = 0.5
+    stability_floor: float = 0.5
+
+
+_OF_SAM = ModelDefaults()
+_OF = {
+    "classic": ModelDefaults(),
+    # a network of a tenth the size is less sure of itself: of its best masks few score above 0.8
+    "tiny": ModelDefaults(pred_iou_thresh=0.6, stability_score_thresh=0.94),
+}
+
+
+def defaults_of(model: str) -> ModelDefaults:
+    """The defaults of a model, by its name in a job."""
+    return _OF.get(model, _OF_SAM)
