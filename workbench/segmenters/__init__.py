@@ -1,5 +1,5 @@
 """From pixels to candidates: one RGB tile comes in, `Candidates` go out.
 
-`protocol` says what a `Segmenter` is, `classic` is one without a network, `sam` those with one (the
-only room that imports PyTorch).
+`protocol` defines a `Segmenter`, `classic` is one without a network, `sam` has those with a network
+and is the only package that imports PyTorch.
 """
