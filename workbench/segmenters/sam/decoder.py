@@ -33,7 +33,7 @@ UPSCALED_AT_ONCE = {"cpu": 1}
 def decoder_of(decoder: Any, features: Tensor, image_pe: Tensor, no_mask: Tensor) -> Decode:
     """Get ready to decode prompts on one image.
 
-    All are `(1, c, h, w)`: embeddings of the image, of its positions, and of "no mask prompt". For a
+    All are `(1, c, h, w)`: embeddings of the image, of its positions and of "no mask prompt". For a
     decoder of another class than the official ones, its own `forward` is called.
     """
     if type(decoder) is MaskDecoder and type(decoder.transformer) is TwoWayTransformer:
