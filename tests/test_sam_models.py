@@ -108,11 +108,11 @@ BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "tensor": (lambda path: saved(path, torch.zeros(3)), "plain state_dict"),
     "other model": (
         lambda path: saved(path, small_sam(embed_dim=64).state_dict()),
-        "no checkpoint of small: .* is .*64.*It fits wide: set model to wide",
+        "not a checkpoint of small: .* is .*64.*It fits wide: set model to wide",
     ),
     "other network": (
         lambda path: saved(path, torch.nn.Linear(2, 2).state_dict()),
-        r"no checkpoint of small: \d+ weights are missing and 2 unknown.*none of small, wide",
+        r"not a checkpoint of small: \d+ weights are missing and 2 unknown.*none of small, wide",
     ),
 }
 
