@@ -112,7 +112,7 @@ BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "other network": (
         lambda path: saved(path, torch.nn.Linear(2, 2).state_dict()),
-        r"not a checkpoint of small: \d+ weights are missing and 2 unknown.*none of small, wide",
+        r"not a checkpoint of small: \d+ weights are missing and 2 unknown.*not fit small, wide",
     ),
 }
 
