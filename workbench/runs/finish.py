@@ -1,4 +1,4 @@
-"""From stored candidates to the layer, the report and the QGIS project."""
+"""Make the layer, the report and the QGIS project from stored candidates."""
 
 from __future__ import annotations
 
@@ -33,15 +33,17 @@ from workbench.runs.result import Run
 
 
 def finish(plan: Plan) -> Run:
-    """Make the layer from the stored candidates, and write everything that the folder holds.
+    """Make the layer from the stored candidates, and write all files of the run folder.
 
-    The layer goes through in batches and is held whole only where it must not overlap (`planar`).
+    The layer is made in batches; it is held whole only if it must not overlap (`planar`). Raises
+    `RunFailedError` after everything is written if tiles have failed.
     """
 
     def ledger(counts: Mapping[str, int]) -> gpd.GeoDataFrame:
         # the last moment: a review may have begun during a long run
         refuse_to_lose_review(plan.folder)
-        # without it the GeoPackage stands for itself, should this be the last that we get to write
+        # if the run is killed now, a Parquet file of the old layer must not be compared with the
+        # new GeoPackage
         (plan.folder / "prelabels.parquet").unlink(missing_ok=True)
         return _ledger_layer(plan, counts)
 
@@ -63,7 +65,7 @@ def finish(plan: Plan) -> Run:
 
 
 def _layer(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
-    """Select, trace, merge and clean: the layer in batches, by source, tile and ordinal."""
+    """Select, trace, merge and clean; yield the layer in batches, by source, tile and ordinal."""
     merged = merge_seams(_traced(plan), _windows(plan), plan.folder)
     if plan.job.planar:  # any polygon may cut any other
         merged = iter([pd.concat(merged, ignore_index=True)])
@@ -72,8 +74,8 @@ def _layer(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
 
 
 def _traced(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
-    """The selected polygons of all wanted tiles as the tiles saw them, a few tiles at a time."""
-    known = plan.store.ledger()  # once: to look through the folder takes as long as it has files
+    """Yield the selected polygons of all wanted tiles before any merge, a few tiles at a time."""
+    known = plan.store.ledger()  # only once, because it looks at every file of the store
     for part in plan.scenes:
         yield to_polygons(Candidates.empty(plan.job.rules), part.scene, part.grid, {})
         wanted = [part.index(tile) for tile in part.tiles]
@@ -84,7 +86,7 @@ def _traced(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
 
 
 def _windows(plan: Plan) -> gpd.GeoDataFrame:
-    """The windows that were looked at: a failed tile says nothing of what its neighbours saw."""
+    """The windows of the tiles that did not fail: a failed tile cannot confirm its neighbours."""
     known = plan.store.ledger()
     windows = [
         tile_windows(
@@ -97,7 +99,7 @@ def _windows(plan: Plan) -> gpd.GeoDataFrame:
 
 
 def _in_aoi(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
-    """Keep whole what has its representative point in the AOI."""
+    """Keep the polygons, unclipped, whose representative point is in the AOI."""
     if plan.area.aoi is None or not len(polygons):
         return polygons
     shapely.prepare(plan.area.aoi)
@@ -122,7 +124,7 @@ def _tile_names(frame: pd.DataFrame) -> pd.Series:
 
 
 def _ledger_layer(plan: Plan, counts: Mapping[str, int]) -> gpd.GeoDataFrame:
-    """One row for each wanted tile: its core and what the ledger says."""
+    """One row for each wanted tile, with its core and its row of the ledger."""
     known = plan.store.ledger()
     rows = [asdict(known[part.index(tile)][0]) for part in plan.scenes for tile in part.tiles]
     cores = [part.scene.window_polygon(tile.core) for part in plan.scenes for tile in part.tiles]
@@ -133,7 +135,7 @@ def _ledger_layer(plan: Plan, counts: Mapping[str, int]) -> gpd.GeoDataFrame:
 
 
 def _write(result: Run, versions: Mapping[str, str], seconds: float) -> None:
-    """Write the rest; `seconds` is what the layer has taken."""
+    """Write the other files; `seconds` is the time that the layer has taken."""
     start = time.perf_counter()
     folder, classes, scene = result.folder, result.job.classes, result.scenes[0]
     numbers = read_numbers(folder / "prelabels.parquet")

@@ -1,4 +1,4 @@
-"""A job, done."""
+"""Run a job from its parameters to its files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,23 @@ from workbench.runs.segment import segment
 
 
 def run(job: Job) -> Run:
-    """Do all that a job asks for and return what is in its run folder.
+    """Run a job and return the finished run.
 
-    Raises a `WorkbenchError` before any long work if the job cannot be done, and `RunFailedError`
-    after all files are written if some tiles failed.
+    Tiles whose candidates are stored in the run folder are not computed again.
+
+    Args:
+        job: the parameters.
+
+    Returns:
+        The run: its folder, the layer in it and the ledger of its tiles.
+
+    Raises:
+        WorkbenchError: before any long work, if the job cannot be done.
+        RunFailedError: after all files are written, if some tiles failed.
+
+    Example:
+        >>> result = run(Job(source="ortho.tif", out_dir="runs/ortho"))
+        >>> len(result.layer)
     """
     with closing(prepare(job)) as plan:
         done = plan.n_tiles - len(pending(plan))  # by an earlier run
