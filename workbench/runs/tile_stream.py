@@ -126,7 +126,7 @@ class _Work:
         return self.finished.result()
 
     def _read(self) -> tuple[NDArray[np.uint8] | None, str | None]:
-        """Return the image (None if no pixel is valid) and the RLE of validity (None if all are)."""
+        """Return the image (None if none is valid) and the validity as RLE (None if all are)."""
         start = time.perf_counter()
         image, valid = self.part.scene.read(self.tile.window)
         rle = None if valid.all() else encode_masks(valid[None])[0].decode()
