@@ -179,7 +179,7 @@ def turned(points: Points, angle: float, scale: float = 1.0) -> Points:
 
 @dataclass(frozen=True)
 class Site:
-    """Where and how a plan is built: the warp from plan metres to pixels, the looks, the random numbers."""
+    """Where and how a plan is built: warp from plan metres to pixels, looks, random numbers."""
 
     shape: tuple[int, int]
     px_per_m: float
