@@ -86,7 +86,20 @@ def read_run(folder: Path) -> Run:
     """Read a finished run back from its folder, with the pre-labels as they were before any review.
 
     No raster is opened: `run.yaml` describes the scenes. Only the columns, the CRS and the end of
-    the layer's file are read. Raises `RunFolderError` if the folder holds no finished run.
+    the layer's file are read.
+
+    Args:
+        folder: the folder that the run has written.
+
+    Returns:
+        The run; its `layer` is read when it is first used.
+
+    Raises:
+        RunFolderError: if the folder holds no finished run, or a file in it is damaged.
+
+    Example:
+        >>> run = read_run(Path("runs/ortho"))
+        >>> run.layer["area_m2"].sum()
     """
     folder = Path(folder).absolute()
     record = read_record(folder)
