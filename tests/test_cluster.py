@@ -122,6 +122,13 @@ def test_what_is_wrong_with_a_cluster_is_one_sentence_before_long_work(job, tmp_
         run(job.changed(scheduler=address))
 
 
+def test_a_worker_of_another_kind_is_named_with_what_differs():
+    words = cluster._unlike({"device": "cpu", "threads": 2}, {"device": "cuda", "threads": 2})
+    assert "this process would compute other candidates" in words
+    assert "device is cpu instead of cuda" in words
+    assert "threads" not in words
+
+
 # ---- `dask scheduler` and `dask worker`
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from small_sams import Code, picture, small_sam
 
+from workbench.candidates.table import Rules
 from workbench.errors import CheckpointError, JobError
 from workbench.segmenters.sam import MODELS, Download, Model, SamSegmenter, sam_segmenter, segmenter
 from workbench.segmenters.sam import checkpoints as models
@@ -64,18 +65,19 @@ def test_weights_in_half_precision_are_run_in_fp32(registry: Path) -> None:
 
 def test_all_settings_reach_the_segmenter(registry: Path) -> None:
     path = saved(registry / "own.pth", small_sam().state_dict())
-    odd = {
-        "points_per_side": 3,
+    odd = {"points_per_side": 3, "points_per_batch": 5, "threads": 1}
+    rules = Rules(64, 64, 0.11, 0.12, 0.13, 0.14, 1)
+    key = loaded_segmenter(
+        "small", checkpoint=path, device="cpu", precision="fp32", rules=rules, **odd
+    ).key
+    expected = odd | {
         "crop_n_layers": 1,
         "pred_iou_floor": 0.11,
         "stability_floor": 0.12,
         "box_nms_thresh": 0.13,
         "crop_nms_thresh": 0.14,
-        "points_per_batch": 5,
-        "threads": 1,
     }
-    key = loaded_segmenter("small", checkpoint=path, device="cpu", precision="fp32", **odd).key
-    assert {name: key[name] for name in odd} == odd
+    assert {name: key[name] for name in expected} == expected
 
 
 BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -106,11 +108,11 @@ BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "tensor": (lambda path: saved(path, torch.zeros(3)), "plain state_dict"),
     "other model": (
         lambda path: saved(path, small_sam(embed_dim=64).state_dict()),
-        "no checkpoint of small: .* is .*64.*It fits wide: set model to wide",
+        "not a checkpoint of small: .* is .*64.*It fits wide: set model to wide",
     ),
     "other network": (
         lambda path: saved(path, torch.nn.Linear(2, 2).state_dict()),
-        r"no checkpoint of small: \d+ weights are missing and 2 unknown.*none of small, wide",
+        r"not a checkpoint of small: \d+ weights are missing and 2 unknown.*not fit small, wide",
     ),
 }
 

@@ -407,6 +407,10 @@ def test_the_command_and_the_job_file_follow_the_sliders(panel, tuner, tmp_path)
     tuner.session.given = tuner.job
     tuner.settings._reset()
     assert "-p pred_iou_thresh 0.85" in panel.copy.text
+    # a file does not keep a scheduler, because that is trusted code
+    tuner.session.change(scheduler="tcp://10.0.0.1:8786")
+    panel.save()
+    assert f"-f {tmp_path / 'run-job.yaml'} -p scheduler tcp://10.0.0.1:8786" in panel.copy.text
     panel.path.value = "/proc/no/such/place.yaml"
     panel.save()
     assert "cannot be written" in panel.message.value

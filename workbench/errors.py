@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend; every message says what is wrong, where, and what to do."""
+"""Errors that a user can fix; every message says what is wrong, where, and what to do."""
 
 
 class WorkbenchError(Exception):
@@ -34,11 +34,11 @@ class RunFailedError(WorkbenchError):
 
 
 class ReviewError(WorkbenchError):
-    """What came back from review cannot be read, or is not the review of this run."""
+    """A reviewed layer cannot be read, or is not the review of this run."""
 
 
 class DatasetError(WorkbenchError):
-    """Training data cannot be made from a layer as it is asked for."""
+    """Training data cannot be made from a layer as requested."""
 
 
 class ClusterError(WorkbenchError):

@@ -16,10 +16,10 @@ import rasterio
 
 from workbench.errors import OutputError
 
-# on a disk that machines share, a process number alone does not say whose file it is
+# on a disk that machines share, a process number alone does not identify the owner of a file
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 
-# how those who write for us say that they cannot
+# what the libraries that write for us raise
 _FAILURES = (
     OSError,
     sqlite3.Error,
@@ -28,16 +28,16 @@ _FAILURES = (
     rasterio.errors.RasterioError,
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_BYTES = 2**20  # GDAL says "no such table" when the disk is full: look at the disk itself
+_FULL_BYTES = 2**20  # GDAL says "no such table" when the disk is full, so look at the disk itself
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed to it if the block succeeds.
 
-    The temporary name keeps the suffix, by which GDAL chooses its driver, and starts with a dot
-    and `tmp`. If the block raises, the temporary file goes and `path` stays as it was. Raises
-    `OutputError` if the file cannot be written, as on a full disk.
+    The temporary name starts with `.tmp` and keeps the suffix, by which GDAL chooses its driver. If
+    the block raises, the temporary file is removed and `path` stays unchanged. Raises `OutputError`
+    if the file cannot be written, for example because the disk is full.
     """
     path = Path(path)
     temporary = path.with_name(f".tmp-{_HOST}-{os.getpid()}-{path.name}")
@@ -47,10 +47,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             yield temporary
             with temporary.open("rb+") as file:
-                os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+                os.fsync(file.fileno())  # or a power cut may leave an empty file of the new name
             os.replace(temporary, path)
     finally:
-        for suffix in ("", "-journal"):  # SQLite's, of a GeoPackage that was not finished
+        for suffix in ("", "-journal"):  # SQLite's, for a GeoPackage that was not finished
             with suppress(OSError):
                 temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
 
@@ -66,10 +66,9 @@ def naming(path: Path) -> Iterator[None]:
         with suppress(OSError):
             full |= shutil.disk_usage(path.parent).free < _FULL_BYTES
         reason = f"its disk is full ({words})" if full else words
-        remedy = "Free some space" if full else "Check room, quota and permissions there"
+        remedy = "Free some space" if full else "Check space, quota and permissions there"
         raise OutputError(
-            f"{path} cannot be written: {reason}. {remedy}, and try again: what is finished is "
-            "kept."
+            f"{path} cannot be written: {reason}. {remedy}, and try again: finished work is kept."
         ) from error
 
 
@@ -101,11 +100,12 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_stale(folder: Path, name: str | None = None) -> None:
-    """Remove the temporary files and folders in `folder` that killed processes have left.
+    """Remove the temporary files and folders that killed processes have left in `folder`.
 
-    `name` limits it to what was to become that file or folder. Call before writing, and only while
-    nobody else may write there: another machine's process that still does cannot be told from one
-    that is gone. Our own go, too: in a container every run may have the same process number.
+    `name` limits it to those that were to become that file or folder. Call it before writing, and
+    only while nobody else may write there, because a running process of another machine cannot be
+    told from a dead one. Files of our own process number are removed, too: in a container every run
+    may have the same one.
     """
     rest = ".+" if name is None else f"(old-)?{re.escape(name)}"
     for path in folder.glob(".tmp-*"):
@@ -119,11 +119,11 @@ def remove_stale(folder: Path, name: str | None = None) -> None:
 
 
 def _is_another(pid: int) -> bool:
-    """Whether it is the number of another process that runs."""
+    """Whether another running process has this number."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # it runs, and is another user's
+    except PermissionError:  # it is running, and belongs to another user
         return True
     return pid != os.getpid()

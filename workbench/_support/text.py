@@ -6,11 +6,12 @@ import pandas as pd
 
 
 def text_of(value: float, pattern: str, missing: str = "–") -> str:
+    """Format a number; `missing` stands for NaN."""
     return missing if pd.isna(value) else pattern.format(value)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Write seconds as a person would, as in `12 s` or `3 min 5 s`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 59.5:

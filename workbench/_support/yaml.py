@@ -1,4 +1,4 @@
-"""YAML that holds plain values, whoever has written it."""
+"""YAML with plain values only, even if a stranger has written it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ MAX_VALUES = 1_000_000
 
 
 def read_yaml(text: str) -> Any:
-    """Read YAML; tags that would make objects, and all else that is not plain, raise `ValueError`.
+    """Read YAML; raise `ValueError` for everything that is not a plain value.
 
-    So do values that hold themselves, or repeat others until nobody could hold them.
+    That includes tags that would make objects, values that contain themselves, and aliases that
+    repeat others until no memory could hold them.
     """
     try:
         value = yaml.safe_load(text)
-    except Exception as error:  # its constructors fail in any way where a tag does not fit
+    except Exception as error:  # where a tag does not fit, its constructors may raise anything
         words = str(error) if isinstance(error, yaml.YAMLError | ValueError) else repr(error)
         raise ValueError(words) from error
     _refuse_endless(value)
@@ -24,13 +25,13 @@ def read_yaml(text: str) -> Any:
 
 
 def _refuse_endless(value: Any) -> None:
-    """An alias costs nothing to read, but what it stands for is written out again and again."""
+    """An alias costs nothing to read, but writing it repeats all that it stands for."""
     waiting, n = [value], 0
     while waiting:
         value, n = waiting.pop(), n + 1
         if n + len(waiting) > MAX_VALUES:
             raise ValueError(
-                f"with its aliases it holds more than {MAX_VALUES:,} values, or itself"
+                f"it has more than {MAX_VALUES:,} values with its aliases, or contains itself"
             )
         if isinstance(value, dict):
             waiting += value.values()

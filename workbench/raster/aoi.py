@@ -23,7 +23,17 @@ FARTHEST = 1e9  # in no unit of any CRS is Earth that large
 def load_aoi(aoi: str | Mapping[str, Any]) -> gpd.GeoSeries:
     """Read an AOI from a vector file, or take a GeoJSON geometry in EPSG:4326.
 
-    Raises `AOIError` if it has no polygons, or no CRS that fits its coordinates.
+    Args:
+        aoi: path of a vector file in any CRS, or a GeoJSON geometry, feature or collection.
+
+    Returns:
+        Its polygons, made valid, in the CRS of the file.
+
+    Raises:
+        AOIError: if it has no polygons, or no CRS that fits its coordinates.
+
+    Example:
+        >>> load_aoi("area.gpkg").crs.name
     """
     if isinstance(aoi, Mapping):
         return _geojson_aoi(aoi)

@@ -51,7 +51,7 @@ class Layers:
         else:
             nodata = [dataset.nodatavals[band - 1] for band in unique]
             if None not in nodata:
-                # only where all bands have it: a white roof is not nodata because its red is 255
+                # only where all bands have it: a red of 255 does not make a white roof nodata
                 empty = np.ones(valid.shape, np.bool_)
                 for band, value in zip(values, nodata, strict=True):
                     empty &= np.isnan(band) if np.isnan(value) else band == value
@@ -66,10 +66,10 @@ class Layers:
     def read_decimated(
         self, shape: tuple[int, int], resampling: Resampling
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """The whole dataset at `shape`; where blocks cannot be decoded, what can be is read."""
+        """The whole dataset at `shape`; blocks that cannot be decoded are left invalid."""
         whole = Window(0, 0, self.dataset.width, self.dataset.height)
         try:
-            # what is decided by it must not depend on the network
+            # decisions are based on it, which must not depend on the network
             return patiently(self.dataset.name, lambda: self.read(whole, shape, resampling))
         except GDAL_ERRORS:
             return self.read_what_is_whole(whole, shape, resampling)[:2]
@@ -119,7 +119,7 @@ class Layers:
 def source_layers(
     dataset: rasterio.DatasetReader, bands: tuple[int, int, int], alpha: int | None
 ) -> Layers:
-    """The layers of a raster as it is, not warped."""
+    """The layers of a raster that is not warped."""
     palette = None
     if dataset.colorinterp[bands[0] - 1] == ColorInterp.palette:
         colours = dataset.colormap(bands[0])
@@ -129,7 +129,7 @@ def source_layers(
 
 
 def is_by_gcps(dataset: rasterio.DatasetReader) -> bool:
-    """Whether ground control points place the raster, for want of a transform."""
+    """Whether the raster is placed by ground control points instead of a transform."""
     return dataset.transform == Affine.identity() and bool(dataset.gcps[0])
 
 
@@ -142,7 +142,7 @@ def is_in(dataset: rasterio.DatasetReader, crs: pyproj.CRS) -> bool:
 
 
 def horizontal(crs: pyproj.CRS) -> pyproj.CRS:
-    """The CRS without its heights, which play no part here."""
+    """The CRS without its heights, which are not used here."""
     return crs.sub_crs_list[0] if crs.is_compound else crs
 
 
@@ -153,7 +153,7 @@ _warnings_lock = threading.Lock()
 def _quiet() -> Iterator[None]:
     # catch_warnings swaps global state, so two threads in it at once could leave it swapped
     with _warnings_lock, warnings.catch_warnings():
-        # a missing transform gets our own error, or is made up for by control points
+        # for a missing transform we raise our own error, or there are control points
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
 
@@ -167,7 +167,7 @@ def open_dataset(name: str) -> rasterio.DatasetReader:
 def warp(
     subset: rasterio.DatasetReader, crs: pyproj.CRS | None, resampling: Resampling, **grid: Any
 ) -> WarpedVRT:
-    """A warp of a subset, with validity in an alpha band at the end; `crs` None keeps the CRS."""
+    """A warp of a subset, with its validity as the last band (alpha); `crs` None keeps the CRS."""
     with _quiet():
         return WarpedVRT(
             subset,
@@ -181,10 +181,10 @@ def warp(
 
 
 def open_subset(layers: Layers, source: str) -> rasterio.DatasetReader:
-    """Open a VRT of the chosen bands alone, with their validity, to warp.
+    """Open a VRT of the chosen bands alone, with their validity, for warping.
 
-    Without it the warper would read all bands, take near infrared tagged as alpha for a mask, and
-    count a pixel as nodata by bands that nobody looks at.
+    Without it the warper would read all bands, take near infrared that is tagged as alpha for a
+    mask, and count a pixel as nodata because of bands that are not used.
     """
     dataset = layers.dataset
     root = ElementTree.Element(

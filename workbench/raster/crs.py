@@ -1,8 +1,8 @@
 """Which CRS to work in, and how long a map unit is on the ground.
 
-Areas in EPSG:3857 are true only at the equator, so every length and area that a user sees goes
-through the local scale measured here. It comes from geodesics on the CRS's own ellipsoid:
-`pyproj.Proj.get_factors` answers for a sphere in web mercator and is wrong there by up to 0.7 %.
+Areas in EPSG:3857 are true only at the equator, so every length and area that a user sees is
+corrected by the local scale measured here. It comes from geodesics on the CRS's own ellipsoid:
+`pyproj.Proj.get_factors` assumes a sphere in web mercator, which is wrong by up to 0.7 %.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def metric_crs(crs: pyproj.CRS, lon: float, lat: float) -> pyproj.CRS:
 
 def is_metric(crs: pyproj.CRS) -> bool:
     """Whether `crs` is projected and both its horizontal axes are in metres."""
-    # a height in feet on top of a metric plane does not matter: only the first two axes do
+    # only the first two axes matter, not a height in feet
     axes = crs.axis_info[:2]
     return (
         crs.is_projected
@@ -49,9 +49,9 @@ def is_metric(crs: pyproj.CRS) -> bool:
 
 
 def as_registered(crs: pyproj.CRS) -> pyproj.CRS:
-    """Return the EPSG entry that says the same, with the name and code that GIS users know.
+    """Return the EPSG entry for the same CRS, with the name and code that GIS users know.
 
-    Programs and files tell a CRS in words of their own; without such an entry it stays as it is.
+    Programs and files have their own texts for a CRS. Without such an entry it is returned as is.
     """
     epsg = crs.to_epsg()
     if epsg:
@@ -64,8 +64,8 @@ def as_registered(crs: pyproj.CRS) -> pyproj.CRS:
 def is_same_on(bounds: ArrayLike, one: pyproj.CRS, other: pyproj.CRS) -> bool:
     """Whether coordinates mean the same place in both, to 1 cm at the corners of `bounds`.
 
-    `bounds` is left, bottom, right, top. A CRS that went through a file may come back by another
-    name and with another datum (`+ellps=GRS80` as ETRS89), so comparing the two says little.
+    `bounds` is left, bottom, right, top. A CRS that was saved to a file may come back with another
+    name and another datum (`+ellps=GRS80` as ETRS89), so comparing the two directly says little.
     """
     left, bottom, right, top = np.asarray(bounds, np.float64)
     corners = np.array([left, left, right, right]), np.array([bottom, top, bottom, top])
@@ -90,8 +90,8 @@ def ground_scale(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """True ground metres per map unit along x and along y, and m² per square map unit.
 
-    `x`, `y` are map units (easting first) of any one shape, which the results have too. nan
-    where the projection has no inverse. Not for CRSs in degrees: a step is some metres.
+    `x`, `y` are map units (easting first) of one shape, which the results have too. NaN where the
+    projection has no inverse. Not for CRSs in degrees, because a step is some metres.
     """
     x, y = np.broadcast_arrays(np.asarray(x, np.float64), np.asarray(y, np.float64))
     geod = crs.get_geod()
@@ -162,7 +162,7 @@ def _geodesic(
     ends = np.array([lon0, lat0, lon1, lat1], np.float64) * degrees
     ends[~np.isfinite(ends)] = np.nan
     azimuth, _, length = geod.inv(*ends)
-    # the azimuth at the start of the step: over these few metres it turns by some 1e-6 degrees
+    # the azimuth at the start of the step: over these few metres it turns by about 1e-6 degrees
     return np.asarray(length, np.float64), np.asarray(azimuth, np.float64)
 
 

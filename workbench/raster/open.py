@@ -1,4 +1,4 @@
-"""How a raster is opened: its working grid, bands, validity and stretch, decided in one look."""
+"""Open a raster as a `Scene`: choose its working grid, bands, validity and stretch."""
 
 import hashlib
 import os
@@ -108,7 +108,7 @@ def _plan(
     if any(dtype.startswith("complex") for dtype in dataset.dtypes):
         raise SceneError(
             f"{name} holds complex numbers ({dataset.dtypes[0]}). Take the magnitude first, for "
-            'instance: gdal_calc.py -A in.tif --calc="abs(A)" --type=Float32 --outfile=out.tif'
+            'example: gdal_calc.py -A in.tif --calc="abs(A)" --type=Float32 --outfile=out.tif'
         )
     source_crs = crs_of(dataset, name)
     working_crs = _working_crs(dataset, name, source_crs, crs)
@@ -132,7 +132,7 @@ def _plan(
         scene = _on_grid(scene, *_suggested_grid(layers, scene))
     elif not _is_north_up(dataset):
         scene = _on_grid(scene, *_upright_grid(dataset))
-    else:  # without the shear that rounding has left
+    else:  # drop the shear that rounding has left
         a, _, c, _, e, f = dataset.transform[:6]
         scene = replace(scene, transform=Affine(a, 0.0, c, 0.0, e, f))
     return scene if resolution_m is None else _on_grid(scene, *_square_grid(scene, resolution_m))
@@ -165,8 +165,8 @@ def crs_of(dataset: rasterio.DatasetReader, name: str) -> pyproj.CRS:
         raise SceneError(f"{name} has no transform: where its pixels lie is not known. {remedy}")
     if dataset.transform.is_degenerate:
         raise SceneError(
-            f"{name} has a transform without area ({dataset.transform[:6]}). Export it again with "
-            "its place, or georeference it (QGIS Georeferencer)."
+            f"{name} has a transform without area ({dataset.transform[:6]}). Export it again as a "
+            "georeferenced file, or georeference it (QGIS Georeferencer)."
         )
     try:
         crs = pyproj.CRS.from_wkt(found.to_wkt())
@@ -208,8 +208,8 @@ def _working_crs(
             wanted = as_registered(pyproj.CRS.from_user_input(crs))
         except CRSError as error:
             raise SceneError(
-                f"crs: {crs!r} is no CRS that PROJ knows ({cause(error)}). Take a code as "
-                "EPSG:32633, or leave crs out."
+                f"crs: {crs!r} is not a CRS that PROJ knows ({cause(error)}). Use a code, for "
+                "example EPSG:32633, or leave crs out."
             ) from error
         if not is_metric(wanted):
             usual = metric_crs(source_crs, centre_lon, centre_lat)
@@ -229,7 +229,7 @@ def _working_crs(
     if not is_metric(source_crs) and abs(centre_lat) < 80 and away.max() > 25:
         raise SceneError(
             f"{name} spans more than 50° of longitude: too wide for {working.name}, the metric CRS "
-            "at its centre. Cut it, or choose a projected CRS in metres for it, such as "
+            "at its centre. Cut it, or choose a projected CRS in metres, for example "
             "crs=EPSG:6933."
         )
     return working
@@ -240,13 +240,13 @@ def _refuse_foreign(
 ) -> None:
     """Refuse a CRS of another datum outside the area it was made for.
 
-    There GDAL and PROJ fall back to different datum shifts, and imagery and exported polygons
-    would be some 200 m apart (Swiss LV95 in Munich). Within one datum there is nothing to choose.
+    There GDAL and PROJ fall back to different datum shifts, so that imagery and exported polygons
+    would be some 200 m apart (Swiss LV95 in Munich). Within one datum there is no shift.
     """
     area, datums = wanted.area_of_use, [_datum_of(crs) for crs in (wanted, source_crs)]
     if area is None or datums[0] == datums[1]:
         return
-    # an area that crosses the antimeridian runs from west to a smaller east
+    # the east of an area that crosses the antimeridian is smaller than its west
     span = area.east - area.west
     inside = span >= 360 or (lon - area.west) % 360 <= span % 360
     if not (inside and area.south <= lat <= area.north):
@@ -326,12 +326,12 @@ def _square_grid(scene: Scene, resolution_m: float) -> tuple[Affine, int, int]:
 
 
 def _genuine_alpha(dataset: rasterio.DatasetReader) -> int | None:
-    """The band that is an alpha, 1-based.
+    """The band that is a real alpha, 1-based, if there is one.
 
-    NAIP and others ship near infrared as a fourth band that a converter has tagged as alpha; read
-    as a mask it would hide water. A real alpha is off or on nearly everywhere (feathered edges
-    aside), near infrared hardly anywhere: 0.004 % of the pixels of our NAIP chip, against 99.9 %
-    and more of all real ones. "On" is the largest value present: 16-bit files may use 255.
+    NAIP and others have near infrared as a fourth band, which a converter may have tagged as alpha.
+    Read as a mask it would hide water. A real alpha is off or on nearly everywhere, except at
+    feathered edges: in 99.9 % of the pixels and more. Near infrared is so in 0.004 % of the pixels
+    of a NAIP chip. "On" is the largest value present, because 16-bit files may use 255.
     """
     tagged = [i + 1 for i, tag in enumerate(dataset.colorinterp) if tag == ColorInterp.alpha]
     for band in tagged:
@@ -379,15 +379,16 @@ def _choose_stretch(
     low_high = _SAMPLE_PERCENTILES if stretch is None else stretch
     if not (len(low_high) == 2 and 0 <= low_high[0] < low_high[1] <= 100):
         raise SceneError(
-            f"stretch: {low_high} are not two rising percentiles from 0 to 100. Take such as 2, 98."
+            f"stretch: {low_high} are not two rising percentiles from 0 to 100. Take, for example, "
+            "2 and 98."
         )
     values = _sample(layers)
-    if values.shape[1] == 0:  # nothing valid to look at: any stretch will do, but always the same
+    if values.shape[1] == 0:  # no valid pixel: any stretch will do, if it is always the same
         return Stretch((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
     limits = []
     for band in values.astype(np.float64):
         low, high = np.percentile(band, low_high)
-        if low == high:  # nearly constant: show the little that differs
+        if low == high:  # nearly constant: stretch over all values
             low, high = band.min(), band.max()
         if low == high:  # constant: mid-grey, since black looks like no data
             low, high = low - 0.5, high + 0.5
@@ -397,12 +398,12 @@ def _choose_stretch(
 
 
 def _fingerprint(dataset: rasterio.DatasetReader, name: str) -> str:
-    """A digest of the layout and of pieces of the content; cheap, so changes can slip through."""
+    """A digest of the layout and of pieces of the content: quick, so it may miss a change."""
     digest = hashlib.sha256()
     digest.update(repr((dataset.profile, dataset.colorinterp, dataset.nodatavals)).encode())
     if not is_local(name):
         digest.update(name.encode())
-        if dataset.overviews(1):  # one small request; without overviews it would fetch the lot
+        if dataset.overviews(1):  # one small request; without overviews it would fetch everything
             layers = Layers(dataset, (1, 1, 1))
             digest.update(layers.read_decimated((64, 64), Resampling.nearest)[0].tobytes())
         return digest.hexdigest()
@@ -417,7 +418,7 @@ def _fingerprint(dataset: rasterio.DatasetReader, name: str) -> str:
         size = os.path.getsize(path)
         digest.update(f"{os.path.basename(path)} {size}".encode())
         if len(files) > 256:
-            continue  # a VRT of thousands of tiles: names and sizes must do
+            continue  # a VRT of thousands of tiles: names and sizes must be enough
         last = max(0, size - 65536)
         with open(path, "rb") as file:
             for offset in (*np.linspace(0, last, pieces).astype(int), last):
@@ -427,7 +428,7 @@ def _fingerprint(dataset: rasterio.DatasetReader, name: str) -> str:
 
 
 def _sample(layers: Layers) -> NDArray[Any]:
-    """Values `(3, n)` of valid pixels spread over the dataset; n is 0 if none was found."""
+    """Values `(3, n)` of valid pixels all over the dataset; n is 0 if none was found."""
     dataset = layers.dataset
     width, height = dataset.width, dataset.height
     factor = max(1.0, max(width, height) / _SAMPLE_PX)

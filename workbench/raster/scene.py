@@ -39,7 +39,7 @@ _HANDLES_PER_THREAD = 8
 
 @dataclass(frozen=True)
 class Stretch:
-    """Per output band, the source values that become 0 and 255; linear between, clipped outside."""
+    """The source values that become 0 and 255 in each band; linear between, clipped outside."""
 
     low: tuple[float, float, float]
     high: tuple[float, float, float]
@@ -47,7 +47,7 @@ class Stretch:
     def apply(self, raw: NDArray[Any]) -> NDArray[np.uint8]:
         """`(3, …)` source values as uint8 of the same shape; what is not finite becomes 0."""
         shape = (3,) + (1,) * (raw.ndim - 1)
-        # float32 would lose the last digits of 32-bit integers and of doubles
+        # float32 would lose the last digits of 32-bit integers and doubles
         exact = raw.dtype.itemsize <= 2 or raw.dtype == np.float32
         kind: type[np.floating[Any]] = np.float32 if exact else np.float64
         low: NDArray[Any] = np.array(self.low, kind).reshape(shape)
@@ -61,9 +61,10 @@ class Stretch:
 class Scene:
     """A raster on its working grid: metric CRS, north-up, RGB uint8, with a validity mask.
 
-    A plain value that can be pickled and compared; datasets are opened when first read from, once
-    per thread, and closed by `close` or when the thread ends. `transform` maps working pixels to
-    map units of `crs`. Pixels are square unless the source's own grid is kept (`warped` false).
+    A plain value that can be pickled and compared. Datasets are opened when they are first read
+    from, once per thread, and closed by `close` or when the thread ends. `transform` maps working
+    pixels to map units of `crs`. Pixels are square unless the source's own grid is kept (`warped`
+    false).
     """
 
     source: str  # as the user names it: absolute path of a local file, else URL or GDAL name
@@ -72,9 +73,9 @@ class Scene:
     transform: Affine
     width: int
     height: int
-    bands: tuple[int, int, int]  # 1-based; a grey raster repeats its band
+    bands: tuple[int, int, int]  # 1-based; three times the same for a grey raster
     stretch: Stretch | None  # None: the values are 0..255 already
-    alpha: int | None  # the band that is a genuine alpha, 1-based
+    alpha: int | None  # the band that is a real alpha, 1-based
     warped: bool  # read through a warp; else the working grid is the source's grid, bit for bit
     fingerprint: str  # changes when the raster's content does
 
@@ -123,9 +124,9 @@ class Scene:
     def read(self, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """RGB `(h, w, 3)` and validity `(h, w)` of a window of whole pixels.
 
-        The window may reach outside the scene or miss it: what is outside is black and invalid,
-        and invalid pixels are black. A remote raster that does not answer is tried again for a
-        while. Raises SceneError where the file's blocks cannot be read or decoded.
+        The window may reach outside the scene or miss it. Pixels outside are invalid, and invalid
+        pixels are black. If a remote raster does not answer, it is tried again for a while. Raises
+        `SceneError` if the file's blocks cannot be read or decoded.
         """
         left, top = int(window.col_off), int(window.row_off)
         width, height = int(window.width), int(window.height)
@@ -142,7 +143,7 @@ class Scene:
             try:
                 return layers, *layers.read(inside)
             except GDAL_ERRORS:
-                self.close()  # what a dataset has failed to read, it does not ask for again
+                self.close()  # a dataset does not ask again for what it has failed to read
                 raise
 
         try:
@@ -172,11 +173,11 @@ class Scene:
         shape: tuple[int, int],
         tell: Callable[[str], None] = lambda problem: None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """RGB `(h, w, 3)` and validity `(h, w)` of any window at another size, by its overviews.
+        """RGB `(h, w, 3)` and validity `(h, w)` of any window at another size, from its overviews.
 
-        Offsets may be fractional and the window may reach outside: pixels that are not wholly in
-        the scene are black and invalid. So are parts that cannot be decoded, of which `tell` gets
-        a sentence. Raises SceneError where the raster cannot be opened any more.
+        Offsets may be fractional and the window may reach outside. Pixels that are not wholly in
+        the scene are black and invalid, and so are parts that cannot be decoded; `tell` gets a
+        sentence about these. Raises `SceneError` if the raster can no longer be opened.
         """
         height, width = shape
         rgb, valid = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.bool_)
@@ -232,7 +233,7 @@ class Scene:
         return rgb, valid, self.window_transform(window) @ scale
 
     def describe(self) -> dict[str, Any]:
-        """What was decided about the raster, in plain values for YAML and JSON."""
+        """Return what was decided about the raster, as plain values for YAML and JSON."""
         stretch = self.stretch
         return {
             "source": self.source,
@@ -251,7 +252,7 @@ class Scene:
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> Self:
-        """Return the scene that `describe` has described, to the bit, without opening its file."""
+        """Return exactly the scene that `describe` has described, without opening its file."""
         values = {name: value for name, value in description.items() if name != "pixel_m"}
         stretch = values["stretch"]
         return cls(
@@ -273,7 +274,7 @@ class Scene:
 
 def _wholly_inside(offset: float, step: float, count: int, length: int) -> slice:
     """Which of `count` steps from `offset` on lie between 0 and `length`."""
-    close = 1e-6  # of a step: rounding must not cost a pixel at the edge
+    close = 1e-6  # of a step, so that rounding loses no pixel at the edge
     first, last = math.ceil(-offset / step - close), math.floor((length - offset) / step + close)
     return slice(max(0, first), min(count, last))
 
@@ -298,7 +299,7 @@ def _handle_key(scene: Scene) -> tuple[Any, ...]:
 
 
 def _layers_of(scene: Scene) -> Layers:
-    """The scene's datasets, opened once per thread; the longest unused are closed."""
+    """The scene's datasets, opened once per thread; the least recently used are closed."""
     cache, key = _handles.by_scene, _handle_key(scene)
     if key not in cache:
         cache[key] = _open_layers(scene)
@@ -320,9 +321,9 @@ def _open_layers(scene: Scene) -> Layers:
     if is_in(dataset, scene.crs):
         warped = warp(subset, None, resampling, **grid)
     else:
-        # Only on a grid that GDAL suggests does rasterio heed control points and tell PROJ where
-        # the raster lies; on a given grid, imagery outside the area that a CRS was made for came
-        # out with holes. A second warp brings it to the wanted grid where that differs.
+        # rasterio heeds control points and tells PROJ where the raster lies only on a grid that
+        # GDAL suggests. On a given grid, imagery outside the area that a CRS was made for came out
+        # with holes. A second warp brings it to the wanted grid if that differs.
         warped = warp(subset, scene.crs, resampling)
         if (warped.transform, warped.width, warped.height) != tuple(grid.values()):
             beneath = (warped, *beneath)

@@ -1,4 +1,4 @@
-"""What a user names as rasters: found, told apart from look-alikes, and named as GDAL does."""
+"""What a user names as rasters: find the files, refuse look-alikes, give GDAL's names."""
 
 import glob
 import os
@@ -19,7 +19,7 @@ _RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".j2k", ".img", ".ntf", ".ecw", ".s
 _PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}  # georeferenced only by a sidecar
 _SIDECAR = re.compile(r"\.(msk|ovr|aux\.xml|[a-z]{2,4}w|wld|prj)$", re.IGNORECASE)
 
-# what a URL is to GDAL; anything else with a scheme goes to GDAL as it is
+# how GDAL names a URL; anything else with a scheme is passed on unchanged
 _REMOTE = {
     "http://": "/vsicurl/http://",
     "https://": "/vsicurl/https://",
@@ -39,19 +39,19 @@ _REMOTE_FILE_SYSTEMS = (
 )
 _REMOTE_OPTIONS = {
     # stop GDAL from listing the bucket and asking for .aux, .msk and .ovr files at every opening;
-    # never for local files, whose masks and overviews may well lie beside them
+    # never for local files, which often have masks and overviews beside them
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-    # where a server says "not now" (429, 503, …), for instance because of too many requests
+    # when a server says "not now" (429, 503, …), for example after too many requests
     "GDAL_HTTP_MAX_RETRY": "2",
     "GDAL_HTTP_RETRY_DELAY": "1",
     "GDAL_HTTP_CONNECTTIMEOUT": "20",
-    # a connection on which nothing comes for so many seconds; GDAL would wait for ever
+    # seconds of silence after which a connection is given up; GDAL would wait for ever
     "GDAL_HTTP_LOW_SPEED_TIME": "30",
     "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
     "VSI_CACHE": "TRUE",
 }
-RETRY_SECONDS = (1.0, 4.0, 16.0)  # between one try of a remote raster and the next
+RETRY_SECONDS = (1.0, 4.0, 16.0)  # waits between the tries of a remote raster
 
 # some of GDAL's errors pass rasterio unwrapped; their base class has no public name
 GDAL_ERRORS = (RasterioError, CPLE_BaseError)
@@ -60,11 +60,12 @@ Result = TypeVar("Result")
 
 
 def find_sources(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
-    """The rasters that a path, list, glob, directory, VRT or URL stands for.
+    """Find the rasters that a path, list, glob, directory, VRT or URL stands for.
 
-    Absolute paths and URLs, each once; sorted within a glob or directory, a list keeps its order.
-    A directory stands for the raster files directly in it; its VRTs only count if there is nothing
-    else, since they usually mosaic the files beside them. Nothing found is a SceneError.
+    Returns absolute paths and URLs, each once. Those of a glob or directory are sorted; a list
+    keeps its order. A directory stands for the raster files directly in it. Its VRTs count only if
+    there is nothing else, because they usually mosaic the files beside them. Raises `SceneError` if
+    nothing is found.
     """
     if not isinstance(source, str | os.PathLike):
         found = [path for each in source for path in find_sources(each)]
@@ -86,7 +87,7 @@ def find_sources(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str
     )
     if not found:
         raise SceneError(
-            f"No raster matches {name}. Check the pattern; relative ones start at {os.getcwd()}."
+            f"No raster matches {name}. Check the pattern; relative paths start at {os.getcwd()}."
         )
     return found
 
@@ -99,7 +100,7 @@ def absolute(source: str | os.PathLike[str]) -> str:
 
 def is_local(name: str) -> bool:
     """Whether a name is a path, rather than a URL or one of GDAL's own names."""
-    # two letters at least before the colon: C:\ is a drive, GPKG: a GDAL driver
+    # at least two letters before the colon: C:\ is a drive, GPKG: a GDAL driver
     return not re.match(r"/vsi|[A-Za-z][A-Za-z0-9_+.-]+:", name)
 
 
@@ -117,17 +118,17 @@ def is_remote(name: str) -> bool:
 
 
 def gdal_environment(name: str) -> AbstractContextManager[Any]:
-    """GDAL's options for reading the source; those that the user's environment has set stay."""
+    """GDAL's options for reading the source; options set in the user's environment are kept."""
     options = {k: v for k, v in _REMOTE_OPTIONS.items() if k not in os.environ}
-    # an Env even without options: without one GDAL prints its errors to stderr
+    # an Env even without options, because without one GDAL prints its errors to stderr
     return rasterio.Env(**(options if is_remote(name) else {}))
 
 
 def patiently(name: str, read: Callable[[], Result]) -> Result:
-    """Return what `read` returns; of a remote source it is tried again, after ever longer waits.
+    """Return what `read` returns; for a remote source, try again after ever longer waits.
 
-    GDAL tries again by itself where a server has answered, but not where a connection was dropped
-    or has gone silent.
+    GDAL itself tries again if a server has answered, but not if a connection was dropped or has
+    gone silent. An answer that will stay the same (4xx, except 408 and 429) is not tried again.
     """
     waits = iter(RETRY_SECONDS if is_remote(name) else ())
     while True:
@@ -137,26 +138,25 @@ def patiently(name: str, read: Callable[[], Result]) -> Result:
         except GDAL_ERRORS as error:
             forget(name)
             seconds = next(waits, None)
-            # missing or forbidden stays so
             if seconds is None or re.search(r"response code: 4(?!08|29)", cause(error)):
                 raise
         time.sleep(seconds)
 
 
 def forget(name: str) -> None:
-    """Let GDAL forget what it knows of a remote source.
+    """Let GDAL forget what it has cached of a remote source.
 
-    It takes half an answer for the end of the file, and no answer for a file that is not there.
+    GDAL takes half an answer for the end of the file, and no answer for a missing file.
     """
     if is_remote(name):
-        # the only way to its cache: it is dropped when a file that may not be cached is closed
+        # the only access to its cache: it is dropped when a file that may not be cached is closed
         options = {"CPL_VSIL_CURL_NON_CACHED": gdal_name(name), "GDAL_HTTP_MAX_RETRY": "0"}
         with gdal_environment(name), rasterio.Env(**options), suppress(*GDAL_ERRORS):
             rasterio.open(gdal_name(name)).close()
 
 
 def cause(error: BaseException) -> str:
-    """GDAL's own words for an error: rasterio often says only that something failed."""
+    """GDAL's own text of an error: rasterio often says only that something failed."""
     return str(error.__cause__ or error).strip().rstrip(".")
 
 
@@ -177,8 +177,8 @@ def _rasters_in(directory: Path) -> list[str]:
     rasters = rasters or [path for path in files if path.suffix.lower() == ".vrt"]
     if not rasters:
         raise SceneError(
-            f"The directory {directory} holds no raster. Name another directory, or a pattern such "
-            f"as {directory / '**' / '*.tif'}."
+            f"The directory {directory} holds no raster. Name another directory, or a pattern, for "
+            f"example {directory / '**' / '*.tif'}."
         )
     return [str(path) for path in rasters]
 
@@ -188,12 +188,12 @@ def _refuse_missing(name: str) -> None:
         raise SceneError(f"{name} is a directory, not a raster. Name a file in it.")
     if not os.path.exists(name):
         raise SceneError(
-            f"There is no file {name}. Check the path; relative ones start at {os.getcwd()}."
+            f"There is no file {name}. Check the path; relative paths start at {os.getcwd()}."
         )
 
 
 def refuse_impostors(name: str) -> None:
-    """Refuse local files that are no raster for a reason better known than GDAL's."""
+    """Refuse local files for which we can give a better reason than GDAL."""
     if not is_local(name):
         return
     _refuse_missing(name)
@@ -206,7 +206,7 @@ def refuse_impostors(name: str) -> None:
         ) from error
     if not head:
         raise SceneError(
-            f"{name} is empty (0 bytes). Its copy or download has failed: fetch it again."
+            f"{name} is empty (0 bytes). Copying or downloading it has failed: fetch it again."
         )
     if head.startswith(b"version https://git-lfs"):
         raise SceneError(

@@ -1,6 +1,7 @@
 """From a job to its run folder: parameters come in, candidates, layer and report go out.
 
 `run` does all of it: `plan` checks everything before long work starts, `segment` computes the tiles
-(`tile_stream` here, `cluster` on Dask workers), `finish` makes the layer and its files. `job` holds
-the parameters, `folder` and `record` the run folder, `choose` the model, `result` a finished run.
+(with `tile_stream` here, with `cluster` on Dask workers), `finish` makes the layer and its files.
+`job` holds the parameters, `folder` and `record` the run folder, `choose` the model, `result` a
+finished run.
 """

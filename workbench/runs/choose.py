@@ -1,4 +1,4 @@
-"""The job's model."""
+"""Choose the model of a job."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from workbench.segmenters.protocol import Segmenter
 
 
 def loaded_segmenter(job: Job) -> Segmenter:
-    """The job's Segmenter, ready to propose, for a `prepare` that comes later."""
+    """Load the job's Segmenter ahead of a later `prepare`."""
     segmenter = segmenter_for(job, {})
     segmenter.load()
     return segmenter
 
 
 def segmenter_for(job: Job, before: Mapping[str, Any]) -> Segmenter:
-    """Choose the job's Segmenter; where the job leaves it open, as an earlier run (its key) did."""
+    """Choose the job's Segmenter; what the job leaves `auto` is as in `before`.
+
+    `before` is the key of an earlier run's Segmenter, or empty.
+    """
     if job.model == "classic":
         return ClassicSegmenter(job.rules)
     from workbench.segmenters.sam import sam_segmenter  # torch takes seconds to import

@@ -1,7 +1,8 @@
-"""A run's tiles on a Dask cluster: workers, one for each GPU, that share the run folder's disk.
+"""Compute tiles on a Dask cluster, with one worker for each GPU and a disk that all share.
 
 Only small values pass through the scheduler: workers store the candidates themselves and send back
-the rows of the ledger. `connect` and what is below it know of Dask and of nothing else.
+the rows of the ledger. `connect` and everything below it know only Dask. A scheduler is trusted
+code, because Dask unpickles what it sends.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ if TYPE_CHECKING:
     from distributed import Client
 
 CHUNK_TILES = 64
-CHUNKS_PER_WORKER = 4  # at least: all workers end at about the same time, little is lost with one
+CHUNKS_PER_WORKER = 4  # at least, so that all workers end at about the same time
 CONNECT_SECONDS = 10
 WORKER_SECONDS = 60  # how long to wait for a worker: the first may still be starting
-LOOK_SECONDS = 5  # how often to see whether there still are workers
+LOOK_SECONDS = 5  # how often to check that there are still workers
 SEE_SECONDS = 5  # a shared disk may show a new file to other machines a little later
-WAITING_PER_WORKER = 2  # one at work, the next at hand
+WAITING_PER_WORKER = 2  # one being computed, the next waiting
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -46,10 +47,10 @@ MakeSegmenter = Callable[[Job, Mapping[str, Any]], Segmenter]
 
 @dataclass(frozen=True)
 class Share:
-    """What a worker needs to know of a run to take part in it.
+    """What a worker must know of a run to take part in it.
 
-    `owner` is what the lock of the run folder says; `make` gives the Segmenter of a job, where the
-    job leaves it open as a key says.
+    `owner` is the text in the lock of the run folder. `make` gives the Segmenter of a job; what the
+    job leaves `auto` is as in a given key.
     """
 
     job: Job
@@ -75,19 +76,19 @@ class _SegmenterThere:
     key: Mapping[str, Any]
 
     def load(self) -> None:
-        """The workers have done so."""
+        """Nothing to do: the workers have loaded it."""
 
     def propose(self, image: NDArray[np.uint8], watch: Any = None) -> Candidates:
-        """Never: tiles are computed where the model is."""
+        """Never called: tiles are computed where the model is."""
         raise NotImplementedError
 
     def begin(self, image: NDArray[np.uint8], watch: Any = None) -> Callable[[], Candidates]:
-        """Never, either."""
+        """Never called, either."""
         raise NotImplementedError
 
 
 def segmenter_there(address: str, share: Share, before: Mapping[str, Any]) -> Segmenter:
-    """Check the workers, and let one of them load the model and say what it resolves to.
+    """Check the workers, and let one of them load the model and resolve its key.
 
     `before` is the key of an earlier run's Segmenter, or empty.
     """
@@ -123,9 +124,9 @@ def segment_there(
 
 
 def _failed(chunk: Chunk, error: Exception) -> list[TileRecord]:
-    """The ledger rows of a chunk that no worker could compute; they are stored, too."""
+    """Store and return the ledger rows of a chunk that no worker could compute."""
     if isinstance(error, WorkbenchError):
-        raise error  # the whole run's, not the chunk's
+        raise error  # concerns the whole run, not this chunk
     text = f"{type(error).__name__}: {error}"
     records = [TileRecord(*chunk.part.index(tile), "failed", text) for tile in chunk.part.tiles]
     store_in(chunk.share.folder).write(Candidates.empty(chunk.share.job.rules), records)
@@ -134,15 +135,15 @@ def _failed(chunk: Chunk, error: Exception) -> list[TileRecord]:
 
 # ------------------------------------------------------------------------------ on a worker
 
-_at_work = threading.Lock()  # a worker may have several threads; the model is there once
+_at_work = threading.Lock()  # a worker may have several threads, but has the model only once
 _loaded: list[tuple[dict[str, Any], Segmenter]] = []
 
 
 def _segmenter_here(share: Share, key: Mapping[str, Any]) -> tuple[dict[str, Any], Segmenter]:
-    """This worker's Segmenter, loaded when it is first asked for, and the key it has begun with."""
+    """This worker's Segmenter, loaded on first use, and the key that it had then."""
     segmenter = share.make(share.job, key)
     if not _loaded or _loaded[0][0] != dict(segmenter.key):
-        _loaded.clear()  # two would not fit
+        _loaded.clear()  # two would not fit into memory
         segmenter.load()
         _loaded.append((dict(segmenter.key), segmenter))
     return _loaded[0]
@@ -157,7 +158,10 @@ def _why_unfit(folder: Path, owner: str) -> str:
     deadline = time.monotonic() + SEE_SECONDS
     while not is_owned_by(folder, owner):
         if time.monotonic() > deadline:
-            return f"it does not see {folder}: that must lie on a disk that all workers share."
+            return (
+                f"it does not see {folder}. Put the run folder on a disk that all workers see "
+                "under the same path."
+            )
         time.sleep(0.1)
     return ""
 
@@ -229,7 +233,7 @@ def connect(address: str) -> Iterator[Client]:
 
 
 def n_workers(client: Client) -> int:
-    """How many workers there are now; 1 at least, for one may be on its way."""
+    """How many workers there are now, at least 1 because one may be starting."""
     return max(1, _n_workers(client))
 
 
@@ -238,7 +242,7 @@ def _n_workers(client: Client) -> int:
 
 
 def _wait_for_worker(client: Client) -> None:
-    """Say that there is no worker, and wait for one; `ClusterError` if none comes."""
+    """Wait for a worker, and say so; raises `ClusterError` if none comes."""
     address = client.scheduler_info()["address"]
     tqdm.write(f"The scheduler at {address} has no workers: waiting {WORKER_SECONDS} s for one.")
     try:
@@ -246,13 +250,12 @@ def _wait_for_worker(client: Client) -> None:
     except TimeoutError as error:
         raise ClusterError(
             f"The scheduler at {address} has no workers. Start one for each GPU: "
-            f"dask worker {address} --nthreads 1\nThen run again: what is stored is not computed "
-            "again."
+            f"dask worker {address} --nthreads 1\nThen run again: stored tiles are kept."
         ) from error
 
 
 def ask_all(client: Client, question: Callable[..., str], *arguments: Any) -> None:
-    """Ask every worker what is wrong with it; the first answer that is not empty is raised."""
+    """Ask every worker what is wrong with it, and raise the first answer that is not empty."""
     answers = client.run(question, *arguments, on_error="return")
     for worker, answer in answers.items():
         if answer:
@@ -260,7 +263,7 @@ def ask_all(client: Client, question: Callable[..., str], *arguments: Any) -> No
 
 
 def ask_one(client: Client, question: Callable[..., Result], *arguments: Any) -> Result:
-    """Let one worker answer; its `WorkbenchError` is raised here."""
+    """Let one worker answer; a `WorkbenchError` there is raised here."""
     answer: Result = client.submit(question, *arguments, pure=False).result()
     return answer
 
@@ -268,11 +271,11 @@ def ask_one(client: Client, question: Callable[..., Result], *arguments: Any) ->
 def map_pieces(
     client: Client, function: Callable[[Piece], Result], pieces: Iterable[Piece]
 ) -> Generator[tuple[Piece, Result | Exception], None, None]:
-    """Yield each piece with its result, or the error that it ended in, as they come.
+    """Yield each piece with its result or its error, in the order in which they are done.
 
-    A piece whose worker dies is computed again elsewhere; one that takes worker after worker with
-    it ends in an error. Raises `ClusterError` if the scheduler goes, or all workers go and none
-    comes. Closing the iterator takes back what has not begun.
+    A piece whose worker dies is computed again elsewhere; a piece that kills several workers ends
+    in an error. Raises `ClusterError` if the scheduler ends, or if all workers end and no new one
+    comes. Closing the iterator cancels what has not begun.
     """
     from distributed import CancelledError, wait
 
@@ -288,7 +291,7 @@ def map_pieces(
             done = wait(list(waiting), LOOK_SECONDS, return_when="FIRST_COMPLETED").done
         found: dict[Any, Result | Exception] = {}
         for future in done:
-            # a worker that goes takes its answer along: the piece waits for another one then
+            # if a worker ends before it has sent its answer, the piece waits for another worker
             with suppress(TimeoutError):
                 error = future.exception(LOOK_SECONDS)
                 found[future] = future.result(LOOK_SECONDS) if error is None else error
@@ -304,7 +307,7 @@ def map_pieces(
             except CancelledError as gone:
                 raise ClusterError(
                     "The scheduler has ended, or has been told to drop this run's work. Start it "
-                    "and run again: what is stored is not computed again."
+                    "and run again: stored tiles are kept."
                 ) from gone
             if not done and not _n_workers(client):
                 _wait_for_worker(client)

@@ -1,4 +1,4 @@
-"""From stored candidates to the layer, the report and the QGIS project."""
+"""Make the layer, the report and the QGIS project from stored candidates."""
 
 from __future__ import annotations
 
@@ -40,15 +40,17 @@ from workbench.samples.demo import sample_truth
 
 
 def finish(plan: Plan) -> Run:
-    """Make the layer from the stored candidates, and write everything that the folder holds.
+    """Make the layer from the stored candidates, and write all files of the run folder.
 
-    The layer goes through in batches and is held whole only where it must not overlap (`planar`).
+    The layer is made in batches; it is held whole only if it must not overlap (`planar`). Raises
+    `RunFailedError` after everything is written if tiles have failed.
     """
 
     def with_counts(counts: Mapping[str, int]) -> gpd.GeoDataFrame:
         # the last moment: a review may have begun during a long run
         refuse_to_lose_review(plan.folder)
-        # without it the GeoPackage stands for itself, should this be the last that we get to write
+        # if the run is killed now, a Parquet file of the old layer must not be compared with the
+        # new GeoPackage
         (plan.folder / "prelabels.parquet").unlink(missing_ok=True)
         return ledger.assign(n_polygons=[counts.get(tile, 0) for tile in ledger["tile"]])
 
@@ -126,7 +128,7 @@ def _traced(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
 
 
 def _windows(plan: Plan) -> gpd.GeoDataFrame:
-    """The windows that were looked at: a failed tile says nothing of what its neighbours saw."""
+    """The windows of the tiles that did not fail: a failed tile cannot confirm its neighbours."""
     known = plan.store.ledger()
     windows = [
         tile_windows(
@@ -139,7 +141,7 @@ def _windows(plan: Plan) -> gpd.GeoDataFrame:
 
 
 def _in_aoi(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
-    """Keep whole what has its representative point in the AOI."""
+    """Keep the polygons, unclipped, whose representative point is in the AOI."""
     if plan.area.aoi is None or not len(polygons):
         return polygons
     shapely.prepare(plan.area.aoi)

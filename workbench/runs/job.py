@@ -40,7 +40,15 @@ TRUST = "WORKBENCH_TRUST_SCHEDULER"  # names the scheduler that a job file may n
 
 
 class Job(Parameters):
-    """Every parameter of a run; the notebook's parameters cell has exactly these fields."""
+    """Every parameter of a run; the notebook's parameters cell has exactly these fields.
+
+    `Job.create` raises a `JobError` that names a bad parameter; `docs/parameters.md` lists all.
+
+    Example:
+        >>> job = Job.create(source="ortho.tif", tile_size=512)
+        >>> job.changed(pred_iou_thresh=0.9).thresholds
+        Thresholds(pred_iou_thresh=0.9, stability_score_thresh=0.92)
+    """
 
     source: Text | list[Text] | None = parameter(
         None,
@@ -173,7 +181,7 @@ class Job(Parameters):
             raise ValueError("two classes have the same number")
         return classes
 
-    # last, for what is defined last sees a value first
+    # defined last, because pydantic runs the last of such validators first
     _as_meant = field_validator("*", mode="before")(as_meant)
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The plan of a run: all that can be wrong with a job is found here, before long work starts."""
+"""Check a job and plan its run, so that everything wrong is found before long work starts."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Area:
 
 @dataclass(frozen=True)
 class Plan:
-    """A job that has been checked: everything that can be wrong before long work starts."""
+    """A job that has been checked, with all that its run needs."""
 
     job: Job
     folder: Path
@@ -97,7 +97,7 @@ def prepare(
     loaded: Segmenter | None = None,
     tiles: Collection[tuple[str, int, int]] | None = None,
 ) -> Plan:
-    """Open and check everything that a job names; leaves no trace if it cannot be done.
+    """Open and check everything that a job names; if it cannot be done, change nothing on disk.
 
     The plan has the run folder to itself until it is closed. A Segmenter of an earlier plan that is
     `loaded` is used again if it has the same key. With `tiles`, given by their index in the ledger,
@@ -180,7 +180,7 @@ def open_scenes(job: Job) -> list[Scene]:
 
 
 def _refuse_far_away(scene: Scene, first: Scene) -> None:
-    """Refuse a raster that the first one's CRS would distort: more than a UTM zone beyond it."""
+    """Refuse a raster that the first one's CRS would distort: more than a UTM zone outside it."""
     use = first.crs.area_of_use
     if scene is first or use is None:
         return

@@ -1,4 +1,4 @@
-"""A job, done."""
+"""Run a job from its parameters to its files."""
 
 from __future__ import annotations
 

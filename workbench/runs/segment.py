@@ -1,4 +1,4 @@
-"""Candidates of the wanted tiles, computed and stored."""
+"""Compute and store the candidates of the wanted tiles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workbench.runs.plan import Plan, pending
 from workbench.runs.record import plain, record_change
 from workbench.runs.tile_stream import SegmentedTile, TileWatch, segment_tiles, store_tiles
 
-FLUSH_SECONDS = 20.0  # a kill costs at most this much finished work
+FLUSH_SECONDS = 20.0  # a kill loses at most this much finished work
 FLUSH_TILES = 64
 
 
@@ -22,7 +22,7 @@ def segment(
     """Compute, store and yield the wanted tiles that are not stored yet, or failed.
 
     Finished tiles are stored every `flush_seconds`, and when the iterator is closed or interrupted.
-    A model that takes long tells `watch` how far it is.
+    A slow model tells `watch` how far it is.
     """
     job = plan.job
     parts = plan.area.only({part.index(tile) for part, tile in pending(plan)}).parts
@@ -51,7 +51,7 @@ class _Keeper:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        # remembered: `run.yaml` grows with the rasters, and is read only when there is a change
+        # kept in memory: `run.yaml` grows with the rasters, so it is read only after a change
         self._recorded = plan.record.segmenter
 
     def __call__(self, done: list[SegmentedTile]) -> None:

@@ -1,4 +1,4 @@
-"""Tiles through a Segmenter, in order: while one is computed, others are read and finished."""
+"""Put tiles through a Segmenter: while one is computed, others are read and finished."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workbench.raster.scene import Scene
 from workbench.raster.tiles import Tile, TileGrid
 from workbench.segmenters.protocol import Segmenter
 
-# one is computed, the next is read, the one before is finished and one waits: bounds the memory
+# one is read, one computed, one finished, and one waits; the limit bounds the memory
 TILES_IN_WORK = 4
 
 
@@ -34,7 +34,7 @@ class ScenePlan:
     tiles: tuple[Tile, ...]
 
     def index(self, tile: Tile) -> tuple[str, int, int]:
-        """What the ledger calls a tile of this scene."""
+        """Return the index of a tile of this scene in the ledger."""
         return self.scene.name, tile.row, tile.col
 
 
@@ -59,7 +59,8 @@ def store_tiles(tiles: Sequence[SegmentedTile], store: CandidateStore) -> None:
         store.write(concat(tables or [tiles[0].candidates]), [tile.record for tile in tiles])
 
 
-# called while a tile is computed, often: the share that is done, and how to get the tile so far
+# called often while a tile is computed, with the share that is done and a way to get the tile so
+# far
 TileWatch = Callable[[float, Callable[[], SegmentedTile]], None]
 
 
@@ -71,9 +72,9 @@ def segment_tiles(
 ) -> Generator[SegmentedTile, None, None]:
     """Compute tiles of a scene and yield them in their order, each as soon as it is finished.
 
-    Reading, computing and what comes after the network run in a thread each, a few tiles ahead;
-    `watch` is called in the caller's. What fails in a tile is in its record. Closing the iterator,
-    or an interrupt, does not wait for the threads: they end after the step that they are at.
+    Reading, the network and the work after it run in a thread each, a few tiles ahead; `watch` is
+    called in the caller's thread. The error of a failed tile is in its record. Closing or
+    interrupting the iterator does not wait for the threads: they end after their current step.
     """
     threads = tuple(ThreadPoolExecutor(1, name) for name in ("read", "compute", "finish"))
     stop = Event()
@@ -92,7 +93,7 @@ def segment_tiles(
 
 
 class _Stopped(BaseException):
-    """Nobody waits for the tile any more."""
+    """Nobody is waiting for the tile any more."""
 
 
 class _Work:
@@ -108,7 +109,7 @@ class _Work:
     ) -> None:
         self.part, self.tile, self.segmenter = part, tile, segmenter
         self.stop, self.watch = stop, watch
-        # what the caller's thread is woken for: something to be told to `watch`, or None: the end
+        # wakes the caller's thread: a call of `watch` to make there, or None when all is done
         self.told: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self.seconds = 0.0
 
@@ -125,7 +126,7 @@ class _Work:
         return self.finished.result()
 
     def _read(self) -> tuple[NDArray[np.uint8] | None, str | None]:
-        """The image, None if no pixel of it is valid, and the RLE of those that are if not all."""
+        """Return the image (None if none is valid) and the validity as RLE (None if all are)."""
         start = time.perf_counter()
         image, valid = self.part.scene.read(self.tile.window)
         rle = None if valid.all() else encode_masks(valid[None])[0].decode()
@@ -135,7 +136,7 @@ class _Work:
     def _compute(
         self, read: Future[tuple[NDArray[np.uint8] | None, str | None]]
     ) -> tuple[Callable[[], Candidates] | None, str | None]:
-        """What is left to do on the host, None if no pixel is valid, and the RLE of those."""
+        """Return the rest of the work (None without valid pixels), and the RLE from `_read`."""
         if self.stop.is_set():
             raise _Stopped
         image, rle = read.result()
@@ -157,7 +158,7 @@ class _Work:
             rest = self.segmenter.begin(image, tell)
         except Exception:
             raise
-        except BaseException:  # an interrupt, which ends the tiles behind this one, too
+        except BaseException:  # an interrupt, which also ends the tiles after this one
             self.stop.set()
             raise
         self.seconds = time.perf_counter() - start
@@ -174,8 +175,8 @@ class _Work:
             found = rest()
             return self._made("ok" if len(found) else "empty", start, found, valid_rle=rle)
         except Exception as problem:
-            # one bad tile must not cost the others; it is in the ledger, and the run fails at its
-            # end
+            # one bad tile must not stop the others: the ledger has its error, and the run fails
+            # at its end
             start = time.perf_counter() - self.seconds
             return self._made("failed", start, error=f"{type(problem).__name__}: {problem}")
 

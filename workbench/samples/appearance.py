@@ -1,4 +1,4 @@
-"""What a made-up countryside is built from: its look, its plan, and the things on it.
+"""What a synthetic countryside is built from: its look, its plan, and the things on it.
 
 A *plan* in metres is bent onto the picture by a gentle warp. Everything on it is a `Thing`: a
 polygon in pixels with a `Paint`.
@@ -179,7 +179,7 @@ def turned(points: Points, angle: float, scale: float = 1.0) -> Points:
 
 @dataclass(frozen=True)
 class Site:
-    """Where and how a plan is built: the warp from plan metres to pixels, the looks, the dice."""
+    """Where and how a plan is built: warp from plan metres to pixels, looks, random numbers."""
 
     shape: tuple[int, int]
     px_per_m: float
@@ -247,7 +247,7 @@ class Site:
         return red, green, blue
 
     def chance(self, share: float) -> bool:
-        """Throw the dice."""
+        """Return whether something with this probability happens."""
         return bool(self.rng.random() < share)
 
 

@@ -1,4 +1,4 @@
-"""A made-up countryside: a village, fields, woods and roads, and the objects on them.
+"""A synthetic countryside: a village, fields, woods and roads, and the objects on them.
 
 The plan is cut into blocks by roads, and then into fields and gardens.
 """
@@ -37,7 +37,7 @@ def things_on(site: Site) -> Iterator[Thing]:
 
 
 def _divide(site: Site, rect: Rect, depth: int) -> Iterator[Thing]:
-    """Cut land by ever smaller roads into blocks, and use these."""
+    """Cut land into blocks by ever smaller roads, and fill the blocks."""
     if not site.in_view(rect):
         return
     built = site.built_up(rect)
@@ -90,7 +90,7 @@ def _markings(site: Site, path: LineString, width_m: float, paint: Paint) -> Det
     lines: list[Any] = [substring(path, start, start + 3 * ppm) for start in starts]
     if width_m > 7:
         lines += [path.offset_curve(side * (width_m / 2 - 0.5) * ppm) for side in (-1, 1)]
-    # lines thinner than a pixel would be hit and missed: paint one pixel, fainter
+    # a line thinner than a pixel would be broken, so paint a whole pixel, but fainter
     stripes = shapely.buffer(lines, max(0.1 * ppm, 0.5), cap_style="flat")
     return ((shapely.union_all(stripes), paint.towards(228, min(0.14 * ppm, 0.7))),)
 
@@ -346,7 +346,7 @@ def _tree(site: Site, xy: Points, radius: float, crowns: Colours | None = None) 
 
 
 def _hedge(site: Site, line: LineString, half_width: float) -> Thing:
-    """Bushes along a line of the plan, grown together."""
+    """Bushes along a line of the plan that have grown together."""
     along = np.arange(0, line.length, half_width * 1.1)
     feet = shapely.get_coordinates(shapely.line_interpolate_point(line, along))
     feet = site.pixels(feet + site.rng.normal(0, half_width * 0.15, feet.shape))

@@ -36,9 +36,12 @@ OUTLINED = ("building", "parcel", "water", "forest")  # the kinds whose outline 
 DEMO_SIZE, DEMO_SEED, DEMO_RESOLUTION_M = (1536, 2048), 71, 0.3
 CRS = pyproj.CRS.from_epsg(32632)
 ORIGIN = (691_240.0, 5_334_910.0)  # upper left corner of every sample, farmland east of Munich
-MIN_AREA_PX, MIN_WIDTH_PX = 6.0, 0.8  # what is less visible than this is no ground truth
+MIN_AREA_PX, MIN_WIDTH_PX = (
+    6.0,
+    0.8,
+)  # less visible objects are left out of the truth
 
-# who covers whom; things of one level cover each other in the order in which they are made
+# what covers what; things of one level cover each other in the order in which they are made
 LEVELS = {"parcel": 0, "forest": 0, "bank": 1, "water": 2, "driveway": 3, "pavement": 4, "road": 5}
 LEVELS |= {"vehicle": 6, "building": 7, "roof_side": 7, "hedge": 8, "tree": 9}
 UNLABELLED = {"bank", "pavement"}  # painted like grass verges: part of the ground between objects
@@ -72,7 +75,7 @@ def make_sample(
     resolution_m: float = 0.3,
     appearance: Appearance = USUAL,
 ) -> Sample:
-    """Make a scene of `size` pixels (height, width), equal in every bit for equal arguments.
+    """Make a scene of `size` pixels (height, width); equal arguments give equal bits.
 
     The first village lies near the middle, whatever the size. Raises `SceneError` for a size or
     resolution that is not positive.
@@ -101,7 +104,7 @@ def make_sample(
 def write_sample(sample: Sample, folder: Path) -> Path:
     """Write `sample.tif` and, as layer `objects`, `sample_objects.gpkg`; return the raster's path.
 
-    The raster comes last: where it is, the ground truth is too.
+    The raster is written last, so if it exists, the ground truth exists too.
     """
     path = Path(folder) / "sample.tif"
     with atomic_path(path.with_name("sample_objects.gpkg")) as temporary:
@@ -136,7 +139,7 @@ def sample_scene(folder: Path | None = None) -> Path:
     """
     if folder is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = cache / "sam-workbench" / "sample-1"  # count on when the demo scene changes
+        folder = cache / "sam-workbench" / "sample-1"  # goes up when the demo scene changes
     path = Path(folder) / "sample.tif"
     if path.exists():
         return path
@@ -226,7 +229,7 @@ def _photograph(site: Site, things: list[Thing], rng: np.random.Generator) -> ND
     mottle = _noise(rng, shape, 1.1 * ppm) + 0.5 * _noise(rng, shape, 2.5 * ppm)
     across = u * np.cos(each("row_angle")) + v * np.sin(each("row_angle")) + 0.04 * mottle
     row_m = each("row_m")
-    # rows near two pixels apart would alias into a moiré that no camera sees
+    # rows about two pixels apart would make a moiré that no camera sees
     rows = np.sin(across * (2 * np.pi / row_m)) * np.clip(row_m * ppm / 2 - 1, 0, 1)
     tracks = np.abs(np.sin(across * (np.pi / each("track_m")))) ** 60
     dx, dy = x - each("x"), y - each("y")

@@ -1,4 +1,4 @@
-"""A Segmenter without weights: hierarchies of merged superpixels, and what the scores stand for.
+"""A Segmenter without weights, from hierarchies of merged superpixels.
 
 A watershed cuts the tile into superpixels. Neighbours are merged, cheapest pair first, until one
 region is left, by the full lambda schedule of Koepfler, Lopez and Morel (1994): the squared colour
@@ -31,7 +31,7 @@ from workbench.candidates.select import prune
 from workbench.candidates.table import SAM_RULES, Candidates, Rules
 from workbench.segmenters.protocol import Watch
 
-VERSION = 1  # part of the key: candidates of another method or other constants are others
+VERSION = 1  # part of the key; goes up if the method or a constant changes
 
 # the strength of a border counts in the second hierarchy only
 EDGE_EXPONENTS = (0, 2)
@@ -65,7 +65,7 @@ class ClassicSegmenter:
     def propose(self, image: NDArray[np.uint8], watch: Watch | None = None) -> Candidates:
         """Return the pruned candidates of one RGB tile `(h, w, 3)`, at tile row and column 0.
 
-        It is too quick for `watch` to be told anything. A tile of one colour has none. The point
+        It is too quick to tell `watch` anything. A tile of one colour has no candidates. The point
         is the pixel deepest inside the region.
         """
         height, width = image.shape[:2]
@@ -85,7 +85,7 @@ class ClassicSegmenter:
             "crop_x1": np.full(n, width),
             "crop_y1": np.full(n, height),
         }
-        # most proposals are pruned: points and masks are made for the others only
+        # most proposals are pruned, so points and masks are made afterwards
         unfilled = {"point_x": np.zeros(n), "point_y": np.zeros(n), "rle": [b""] * n}
         kept = prune(Candidates.from_columns(rules, columns | unfilled)).column("ordinal")
         columns = {name: column[kept] for name, column in columns.items()}
@@ -158,7 +158,7 @@ class _Superpixels:
 def _superpixels(image: NDArray[np.uint8]) -> _Superpixels:
     """Flood the gradient from its minima: about 9,000 superpixels per megapixel of aerial imagery.
 
-    Fewer lose thin objects, more take longer.
+    With fewer, thin objects are lost; with more, it takes longer.
     """
     lab = cv2.cvtColor(image.astype(np.float32) / np.float32(255), cv2.COLOR_RGB2LAB)
     gradient = _gradient(lab)
@@ -216,7 +216,7 @@ def _borders(
 def _boxes(labels: NDArray[np.int32], n: int) -> NDArray[np.int64]:
     height, width = labels.shape
     boxes = np.empty((n, 4), np.int64)
-    # the last assignment wins, so going backwards leaves the first row and column
+    # the last assignment wins, so in backward order the first row and column remain
     for start, stop, lines, length in (
         (0, 2, labels.T, width),
         (1, 3, labels, height),
@@ -302,10 +302,10 @@ def _merge(
 ) -> tuple[list[tuple[int, int]], NDArray[np.float64]]:
     """Return the two regions of each merge, and their border's length and strength `(n - 1, 2)`.
 
-    Plain lists and dictionaries: with some ten neighbours for each region, arrays are slower. The
-    region with more neighbours keeps its number, and only the borders that it takes over are
-    priced anew, unless it has grown by 5 % since all were: where a tile is mere noise, one region
-    with thousands of neighbours swallows the others one by one.
+    Uses plain lists and dictionaries, because arrays are slower for about ten neighbours a region.
+    The region with more neighbours keeps its number. Only the borders that it takes over get new
+    prices, or all if it has grown by 5 % since all were priced: in mere noise, one region with
+    thousands of neighbours swallows the others one by one.
     """
     area = superpixels.area.tolist()
     priced_area = list(area)
@@ -386,8 +386,8 @@ def _stability(
 ) -> NDArray[np.float32]:
     """Map the best IoU with any region of `other`: 0.2 becomes 0.5, 0.57 becomes 0.92.
 
-    Each region goes by the largest one that it makes up at least 97 % of. Otherwise the time would
-    grow with the square of the regions where they hardly differ, as in mere noise.
+    A region is represented by the largest one that it makes up at least 97 % of. Without that, the
+    time would grow with the square of the number of regions that hardly differ, as in mere noise.
     """
     distinct, row = np.unique(hierarchy.alike[rows], return_inverse=True)
     columns = np.unique(other.alike)
@@ -439,7 +439,7 @@ def _deepest_pixels(
 def _encode(
     superpixels: _Superpixels, hierarchy: _Hierarchy, rows: NDArray[np.int64]
 ) -> NDArray[np.object_]:
-    """Encode regions as COCO compressed counts of the whole tile, without making the masks."""
+    """Encode regions as COCO compressed counts of the whole tile, without making masks."""
     height, width = superpixels.labels.shape
     columns_first = superpixels.labels.T.ravel()
     starts = np.concatenate([[0], np.flatnonzero(np.diff(columns_first)) + 1])

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from workbench.candidates.table import Candidates, Rules
 
-# called while a tile is computed, often: the share that is done, and how to get what there is
+# called often while a tile is computed, with the share that is done and a way to get the
+# candidates so far
 Watch = Callable[[float, Callable[[], "Candidates"]], None]
 
 
@@ -29,12 +30,12 @@ class Segmenter(Protocol):
         """
 
     def load(self) -> None:
-        """Get ready to propose: all that can be wrong with weights or device raises here."""
+        """Get ready to propose. Whatever is wrong with weights or device raises here."""
 
     def propose(self, image: NDArray[np.uint8], watch: Watch | None = None) -> Candidates:
         """Return the pruned candidates of one RGB tile `(h, w, 3)`, at tile row and column 0.
 
-        A Segmenter that takes long tells `watch` how far it is.
+        A slow Segmenter tells `watch` how far it is.
         """
 
     def begin(

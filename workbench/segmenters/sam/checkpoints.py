@@ -1,4 +1,4 @@
-"""The SAM models: how each is built, and where its weights are."""
+"""The SAM models: how to build each, and where its weights are."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Embedded:
 
     @property
     def sha256(self) -> str:
-        """Computed from the file, which each training writes anew."""
+        """Computed from the file, because each training replaces it."""
         return pooch.file_hash(str(self.fetch()))
 
     def fetch(self) -> Path:
-        """Return the file; raises `CheckpointError` where it was not installed."""
+        """Return the file; raises `CheckpointError` if it was not installed."""
         if not self.path.is_file():
             raise CheckpointError(
-                f"{self.path} should have come with sam-workbench and is not there. Install "
+                f"{self.path} should have come with sam-workbench and is missing. Install "
                 "sam-workbench again, or name a local file as checkpoint."
             )
         return self.path
@@ -50,7 +50,7 @@ class Download:
 
     @property
     def path(self) -> Path:
-        """Where they lie, or will, in the cache folder."""
+        """Where they are, or will be, in the cache folder."""
         return cache_folder() / self.url.rsplit("/", 1)[-1]
 
     def fetch(self) -> Path:
@@ -80,7 +80,7 @@ class Download:
 
 
 def cache_folder() -> Path:
-    """Where downloaded checkpoints lie; `SAM_WORKBENCH_CACHE` moves it."""
+    """The folder of downloaded checkpoints; `SAM_WORKBENCH_CACHE` sets another one."""
     return Path(os.environ.get("SAM_WORKBENCH_CACHE") or pooch.os_cache("sam-workbench"))
 
 
@@ -120,27 +120,29 @@ MODELS: dict[str, Model] = {
 
 
 def fetch_checkpoint(model: str) -> Path:
-    """Return the file of a model's own weights, downloaded if need be."""
+    """Return the file of a model's own weights, and download it if necessary."""
     return MODELS[model].weights.fetch()
 
 
 def load_model(model: str, path: Path) -> Sam:
     """Build a model and fill it with the weights of a local file, on the CPU and in fp32.
 
-    Raises `CheckpointError` for whatever is not a checkpoint of exactly this model.
+    Raises `CheckpointError` for anything that is not a checkpoint of exactly this model.
     """
     weights = _read_weights(path)
-    with torch.device("meta"):  # no time and memory for initial values that are overwritten
+    with torch.device("meta"):  # spends no time and memory on initial values
         sam = MODELS[model].build()
     misfit = _misfit(sam, weights)
     if misfit:
-        raise CheckpointError(f"{path} is no checkpoint of {model}: {misfit}. {_advice(weights)}")
+        raise CheckpointError(
+            f"{path} is not a checkpoint of {model}: {misfit}. {_advice(weights)}"
+        )
     sam.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     return sam.eval().requires_grad_(False)
 
 
 def refuse_missing(path: Path) -> None:
-    """Raise `CheckpointError` where a person's own checkpoint is not a file."""
+    """Raise `CheckpointError` if a person's own checkpoint is not a file."""
     if not path.is_file():
         raise CheckpointError(
             f"checkpoint {path} is not a file. Name a local SAM checkpoint (.pth), or leave "
@@ -159,17 +161,17 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"checkpoint {path} is empty (0 bytes). {_RENEW}")
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(
-            f"checkpoint {path} is a Git LFS pointer, not the weights. Run git lfs pull where it "
-            "comes from, and copy or install it again."
+            f"checkpoint {path} is a Git LFS pointer, not the weights. Run `git lfs pull` in the "
+            "checkout that it comes from, and copy or install it again."
         )
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no checkpoint fail anywhere in the unpickler
+    except Exception as error:  # other bytes can fail anywhere in the unpickler
         code = re.search(r"GLOBAL (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and code:
             raise CheckpointError(
                 f"checkpoint {path} holds Python code or objects ({code[1]}), not only weights; "
-                "it was not run. Save the model's state_dict alone, with torch.save."
+                "the code was not run. Save only the model's state_dict, with torch.save."
             ) from error
         raise CheckpointError(
             f"checkpoint {path} cannot be read as weights: it is damaged, cut short or not a "
@@ -179,14 +181,14 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         isinstance(value, torch.Tensor) for value in weights.values()
     ):
         raise CheckpointError(
-            f"checkpoint {path} does not hold the plain state_dict of a SAM model. Save "
-            "model.state_dict() alone, with torch.save."
+            f"checkpoint {path} does not hold the plain state_dict of a SAM model. Save only "
+            "model.state_dict(), with torch.save."
         )
     return weights
 
 
 def _misfit(sam: Sam, weights: Mapping[str, torch.Tensor]) -> str:
-    """Say how weights differ from what a model needs; empty where they fit."""
+    """Say how weights differ from those that a model needs; empty if they fit."""
     needed = sam.state_dict()
     missing = [name for name in needed if name not in weights]
     unknown = [name for name in weights if name not in needed]
@@ -205,4 +207,4 @@ def _advice(weights: Mapping[str, torch.Tensor]) -> str:
             sam = model.build()
         if not _misfit(sam, weights):
             return f"It fits {name}: set model to {name}."
-    return f"It fits none of {', '.join(MODELS)} either: name a checkpoint of one of them."
+    return f"It does not fit {', '.join(MODELS)} either: name a checkpoint of one of them."

@@ -1,15 +1,15 @@
 """SAM's mask decoder for many prompts on one image, with less arithmetic for the same masks.
 
-The modules and weights are the official ones; what is computed with them, and when, differs:
+The modules and weights are the official ones. What is computed with them, and when, differs:
 
-- The first layer's projections of the image are equal for all prompts, and made once.
+- The first layer's projections of the image are equal for all prompts, and are computed once.
 - Elsewhere the image is not projected at all. A prompt has 7 tokens and 4,096 image positions, so
-  the projections (of keys and queries into scores, of values and outputs behind them) are moved
-  over to the tokens' side of the product, which is a matrix product of 56 columns instead of 128.
-- Scores need the tokens alone, so only prompts with a mask above a floor are upscaled.
+  the projections (of keys and queries into scores, of values and outputs after them) are moved to
+  the tokens' side of the product: a matrix product of 56 columns instead of 128.
+- Scores need only the tokens, so only prompts with a mask above a floor are upscaled.
 
-The first and third keep every sum as it was, but for the batch it is computed in; the second
-reorders sums, so logits differ in their last bits (1e-5 of their range).
+The first and third keep every sum, except for the batch that it is computed in. The second reorders
+sums, so logits differ in their last bits (1e-5 of their range).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from torch.nn.functional import gelu, layer_norm, linear
 # (b, tokens, c) prompts -> (b, masks) IoUs, and a way to the (n, h, w) logits of some of the masks
 Decode = Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
 
-# More upscaled images than one leave the CPU's caches; on other devices a batch goes at once.
+# Only one upscaled image fits the CPU's caches; on other devices a batch is upscaled at once.
 UPSCALED_AT_ONCE = {"cpu": 1}
 
 
 def decoder_of(decoder: Any, features: Tensor, image_pe: Tensor, no_mask: Tensor) -> Decode:
     """Get ready to decode prompts on one image.
 
-    All are `(1, c, h, w)`: the image's embedding, its positions, and what stands for a mask prompt.
-    A decoder of another class than the official ones runs as it is: its own `forward` is called.
+    All are `(1, c, h, w)`: embeddings of the image, of its positions and of "no mask prompt". For a
+    decoder of another class than the official ones, its own `forward` is called.
     """
     if type(decoder) is MaskDecoder and type(decoder.transformer) is TwoWayTransformer:
         return _ImageDecoder(decoder, features, image_pe, no_mask)

@@ -1,4 +1,4 @@
-"""Where the network runs and in which precision: what `auto` means, and what is refused."""
+"""Choose where the network runs and in which precision, and refuse what cannot work."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import torch
 
 from workbench.errors import JobError
 
-# `tiny` takes 2.2 s of one CPU core for 144 prompts in batches of 2, 1.9 s in those of 4 and of 6.
-# Larger tensors pass 32 MB, beyond which glibc maps, and the kernel clears, fresh pages for every
-# one.
+# `tiny` takes 2.2 s of one CPU core for 144 prompts in batches of 2, 1.9 s in batches of 4 or 6.
+# Larger batches have tensors over 32 MB, for each of which glibc maps fresh pages (and the kernel
+# clears them).
 PROMPTS_AT_ONCE = {"cpu": 4}
 ELSEWHERE = 64  # as SamAutomaticMaskGenerator
-# On CUDA. `vit_b` takes 22 MB in fp32 for each prompt all of whose masks are wanted.
+# On CUDA. `vit_b` takes 22 MB in fp32 for a prompt if all its masks are wanted.
 MOST, PROMPT_BYTES = 256, 32 * 2**20
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(device: str) -> str:
-    """Turn `auto` into `cuda`, `mps` or `cpu`, and refuse a device that is not there."""
+    """Turn `auto` into `cuda`, `mps` or `cpu`, and refuse a device that does not exist."""
     if device == "auto":
         if torch.cuda.is_available():
             return "cuda"
@@ -40,7 +40,7 @@ def resolve_device(device: str) -> str:
 
 
 def device_kind(device: str) -> tuple[str, str]:
-    """Split `cuda:1` into kind and number, whether it is there or not."""
+    """Split `cuda:1` into kind and number, whether it exists or not."""
     kind, _, number = device.partition(":")
     if kind not in ("cpu", "cuda", "mps") or not re.fullmatch(r"\d*", number):
         raise JobError(f"device {device!r} is unknown. Take auto, cuda, mps or cpu.")
@@ -65,9 +65,9 @@ def resolve_precision(precision: str, device: str) -> str:
 
 
 def prompts_at_once(device: str) -> int:
-    """How many prompts to decode at once: on CUDA the power of two that half the free memory holds.
+    """How many prompts to decode at once: on CUDA the power of two that fits half the free memory.
 
-    It decides the last bits of what the network gives, so ask once and keep the answer.
+    The last bits of the network's output depend on it, so ask once and keep the answer.
     """
     kind, _ = device_kind(device)
     if kind == "cuda" and torch.cuda.is_available():

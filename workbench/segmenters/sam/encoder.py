@@ -1,9 +1,9 @@
 """SAM's image encoder with little memory, for the same embedding.
 
-The modules and weights are the official ones. The official attention holds, several times over,
-what every position gives every other: 805 MB for the 12 heads of `vit_b` on 64 × 64 positions.
-Here it is made for some rows of positions at a time, and added up by PyTorch's fused attention,
-which reorders its sums: the embedding differs in its last bits (1e-6 of its range).
+The modules and weights are the official ones. The official attention keeps several copies of the
+weight of every position for every other: 805 MB for the 12 heads of `vit_b` on 64 × 64 positions.
+Here they are computed for some rows of positions at a time by PyTorch's fused attention. That
+reorders its sums, so the embedding differs in its last bits (1e-6 of its range).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from segment_anything.modeling.image_encoder import (
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-# What may be made at once, in numbers. On the CPU 8 MB: more leaves its caches, and from 32 MB on
-# glibc maps fresh pages for every tensor. Elsewhere 1 GB: a tile as a whole.
+# How many numbers may be computed at once. On the CPU 8 MB, which fits its caches; from 32 MB on
+# glibc maps fresh pages for every tensor. Elsewhere 1 GB: a whole tile.
 AT_ONCE = {"cpu": 2**21}
 
 
@@ -45,7 +45,7 @@ class Predictor(SamPredictor):
 def encode(encoder: Any, pixels: Tensor) -> Tensor:
     """Embed normalised square images, `(b, 3, h, w)`, as `(b, c, h / 16, w / 16)`.
 
-    An encoder of another class than the official one runs as it is.
+    An encoder of another class than the official one is called unchanged.
     """
     if type(encoder) is not ImageEncoderViT:
         embedding: Tensor = encoder(pixels)

@@ -1,8 +1,8 @@
 """From the decoder's logits to measured, packed masks on CUDA, in one pass over the pixels.
 
-A mask of 1024 × 1024 pixels has 4 MB of logits, of which `postprocess_masks` and
-`calculate_stability_score` read and write several times what the GPU then throws away. Here the
-256 × 256 logits are read, and 128 kB of bits and seven integers written.
+A mask of 1024 × 1024 pixels has 4 MB of logits, which `postprocess_masks` and
+`calculate_stability_score` write and read several times. Here the 256 × 256 logits are read, and
+only 128 kB of bits and seven integers are written.
 """
 
 from __future__ import annotations

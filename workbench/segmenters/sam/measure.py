@@ -1,4 +1,4 @@
-"""From masks' logits to their scores, boxes and outlines."""
+"""From the logits of masks to their scores, boxes and edges."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 STABILITY_SCORE_OFFSET = 1.0  # as SamAutomaticMaskGenerator
-BYTES_AT_ONCE = 2**28  # of packed masks that are searched for edges; CUDA cannot search 2**31
+BYTES_AT_ONCE = 2**28  # of packed masks searched for edges at once; CUDA cannot search 2**31
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Masks at full size, on the host: what SAM's filters ask of them, and what makes their RLEs.
+    """Masks at full size, on the host: what SAM's filters need, and what their RLEs are made of.
 
-    An edge is where a run of pixels begins in its column, or the pixel after it. A mask has some
-    hundreds, a hundredth of what its bits would take.
+    An edge is the first pixel of a run in its column, or the first one after it. A mask has some
+    hundreds of them, which take a hundredth of the memory of its bits.
     """
 
     stability: NDArray[np.float32]  # (n,); NaN if no pixel is above the lower offset
@@ -58,9 +58,9 @@ def joined(parts: Sequence[Measured]) -> Measured:
 def measure_enlarged(low_res: Tensor, scale: int, threshold: float) -> Measured:
     """Measure `(n, h, w)` logits on the CPU, enlarged by a power of two, without enlarging all.
 
-    Interpolation exceeds no value that it starts from, so nothing can count outside of the rows and
-    columns that hold a logit above the lower offset: a twentieth of the tile for most masks. What
-    is inside has the bits of the whole: at a power of two no weight is rounded.
+    Interpolated values never exceed the values that they come from, so only the rows and columns
+    with a logit above the lower offset matter: a twentieth of the tile for most masks. The bits
+    inside are those of the whole, because no weight is rounded at a power of two.
     """
     return joined([_measure_enlarged(logits, scale, threshold) for logits in low_res])
 
@@ -72,7 +72,7 @@ def _measure_enlarged(logits: Tensor, scale: int, threshold: float) -> Measured:
     part = logits[rows, columns]
     if not part.numel():
         return _one(np.nan, (0, 0, 0, 0), hot[rows, columns])
-    # as three masks, as the decoder gives them: of one alone torch rounds otherwise
+    # as three masks, as the decoder gives them: for one alone torch rounds differently
     enlarged = interpolate(
         part.expand(1, 3, -1, -1), scale_factor=scale, mode="bilinear", align_corners=False
     )[0, 0].numpy()
@@ -95,9 +95,9 @@ def measure_fused(
     original_size: tuple[int, int],
     threshold: float,
 ) -> Measured:
-    """Measure `(n, h, w)` logits on CUDA; of the masks, edges come to the host.
+    """Measure `(n, h, w)` logits on CUDA; only the edges of the masks are copied to the host.
 
-    Moves numbers: a logit may differ from torch's in its last bit.
+    A logit may differ from torch's in its last bit.
     """
     from workbench.segmenters.sam.fused import (
         measure_masks,  # Triton comes with torch for CUDA alone
@@ -127,14 +127,14 @@ def measure_whole(logits: Tensor, threshold: float) -> Measured:
 
 
 def edges_of(masks: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int16]]:
-    """Find the edges of `(n, h, w)` masks: how many each has, and them, as `Measured` has both."""
+    """Find the edges of `(n, h, w)` masks; return `n_edges` and `edges` as in `Measured`."""
     changes = np.concatenate([masks[:, :1], masks[:, 1:] ^ masks[:, :-1], masks[:, -1:]], axis=1)
     mask, y, x = np.unravel_index(np.flatnonzero(changes), changes.shape)
     return np.bincount(mask, minlength=len(masks)), np.column_stack((x, y)).astype(np.int16)
 
 
 def edges_of_bits(bits: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int16]]:
-    """Find the same on any device, of masks that are packed as by `np.packbits(masks, axis=2)`."""
+    """Do the same on any device for masks packed as by `np.packbits(masks, axis=2)`."""
     some = bits.split(max(1, BYTES_AT_ONCE // (bits.shape[1] * bits.shape[2])))
     n_edges, edges = zip(*(_edges_of_bits(part) for part in some), strict=True)
     return np.concatenate(n_edges), np.concatenate(edges)
@@ -162,7 +162,7 @@ def _span(wanted: Any, margin: int) -> slice:
 
 
 def _one(stability: float, box: tuple[int, int, int, int], pixels: NDArray[np.bool_]) -> Measured:
-    """One mask of which the `(h, w)` pixels of its box are known."""
+    """One mask, given by the `(h, w)` pixels of its box."""
     n_edges, edges = edges_of(pixels[None])
     edges += np.array(box[:2], np.int16)
     return Measured(

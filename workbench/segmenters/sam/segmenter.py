@@ -1,8 +1,8 @@
 """SAM as a `Segmenter`: masks from a grid of point prompts.
 
-Prompts, crops and filters are those of `segment_anything.SamAutomaticMaskGenerator`, and so is the
-arithmetic, bit for bit in fp32 but for that of `encoder` and `decoder`; what differs is when
-something is computed and how long it is held.
+Prompts, crops and filters are those of `segment_anything.SamAutomaticMaskGenerator`. So is the
+arithmetic, bit for bit in fp32, except in `encoder` and `decoder`. What differs is when something
+is computed and how long it is kept.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ from workbench.segmenters.sam.measure import (
 )
 from workbench.segmenters.sam.proposals import Crop, Proposals, survivors
 
-# More upsampled masks of 1024 x 1024 than a few leave the CPU's caches: 4 ms a mask by threes,
-# 8 ms by twelves and more. On other devices a whole batch goes at once.
+# Only a few upsampled masks of 1024 x 1024 fit the CPU's caches: 4 ms a mask three at a time, 8 ms
+# twelve at a time. On other devices a whole batch is upsampled at once.
 MASKS_AT_ONCE = {"cpu": 3}
 
-ARITHMETIC = 3  # goes up when a change moves the last bits of what the network gives
+ARITHMETIC = 3  # goes up when a change moves the last bits of the network's output
 
 CROP_OVERLAP_RATIO = 512 / 1500  # as SamAutomaticMaskGenerator
 
@@ -98,23 +98,24 @@ class SamSegmenter:
         torch.set_num_threads(self._threads)
         model = self.load_model().to(self.device).eval()
         if self.precision != "fp32":
-            # autocast would do so for every batch: the same bits in a seventh fewer kernels
+            # autocast would do it for every batch; this gives the same bits with a seventh fewer
+            # kernels
             for layer in model.modules():
                 if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
                     layer.weight.data = layer.weight.data.to(DTYPES[self.precision])
         return model
 
     def load(self) -> None:
-        """Load the model now: all that can be wrong with weights or device raises here."""
+        """Load the model now. Whatever is wrong with weights or device raises here."""
         resolve_device(self.device)
         _ = self.model
         if self._device_type != "cpu":
-            # kernels are compiled and memory is pooled at first, which no tile should wait for
+            # compile kernels and pool memory now, so that the first tile does not wait for it
             self.propose(np.zeros((64, 64, 3), np.uint8))
 
     @property
     def key(self) -> Mapping[str, Any]:
-        """All that the candidates depend on, but for torch's version."""
+        """All that the candidates depend on, except torch's version."""
         return {
             "model": self.name,
             "arithmetic": ARITHMETIC,
@@ -123,7 +124,7 @@ class SamSegmenter:
             **self.rules.limits,
             "device": self._device_type,
             "precision": self.precision,
-            # another batch shape or number of threads gives other last bits
+            # the last bits depend on the batch shape and the number of threads
             "points_per_batch": self.batch,
             "threads": self._threads,
         }
@@ -131,8 +132,8 @@ class SamSegmenter:
     def propose(self, image: NDArray[np.uint8], watch: Watch | None = None) -> Candidates:
         """Return the pruned candidates of one RGB tile `(h, w, 3)`, at tile row and column 0.
 
-        `watch` is told after each batch of prompts; what it gets so far is pruned as if it were
-        all. Raises `WorkbenchError` if the network overflows its precision.
+        `watch` is called after each batch of prompts; the candidates so far are pruned as if they
+        were all. Raises `WorkbenchError` if the network overflows its precision.
         """
         return self.begin(image, watch)()
 
@@ -140,7 +141,7 @@ class SamSegmenter:
     def begin(
         self, image: NDArray[np.uint8], watch: Watch | None = None
     ) -> Callable[[], Candidates]:
-        """Run the network; what is left of `propose` is work for the host alone.
+        """Run the network; the rest of `propose` is work for the host alone.
 
         If the device's memory does not hold a batch of prompts, this tile is done again in batches
         of half the size, and so are all tiles after it.
@@ -151,7 +152,7 @@ class SamSegmenter:
             except torch.cuda.OutOfMemoryError:
                 if self.batch == 1:
                     raise
-            # not in the handler, where the traceback still holds the tensors
+            # not in the handler, because the traceback there still holds the tensors
             self.batch //= 2
             torch.cuda.empty_cache()
 
@@ -172,9 +173,9 @@ class SamSegmenter:
         return partial(survivors, found, rules)
 
     def _proposals(self, image: NDArray[np.uint8], crop: Crop) -> Iterator[tuple[float, Proposals]]:
-        """Yield, batch by batch, the share of a crop that is done and those of its masks that pass.
+        """Yield for each batch the share of a crop that is done, and its masks that pass.
 
-        They are above the floors and clear of inner crop edges.
+        Masks pass if they are above the floors and clear of inner crop edges.
         """
         x0, y0, x1, y1 = crop.box
         predictor = Predictor(self.model)
@@ -182,14 +183,14 @@ class SamSegmenter:
         with self._autocast():
             predictor.set_image(image[y0:y1, x0:x1])
             no_mask = encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-            # half a million sines that all prompts share; in bf16 they would be far from right
+            # half a million sines that all prompts share; in bf16 they would be far off
             decode = decoder_of(
                 self.model.mask_decoder, predictor.features, encoder.get_dense_pe(), no_mask
             )
         done = 0
         for (points,) in batch_iterator(self.batch, crop.points):
             with self._autocast():
-                # masks below the floor are not even upscaled by the decoder
+                # the decoder does not even upscale masks below the floor
                 pred_iou, logits_of = decode(self._prompts(predictor, points))
                 floor = crop.rules.pred_iou_floor
                 wanted = (pred_iou.float() > floor) | (floor <= 0)
@@ -203,10 +204,10 @@ class SamSegmenter:
             yield done / len(crop.grid), self._passing(ordinals, ious.float(), measured, crop)
 
     def _prompts(self, predictor: Predictor, points: NDArray[np.float64]) -> torch.Tensor:
-        """Embed `(n, 2)` crop pixels as `(n, 2, c)`: each is one point and one that pads."""
+        """Embed `(n, 2)` crop pixels as `(n, 2, c)`: each is a point and a padding point."""
         coords = torch.as_tensor(predictor.transform.apply_coords(points, predictor.original_size))
         if self._device_type == "mps":
-            coords = coords.float()  # it knows no float64
+            coords = coords.float()  # it has no float64
         coords = coords[:, None].to(self.model.device)
         labels = torch.ones(coords.shape[:2], dtype=torch.int, device=self.model.device)
         with torch.autocast(self._device_type, enabled=False):  # bf16 would move them by pixels
@@ -218,7 +219,7 @@ class SamSegmenter:
         if not torch.stack([value.isfinite().all() for value in values]).all():
             raise WorkbenchError(
                 f"{self.name} gave values that are not finite in precision {self.precision}. "
-                "Set precision to fp32; if it is, the weights are damaged."
+                "Set precision to fp32; if it is fp32 already, the weights are damaged."
             )
 
     def _measure(self, predictor: Predictor, low_res: torch.Tensor, channels: int) -> Measured:
@@ -243,15 +244,15 @@ class SamSegmenter:
     def _upsample(self, predictor: Predictor, low_res: torch.Tensor, channels: int) -> torch.Tensor:
         """Bring `(n, h, w)` logits, n > 0, to the size of the crop.
 
-        In as many channels as the decoder has: for other numbers of channels torch may take
-        another kernel, which rounds otherwise (seen on the CPU with one thread).
+        Done in as many channels as the decoder has: for other numbers of channels torch may take
+        another kernel, which rounds differently (seen on the CPU with one thread).
         """
         n = len(low_res)
         padding = low_res[:1].expand(-n % channels, -1, -1)
         padded = torch.cat([low_res, padding]).unflatten(0, (-1, channels))
         size = self.model.image_encoder.img_size
         if predictor.input_size == predictor.original_size == (size, size):
-            # postprocess_masks would interpolate to the same size once more, which changes no bit
+            # postprocess_masks would interpolate once more to the same size, which changes no bit
             logits = interpolate(padded, (size, size), mode="bilinear", align_corners=False)
         else:
             logits = self.model.postprocess_masks(
@@ -335,7 +336,7 @@ def sam_segmenter(
     else:
         path = Path(checkpoint).expanduser()
         refuse_missing(path)
-        sha256 = pooch.file_hash(str(path))  # own weights may have any, but the store must know
+        sha256 = pooch.file_hash(str(path))  # part of the key, so of the store
     return SamSegmenter(
         load_model=partial(_load_weights, model, path),
         name=model,

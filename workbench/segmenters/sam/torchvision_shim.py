@@ -1,4 +1,4 @@
-"""Mends a torchvision that does not import beside a CPU-only torch."""
+"""Make a torchvision that was built for CUDA importable beside a CPU-only torch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def mend_torchvision() -> None:
     """Make torchvision importable where its compiled operators do not load beside this torch.
 
     The package index pairs a CPU-only torch with a torchvision built against CUDA, whose import
-    then fails (pytorch#122494, vision#8985). SAM needs no operator but `nms`, and that one only
-    in its own generator. Does nothing where torchvision imports.
+    then fails (pytorch#122494, vision#8985). The only operator that SAM needs is `nms`, in its own
+    generator. Does nothing if torchvision can be imported.
     """
     try:
         import torchvision
@@ -24,7 +24,7 @@ def mend_torchvision() -> None:
         if "torchvision::nms" not in str(error):
             raise
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]  # what the failed import left half made
+        del sys.modules[name]  # left half imported
 
     operators = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):  # torchvision describes both while it is imported
@@ -32,7 +32,8 @@ def mend_torchvision() -> None:
     operators.impl("nms", _nms_on_cpu, "CPU")
     import torchvision.ops.boxes
 
-    # only the gate of nms is opened: the other operators are still missing and still say so
+    # only the check before nms is switched off: the other operators are still missing, and their
+    # own errors say so
     torchvision.ops.boxes._assert_has_ops = lambda: None
     # an operator lives as long as its Library, and must outlive a reload of this module
     torchvision.ops.boxes._workbench_operators = operators
