@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime
 
@@ -21,7 +21,7 @@ from workbench.layer import qgis
 from workbench.layer.files import write_layer
 from workbench.layer.report import charts
 from workbench.layer.report.page import write_report
-from workbench.layer.report.tally import Tally, Topology
+from workbench.layer.report.tally import Tally, Topology, counted
 from workbench.layer.schema import as_layer, as_tiles
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
@@ -58,8 +58,8 @@ def finish(plan: Plan) -> Run:
     ledger = _ledger_layer(plan)
     tally = Tally(ledger)
     with Topology(plan.folder) as topology:
-        # the one way through the layer: after it only the map reads the files
-        layer = _counted(_layer(plan), tally, topology)
+        # one pass over the layer; only the map reads it again
+        layer = counted(_layer(plan), tally, topology)
         tiles = write_layer(layer, with_counts, plan.folder, styles=styles).tiles
         scenes = tuple(part.scene for part in plan.scenes)
         result = Run(plan.job, plan.folder, scenes, tiles, plan.aoi, tally)
@@ -73,16 +73,6 @@ def finish(plan: Plan) -> Run:
             "tiles.parquet. Run again to try the failed tiles again."
         )
     return result
-
-
-def _counted(
-    layer: Iterable[gpd.GeoDataFrame], *counting: Tally | Topology
-) -> Iterator[gpd.GeoDataFrame]:
-    """Hand on the batches of a layer, which everything that counts has seen."""
-    for batch in layer:
-        for one in counting:
-            one.add(batch)
-        yield batch
 
 
 def _layer(plan: Plan) -> Iterator[gpd.GeoDataFrame]:

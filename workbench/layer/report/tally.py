@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -191,6 +192,16 @@ class Topology:
             "empty polygons": f"{self._empty:,}",
             "overlapping pairs": overlaps,
         }
+
+
+def counted(
+    layer: Iterable[gpd.GeoDataFrame], *counting: Tally | Topology
+) -> Iterator[gpd.GeoDataFrame]:
+    """Hand on the batches of a layer, after everything that counts has seen them."""
+    for batch in layer:
+        for one in counting:
+            one.add(batch)
+        yield batch
 
 
 def _count_overlaps(shapes: SpilledPolygons) -> int:
