@@ -119,7 +119,7 @@ def polygons(side):
 
 
 def imagery(tiles):
-    """Grey imagery under the tiles, as a scene gives it: pixels, where they are valid, and where."""
+    """Return grey imagery under the tiles, as a scene gives it."""
     left, _, right, top = tiles.total_bounds
     step = (right - left) / MAP_PX
     grey = np.full((MAP_PX, MAP_PX, 3), 90, np.uint8)

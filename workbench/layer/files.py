@@ -85,35 +85,35 @@ def write_layer(
     refuse_open(files["gpkg"])
     batches = iter(layer)
     first = next(batches)
-    with (
-        # a review is compared with the Parquet: it is put in place last, so that it never belongs
-        # to an older GeoPackage
-        atomic_path(files["parquet"]) as parquet,
-        atomic_path(files["qml"]) as qml,
-        atomic_path(files["geojson"]) as geojson,
-        atomic_path(files["gpkg"]) as gpkg,
-        frozen_time(),
-    ):
-        qml.write_text(next(iter(styles[LABELS].values())), encoding="utf-8")
-        counts: Counter[str] = Counter()
+    # a review is compared with the Parquet: it is put in place last, so that it never belongs to an
+    # older GeoPackage
+    with atomic_path(files["parquet"]) as parquet:
         with (
-            closing(_GeoParquet(parquet, files["parquet"], first)) as table,
-            closing(_GeoJSON(geojson, files["geojson"])) as web,
+            atomic_path(files["geojson"]) as geojson,
+            atomic_path(files["gpkg"]) as gpkg,
+            frozen_time(),
         ):
+            counts: Counter[str] = Counter()
+            with (
+                closing(_GeoParquet(parquet, files["parquet"], first)) as table,
+                closing(_GeoJSON(geojson, files["geojson"])) as web,
+            ):
 
-            def written() -> Iterator[pa.RecordBatch]:
-                for batch in chain([first], batches):
-                    counts.update(batch["source_tile"])
-                    web.add(batch)
-                    yield from table.add(batch).to_batches(BATCH)
+                def written() -> Iterator[pa.RecordBatch]:
+                    for batch in chain([first], batches):
+                        counts.update(batch["source_tile"])
+                        web.add(batch)
+                        yield from table.add(batch).to_batches(BATCH)
 
-            _write_labels(written(), table.schema, first.crs, gpkg)
-        ledger = as_tiles(tiles(counts))
-        if first.crs is None or first.crs != ledger.crs:
-            raise ValueError(f"layer and tiles need one CRS, not {first.crs} and {ledger.crs}")
-        write_gpkg_layer(ledger, gpkg, TILES, "Polygon")
-        _add_styles(gpkg, styles)
-        _add_index(gpkg)
+                _write_labels(written(), table.schema, first.crs, gpkg)
+            ledger = as_tiles(tiles(counts))
+            if first.crs is None or first.crs != ledger.crs:
+                raise ValueError(f"layer and tiles need one CRS, not {first.crs} and {ledger.crs}")
+            write_gpkg_layer(ledger, gpkg, TILES, "Polygon")
+            _add_styles(gpkg, styles)
+            _add_index(gpkg)
+        with atomic_path(files["qml"]) as qml:
+            qml.write_text(next(iter(styles[LABELS].values())), encoding="utf-8")
     return LayerFiles(ledger, **files)
 
 
@@ -133,7 +133,8 @@ class _GeoParquet:
         self.schema = found.with_metadata({b"pandas": found.metadata[b"pandas"]})
         self._bounds: list[NDArray[np.float64]] = []
         self._name = name
-        self._writer = pq.ParquetWriter(path, self.schema, compression="snappy")
+        with naming(name):
+            self._writer = pq.ParquetWriter(path, self.schema, compression="snappy")
 
     def add(self, batch: gpd.GeoDataFrame) -> pa.Table:
         """Write a batch, and return it as a table."""
@@ -312,8 +313,9 @@ class _GeoJSON:
     def __init__(self, path: Path, name: Path) -> None:
         self._name = name
         self._encode = json.JSONEncoder(ensure_ascii=False).encode
-        self._file = path.open("w", encoding="utf-8", newline="\n")
-        self._file.write('{"type":"FeatureCollection","name":"prelabels","features":[')
+        with naming(name):
+            self._file = path.open("w", encoding="utf-8", newline="\n")
+            self._file.write('{"type":"FeatureCollection","name":"prelabels","features":[')
         self._separator = "\n"
 
     def add(self, batch: gpd.GeoDataFrame) -> None:
