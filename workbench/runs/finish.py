@@ -21,7 +21,7 @@ from workbench.layer import qgis
 from workbench.layer.files import write_layer
 from workbench.layer.report import charts
 from workbench.layer.report.page import write_report
-from workbench.layer.report.tally import Tally, Topology, counted
+from workbench.layer.report.tally import Tally, Topology, counted, seams
 from workbench.layer.schema import as_layer, as_tiles
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
@@ -176,7 +176,7 @@ def _write(result: Run, topology: Topology, seconds: float) -> None:
             ),
         },
         tables={
-            "Seams": charts.seams(numbers),
+            "Seams": seams(numbers),
             "Topology": topology.table(),
             "Time": {
                 "finished": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",

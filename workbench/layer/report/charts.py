@@ -77,12 +77,6 @@ def distributions(
     return figures
 
 
-def seams(layer: pd.DataFrame) -> dict[str, int]:
-    """Count the polygons by the number of tiles that saw them."""
-    counts = layer["n_tiles"].value_counts().sort_index()
-    return {f"seen by {n} tile{'' if n == 1 else 's'}": int(count) for n, count in counts.items()}
-
-
 _EDGES = {"edgecolor": "white", "linewidth": 0.4}
 
 

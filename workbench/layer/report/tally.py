@@ -94,6 +94,12 @@ def summary_table(layer: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> pd.DataFr
     return tally.summary()
 
 
+def seams(layer: pd.DataFrame) -> dict[str, int]:
+    """Count the polygons by the number of tiles that saw them."""
+    counts = layer["n_tiles"].value_counts().sort_index()
+    return {f"seen by {n} tile{'' if n == 1 else 's'}": int(count) for n, count in counts.items()}
+
+
 def confidence_classes(layer: gpd.GeoDataFrame) -> NDArray[np.int64]:
     """Find the place of each polygon in `CONFIDENCE_CLASSES`; after the last: no confidence."""
     confidence = layer["confidence"].to_numpy(np.float64)
