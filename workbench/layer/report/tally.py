@@ -140,6 +140,7 @@ class _Coverage:
             cells = np.count_nonzero(self._covered & self._tiled)
             self._covered_area += self._transform.a**2 * cells
             self._source = None
+            del self._covered, self._tiled  # a finished run keeps its figures, not the grids
 
     def share(self) -> float:
         """Return the share of the finished tiles' area that is covered; nan without such tiles."""
