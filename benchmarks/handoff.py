@@ -16,10 +16,13 @@ import geopandas as gpd
 import numpy as np
 import pyproj
 import shapely
+from affine import Affine
 
 from workbench.layer import qgis
-from workbench.layer.files import write_layer
-from workbench.layer.schema import as_layer
+from workbench.layer.files import read_batches, write_layer
+from workbench.layer.report.map import MAP_PX, Shown, draw_map, figure_png
+from workbench.layer.report.tally import Tally, Topology, counted
+from workbench.layer.schema import BATCH, as_layer
 
 CRS = pyproj.CRS.from_epsg(32636)
 LEFT, TOP, STEP, PER_TILE = 452_000.0, 35_000.0, 12.0, 16
@@ -62,8 +65,20 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start, busy = time.perf_counter(), time.process_time()
-        files = write_layer([layer], lambda _: tiles, folder, styles=qgis.styles({1: "object"}))
-        print(f"| write GeoPackage, GeoJSON and GeoParquet | {since(start, busy)} |", flush=True)
+        tally, styles = Tally(tiles), qgis.styles({1: "object"})
+        batches = [layer[at : at + BATCH] for at in range(0, len(layer), BATCH)]
+        with Topology(folder) as topology:
+            passing = counted(batches, tally, topology)
+            files = write_layer(passing, lambda _: tiles, folder, styles=styles)
+            what = "write GeoPackage, GeoJSON and GeoParquet, counted in passing"
+            print(f"| {what} | {since(start, busy)} |", flush=True)
+            start, busy = time.perf_counter(), time.process_time()
+            tally.summary(), topology.table()
+        shown = Shown(
+            lambda: read_batches(files.parquet, ("confidence",)), tally.by_confidence("scene"), CRS
+        )
+        figure_png(draw_map(*imagery(tiles), shown, tiles=tiles))
+        print(f"| summary, checks and map of the report | {since(start, busy)} |", flush=True)
         start, busy = time.perf_counter(), time.process_time()
         project = folder / "review.qgz"
         qgis.write_project(
@@ -101,6 +116,14 @@ def polygons(side):
             crs=CRS,
         )
     )  # fmt: skip
+
+
+def imagery(tiles):
+    """Return grey imagery under the tiles, as a scene gives it."""
+    left, _, right, top = tiles.total_bounds
+    step = (right - left) / MAP_PX
+    grey = np.full((MAP_PX, MAP_PX, 3), 90, np.uint8)
+    return grey, np.ones((MAP_PX, MAP_PX), bool), Affine(step, 0, left, 0, -step, top)
 
 
 def tile_names(col, row):

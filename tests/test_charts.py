@@ -6,9 +6,9 @@ import pyproj
 import shapely
 from test_report import labels, tiles
 
-from workbench.layer.report.charts import distributions, seams, tile_maps
+from workbench.layer.report.charts import distributions, tile_maps
 from workbench.layer.report.map import figure_png
-from workbench.layer.report.tally import Topology
+from workbench.layer.report.tally import Topology, seams
 
 
 def topology(*batches):

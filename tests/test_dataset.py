@@ -429,7 +429,7 @@ def test_invalid_labels_are_exported_as_mended(scene: Scene, tmp_path: Path) -> 
         (Chips(min_kept=2), "min_kept"),
         (Chips(val=0.6, test=0.4), "nothing for train"),
         (Chips(statuses=()), "statuses"),
-        (Chips(default_class=5), r"default_class is 5: the classes are 3 \(roof\), 7"),
+        (Chips(default_class=5), r"default_class is 5: choose one of 3 \(roof\), 7"),
     ],
 )
 def test_impossible_values_are_named(

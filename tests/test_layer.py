@@ -119,9 +119,9 @@ def test_empty_layer_keeps_columns_dtypes_and_crs() -> None:
 def test_layer_refuses_what_it_cannot_hold() -> None:
     with pytest.raises(ValueError, match="lack the columns confidence, source"):
         as_layer(polygons([RING]).drop(columns=["confidence", "source"]))
-    with pytest.raises(ValueError, match="1 of 2 rows are no MultiPolygon"):
+    with pytest.raises(ValueError, match="1 of 2 rows are not a MultiPolygon"):
         as_layer(polygons([RING, shapely.LineString([(0, 0), (1, 1)])]))
-    with pytest.raises(ValueError, match="1 of 1 rows are no MultiPolygon"):
+    with pytest.raises(ValueError, match="1 of 1 rows are not a MultiPolygon"):
         as_layer(polygons([None]))
 
 

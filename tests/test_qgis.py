@@ -1,5 +1,6 @@
 """The project and the styles, as real QGIS sees them, and as far as XML alone can tell."""
 
+import ast
 import json
 import os
 import subprocess
@@ -474,3 +475,18 @@ def test_equal_runs_give_equal_projects(tmp_path: Path) -> None:
 def test_legend_names_each_class_of_confidence() -> None:
     assert len(confidence_labels()) == len(CONFIDENCE_CLASSES)
     assert confidence_labels()[0] == "below 0.7"
+
+
+def test_the_code_of_the_buttons_is_python_that_old_qgis_reads() -> None:
+    (labels, _) = styles({1: "roof", 2: "road"}).values()
+    root = ET.fromstring(labels["Confidence"].partition("\n")[2])
+    code = {e.get("name"): e.get("action", "") for e in root.iter("actionsetting")}
+    assert list(code) == ["Accept", "Reject", "Reopen"]
+    for name, status in (("Accept", "accepted"), ("Reject", "rejected"), ("Reopen", "unreviewed")):
+        filled = code[name].replace("[% @layer_id %]", "layer").replace("[% $id %]", "7")
+        assert "[%" not in filled
+        (*_, call) = ast.parse(filled, feature_version=(3, 9)).body
+        assert ast.unparse(call).startswith(f"review('layer', 7, '{status}'")
+    # with one class there is nothing to ask
+    assert "ask_for_class=True" in code["Accept"].splitlines()[-1]
+    assert "ask_for_class=True" not in styles({1: "roof"})["prelabels"]["Confidence"]

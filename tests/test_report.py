@@ -267,6 +267,7 @@ def report(folder: Path, **changes: Any) -> str:
         "picture_png": figure_png(draw_map(GREY, VALID, TRANSFORM, Shown.of(layer)), dpi=30),
         "summary": summary_table(layer, tiles("ok")),
         "parameters": {"source": "a<b>&c.tif", "aoi": None, "classes": {1: '"roof"'}},
+        "tiles": tiles("ok"),
     }
     path = folder / "report.html"
     write_report(path, **(content | changes))

@@ -102,6 +102,16 @@ def test_degrees_are_no_reason_to_warn(finished, tmp_path):
     assert len(read_vector(str(tmp_path / "degrees.gpkg"))) == len(finished.layer)
 
 
+def test_a_file_without_polygons_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(
+        ReviewError, match=r"nowhere\.gpkg cannot be read .*Check the path, or save"
+    ):
+        read_vector(str(tmp_path / "nowhere.gpkg"))
+    gpd.GeoSeries([shapely.Point(1, 2)], crs=4326).to_file(tmp_path / "points.gpkg")
+    with pytest.raises(ReviewError, match=r"points\.gpkg has no polygons with a CRS\. Give"):
+        read_vector(str(tmp_path / "points.gpkg"))
+
+
 def test_one_tile_is_no_question_of_reviewing_more(finished):
     one = replace(finished, tiles=finished.tiles[:1])
     accepted = finished.layer.assign(status="accepted")

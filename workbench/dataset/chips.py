@@ -6,7 +6,7 @@ A label's pixels are those whose centre lies in its polygon and that are valid.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import geopandas as gpd
@@ -86,11 +86,11 @@ class Chip:
     left_out: str = ""
     split: str = ""
     waits_for: tuple[int, ...] = ()  # rows of the labels that must be reviewed first
-    whole: tuple[Object, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
-        whole = tuple(o for o in self.objects if not o.cut_off)
-        object.__setattr__(self, "whole", whole)
+    @property
+    def whole(self) -> tuple[Object, ...]:
+        """The objects of which enough is in the chip."""
+        return tuple(o for o in self.objects if not o.cut_off)
 
 
 def image_of(chip: Chip, images: Path) -> Path:

@@ -1,6 +1,6 @@
-"""From polygons to the files that people open.
+"""Polygons come in, the files that people open go out.
 
-`schema` has the columns, `files` reads and writes the layer, `guard` tells what a person has
-changed in it, `cores` which tile a label belongs to. `qgis` makes styles, forms and the project,
-`report` the map, charts and page of a run.
+`schema` has the columns. `files` writes and reads the layer, `guard` finds what a person changed
+in it, `cores` finds the tile of a label. `qgis` makes styles, forms and the project. `report` makes
+figures, maps, charts and the page of a run.
 """

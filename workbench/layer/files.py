@@ -1,4 +1,4 @@
-"""The layer: which columns it has, and the files that hold it."""
+"""The files of a layer: written in one pass, and read."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ from workbench.layer.schema import (
 )
 from workbench.raster.crs import crs_name
 
-# GPKG and zip archives stamp the time; a fixed one makes equal runs equal files
+# a GeoPackage stamps the time; with a fixed one, equal runs give equal files
 TIMESTAMP = "1980-01-01T00:00:00.000Z"
 
-# what pyogrio raises for a file that is missing, damaged or another layer's
+# what pyogrio raises if a file is missing or damaged, or lacks the layer
 GPKG_ERRORS = (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError)
 
 _GPKG: Mapping[str, Any] = {
     "driver": "GPKG",
-    # GDAL 3.12 would write 1.4, of which the GDAL of QGIS 3.22 warns at every open
+    # GDAL 3.12 would write 1.4, and QGIS 3.22 warns about that at every open
     "dataset_options": {"VERSION": "1.2"},
     "layer_options": {"GEOMETRY_NAME": GEOMETRY_COLUMN, "FID": "fid", "SPATIAL_INDEX": "YES"},
 }
@@ -54,7 +54,7 @@ _GPKG: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class LayerFiles:
-    """Where `write_layer` has put the layer, and the layer of tiles that it has written."""
+    """Where `write_layer` put the layer, and the layer of tiles that it wrote."""
 
     tiles: gpd.GeoDataFrame
     gpkg: Path
@@ -85,35 +85,35 @@ def write_layer(
     refuse_open(files["gpkg"])
     batches = iter(layer)
     first = next(batches)
-    with (
-        # what a review is compared with: in place last, so that it never stands for an older
-        # GeoPackage
-        atomic_path(files["parquet"]) as parquet,
-        atomic_path(files["qml"]) as qml,
-        atomic_path(files["geojson"]) as geojson,
-        atomic_path(files["gpkg"]) as gpkg,
-        frozen_time(),
-    ):
-        qml.write_text(next(iter(styles[LABELS].values())), encoding="utf-8")
-        counts: Counter[str] = Counter()
+    # a review is compared with the Parquet: it is put in place last, so that it never belongs to an
+    # older GeoPackage
+    with atomic_path(files["parquet"]) as parquet:
         with (
-            closing(_GeoParquet(parquet, files["parquet"], first)) as table,
-            closing(_GeoJSON(geojson, files["geojson"])) as web,
+            atomic_path(files["geojson"]) as geojson,
+            atomic_path(files["gpkg"]) as gpkg,
+            frozen_time(),
         ):
+            counts: Counter[str] = Counter()
+            with (
+                closing(_GeoParquet(parquet, files["parquet"], first)) as table,
+                closing(_GeoJSON(geojson, files["geojson"])) as web,
+            ):
 
-            def written() -> Iterator[pa.RecordBatch]:
-                for batch in chain([first], batches):
-                    counts.update(batch["source_tile"])
-                    web.add(batch)
-                    yield from table.add(batch).to_batches(BATCH)
+                def written() -> Iterator[pa.RecordBatch]:
+                    for batch in chain([first], batches):
+                        counts.update(batch["source_tile"])
+                        web.add(batch)
+                        yield from table.add(batch).to_batches(BATCH)
 
-            _write_labels(written(), table.schema, first.crs, gpkg)
-        ledger = as_tiles(tiles(counts))
-        if first.crs is None or first.crs != ledger.crs:
-            raise ValueError(f"layer and tiles need one CRS, not {first.crs} and {ledger.crs}")
-        write_gpkg_layer(ledger, gpkg, TILES, "Polygon")
-        _add_styles(gpkg, styles)
-        _add_index(gpkg)
+                _write_labels(written(), table.schema, first.crs, gpkg)
+            ledger = as_tiles(tiles(counts))
+            if first.crs is None or first.crs != ledger.crs:
+                raise ValueError(f"layer and tiles need one CRS, not {first.crs} and {ledger.crs}")
+            write_gpkg_layer(ledger, gpkg, TILES, "Polygon")
+            _add_styles(gpkg, styles)
+            _add_index(gpkg)
+        with atomic_path(files["qml"]) as qml:
+            qml.write_text(next(iter(styles[LABELS].values())), encoding="utf-8")
     return LayerFiles(ledger, **files)
 
 
@@ -133,7 +133,8 @@ class _GeoParquet:
         self.schema = found.with_metadata({b"pandas": found.metadata[b"pandas"]})
         self._bounds: list[NDArray[np.float64]] = []
         self._name = name
-        self._writer = pq.ParquetWriter(path, self.schema, compression="snappy")
+        with naming(name):
+            self._writer = pq.ParquetWriter(path, self.schema, compression="snappy")
 
     def add(self, batch: gpd.GeoDataFrame) -> pa.Table:
         """Write a batch, and return it as a table."""
@@ -160,14 +161,14 @@ class _GeoParquet:
 def _write_labels(
     batches: Iterator[pa.RecordBatch], schema: pa.Schema, crs: CRS, gpkg: Path
 ) -> None:
-    """Begin a GeoPackage with polygons; what `batches` raise comes out as it was raised."""
+    """Begin a GeoPackage with polygons; errors raised by `batches` come out unchanged."""
     raised: list[BaseException] = []
 
     def handed_on() -> Iterator[pa.RecordBatch]:
         try:
             yield from batches
         except BaseException as error:
-            raised.append(error)  # Arrow's C interface keeps no more of it than a text
+            raised.append(error)  # Arrow's C interface would keep only its text
             raise
 
     try:
@@ -212,7 +213,7 @@ def read_batches(
 def read_layer(path: Path) -> gpd.GeoDataFrame:
     """Read the pre-labels from a `.gpkg`, `.parquet` or `.geojson`, with columns as written.
 
-    A GeoJSON goes back to the CRS of its property `crs`; an empty one has none and stays in
+    A GeoJSON is turned back to the CRS of its property `crs`; an empty one has none and stays in
     EPSG:4326. Polygons drawn by hand have no scores (NaN), and 0 or `''` where QGIS left NULL.
     """
     path = Path(path)
@@ -237,7 +238,7 @@ def write_gpkg_layer(
     geometry_type: Literal["Polygon", "MultiPolygon"],
 ) -> None:
     """Add a layer to a GeoPackage that QGIS 3.22 reads without a warning."""
-    # of a GeoPackage that is there, the version is given
+    # an existing GeoPackage already has its version
     options = {**_GPKG, "dataset_options": {} if path.exists() else _GPKG["dataset_options"]}
     pyogrio.write_dataframe(frame, path, layer=name, geometry_type=geometry_type, **options)
 
@@ -252,7 +253,7 @@ def _add_styles(path: Path, styles: Mapping[str, Mapping[str, str]]) -> None:
             "useAsDefault BOOLEAN, description TEXT, owner TEXT(30), ui TEXT(30), "
             "update_time DATETIME DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')))"
         )
-        # unregistered, GDAL hides the table as soon as there is another table of attributes
+        # GDAL hides an unregistered table as soon as there is another table of attributes
         db.execute(
             "INSERT INTO gpkg_contents (table_name, data_type, identifier, description, "
             "last_change, srs_id) VALUES ('layer_styles', 'attributes', 'layer_styles', '', ?, 0)",
@@ -272,15 +273,15 @@ def _add_styles(path: Path, styles: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def _add_index(path: Path) -> None:
-    """Let QGIS find the least certain label that waits for review, among any number."""
+    """Let QGIS find the least certain unreviewed label quickly, among any number."""
     with closing(sqlite3.connect(path)) as db, db:
         db.execute(f"CREATE INDEX {LABELS}_to_review ON {LABELS} (status, confidence)")
 
 
 @contextmanager
 def frozen_time() -> Iterator[None]:
-    """Let GDAL write `TIMESTAMP` for the present time."""
-    option = "OGR_CURRENT_DATE"  # what GDAL writes as a GeoPackage's last_change
+    """Let GDAL write `TIMESTAMP` instead of the current time."""
+    option = "OGR_CURRENT_DATE"  # GDAL writes it as a GeoPackage's last_change
     before = pyogrio.get_gdal_config_option(option)
     pyogrio.set_gdal_config_options({option: TIMESTAMP})
     try:
@@ -290,7 +291,7 @@ def frozen_time() -> Iterator[None]:
 
 
 def refuse_open(gpkg: Path) -> None:
-    """Refuse to replace a GeoPackage beside which lies a write-ahead log.
+    """Refuse to replace a GeoPackage that has a write-ahead log beside it.
 
     SQLite would apply the log of the old file to the new one.
     """
@@ -298,7 +299,7 @@ def refuse_open(gpkg: Path) -> None:
     if log.exists():
         raise RunFolderError(
             f"{gpkg} is open in another program, probably QGIS: {log.name} beside it holds edits. "
-            "Close it there, or take another out_dir"
+            "Close it there, or choose another out_dir."
         )
 
 
@@ -312,8 +313,9 @@ class _GeoJSON:
     def __init__(self, path: Path, name: Path) -> None:
         self._name = name
         self._encode = json.JSONEncoder(ensure_ascii=False).encode
-        self._file = path.open("w", encoding="utf-8", newline="\n")
-        self._file.write('{"type":"FeatureCollection","name":"prelabels","features":[')
+        with naming(name):
+            self._file = path.open("w", encoding="utf-8", newline="\n")
+            self._file.write('{"type":"FeatureCollection","name":"prelabels","features":[')
         self._separator = "\n"
 
     def add(self, batch: gpd.GeoDataFrame) -> None:
@@ -340,24 +342,24 @@ class _GeoJSON:
 
 
 def _lonlat(geometry: gpd.GeoSeries) -> np.ndarray:
-    """Turn to EPSG:4326 with 7 decimals (1 cm), exteriors counterclockwise, and valid."""
+    """Transform to EPSG:4326 with 7 decimals (1 cm), exteriors counterclockwise, and valid."""
     exact = np.asarray(geometry.to_crs(4326).array)
     exact = _cut_at_antimeridian(exact)
     rounded = shapely.transform(exact, lambda lonlat: np.round(lonlat, 7))
-    broken = ~shapely.is_valid(rounded)  # a thin neck closes
+    broken = ~shapely.is_valid(rounded)  # rounding closed a thin neck
     mended = shapely.set_precision(exact[broken], 1e-7)
     rounded[broken] = as_multi(shapely.transform(mended, lambda lonlat: np.round(lonlat, 7)))
     return shapely.orient_polygons(rounded)
 
 
 def _cut_at_antimeridian(geometry: np.ndarray) -> np.ndarray:
-    """Cut the polygons that cross 180° in two, as RFC 7946 wants it; the rest stay."""
+    """Cut polygons that cross 180° in two, as RFC 7946 wants; leave the others alone."""
     west, _, east, _ = shapely.bounds(geometry).T
     across = np.flatnonzero(east - west > 180)
     if not len(across):
         return geometry
     geometry = geometry.copy()
-    # from 0° to 360° each is in one piece
+    # from 0° to 360°, each is in one piece
     around = shapely.transform(
         geometry[across], lambda lonlat: np.where(lonlat < [0, -np.inf], lonlat + [360, 0], lonlat)
     )
@@ -369,11 +371,11 @@ def _cut_at_antimeridian(geometry: np.ndarray) -> np.ndarray:
 
 
 def _read_geojson(path: Path) -> gpd.GeoDataFrame:
-    # a scene may be called 2019-05-01: that is no date
+    # a scene may be called 2019-05-01, which is a name, not a date
     polygons = pyogrio.read_dataframe(path, DATE_AS_STRING="YES")
     if polygons.empty:
         return polygons
     names = polygons["crs"].unique() if "crs" in polygons else []
     if len(names) != 1:
-        raise ValueError(f"{path}: one working CRS is needed in the property `crs`, not {names}")
+        raise ValueError(f"{path}: the property `crs` must name one working CRS, not {names}")
     return polygons.to_crs(names[0])

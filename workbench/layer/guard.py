@@ -1,4 +1,4 @@
-"""What a person has done to a layer since it was written."""
+"""What a person has changed in a layer since it was written."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from workbench.layer.schema import (
 def count_reviewed(gpkg: Path) -> int:
     """Count the labels that a person has changed, drawn or deleted since `write_layer`.
 
-    What was written is in the `.parquet` beside it; without that, every status but `unreviewed`
-    counts. Raises `RunFolderError` for a file that `write_layer` has not written.
+    The `.parquet` beside it shows what was written. Without it, every label counts that is not
+    `unreviewed`. Raises `RunFolderError` for a file that `write_layer` has not written.
     """
     try:
         with pyogrio.open_arrow(gpkg, layer=LABELS, batch_size=BATCH, use_pyarrow=True) as (_, now):
@@ -41,7 +41,7 @@ def count_reviewed(gpkg: Path) -> int:
                 for sign, batch in zip((1, -1), batches, strict=True):
                     for label in [] if batch is None else _reviews(batch):
                         differ[label] += sign
-                        if not differ[label]:  # where nobody was, which is nearly everywhere
+                        if not differ[label]:  # unchanged, as nearly all are
                             del differ[label]
     except (*GPKG_ERRORS, pa.ArrowException, KeyError, ValueError) as error:
         raise RunFolderError(
@@ -50,11 +50,13 @@ def count_reviewed(gpkg: Path) -> int:
         ) from error
     before = {label for (label, _), sign in differ.items() if sign < 0}
     after = {label for (label, _), sign in differ.items() if sign > 0}
-    return (+differ).total() + len(before - after)  # split in QGIS, two labels have one id
+    return (+differ).total() + len(
+        before - after
+    )  # a label that was split in QGIS has its id twice
 
 
 def _reviews(batch: gpd.GeoDataFrame) -> Iterator[tuple[str, bytes]]:
-    """The id of each label and a digest of what a review may change of it."""
+    """Yield the id of each label, and a digest of what a review may change in it."""
     classes = as_column(batch["class_id"], "Int64").astype(object).map(str)
     shapes = shapely.to_wkb(as_multi(np.asarray(batch.geometry.array)))
     for label, class_id, status, shape in zip(

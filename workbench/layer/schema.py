@@ -1,4 +1,4 @@
-"""The columns of the layer and of the tiles, and frames that keep to them."""
+"""The columns of the layer and of the tiles, and frames that have exactly these."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ TILE_COLUMNS: Mapping[str, str] = {
     "n_polygons": "int64",
     "seconds": "float64",
 }
-BATCH = 1024  # polygons that are held at once where a layer is written or read in batches
+BATCH = 1024  # polygons in memory at once, when a layer is written or read in batches
 LABELS, TILES = "prelabels", "tiles"  # the names of the two layers in the GeoPackage
 GEOMETRY_COLUMN = "geom"  # its name in the GeoPackage
 
-# for what a person draws in QGIS, which fills in no more than it has defaults for
+# for polygons drawn in QGIS, which fills in only what has a default
 _MISSING: Mapping[str, Any] = {"str": "", "int64": 0, "bool": False}
 
 
 def as_layer(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     """Give polygons the columns of `COLUMNS`, in order and typed, and MultiPolygon geometry.
 
-    Without `class_id` the class is null, without `status` it is `unreviewed`; other columns must
-    be there, and columns unknown here are left out. No rows give an empty layer with the same
-    columns, dtypes and CRS. Raises `ValueError` for missing columns and other geometry.
+    Without `class_id` the class is null, without `status` it is `unreviewed`. Other columns must
+    be there; unknown columns are dropped. No rows give an empty layer with the same columns, dtypes
+    and CRS. Raises `ValueError` for missing columns and other geometry.
     """
     absent = {"class_id": pd.NA, "status": "unreviewed"}
     layer = polygons.assign(**{k: v for k, v in absent.items() if k not in polygons})
@@ -75,13 +75,13 @@ def typed(
         geometry = as_multi(geometry)
     wrong = shapely.get_type_id(geometry) != shapely.GeometryType[geometry_type.upper()]
     if wrong.any():
-        raise ValueError(f"{wrong.sum()} of {len(frame)} rows are no {geometry_type}")
+        raise ValueError(f"{wrong.sum()} of {len(frame)} rows are not a {geometry_type}")
     typed = {name: as_column(frame[name], dtype) for name, dtype in columns.items()}
     return gpd.GeoDataFrame(typed, geometry=geometry, crs=frame.crs)
 
 
 def as_column(values: pd.Series, dtype: str) -> pd.Series:
-    """Return the values in a type of `COLUMNS`; what GDAL left null gets the type's empty value."""
+    """Return the values in a type of `COLUMNS`; nulls of GDAL become the type's empty value."""
     values = values.reset_index(drop=True)
     if dtype in _MISSING and values.hasnans:
         values = values.astype(object).where(values.notna(), _MISSING[dtype])
@@ -91,7 +91,7 @@ def as_column(values: pd.Series, dtype: str) -> pd.Series:
 
 
 def as_multi(geometry: np.ndarray) -> np.ndarray:
-    """Promote polygons to multipolygons of one part."""
+    """Turn polygons into multipolygons of one part."""
     geometry = geometry.copy()
     single = np.flatnonzero(shapely.get_type_id(geometry) == shapely.GeometryType.POLYGON)
     geometry[single] = shapely.multipolygons(geometry[single], indices=np.arange(len(single)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime
 
@@ -24,7 +24,7 @@ from workbench.layer import qgis
 from workbench.layer.files import write_layer
 from workbench.layer.report import charts
 from workbench.layer.report.page import write_report
-from workbench.layer.report.tally import Tally, Topology
+from workbench.layer.report.tally import Tally, Topology, counted, seams
 from workbench.layer.schema import as_layer, as_tiles
 from workbench.polygons.areas import inside, lies_in
 from workbench.polygons.build import to_polygons
@@ -59,8 +59,8 @@ def finish(plan: Plan) -> Run:
     ledger = _ledger_layer(plan)
     tally = Tally(ledger)
     with Topology(plan.folder) as topology:
-        # the one way through the layer: after it only the map reads the files
-        layer = _counted(layer_batches(plan), tally, topology)
+        # one pass over the layer; only the map reads it again
+        layer = counted(layer_batches(plan), tally, topology)
         tiles = write_layer(layer, with_counts, plan.folder, styles=styles).tiles
         scenes = tuple(part.scene for part in plan.scenes)
         result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally)
@@ -74,16 +74,6 @@ def finish(plan: Plan) -> Run:
             "tiles.parquet. Run again to try the failed tiles again."
         )
     return result
-
-
-def _counted(
-    layer: Iterable[gpd.GeoDataFrame], *counting: Tally | Topology
-) -> Iterator[gpd.GeoDataFrame]:
-    """Hand on the batches of a layer, which everything that counts has seen."""
-    for batch in layer:
-        for one in counting:
-            one.add(batch)
-        yield batch
 
 
 def layer_batches(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
@@ -227,7 +217,7 @@ def _write(result: Run, topology: Topology, versions: Mapping[str, str], seconds
         },
         tables={
             **_quality(result),
-            "Seams": charts.seams(numbers),
+            "Seams": seams(numbers),
             "Topology": topology.table(),
             "Time": {
                 "finished": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",

@@ -26,22 +26,22 @@ from workbench.raster.scene import Scene
 from workbench.raster.sources import gdal_environment, gdal_name
 
 _IDS = uuid.UUID("0a4f6f0e-52a0-4a56-a8b5-6f7f1a6d1c55")  # layer ids are the same in every run
-MAX_BOOKMARKS = 2000  # nobody scrolls through more, and each takes QGIS some kB
+MAX_BOOKMARKS = 2000  # nobody scrolls through more, and each one costs QGIS some kB
 AREA = "area (aoi)"
 _SNAP_TOLERANCE = 8.0  # map units, which are metres
-# of the plugin Topology Checker, run by hand from its panel, in English QGIS
+# names of rules in the plugin Topology Checker of English QGIS, run by hand from its panel
 _TOPOLOGY_RULES = ("must not have invalid geometries", "must not have duplicates")
 _PLANAR_RULES = ("must not overlap", "must not have gaps")
 
 
 @dataclass(frozen=True)
 class ProjectRaster:
-    """A raster as the project shows it.
+    """How the project shows a raster.
 
     `source` is a local path or a GDAL name (`/vsicurl/…`). `bands` are one or three 1-based band
-    numbers, `()` leaves the colours to QGIS (palettes). `stretch` has `(low, high)` for each of
-    the bands, or is None for values that are 0..255 already. `alpha` is the band that hides
-    pixels; QGIS numbers a mask as one more band after the last.
+    numbers; `()` leaves the colours to QGIS (palettes). `stretch` has `(low, high)` for each band,
+    or is None if the values are 0..255 already. `alpha` is the band that hides pixels; QGIS counts
+    a mask as one more band after the last.
     """
 
     source: Path | str
@@ -53,7 +53,7 @@ class ProjectRaster:
 
 
 def scene_raster(scene: Scene) -> ProjectRaster:
-    """Show the scene's source file with the bands and the stretch that the model has seen."""
+    """Show the scene's source file with the bands and the stretch that the model saw."""
     name = gdal_name(scene.source)
     with gdal_environment(scene.source), open_dataset(name) as dataset:
         crs = crs_of(dataset, scene.source)
@@ -89,11 +89,11 @@ def write_project(
 ) -> None:
     """Write the review project (`.qgz`): pre-labels above tiles above imagery.
 
-    `gpkg` is what `layer.write_layer` has written, in the metric working CRS `crs`; `bounds` is
-    what the project shows when it opens (left, bottom, right, top). Each of `tiles` becomes a
-    bookmark, unless they are too many for a list; `aoi`, in `crs`, is an outline above them. In a
-    `planar` layer what is drawn cannot overlap. Local paths are written relative to the project, so
-    that the folder can move together with its imagery.
+    `gpkg` was written by `write_layer`, in the metric working CRS `crs`. `bounds` is what the
+    project shows when it opens (left, bottom, right, top). Each tile becomes a bookmark, unless
+    there are more than `MAX_BOOKMARKS`; `aoi`, in `crs`, is an outline above the tiles. In a
+    `planar` layer, drawn polygons cannot overlap others. Local paths are relative to the project,
+    so that the folder can move together with its imagery.
     """
     folder = path.parent.resolve()
     source = _local(gpkg, folder)
@@ -183,7 +183,7 @@ def write_project(
 
 
 def _area(node: ET.Element, aoi: shapely.Geometry) -> None:
-    """Outline an area in an annotation layer, which needs no file: it can be shown and hidden."""
+    """Outline an area in an annotation layer, which needs no file and can be hidden."""
     items = el(node, "items")
     for number, part in enumerate(shapely.get_parts(aoi)):
         if part.geom_type != "Polygon":  # an intersection may leave lines and points
@@ -259,7 +259,7 @@ def _layer_id(name: str, key: str) -> str:
 
 
 def _local(source: Path | str, folder: Path) -> str:
-    """Write a path relative to the project; GDAL names stay as they are."""
+    """Return a path relative to the project; GDAL names stay as they are."""
     if isinstance(source, str):
         return source
     source = source.resolve()
@@ -291,7 +291,7 @@ def _property(properties: ET.Element, path: str, kind: str, value: str | None) -
 
 
 def _style_manager(node: ET.Element, looks: Mapping[str, Sequence[ET.Element]]) -> None:
-    """Offer all looks; that of the current one, the first, is in the layer itself."""
+    """Offer all looks; the first one is current, and its style is in the layer itself."""
     manager = el(node, "map-layer-style-manager", current=next(iter(looks)))
     for number, (name, style) in enumerate(looks.items()):
         entry = el(manager, "map-layer-style", name=name)

@@ -1,7 +1,7 @@
 """How the layers look and how their forms work: styles for QGIS.
 
-The elements of a style are valid in `<qgis>` (QML: in the GeoPackage and beside the GeoJSON) and
-in `<maplayer>` (the project), so the three never drift apart.
+The elements of a style are valid in `<qgis>` (QML, in the GeoPackage and beside the GeoJSON) and
+in `<maplayer>` (the project), so all three have the same style.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ STATUSES: Mapping[schema.Status, str] = {
 _FADE = f"if({is_one_of('status', 'rejected')}, 25, 100)"
 _IDS = uuid.UUID("5b0b2f3a-0f0c-4a26-9d4e-2f5c6c1f7d10")  # action ids are the same in every run
 
-# What a label reviewed is becomes `edited` when somebody changes it. QGIS takes this at every
-# change, of a status too, so it must leave alone what a person has chosen.
+# A label becomes `edited` when somebody changes it. QGIS evaluates this at every change, also of a
+# status, so it must not touch a status that a person has chosen.
 _STATUS = (
     f"if(coalesce({column('status')}, 'unreviewed') = 'unreviewed', 'edited', {column('status')})"
 )
@@ -64,7 +64,7 @@ def _of_its_tile(name: str) -> str:
 
 
 def styles(classes: Mapping[int, str], planar: bool = False) -> dict[str, dict[str, str]]:
-    """QML by name for the layers `prelabels` and `tiles`; the first of each is the default."""
+    """Return QML by name for the layers `prelabels` and `tiles`; the first is the default."""
     labels = {name: qml(style) for name, style in label_styles(classes, planar).items()}
     return {schema.LABELS: labels, schema.TILES: {"Tiles": qml(tile_style())}}
 
@@ -72,7 +72,7 @@ def styles(classes: Mapping[int, str], planar: bool = False) -> dict[str, dict[s
 def label_styles(classes: Mapping[int, str], planar: bool) -> dict[str, list[ET.Element]]:
     """Return the looks of the pre-labels, which share their form, actions and table.
 
-    `planar` also checks at saving that nothing overlaps; else overlaps are what labels do.
+    `planar` also makes QGIS check for overlaps when it saves; other layers may have overlaps.
     """
     by_class = [
         (number, _class_label(number, name), CLASS_COLORS[i % len(CLASS_COLORS)])
@@ -91,13 +91,13 @@ def _class_label(number: int, name: str) -> str:
 
 
 def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
-    """Forms, actions, table, checks and map tips of the pre-labels."""
+    """Make forms, actions, table, checks and map tips of the pre-labels."""
     # QGIS: no slider, which shows a real number as 0 and may write that (qgis/QGIS#49127)
     score = {"Style": "SpinBox", "Min": 0.0, "Max": 1.0, "Step": 0.01, "Precision": 3,
              "AllowNull": True}  # fmt: skip
     form = [
         _Field("fid", "", "Hidden", editable=False),
-        # what a person draws: an id of its own, and it counts as reviewed
+        # drawn polygons get an id of their own, and count as reviewed
         _Field("id", "Id", editable=False, default="'drawn/' || uuid('WithoutBraces')"),
         _Field(
             "class_id",
@@ -150,7 +150,7 @@ def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
 
 
 def tile_style() -> list[ET.Element]:
-    """How the tiles look: outlines by status, failed ones in red."""
+    """Make the style of the tiles: outlines by status, failed ones in red."""
     form = [_Field(name, name, editable=False) for name in ("fid", *schema.TILE_COLUMNS)]
     renderer = el(None, "renderer-v2", type="categorizedSymbol", attr="status", forceraster=0)
     categories, symbols = el(renderer, "categories"), el(renderer, "symbols")
@@ -164,14 +164,14 @@ def tile_style() -> list[ET.Element]:
 
 
 def area_symbol(item: ET.Element) -> None:
-    """Add how the area of a run looks: a dashed white outline on a dark one, as in the report."""
+    """Add the symbol for the area of a run: a dashed white line on a dark one, as in the report."""
     symbol = el(item, "symbol", type="fill", name="area", alpha=1, clip_to_extent=1)
     _outline(symbol, LINE_RIM, 0, width=1.0, alpha=150)
     _outline(symbol, LINE, 0, width=0.6, style="dash")
 
 
 def _confidence_renderer() -> ET.Element:
-    # QGIS: NULL falls in no range and would not be drawn, so a polygon just drawn would vanish
+    # QGIS: NULL is in no range, so a polygon that was just drawn would be invisible
     renderer = el(None, "renderer-v2", type="graduatedSymbol", graduatedMethod="GraduatedColor",
                    attr=f'coalesce("confidence", {NO_SCORE})', forceraster=0)  # fmt: skip
     ranges, symbols = el(renderer, "ranges"), el(renderer, "symbols")
@@ -179,7 +179,7 @@ def _confidence_renderer() -> ET.Element:
     edges = [-NO_SCORE, *lows[1:], NO_SCORE - 1]
     colors = [color for _, color in CONFIDENCE_CLASSES]
     rows = [*zip(edges, edges[1:], confidence_labels(), colors, strict=False)]
-    # QGIS takes the first range that fits, both ends included: 0.9 is to be in "0.9 – 0.95"
+    # QGIS takes the first range that fits, both ends included: 0.9 belongs to "0.9 – 0.95"
     rows = [*reversed(rows), (NO_SCORE - 0.5, NO_SCORE + 0.5, "no score", NO_SCORE_COLOR)]
     for number, (low, high, label, color) in enumerate(rows):
         el(ranges, "range", symbol=number, lower=float(low), upper=float(high), label=label,
@@ -192,7 +192,7 @@ def _confidence_renderer() -> ET.Element:
 def _categorized(field: str, rows: Sequence[tuple[Any, str, str]]) -> ET.Element:
     renderer = el(None, "renderer-v2", type="categorizedSymbol", attr=field, forceraster=0)
     categories, symbols = el(renderer, "categories"), el(renderer, "symbols")
-    # QGIS: the empty value is all that is in no other class, NULL too
+    # QGIS: the empty value stands for all that is in no other class, also NULL
     for number, (value, label, color) in enumerate([*rows, ("", "none or other", OTHER_COLOR)]):
         kind = "long" if isinstance(value, int) else "string"
         el(categories, "category", symbol=number, value=value, label=label, type=kind,
@@ -202,7 +202,7 @@ def _categorized(field: str, rows: Sequence[tuple[Any, str, str]]) -> ET.Element
 
 
 def _fading_symbol(symbols: ET.Element, number: int, color: str) -> None:
-    """Draw a bright outline on a dark one; what is rejected fades."""
+    """Draw a bright outline on a dark one; rejected labels fade."""
     symbol = el(symbols, "symbol", type="fill", name=number, alpha=1, clip_to_extent=1)
     option(
         el(symbol, "data_defined_properties"),
@@ -212,7 +212,7 @@ def _fading_symbol(symbols: ET.Element, number: int, color: str) -> None:
             "type": "collection",
         },
     )
-    _outline(symbol, LINE_RIM, 0, width=0.9, alpha=120)  # tells a bright roof's edge
+    _outline(symbol, LINE_RIM, 0, width=0.9, alpha=120)  # the edge shows on bright roofs too
     _outline(symbol, color, 40, width=0.5)
 
 
@@ -247,7 +247,7 @@ def _rgba(color: str, alpha: int) -> str:
 
 @dataclass(frozen=True)
 class _Field:
-    """How one attribute shows up in the form; `default` is a QGIS expression."""
+    """How the form shows one attribute; `default` is a QGIS expression."""
 
     name: str
     alias: str
@@ -255,13 +255,13 @@ class _Field:
     config: Mapping[str, Any] | None = None
     editable: bool = True
     default: str = ""
-    on_update: bool = False  # the default is taken again at each change of the label
-    reuse_last: bool = False  # a new polygon begins with the value of the last one
+    on_update: bool = False  # the default is evaluated again at each change of the label
+    reuse_last: bool = False  # a new polygon starts with the value of the last one
 
 
 @dataclass(frozen=True)
 class _Action:
-    """A button of the form and the table, and what a click on the map does; `code` is Python."""
+    """A button of the form and the table, also for a click on the map; `code` is Python."""
 
     name: str
     code: str
@@ -314,7 +314,7 @@ def _buttons(actions: Sequence[_Action]) -> ET.Element:
 
 
 def _table(fields: Sequence[_Field]) -> ET.Element:
-    """The attribute table: buttons first, the least certain labels on top."""
+    """Make the attribute table: buttons first, the least certain labels on top."""
     table = el(None, "attributetableconfig", actionWidgetStyle="buttonList", sortOrder=0,
                sortExpression='"confidence"')  # fmt: skip
     columns = el(table, "columns")
@@ -326,7 +326,7 @@ def _table(fields: Sequence[_Field]) -> ET.Element:
 
 
 def _form_layout(fields: Sequence[_Field], actions: Sequence[_Action]) -> list[ET.Element]:
-    """Put what a reviewer decides above what the model has said."""
+    """Put the fields that a reviewer sets above those that the model set."""
     form = el(None, "attributeEditorForm")
     for title, wanted in (("Review", True), ("Model", False)):
         box = el(form, "attributeEditorContainer", name=title, showLabel=1, columnCount=1,
@@ -357,7 +357,7 @@ def _filters(filters: Mapping[str, str]) -> ET.Element:
 
 
 def _checks(names: Iterable[str]) -> ET.Element:
-    """Checks that QGIS makes while a layer is edited: a bad shape is not saved."""
+    """Make QGIS check shapes while a layer is edited: a bad one is not saved."""
     options = el(None, "geometryOptions", removeDuplicateNodes=1, geometryPrecision=0)
     active = el(options, "activeChecks", type="StringList")
     for name in names:
@@ -366,7 +366,7 @@ def _checks(names: Iterable[str]) -> ET.Element:
     return options
 
 
-# what anybody may have typed stands in HTML here
+# a map tip is HTML, and anybody may have typed these values
 _CLASS = html(f"coalesce(represent_value({column('class_id')}), 'no class')")
 _STATUS_SHOWN = html(f"coalesce(represent_value({column('status')}), '')")
 _MAP_TIP = (
@@ -376,7 +376,7 @@ _MAP_TIP = (
 
 
 def _actions(classes: Mapping[int, str]) -> tuple[_Action, ...]:
-    # with several classes, a label without one is not exported: the reviewer hears it at the first
+    # with several classes, a label without one is not exported: warn at the first
     ask = ", ask_for_class=True" if len(classes) > 1 else ""
     return (
         _Action("Accept", _code("accepted", ask)),
@@ -386,6 +386,6 @@ def _actions(classes: Mapping[int, str]) -> tuple[_Action, ...]:
 
 
 def _code(status: schema.Status, more: str = "") -> str:
-    """Python of an action; QGIS fills in what stands in `[% … %]`."""
+    """Return the Python of an action; QGIS fills in `[% … %]`."""
     module = files(__package__).joinpath("actions.py").read_text(encoding="utf-8")
     return f"{module}\n\nreview('[% @layer_id %]', [% $id %], {status!r}{more})\n"

@@ -1,4 +1,4 @@
-"""XML as QGIS reads it. What QGIS insists on is marked `QGIS:` in this package."""
+"""XML as QGIS reads it. Comments that begin with `QGIS:` tell what QGIS insists on."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from xml.etree import ElementTree as ET
 
-# QGIS: decides which migrations run. A newer one makes older QGIS warn, none at all makes every
-# QGIS warn, so it stays at the oldest version that is supported.
+# QGIS: the version decides which migrations run. Older QGIS warns about a newer one, and every QGIS
+# warns about a missing one, so this is the oldest version that is supported.
 VERSION = "3.22.0"
 _DOCTYPE = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
 
@@ -43,12 +43,12 @@ def el(parent: ET.Element | None, tag: str, text: Any = None, /, **attributes: A
 
 def text_of(value: Any) -> str:
     """Return a value as text that XML can hold."""
-    # XML has no way to write control characters and lone surrogates
+    # XML cannot hold control characters and lone surrogates
     return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "", str(value))
 
 
 def option(parent: ET.Element, value: Any, name: str | None = None) -> None:
-    """Write a value in QGIS's notation for variants."""
+    """Add a value in QGIS's notation for variants."""
     node = el(parent, "Option", **({} if name is None else {"name": name}))
     match value:
         case Mapping():

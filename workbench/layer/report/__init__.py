@@ -1,1 +1,4 @@
-"""The report of a run: a map, charts, a table of figures, and the page around them."""
+"""The report of a run.
+
+`tally` counts, `charts` and `map` draw, `page` puts all of it into one HTML file.
+"""

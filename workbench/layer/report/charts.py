@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from workbench._support.palette import TILE_CHART_COLORS
 
-_PANEL = 4.0  # inches: three stand side by side on a screen and below each other on a phone
+_PANEL = 4.0  # inches: three side by side on a screen, one below the other on a phone
 
 
 def tile_maps(tiles: gpd.GeoDataFrame) -> dict[str, Figure]:
@@ -54,7 +54,7 @@ def tile_maps(tiles: gpd.GeoDataFrame) -> dict[str, Figure]:
 def distributions(
     layer: pd.DataFrame, pred_iou_thresh: float, stability_score_thresh: float
 ) -> dict[str, Figure]:
-    """Histograms of the two scores, with their thresholds, and of the ground area (log scale)."""
+    """Draw histograms of the two scores with their thresholds, and of the area (log scale)."""
     figures = {}
     for title, column, threshold in (
         ("Confidence (predicted IoU)", "confidence", pred_iou_thresh),
@@ -75,12 +75,6 @@ def distributions(
     axes.set_xscale("log")
     figures["Area"] = _labelled(figure, axes, "Area", "ground m², logarithmic")
     return figures
-
-
-def seams(layer: pd.DataFrame) -> dict[str, int]:
-    """Count the polygons by how many tiles saw them."""
-    counts = layer["n_tiles"].value_counts().sort_index()
-    return {f"seen by {n} tile{'' if n == 1 else 's'}": int(count) for n, count in counts.items()}
 
 
 _EDGES = {"edgecolor": "white", "linewidth": 0.4}

@@ -44,23 +44,23 @@ from workbench.layer.report.tally import confidence_classes, count_by_confidence
 from workbench.raster.crs import crs_name, ground_scale
 
 _COLORS = [color for _, color in CONFIDENCE_CLASSES]
-_FILL = 0.18  # how much of the imagery a polygon covers
-# Chinese, Japanese and Korean as Linux, Windows and macOS have them
+_FILL = 0.18  # opacity of a polygon on the imagery
+# fonts of Linux, Windows and macOS with Chinese, Japanese and Korean
 _WIDE_FONTS = (
     "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Microsoft YaHei",
     "Yu Gothic", "Malgun Gothic", "Arial Unicode MS", "PingFang SC", "Hiragino Sans",
 )  # fmt: skip
 _MAP_INCHES, _DPI = 8.0, 150
-MAP_PX = round(_MAP_INCHES * _DPI)  # of imagery, the longer side of a map in its PNG
+MAP_PX = round(_MAP_INCHES * _DPI)  # the longer side of the imagery in the PNG of a map
 _MAX_NAME = 60  # characters
 
 
 @dataclass(frozen=True)
 class Shown:
-    """The polygons of a map. They may be many: what draws them asks once, for one batch at a time.
+    """The polygons of a map, which may be too many for memory.
 
-    `batches` gives frames with `confidence`; `counts` is what `count_by_confidence` says of them
-    all.
+    `batches` gives frames with `confidence`; it is called once for each drawing. `counts` is
+    `count_by_confidence` of all of them.
     """
 
     batches: Callable[[], Iterable[gpd.GeoDataFrame]]
@@ -85,10 +85,10 @@ def draw_map(
 ) -> Figure:
     """Draw imagery with polygons on top, in the colours of their confidence.
 
-    `rgb` is `(h, w, 3)`, `valid` `(h, w)`; `transform` leads from its pixels, north up, to the
-    CRS of `shown`, which `aoi` is turned to. Tiles show as thin lines, failed ones hatched. What
-    has no valid pixels is hatched grey. Belongs to no pyplot state: show `figure_png` of it, which
-    takes the polygons batch by batch.
+    `rgb` is `(h, w, 3)`, `valid` `(h, w)`. `transform` maps its pixels, north up, to the CRS of
+    `shown`; `aoi` may have another CRS. Tiles are thin lines, failed ones are hatched. Places
+    without valid pixels are hatched in grey. The figure is not part of pyplot's state: show
+    `figure_png` of it, which takes the polygons batch by batch.
     """
     n = int(shown.counts.sum())
     figure, axes = _imagery(
@@ -123,8 +123,8 @@ def draw_map_by(
 ) -> Figure:
     """Draw imagery with the polygons of `layer` in the colours of the values of a column.
 
-    As `draw_map`. Values of `colors` that come later lie on top, `hollow` ones are outlines only;
-    the legend counts them. Shapes `before` show as dotted lines.
+    Otherwise as `draw_map`. Later values of `colors` lie on top, `hollow` ones are only outlines,
+    and the legend counts each value. The shapes in `before` are dotted lines.
     """
     counts = layer[column].value_counts()
     figure, axes = _imagery(rgb, valid, transform, layer.crs, title, "")
@@ -160,7 +160,7 @@ def _imagery(
     title: str,
     count: str,
 ) -> tuple[Figure, Axes]:
-    """Begin a map: imagery, coordinates, scale bar and title."""
+    """Start a map: imagery, coordinates, scale bar and title."""
     height, width = valid.shape
     left, top = transform @ (0, 0)
     right, bottom = transform @ (width, height)
@@ -189,8 +189,8 @@ def _short(name: str) -> str:
 def figure_png(figure: Figure, dpi: int = _DPI) -> bytes:
     """Render a figure as PNG; equal figures give equal bytes.
 
-    Names in scripts that the usual font lacks are drawn in one of `_WIDE_FONTS`, where there is
-    one, else as boxes.
+    Characters that the usual font lacks are drawn in one of `_WIDE_FONTS` if one is installed, else
+    as boxes.
     """
     wide = [name for name in _WIDE_FONTS if name in set(get_font_names())]
     for text in figure.findobj(Text):
@@ -210,16 +210,16 @@ def figure_png(figure: Figure, dpi: int = _DPI) -> bytes:
 
 
 def _figure_size(aspect: float) -> tuple[float, float]:
-    """Inches for a map of this width / height, with room for title and legend."""
+    """Return inches for a map of this width / height, with room for title and legend."""
     side = _MAP_INCHES
     width, height = (side, side / aspect) if aspect >= 1 else (side * aspect, side)
     return max(width, 3.0) + 1.8, max(height, 2.0) + 0.8
 
 
 def _with_hatch(rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Hatch what is not valid, in light grey, at a width that is seen at any image size.
+    """Hatch invalid pixels in light grey, with lines that are visible at any image size.
 
-    Returns RGBA: of RGB, matplotlib makes RGBA in double precision.
+    Returns RGBA, because matplotlib would turn RGB into RGBA of double precision.
     """
     height, width = valid.shape
     period = max(2, max(height, width) // 60)
@@ -261,12 +261,12 @@ class _Polygons(Artist):
 
 
 def _line_width(n: int) -> float:
-    """Thinner lines for thousands of polygons on one page, or the imagery is gone."""
+    """Return thinner lines for thousands of polygons, which would hide the imagery."""
     return float(np.clip(30 / np.sqrt(max(n, 1)), 0.35, 1.2))
 
 
 def _rims(outlines: list[Outline], width: float) -> PathCollection:
-    """Dark rims, which tell the lines of polygons from bright ground."""
+    """Draw dark rims, so that the lines of polygons show on bright ground."""
     return PathCollection(
         outlines, facecolors="none", edgecolors=to_rgba(LINE_RIM, 0.5), linewidths=2 * width
     )
@@ -275,7 +275,7 @@ def _rims(outlines: list[Outline], width: float) -> PathCollection:
 def _polygons(
     outlines: list[Outline], width: float, *, colors: NDArray[np.str_], fill: float
 ) -> PathCollection:
-    """Polygons, each in its color `(n,)`."""
+    """Draw polygons, each in its colour; `colors` is `(n,)`."""
     edges = to_rgba_array(colors)
     return PathCollection(
         outlines, facecolors=edges * [1, 1, 1, fill], edgecolors=edges, linewidths=width
@@ -283,8 +283,8 @@ def _polygons(
 
 
 def _outlines(geometry: gpd.GeoSeries) -> list[Outline]:
-    """One path for each (multi)polygon; rings are turned so that holes stay open."""
-    # a path is filled where its rings wind around: holes must run against their exterior
+    """Make one path of each (multi)polygon; rings are turned so that holes stay open."""
+    # matplotlib leaves a hole open only if it runs against its exterior
     shapes = shapely.orient_polygons(np.asarray(geometry.array))
     coordinates, owner = shapely.get_coordinates(shapes, return_index=True)
     sizes = shapely.get_num_coordinates(shapely.get_rings(shapely.get_parts(shapes)))
@@ -335,9 +335,9 @@ def _draw_outlines(
 def _label_axes(axes: Axes, crs: pyproj.CRS) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(4, integer=True))
-        axis.set_major_formatter(StrMethodFormatter("{x:.0f}"))  # 452 000, not 2e2 + 4.52e5
+        axis.set_major_formatter(StrMethodFormatter("{x:.0f}"))  # 452000, not 2e2 + 4.52e5
     low, high = axes.get_ylim()
-    clear = low + 0.06 * (high - low)  # of the corner, where a label of the x axis may be
+    clear = low + 0.06 * (high - low)  # no tick in the corner, where the x axis has a label
     axes.set_yticks([tick for tick in axes.get_yticks() if clear < tick <= high])
     axes.tick_params(labelsize=8)
     for label in axes.get_yticklabels():
@@ -347,7 +347,7 @@ def _label_axes(axes: Axes, crs: pyproj.CRS) -> None:
 
 
 def _scale_bar(axes: Axes, crs: pyproj.CRS) -> None:
-    """Draw a bar of a round length in ground metres, which differ from map units in EPSG:3857."""
+    """Draw a bar of a round length in ground metres, which are not map units in EPSG:3857."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     scale = float(ground_scale(crs, (left + right) / 2, (bottom + top) / 2)[0])
     if not np.isfinite(scale):
@@ -372,7 +372,7 @@ def _scale_bar(axes: Axes, crs: pyproj.CRS) -> None:
 
 
 def _legend(figure: Figure, axes: Axes, counts: NDArray[np.int64]) -> None:
-    """Name the classes of confidence, in the colours that QGIS shows too."""
+    """Name the classes of confidence, in the same colours as in QGIS."""
     norm = BoundaryNorm(range(len(_COLORS) + 1), len(_COLORS))
     bar = figure.colorbar(
         ScalarMappable(norm, ListedColormap(_COLORS)), ax=axes, shrink=0.6, aspect=12, pad=0.02

@@ -39,7 +39,7 @@ def write_report(
     picture_png: bytes,
     summary: pd.DataFrame,
     parameters: Mapping[str, Any],
-    tiles: gpd.GeoDataFrame | None = None,
+    tiles: gpd.GeoDataFrame,
     charts: Mapping[str, Mapping[str, Figure]] | None = None,
     tables: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
@@ -48,13 +48,13 @@ def write_report(
     `charts` and `tables` are by heading. The page links to the files of `FILES` that lie beside
     it, and lists failed `tiles` with their errors.
     """
-    n_tiles, failed = (0, None) if tiles is None else (len(tiles), tiles["status"] == "failed")
-    first = pd.DataFrame() if tiles is None else tiles[failed].head(_MAX_FAILED_ROWS)
+    failed = tiles[tiles["status"] == "failed"]
+    first = failed.head(_MAX_FAILED_ROWS)
     page = _template().render(
         title=title,
-        n_tiles=n_tiles,
-        n_failed=0 if failed is None else int(failed.sum()),
-        failed=dict(zip(first["tile"], first["error"], strict=True)) if len(first) else {},
+        n_tiles=len(tiles),
+        n_failed=len(failed),
+        failed=dict(zip(first["tile"], first["error"], strict=True)),
         failed_color=TILE_CHART_COLORS["failed"],
         map_png=picture_png,
         summary=summary["value"].to_dict(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -93,6 +94,12 @@ def summary_table(layer: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> pd.DataFr
     return tally.summary()
 
 
+def seams(layer: pd.DataFrame) -> dict[str, int]:
+    """Count the polygons by the number of tiles that saw them."""
+    counts = layer["n_tiles"].value_counts().sort_index()
+    return {f"seen by {n} tile{'' if n == 1 else 's'}": int(count) for n, count in counts.items()}
+
+
 def confidence_classes(layer: gpd.GeoDataFrame) -> NDArray[np.int64]:
     """Find the place of each polygon in `CONFIDENCE_CLASSES`; after the last: no confidence."""
     confidence = layer["confidence"].to_numpy(np.float64)
@@ -133,6 +140,7 @@ class _Coverage:
             cells = np.count_nonzero(self._covered & self._tiled)
             self._covered_area += self._transform.a**2 * cells
             self._source = None
+            del self._covered, self._tiled  # a finished run keeps its figures, not the grids
 
     def share(self) -> float:
         """Return the share of the finished tiles' area that is covered; nan without such tiles."""
@@ -191,6 +199,16 @@ class Topology:
             "empty polygons": f"{self._empty:,}",
             "overlapping pairs": overlaps,
         }
+
+
+def counted(
+    layer: Iterable[gpd.GeoDataFrame], *counting: Tally | Topology
+) -> Iterator[gpd.GeoDataFrame]:
+    """Hand on the batches of a layer, after everything that counts has seen them."""
+    for batch in layer:
+        for one in counting:
+            one.add(batch)
+        yield batch
 
 
 def _count_overlaps(shapes: SpilledPolygons) -> int:
