@@ -215,10 +215,13 @@ class Background:
 def _last_words(exitcode: int | None) -> str:
     if exitcode == -signal.SIGKILL:
         return (
-            "The process that segments was killed, most likely because memory ran out. Take a "
-            "smaller model or tile_size, or close other programs."
+            "The process that segments was killed, most likely because memory ran out. Choose a "
+            "smaller model or tile_size, or close other programs. Finished tiles are kept."
         )
-    return f"The process that segments has died (exit code {exitcode}); the server's log says more."
+    return (
+        f"The process that segments has stopped (exit code {exitcode}). See the terminal of "
+        "JupyterLab for the reason, then run the cell again: finished tiles are kept."
+    )
 
 
 # ----------------------------------------------------------------------------- in the process
