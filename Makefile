@@ -44,3 +44,11 @@ prelabel.ipynb:
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info
+
+# npx fetches the checker; the project itself needs no node
+TSC := npx --yes -p typescript@5.9.3 tsc -p workbench/widgets/jsconfig.json
+
+.PHONY: lint-js
+lint-js:  ## the types of the widgets' JavaScript, if node is installed
+	@if command -v npx > /dev/null; then $(TSC); else \
+		echo "npx is not installed: the JavaScript is not checked"; fi

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from workbench.candidates.select import Thresholds
 from workbench.errors import JobError
 from workbench.polygons.clean import Cleaning
 from workbench.runs.job import Job
+from workbench.widgets.safe_html import SafeHTML, sentence
 from workbench.widgets.session import Session
 
 TUNED = (*Thresholds.__dataclass_fields__, *Cleaning.__dataclass_fields__)
@@ -61,7 +61,7 @@ class Controls:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.problem = widgets.HTML()
+        self.problem = SafeHTML()
         self.of = {name: _control(name, session.job) for name in TUNED}
         self._following = False
         self._lock = threading.RLock()  # JupyterLab may call from two threads while a cell runs
@@ -123,19 +123,6 @@ def button(
     )
     made.on_click(lambda _: does())
     return made
-
-
-def paragraph(content: str, style: str = "") -> str:
-    """Return HTML as a paragraph with lines as close as those of a text."""
-    return f'<div role="status" style="line-height: 1.35; {style}">{content}</div>'
-
-
-def sentence(text: str) -> str:
-    """Return a message as HTML, readable in light and dark themes."""
-    return (
-        '<div role="alert" style="color: var(--jp-error-color1, #c00); line-height: 1.3;'
-        f' white-space: pre-line">{html.escape(text)}</div>'
-    )
 
 
 def _control(name: str, job: Job) -> Any:

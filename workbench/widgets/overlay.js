@@ -20,6 +20,28 @@ const VERDICTS = {
   [BAD]: { colour: "#ff5722", lines: [[[-5, -5], [5, 5]], [[-5, 5], [5, -5]]] }, // a cross
 };
 
+/**
+ * Polygons as `decodeOutlines` has read them; boxes are W, S, E, N of each row in metres from the
+ * origin.
+ * @typedef {{
+ *   count: number, coords: Float32Array, vertexOf: Uint32Array, ringOf: Uint32Array,
+ *   boxes: Float32Array, origin: number[], sequence: number, confidence: Float32Array,
+ *   stability: Float32Array, area_m2: Float32Array, flags: Uint8Array,
+ * }} Outlines
+ *
+ * From metres to px of the canvas: `left + x * scale`, `top - y * scale`.
+ * @typedef {{ scale: number, left: number, top: number }} Affine
+ *
+ * What is drawn, and in which colours.
+ * @typedef {{
+ *   outlines: Outlines, shown: Uint32Array | number[], flags: Uint8Array | number[],
+ *   selected: number,
+ * }} Frame
+ * @typedef {{
+ *   colourBy: string, bounds: number[], colours: string[], fill: boolean, opacity: number,
+ * }} Look
+ */
+
 // ---------------------------------------------------------------------------------- pure parts
 
 /** Copy a buffer of a message, in which it starts at any byte, where typed arrays may not. */
@@ -29,19 +51,23 @@ export function typed(Type, value) {
   return new Type(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
 }
 
+/** @param {Uint32Array} sizes */
 function starts(sizes) {
   const places = new Uint32Array(sizes.length + 1); // and the end of the last
   for (let i = 0; i < sizes.length; i++) places[i + 1] = places[i] + sizes[i];
   return places;
 }
 
-/** `outlines` as typed arrays, with the places of rings and vertices and W, S, E, N of each row. */
+/**
+ * `outlines` as typed arrays, with the places of rings and vertices and W, S, E, N of each row.
+ * @returns {Outlines}
+ */
 export function decodeOutlines(outlines) {
   const coords = typed(Float32Array, outlines.coords);
   const vertexOf = starts(typed(Uint32Array, outlines.ring_sizes));
   const ringOf = starts(typed(Uint32Array, outlines.rings));
   const count = ringOf.length - 1;
-  if (ringOf[count] !== vertexOf.length - 1 || 2 * vertexOf.at(-1) !== coords.length)
+  if (ringOf[count] !== vertexOf.length - 1 || 2 * vertexOf[vertexOf.length - 1] !== coords.length)
     throw new Error("coordinates, rings and polygons do not fit together");
   const boxes = new Float32Array(4 * count);
   for (let row = 0; row < count; row++) {
@@ -65,14 +91,26 @@ export function decodeOutlines(outlines) {
   };
 }
 
-/** From metres off `origin` to a canvas whose corner is at `world`, px from the map's corner:
- *  `left + x * scale`, `top - y * scale`. */
+/**
+ * From metres off `origin` to a canvas whose corner is at `world`, px from the map's corner.
+ * @param {number} zoom
+ * @param {number[]} origin
+ * @param {{ x: number, y: number }} world
+ * @returns {Affine}
+ */
 export function affineAt(zoom, origin, world) {
   const scale = (256 * 2 ** zoom) / (2 * HALF_WORLD);
   const left = (HALF_WORLD + origin[0]) * scale - world.x;
   return { scale, left, top: (HALF_WORLD - origin[1]) * scale - world.y };
 }
 
+/**
+ * @param {Float32Array} boxes
+ * @param {number} row
+ * @param {Affine} affine
+ * @param {number} width
+ * @param {number} height
+ */
 export function onCanvas(boxes, row, { scale, left, top }, width, height) {
   const b = 4 * row;
   if (left + boxes[b] * scale > width || left + boxes[b + 2] * scale < 0) return false;
@@ -84,14 +122,25 @@ export function classBounds(ramp) {
   return ramp.map(([low]) => Math.fround(low));
 }
 
-/** The class of a score, or the one after the last for none; the first has no lower bound. */
+/**
+ * The class of a score, or the one after the last for none; the first has no lower bound.
+ * @param {number[]} bounds
+ * @param {number | undefined} score
+ */
 export function classOf(bounds, score) {
+  if (score === undefined || Number.isNaN(score)) return bounds.length;
   let i = bounds.length - 1;
   while (i > 0 && score < bounds[i]) i--;
-  return score === undefined || Number.isNaN(score) ? bounds.length : i;
+  return i;
 }
 
-/** Even-odd, in metres off the origin. */
+/**
+ * Even-odd, in metres off the origin.
+ * @param {Outlines} outlines
+ * @param {number} row
+ * @param {number} x
+ * @param {number} y
+ */
 export function contains({ coords, vertexOf, ringOf }, row, x, y) {
   let inside = false;
   for (let ring = ringOf[row]; ring < ringOf[row + 1]; ring++) {
@@ -105,7 +154,14 @@ export function contains({ coords, vertexOf, ringOf }, row, x, y) {
   return inside;
 }
 
-/** The smallest of `rows` at a place, -1 if none; those too small to aim at from `reach` around. */
+/**
+ * The smallest of `rows` at a place, -1 if none; those too small to aim at from `reach` around.
+ * @param {Outlines} outlines
+ * @param {Iterable<number>} rows
+ * @param {number} x
+ * @param {number} y
+ * @param {number} reach
+ */
 export function hitTest(outlines, rows, x, y, reach) {
   const { boxes, area_m2 } = outlines;
   let best = -1;
@@ -125,8 +181,13 @@ export function metresOf({ lng, lat }) {
   return [(lng / 180) * HALF_WORLD, (y / Math.PI) * HALF_WORLD];
 }
 
+/**
+ * @param {Outlines} outlines
+ * @param {Uint8Array | number[]} flags
+ * @param {number} row
+ */
 export function describe(outlines, flags, row) {
-  const score = (value) => (Number.isNaN(value) ? "–" : value.toFixed(2));
+  const score = (/** @type {number} */ value) => (Number.isNaN(value) ? "–" : value.toFixed(2));
   const area = outlines.area_m2[row];
   const size = area.toLocaleString("en", { maximumFractionDigits: area < 10 ? 1 : 0 });
   const scores = [outlines.confidence[row], outlines.stability[row]].map(score);
@@ -136,6 +197,12 @@ export function describe(outlines, flags, row) {
 
 // ------------------------------------------------------------------------------------- drawing
 
+/**
+ * @param {Path2D} path
+ * @param {Outlines} outlines
+ * @param {number} row
+ * @param {Affine} affine
+ */
 function trace(path, { coords, vertexOf, ringOf }, row, { scale, left, top }) {
   for (let ring = ringOf[row]; ring < ringOf[row + 1]; ring++) {
     const first = 2 * vertexOf[ring];
@@ -154,26 +221,47 @@ function trace(path, { coords, vertexOf, ringOf }, row, { scale, left, top }) {
   }
 }
 
+/** @param {string} colour */
 function newPart(colour) {
   return { colour, whole: new Path2D(), seam: new Path2D(), dots: new Path2D() };
 }
 
+/**
+ * @param {CanvasRenderingContext2D} ctx
+ * @param {string} colour
+ * @param {number} width
+ * @param {Path2D[]} paths
+ */
 function stroke(ctx, colour, width, ...paths) {
   ctx.strokeStyle = colour;
   ctx.lineWidth = width;
   for (const path of paths) ctx.stroke(path);
 }
 
+/**
+ * @param {CanvasRenderingContext2D} ctx
+ * @param {string} colour
+ * @param {number} width
+ * @param {Path2D} path
+ */
 function strokeCased(ctx, colour, width, path) {
   ctx.lineCap = "round"; // also where a ring ends
   stroke(ctx, "rgba(0, 0, 0, 0.7)", width + 2.5, path);
   stroke(ctx, colour, width, path);
 }
 
-/** Draw a frame, and tell how many polygons are in sight. */
+/**
+ * Draw a frame, and return how many polygons are in sight.
+ * @param {CanvasRenderingContext2D} ctx
+ * @param {Frame} frame
+ * @param {Affine} affine
+ * @param {number} width
+ * @param {number} height
+ * @param {Look} look
+ */
 export function paint(ctx, frame, affine, width, height, look) {
   const { outlines, shown, flags, selected } = frame;
-  const { boxes, count } = outlines;
+  const { boxes } = outlines;
   const { scale, left, top } = affine;
   const outline = (row) => {
     const path = new Path2D();
@@ -182,6 +270,7 @@ export function paint(ctx, frame, affine, width, height, look) {
   };
   // Few paths for each colour, filled by the nonzero rule: a fill for each polygon is slow, and
   // even-odd would cut where two overlap. Holes stay open, as they run against their outer rings.
+  /** @type {ReturnType<newPart>[][]} */
   const partsOf = look.colours.map(() => []);
   const scores = outlines[look.colourBy] ?? [];
   const judged = [];
@@ -194,8 +283,8 @@ export function paint(ctx, frame, affine, width, height, look) {
     const part = (partsOf[kind][block] ??= newPart(look.colours[kind]));
     const b = 4 * row;
     const side = Math.max(boxes[b + 2] - boxes[b], boxes[b + 3] - boxes[b + 1]) * scale;
-    const corner = [left + boxes[b] * scale, top - boxes[b + 3] * scale];
-    if (side < 1) part.dots.rect(...corner.map(Math.floor), 1, 1);
+    const [x, y] = [left + boxes[b] * scale, top - boxes[b + 3] * scale];
+    if (side < 1) part.dots.rect(Math.floor(x), Math.floor(y), 1, 1);
     else trace(flags[row] & SEAM ? part.seam : part.whole, outlines, row, affine);
     if (flags[row] & (GOOD | BAD)) judged.push(row);
   }
@@ -293,13 +382,14 @@ function drawOn(map, overlay) {
       Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
       canvas.style.opacity = look.opacity;
       const ctx = canvas.getContext("2d");
+      if (!ctx) throw new Error("the browser gives no canvas");
       ctx.setTransform(density, 0, 0, density, 0, 0);
       ctx.clearRect(0, 0, width, height);
       const affine = affineAt(placed.zoom, frame.outlines.origin, world);
       const drawn = paint(ctx, frame, affine, width, height, look);
       const { sequence } = frame.outlines;
       Object.assign(canvas.dataset, { shown: frame.shown.length, sequence, drawn });
-      canvas.dataset.painted = performance.now();
+      canvas.dataset.painted = String(performance.now());
       point();
     } catch (error) {
       overlay.fail(error);
@@ -415,7 +505,7 @@ export default () => {
     const empty = { shown: [], flags: [], selected: -1 };
     const overlay = {
       frame: { outlines: decodeOutlines({}), ...empty },
-      look: null,
+      look: /** @type {Look | null} */ (null),
       update() {
         const ramp = model.get("ramp");
         overlay.look = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 import time
 from pathlib import Path
@@ -13,7 +12,8 @@ import ipywidgets as widgets
 from workbench._support.files import atomic_path
 from workbench.errors import OutputError, WorkbenchError
 from workbench.runs.job import Job
-from workbench.widgets.controls import TUNED, button, paragraph, row, sentence
+from workbench.widgets.controls import TUNED, button, row
+from workbench.widgets.safe_html import SafeHTML, paragraph, sentence
 from workbench.widgets.session import Session
 
 
@@ -24,7 +24,7 @@ class Settings:
     """
 
     def __init__(self, session: Session) -> None:
-        self.session, self.message = session, widgets.HTML()
+        self.session, self.message = session, SafeHTML()
         self._past: list[tuple[Job, Job | None]] = []  # what was shown, and what was kept as B
         self._pushed = ("", 0.0)
         self._undone: dict[str, Any] = {}
@@ -119,7 +119,7 @@ class Settings:
             self.message.value = sentence(str(error))
             return
         self.preset.options = self._preset_names()
-        self.message.value = paragraph(f"Saved {html.escape(str(path))}")
+        self.message.value = paragraph(f"Saved {path}")
 
     def _load_preset(self) -> None:
         name = self.preset.value.strip()

@@ -21,7 +21,8 @@ from workbench.tuning.process import (
     TileDone,
     TileUnderway,
 )
-from workbench.widgets.controls import button, row, sentence
+from workbench.widgets.controls import button, row
+from workbench.widgets.safe_html import SafeHTML, sentence
 from workbench.widgets.session import Session
 
 USUAL_SECONDS = 10.0  # of a tile, until one has been timed
@@ -34,16 +35,14 @@ class SampleTiles:
     show, in whatever thread it comes from.
     """
 
-    def __init__(
-        self, session: Session, message: widgets.HTML, changed: Callable[[], None]
-    ) -> None:
+    def __init__(self, session: Session, message: SafeHTML, changed: Callable[[], None]) -> None:
         self._session, self._message, self._changed = session, message, changed
         self._lock = threading.RLock()
         self._queue: set[Index] = set()
         self._timed: tuple[int, int, float] | None = None  # tiles wanted, done, time of the last
         self._share = 0.0  # of the next tile, as far as the model tells
         self.progress = widgets.FloatProgress(max=1.0, layout={"width": "160px"})
-        self._progress_text = widgets.HTML()
+        self._progress_text = SafeHTML()
         cancel = button("Cancel", self.cancel, "stop computing; finished tiles stay", "stop")
         self.widget = row(self.progress, self._progress_text, cancel)
         self.widget.layout.display = "none"
@@ -53,14 +52,6 @@ class SampleTiles:
     def underway(self) -> bool:
         """Whether sample tiles are being computed."""
         return self._timed is not None
-
-    def take_over(self, before: SampleTiles) -> None:
-        """Hear the rest of what an earlier tuner has begun."""
-        self._queue, self._timed, self._share = before._queue, before._timed, before._share
-        if self._timed is not None:
-            self._session.listener = self._hear
-        self.show_progress()
-        self._changed()
 
     def close(self) -> None:
         """Stop following the session."""

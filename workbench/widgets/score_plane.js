@@ -52,6 +52,8 @@ const STYLE = `
 .sam-workbench-plane .line.vertical span { right: 0; top: 50%; transform: translateY(-50%); }
 `;
 
+/** @typedef {ReturnType<typeof scalesOf>} Scales */
+
 // ---------------------------------------------------------------------------------- pure parts
 
 /** Copy a buffer of a message, in which it starts at any byte, where typed arrays may not. */
@@ -61,7 +63,11 @@ export function typed(Type, value) {
   return new Type(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
 }
 
-/** Where scores lie in a box of px; scores beyond the axes (SAM's IoU may pass 1) at their ends. */
+/**
+ * Where scores lie in a box of px; scores beyond the axes (SAM's IoU may pass 1) at their ends.
+ * @param {number} width
+ * @param {number[]} floors
+ */
 export function scalesOf(width, floors) {
   const spans = floors.map((floor) => Math.max(1 - floor, 1e-6));
   const plot = {
@@ -70,25 +76,35 @@ export function scalesOf(width, floors) {
     width: Math.max(width - MARGIN.left - MARGIN.right, 1),
     height: HEIGHT - MARGIN.top - MARGIN.bottom,
   };
-  const share = (axis, score) => Math.min(Math.max((score - floors[axis]) / spans[axis], 0), 1);
+  const share = (/** @type {number} */ axis, /** @type {number} */ score) => Math.min(Math.max((score - floors[axis]) / spans[axis], 0), 1);
   return {
     ...{ plot, share },
-    x: (score) => plot.left + plot.width * share(0, score),
-    y: (score) => plot.top + plot.height * (1 - share(1, score)),
-    scores: (x, y) => [
+    x: (/** @type {number} */ score) => plot.left + plot.width * share(0, score),
+    y: (/** @type {number} */ score) => plot.top + plot.height * (1 - share(1, score)),
+    scores: (/** @type {number} */ x, /** @type {number} */ y) => [
       floors[0] + (spans[0] * (x - plot.left)) / plot.width,
       floors[1] + spans[1] * (1 - (y - plot.top) / plot.height),
     ],
   };
 }
 
-/** A threshold on the grid (0.83, not 0.8300000000000001) and within its axis. */
+/**
+ * A threshold on the grid (0.83, not 0.8300000000000001) and within its axis.
+ * @param {number} value
+ * @param {number} floor
+ */
 export function snapped(value, floor) {
   const rounded = Math.round(value / GRID) * GRID;
   return Number(Math.min(Math.max(rounded, floor), 1).toFixed(4));
 }
 
-/** Counts in BINS along an axis: of all candidates, and of those kept. */
+/**
+ * Counts in BINS along an axis: of all candidates, and of those kept.
+ * @param {Float32Array} points
+ * @param {Uint8Array} state
+ * @param {number} axis
+ * @param {Scales["share"]} share
+ */
 export function histogram(points, state, axis, share) {
   const [all, kept] = [new Uint32Array(BINS), new Uint32Array(BINS)];
   for (let row = 0; row < state.length; row++) {
@@ -99,7 +115,13 @@ export function histogram(points, state, axis, share) {
   return { all, kept };
 }
 
-/** The row whose point is nearest to (x, y) px, -1 if none is close. */
+/**
+ * The row whose point is nearest to (x, y) px, -1 if none is close.
+ * @param {Float32Array} points
+ * @param {Scales} scales
+ * @param {number} x
+ * @param {number} y
+ */
 export function nearest(points, scales, x, y) {
   let [best, closest] = [-1, REACH];
   for (let row = 0; row < points.length / 2; row++) {
@@ -112,6 +134,12 @@ export function nearest(points, scales, x, y) {
 
 // ------------------------------------------------------------------------------------- drawing
 
+/**
+ * @param {CanvasRenderingContext2D} ctx
+ * @param {{ points: Float32Array, state: Uint8Array, floors: number[] }} frame
+ * @param {Scales} scales
+ * @param {{ text: string, faint: string, font: string }} colours
+ */
 function paint(ctx, frame, scales, colours) {
   const { points, state, floors } = frame;
   const { plot } = scales;
@@ -145,8 +173,8 @@ function paint(ctx, frame, scales, colours) {
     const tallest = Math.max(...all, 1);
     const [length, room] = axis ? [plot.height, BARS.right] : [plot.width, BARS.top];
     const wide = length / BINS;
-    for (const [counts, { colour }] of [[all, FATES[0]], [kept, FATES[3]]]) {
-      ctx.fillStyle = colour;
+    for (const [counts, fate] of /** @type {const} */ ([[all, FATES[0]], [kept, FATES[3]]])) {
+      ctx.fillStyle = fate.colour;
       counts.forEach((n, i) => {
         const high = (n / tallest) * room;
         if (axis) ctx.fillRect(right + 2, bottom - (i + 1) * wide, high, wide - 0.5);
@@ -229,6 +257,11 @@ function render({ model, el }) {
     return line;
   }
 
+  /**
+   * Where the pointer is, px from the corner.
+   * @param {MouseEvent} event
+   * @returns {[number, number]}
+   */
   function placeOf({ clientX, clientY }) {
     const box = root.getBoundingClientRect();
     return [clientX - box.left, clientY - box.top];

