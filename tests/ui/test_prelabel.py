@@ -479,6 +479,19 @@ def test_11_running_the_cell_again_keeps_the_state(opened):
     until_shown(opened, "len(tuner.panel.view.kept)")
 
 
+def test_11_running_only_the_tuners_cell_again_shows_the_same_panel(opened):
+    opened.ask("panel = tuner.panel")
+    opened.run_cell("tuner = ThresholdTuner(picker)")
+    opened.until("tuner.panel is panel")
+    assert opened.page.locator(".sam-workbench-tuner").count() == 1
+    n = until_shown(opened, "len(tuner.panel.view.kept)")
+    slider(opened, "predicted IoU")
+    opened.page.keyboard.press("ArrowLeft")
+    assert until_shown(opened, "len(tuner.panel.view.kept)") >= n
+    opened.page.keyboard.press("ArrowRight")
+    assert until_shown(opened, "len(tuner.panel.view.kept)") == n
+
+
 def test_12_the_job_is_saved_run_cancelled_and_run_to_its_end(opened):
     save = button(opened, "Save")
     save.scroll_into_view_if_needed()

@@ -1,5 +1,5 @@
-"""Sample tiles at the speed of a hand, without a widget: thresholds come in, a view goes out.
+"""Sample tiles that follow a slider: thresholds come in, a view of the polygons goes out.
 
-`preview` runs the batch's own functions on sample tiles, `propose` picks tiles, `process` segments
-in a process of its own, `webmap` makes imagery and outlines for the browser.
+`preview` runs the functions of a run on sample tiles, `propose` picks tiles, `process` segments in
+a separate process, `webmap` makes imagery and outlines for the browser. No widgets in here.
 """

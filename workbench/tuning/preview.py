@@ -1,7 +1,7 @@
-"""What sample tiles give at any thresholds and cleaning, at the speed of a slider.
+"""The polygons of sample tiles at any thresholds and cleaning, fast enough to follow a slider.
 
-The same `select`, `to_polygons` and `clean` as in a run; what does not depend on a slider is done
-once and remembered.
+Calls the same `select`, `to_polygons` and `clean` as a run. What does not depend on a slider is
+computed once and kept.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from workbench.runs.plan import ScenePlan
 
 Key = tuple[str, int, int, int]  # source, tile row, tile column, ordinal
 _THREADS = ThreadPoolExecutor(os.cpu_count(), "preview")
-_COVER_PX = 512  # side of the raster on which the covered share of a tile is measured
+_COVER_PX = 512  # side of the raster that measures the covered share of a tile
 
 
 class Fate(IntEnum):
-    """What becomes of a candidate."""
+    """Whether a candidate is shown, and if not, why."""
 
-    BELOW = 0  # a threshold
+    BELOW = 0  # below a threshold
     KEPT = 1
-    SUPPRESSED = 2  # by non-maximum suppression
+    SUPPRESSED = 2  # overlaps a better one: non-maximum suppression
     CLEANED = 3  # removed by cleaning
-    OUTSIDE = 4  # of the AOI
+    OUTSIDE = 4  # outside the AOI
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A tile and its candidates, as the store holds them; fewer if it is not `whole` yet."""
+    """A tile and its candidates, as in the store; only some of them while it is not `whole`."""
 
     part: ScenePlan
     tile: Tile
@@ -60,12 +60,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class View:
-    """What some thresholds and cleaning leave of the candidates of all samples.
+    """The candidates of all samples as thresholds and cleaning leave them.
 
-    Rows are counted over all candidates: sample after sample, each by ordinal. `fate` says for
-    each row why it is there or not. `drawn` holds, sample by sample, the polygons of at least the
-    rows that are kept, with the columns of `clean` and `row`; it stays the same object for as long
-    as thresholds need no others.
+    Rows count all candidates: sample by sample, each by ordinal. `fate` says for each row whether
+    it is shown. `drawn` has one frame for each sample, with the columns of `clean` and `row`: at
+    least the polygons of all rows that are kept. A frame stays the same object until thresholds
+    need polygons that it does not have.
     """
 
     thresholds: Thresholds
@@ -87,19 +87,20 @@ class View:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a person wants to know of a view; areas are NaN where nothing is shown."""
+    """Counts and measures of a view; `median_area_m2` is NaN if nothing is shown."""
 
     n: int
-    covered: float  # share of the tiles' valid part
+    covered: float  # share of the valid pixels of the tiles; NaN without any
     median_area_m2: float
     n_seam: int
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why a candidate is shown or not; `rival` is the row that suppresses it, -1 for none.
+    """Why a candidate is shown or not.
 
-    `area_m2` is that of the mask.
+    `rival` is the row of the candidate that suppresses it, -1 if none does. `area_m2` is the area
+    of the mask.
     """
 
     row: int
@@ -113,13 +114,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will take, from the tiles that have been timed; None: not yet known."""
+    """Time and storage of a run, estimated from tiles that were timed; None: not known yet."""
 
     seconds_per_tile: float | None = None
     bytes_per_tile: float | None = None
 
     def text(self, n_tiles: int) -> str:
-        """As in "24 tiles · about 3 min · 12 MB"."""
+        """For example "24 tiles · about 3 min · 12 MB of candidates"."""
         parts = [f"{n_tiles:,} tile{'s' if n_tiles != 1 else ''}"]
         if self.seconds_per_tile is not None:
             parts.append(f"about {duration(self.seconds_per_tile * n_tiles)}")
@@ -138,7 +139,7 @@ def _size(n: float) -> str:
 
 
 class _Traced:
-    """One sample: what has been asked of it so far. Candidates are counted from its first."""
+    """The polygons of one sample that were needed so far. Rows are counted from its first."""
 
     def __init__(self, sample: Sample, first: int) -> None:
         self.sample, self.first = sample, first
@@ -148,13 +149,13 @@ class _Traced:
         self.known = np.zeros(len(self.candidates), bool)  # traced
         nothing = np.empty(0, np.int64)
         self.polygons = _polygons(sample, self.candidates.take(nothing), nothing)
-        self.cleaning: Cleaning | None = None  # what the following have been found with
+        self.cleaning: Cleaning | None = None  # the cleaning for which the next three hold
         self.tried = np.zeros(len(self.candidates), bool)
         self.outcome = np.zeros(len(self.candidates), np.uint8)
         self.cleaned = self.polygons.assign(area_m2=0.0)
 
     def knows(self, chosen: NDArray[np.int64], cleaning: Cleaning) -> bool:
-        """Whether `outcome` holds for these chosen candidates (ascending)."""
+        """Whether `outcome` is known for these chosen rows (ascending)."""
         if cleaning != self.cleaning or not self.tried[chosen].all():
             return False
         # in a planar layer, what lies on top of a polygon changes it
@@ -163,7 +164,7 @@ class _Traced:
     def find_out(
         self, chosen: NDArray[np.int64], cleaning: Cleaning, aoi: shapely.Geometry | None
     ) -> None:
-        """Let `outcome` hold what becomes of chosen candidates: kept, cleaned or outside."""
+        """Fill in `outcome` for chosen rows: kept, cleaned or outside."""
         if cleaning != self.cleaning or cleaning.planar:
             self.cleaning, self.tried[:], self.cleaned = cleaning, False, self.cleaned[:0]
         new = chosen[~self.tried[chosen]]
@@ -180,7 +181,7 @@ class _Traced:
         self.cleaned = cleaned.sort_values("row", ignore_index=True)
 
     def trace(self, wanted: NDArray[np.int64]) -> None:
-        """Make the polygons of those candidates that have none yet."""
+        """Make the polygons of those rows that have none yet."""
         missing = wanted[~self.known[wanted]]
         if len(missing):
             traced = _polygons(self.sample, self.candidates.take(missing), self.first + missing)
@@ -190,10 +191,10 @@ class _Traced:
 
 
 class Preview:
-    """The candidates of sample tiles, seen through thresholds and cleaning.
+    """The candidates of sample tiles at any thresholds and cleaning.
 
-    With an `aoi` (in the working CRS), only what has its representative point in it is shown, as
-    in the layer. May be used by several threads.
+    With an `aoi` (in the working CRS), only polygons whose representative point is inside are
+    shown, as in the layer. Several threads may use it.
     """
 
     def __init__(
@@ -202,7 +203,7 @@ class Preview:
         aoi: shapely.Geometry | None = None,
         before: Preview | None = None,
     ) -> None:
-        """`before` is a preview whose work on the same first samples is taken over."""
+        """`before` is an earlier preview; its work on samples that are still there is kept."""
         self.aoi = aoi
         self._parts: list[_Traced] = []
         self._lock = RLock()
@@ -230,12 +231,12 @@ class Preview:
         return np.concatenate(scores)
 
     def key(self, row: int) -> Key:
-        """What a candidate is called in every preview of its tile."""
+        """Return the key of a candidate, which is the same in every preview of its tile."""
         part = self._of(row)
         return (*part.sample.record.index, int(part.candidates.column("ordinal")[row - part.first]))
 
     def row(self, key: Key) -> int:
-        """Return the row of a candidate, -1 if its tile is no sample."""
+        """Return the row of a candidate, -1 if its tile is not a sample."""
         for part in self._parts:
             if part.sample.record.index == key[:3]:
                 found = np.flatnonzero(part.candidates.column("ordinal") == key[3])
@@ -243,7 +244,7 @@ class Preview:
         return -1
 
     def look(self, thresholds: Thresholds, cleaning: Cleaning) -> View:
-        """Return what these thresholds and this cleaning leave.
+        """Apply thresholds and cleaning.
 
         Raises `ValueError` for thresholds below the floors.
         """
@@ -265,16 +266,16 @@ class Preview:
         return View(thresholds, cleaning, fate, drawn)
 
     def prepare(self, cleaning: Cleaning, limit: int) -> int:
-        """Do ahead what other thresholds will need, for up to `limit` candidates.
+        """Trace and clean up to `limit` more candidates, before other thresholds need them.
 
-        Best scores first; returns how many are left to do. A planar layer depends on what is
-        chosen: there only the masks are traced.
+        Best scores first; returns how many are left. A planar layer depends on which polygons are
+        chosen, so there the masks are only traced.
         """
         left = 0
         with self._lock:
             for part in self._parts:
                 if not part.sample.whole:
-                    continue  # soon there is another in its place
+                    continue  # the whole tile will replace it soon
                 todo = ~part.known
                 if part.cleaning == cleaning and not cleaning.planar:
                     todo = ~part.tried
@@ -282,7 +283,7 @@ class Preview:
                 now = np.sort(rows[:limit])
                 left += len(rows) - len(now)
                 if not len(now):
-                    continue  # what is drawn stays the same object
+                    continue  # so that its frame stays the same object
                 if part.cleaning == cleaning and not cleaning.planar:
                     part.find_out(now, cleaning, self.aoi)
                 else:
@@ -291,7 +292,7 @@ class Preview:
         return left
 
     def figures(self, view: View) -> Figures:
-        """Count and measure what is shown."""
+        """Count and measure the polygons of a view."""
         polygons = view.polygons
         filled, possible = 0, 0
         for part in self._parts:
@@ -334,7 +335,7 @@ class Preview:
                 polygon = part.polygons[part.polygons["row"] == row]
             reason = _why_cleaned(polygon, view.cleaning)
         else:
-            reason = "its middle lies outside of the AOI"
+            reason = "its representative point is outside the AOI"
         iou, stability = self.scores[row].tolist()
         area_px = part.candidates.column("area_px")[row - part.first]
         area_m2 = float(area_px) * part.sample.part.scene.pixel_m**2
@@ -363,26 +364,26 @@ def _why_below(scores: NDArray[np.float32], thresholds: Thresholds) -> str:
 
 
 def _why_cleaned(polygon: gpd.GeoDataFrame, cleaning: Cleaning) -> str:
-    """Name the step of cleaning that removes a polygon; the steps add up in `clean`'s order."""
+    """Name the step of cleaning that removes a polygon, trying them in the order of `clean`."""
     if not len(polygon):
-        return "no valid pixel in its mask"
+        return "its mask has no valid pixel"
     so_far = Cleaning(min_area_px=0, simplify_m=None, fill_holes_m2=cleaning.fill_holes_m2)
     for name, text in (
-        ("min_area_px", "all its parts are below min_area_px ({limit} px)"),
-        ("min_area_m2", "its {area_m2:.1f} m² are below min_area_m2 ({limit})"),
-        ("max_area_m2", "its {area_m2:.1f} m² are above max_area_m2 ({limit})"),
-        ("min_solidity", "it is less solid than min_solidity ({limit})"),
+        ("min_area_px", "all its parts are smaller than min_area_px ({limit} px)"),
+        ("min_area_m2", "{area_m2:.1f} m² is below min_area_m2 ({limit})"),
+        ("max_area_m2", "{area_m2:.1f} m² is above max_area_m2 ({limit})"),
+        ("min_solidity", "its solidity is below min_solidity ({limit})"),
     ):
         area_m2 = float(clean(polygon, so_far)["area_m2"].iloc[0])
         limit = getattr(cleaning, name)
         so_far = replace(so_far, **{name: limit})
         if not len(clean(polygon, so_far)):
             return text.format(limit=limit, area_m2=area_m2)
-    return "what lies on top of it leaves too little"
+    return "polygons on top of it leave too little"
 
 
 def _cover(sample: Sample, geometry: NDArray[np.object_]) -> tuple[int, int]:
-    """How many cells of a raster over the tile some polygons fill, and how many are valid."""
+    """Count cells of a coarse raster over the tile: filled by polygons, and valid."""
     window, scene = sample.tile.window, sample.part.scene
     side = min(_COVER_PX, window.width)
     valid = np.ones((window.height, window.width), np.uint8)
@@ -404,7 +405,7 @@ def _cover(sample: Sample, geometry: NDArray[np.object_]) -> tuple[int, int]:
 
 
 def _polygons(sample: Sample, candidates: Candidates, rows: NDArray[np.int64]) -> gpd.GeoDataFrame:
-    """The exact polygons of candidates in the order of their ordinals, with their `rows`."""
+    """Polygons of candidates before cleaning, by ordinal, with their `rows`."""
     valid = valid_masks([sample.record], candidates.rules)
     polygons = to_polygons(candidates, sample.part.scene, sample.part.grid, valid)
     # a mask without valid pixels leaves no polygon
@@ -413,8 +414,8 @@ def _polygons(sample: Sample, candidates: Candidates, rows: NDArray[np.int64]) -
 
 
 def stack(frames: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
-    """Put the polygons of several samples below each other; of none, an empty frame."""
-    # what is empty would only weaken the types of the columns
+    """Concatenate the polygons of several samples; no frames give an empty one."""
+    # an empty frame would make the columns object
     filled = [frame for frame in frames if len(frame)] or list(frames[:1])
     if not filled:
         return gpd.GeoDataFrame({"row": np.empty(0, np.int64)}, geometry=[])

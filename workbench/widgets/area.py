@@ -86,7 +86,7 @@ class AOIPanel:
         self.figures, self.problem, self.notice = (SafeHTML() for _ in range(3))
         self.path = widgets.Text(
             placeholder="area.geojson", layout=widgets.Layout(width="auto"),
-            tooltip="a vector file",
+            tooltip="a vector file to load, or a GeoJSON file to save to",
         )  # fmt: skip
         self.widget = self._layout()
         self.control.observe(self._drawn, "data")
@@ -117,17 +117,17 @@ class AOIPanel:
     def _layout(self) -> widgets.Widget:
         hint = SafeHTML(
             paragraph(
-                "Draw with the tools on the map: rectangles (click two opposite corners) or "
-                "polygons, several if you like. Without any, the whole raster is the area. White "
-                "lines are tiles."
+                "Draw one or more shapes with the tools on the map; a rectangle takes two clicks, "
+                "at opposite corners. Without any, the area is the whole raster. White lines are "
+                "tiles."
             )
         )
         column = widgets.VBox(
             [
                 self.figures, self.problem, hint,
-                button("Whole raster", self._take_all, "without an area"),
-                button("Add what the map shows", self._add_view, "as a rectangle; needs no mouse"),
-                SafeHTML("Vector file of the area:"), self.path,
+                button("Whole raster", self._take_all, "remove all shapes"),
+                button("Add what the map shows", self._add_view, "a rectangle without a mouse"),
+                SafeHTML("File of the area:"), self.path,
                 widgets.HBox(
                     [
                         button("Load area", self._load, "from any vector file"),
@@ -159,7 +159,7 @@ class AOIPanel:
             try:
                 shapes = [] if aoi is None else parts_of(load_aoi(aoi).to_crs(4326))
             except WorkbenchError:
-                shapes = []  # the session's problem says why
+                shapes = []  # the session's problem tells why
             self._hold([drawn_feature(shape) for shape in shapes])
             self._on_map = aoi
 
@@ -171,7 +171,7 @@ class AOIPanel:
             self._following = False
 
     def _show_area(self, _: Any = None) -> None:
-        """Fill what of the AOI lies in the scenes, and draw the tiles."""
+        """Fill the part of the AOI that lies in the scenes, and draw the tiles."""
         session, crs = self.session, self.session.scenes[0].crs
         aoi = None if session.area is None else session.area.aoi
         inside = gpd.GeoSeries([] if aoi is None else [aoi], crs=crs)
@@ -206,7 +206,7 @@ class AOIPanel:
     # ------------------------------------------------------------------------------ what it does
 
     def _drawn(self, change: Any) -> None:
-        """Take what a person has drawn, moved or deleted."""
+        """Take over what a person has drawn, moved or deleted."""
         if self._following:
             return
         with self._lock:
@@ -247,7 +247,7 @@ class AOIPanel:
         self._say(f"Loaded {path.name}.")
 
     def _save(self) -> None:
-        """Write the AOI as it was drawn, also outside of the scenes."""
+        """Write the AOI as it was drawn, including parts outside the scenes."""
         path = self._path()
         if path is None:
             return
@@ -255,11 +255,11 @@ class AOIPanel:
         if aoi is None:
             self._say("There is nothing to save: the area is the whole raster.")
         elif path.suffix.lower() not in (".geojson", ".json"):
-            text = f"{path.name}: an area is saved as GeoJSON. Give a name that ends in .geojson."
+            text = f"{path.name}: areas are saved as GeoJSON. Give a name that ends in .geojson."
             self.tell(text)
         elif path.exists() and path != self._replaced:
             self._replaced = path
-            self._say(f"{path.name} is there already. Press Save area again to replace it.")
+            self._say(f"{path.name} exists already. Press Save area again to replace it.")
         else:
             self._write(path, aoi)
 

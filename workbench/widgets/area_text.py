@@ -39,7 +39,7 @@ def size_text(area_m2: float) -> str:
 
 
 def outside_text(session: Session) -> str:
-    """Say how much of the AOI lies outside of the scenes; empty if none does."""
+    """Say how much of the AOI lies outside the scenes; empty if none does."""
     job, area = session.job, session.area
     if job.aoi is None or area is None or area.aoi is None:
         return ""

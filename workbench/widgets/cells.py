@@ -136,7 +136,7 @@ def _close_all(widget: widgets.Widget) -> None:
 
 
 def _cell() -> str:
-    """The id of the running notebook cell; empty outside of a notebook."""
+    """The id of the running notebook cell; empty outside a notebook."""
     kernel = getattr(get_ipython(), "kernel", None)
     if kernel is None:
         return ""

@@ -48,15 +48,15 @@ STEPS: dict[str, Sequence[float]] = {
 
 
 class SliderNames(anywidget.AnyWidget):
-    """Shows nothing; gives the sliders of its tuner a name and the value that they show."""
+    """Shows nothing; gives each slider of the tuner its name and value for screen readers."""
 
     _esm = Path(__file__).with_suffix(".js")
 
 
 class Controls:
-    """Sliders and a box for all that is tuned; each change replaces the session's job at once.
+    """A control for each tuned parameter; each change replaces the session's job at once.
 
-    A value that the job refuses is put back, and `problem` shows why.
+    If the job refuses a value, the control goes back, and `problem` shows why.
     """
 
     def __init__(self, session: Session) -> None:
@@ -76,7 +76,7 @@ class Controls:
 
     @property
     def cleaning(self) -> widgets.VBox:
-        """All that cleans polygons."""
+        """The controls of cleaning."""
         names = Cleaning.__dataclass_fields__
         return widgets.VBox([*(self.of[name] for name in names), self.problem, SliderNames()])
 
@@ -99,7 +99,7 @@ class Controls:
                 self._follow()
 
     def _follow(self, _: Any = None) -> None:
-        """Show what the job says, which another widget may have changed."""
+        """Show the values of the job, which another widget may have changed."""
         with self._lock:
             self._following = True
             try:
@@ -110,14 +110,14 @@ class Controls:
 
 
 def row(*children: widgets.Widget) -> widgets.HBox:
-    """Put widgets side by side; what does not fit goes to the next line."""
+    """Put widgets side by side; they wrap to the next line."""
     return widgets.HBox(list(children), layout={"flex_flow": "row wrap", "align_items": "center"})
 
 
 def button(
     text: str, does: Callable[[], None], tooltip: str, icon: str = "", disabled: bool = False
 ) -> widgets.Button:
-    """Make a button that `does` something."""
+    """Make a button that calls `does`."""
     made = widgets.Button(
         description=text, tooltip=tooltip, icon=icon, disabled=disabled, layout={"width": "auto"}
     )
@@ -147,7 +147,7 @@ def _control(name: str, job: Job) -> Any:
 
 
 def _options(name: str, value: Any) -> list[tuple[str, float]]:
-    """Steps of a slider, of which the first, 0, is off, with the value that it has."""
+    """Steps of a slider, including its value; the first step, 0, means off."""
     steps = {float(step) for step in STEPS[name]} | {float(value or 0)}
     return [(f"{step:,.10g}" if step else "off", step) for step in sorted(steps | {0.0})]
 
@@ -157,6 +157,6 @@ def _show(name: str, control: Any, value: Any) -> None:
         value = value or 0
         if value not in [step for _, step in control.options]:
             control.options = _options(name, value)
-    # what differs by rounding alone is not sent back: it would undo the keys pressed since
+    # do not send back a mere rounding difference: it would undo keys pressed since
     if control.value != value and not (name not in STEPS and abs(control.value - value) < 1e-6):
         control.value = value

@@ -18,19 +18,19 @@ STYLE = {"color": "#d500f9", "weight": 2, "fillColor": "#d500f9", "fillOpacity":
 def straightened(
     features: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """GeoJSON features, with rectangles made straight again that were skewed by a dragged corner.
+    """Return GeoJSON features; a rectangle that a dragged corner has skewed becomes one again.
 
-    `before` are the features that they were made of: the browser does not tell which polygons
-    were drawn as rectangles.
+    `before` are the features before the drag: the browser does not tell which polygons were drawn
+    as rectangles.
     """
     rectangles = [corners for corners in map(_corners, before) if _is_rectangle(corners)]
     return [_straightened(each, rectangles) for each in features]
 
 
 def geometry_of(features: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """All polygons of GeoJSON features in one geometry; None if they have no area."""
+    """Unite the polygons of GeoJSON features; None if they have no area."""
     shapes = [shapely.geometry.shape(each["geometry"]) for each in features]
-    # a polygon may cross itself, and others
+    # polygons may cross themselves and each other
     united = shapely.set_precision(shapely.union_all(shapely.make_valid(shapes)), 1e-7)
     parts = [part for part in shapely.get_parts(united) if part.area > 0]
     if not parts:
@@ -65,7 +65,7 @@ def _is_rectangle(corners: NDArray[np.float64]) -> bool:
     if len(corners) != 4:
         return False
     same = np.abs(corners - np.roll(corners, -1, axis=0)) <= _CLOSE
-    # the sides are by turns along a meridian and along a parallel
+    # the sides follow a meridian and a parallel by turns
     return bool((same[:, 0] == ~same[:, 1]).all() and (same[0] != same[1]).all())
 
 

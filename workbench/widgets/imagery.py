@@ -16,17 +16,17 @@ from workbench.tuning.webmap import Bounds, Picture, mosaic, web_bounds
 from workbench.widgets.safe_html import Markup, sentence
 
 MOST_OVERVIEWS = 20
-OVERVIEW_PX = 2048  # the longer side of one overview; many share as many pixels
-SHARP_PX = 2048  # the longer side of the sharp part at most
-MARGIN = 0.25  # of the screen, on each side of it: what a short pan brings into sight
-SETTLE_SECONDS = 0.06  # pans and zooms that follow one another sooner are one
-SWAP_SECONDS = 0.15  # a browser takes less to decode a picture
+OVERVIEW_PX = 2048  # longer side of a single overview; several share this number of pixels
+SHARP_PX = 2048  # at most, the longer side of the sharp part
+MARGIN = 0.25  # of the screen, added on each side: a short pan shows no gap
+SETTLE_SECONDS = 0.06  # pans and zooms closer together than this count as one
+SWAP_SECONDS = 0.15  # more than a browser needs to decode a picture
 _BLANK = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 
 
 @dataclass(frozen=True)
 class Screen:
-    """What a map shows: its part of EPSG:3857, and the pixels of its longer side."""
+    """The part of EPSG:3857 that a map shows, and the pixels of its longer side."""
 
     bounds: Bounds
     px: float
@@ -38,13 +38,13 @@ class Screen:
         return max(right - left, top - bottom) / self.px
 
     def grown(self, share: float) -> Screen:
-        """Return it with a margin on each side."""
+        """Return the screen with a margin on each side."""
         left, bottom, right, top = self.bounds
         dx, dy = share * (right - left), share * (top - bottom)
         return Screen((left - dx, bottom - dy, right + dx, top + dy), self.px * (1 + 2 * share))
 
     def covers(self, other: Screen) -> bool:
-        """Whether all of the other is shown, as sharply."""
+        """Whether it shows all of the other screen, at the same resolution or better."""
         low, high = np.array(self.bounds[:2]), np.array(self.bounds[2:])
         return bool(
             (low <= other.bounds[:2]).all()
@@ -53,15 +53,15 @@ class Screen:
         )
 
     def meets(self, bounds: Bounds) -> bool:
-        """Whether it shows any of some bounds; not of infinite ones."""
+        """Whether it overlaps some bounds; infinite ones never do."""
         left, bottom, right, top = self.bounds
         return bounds[0] < right and bounds[2] > left and bounds[1] < top and bounds[3] > bottom
 
 
 class LastWish:
-    """A thread that paints the screen wished for last, once no other wish follows for a moment.
+    """A thread that paints the last wanted screen, once no other wish follows for a moment.
 
-    `paint` may ask whether it is `overtaken`; `end` is called in the thread as it ends.
+    `paint` may check whether it is `overtaken`; the thread calls `end` when it ends.
     """
 
     def __init__(self, paint: Callable[[Screen], None], end: Callable[[], None]) -> None:
@@ -74,17 +74,17 @@ class LastWish:
 
     @property
     def overtaken(self) -> bool:
-        """Whether the thread has something newer to do, or shall end."""
+        """Whether there is a newer wish, or the thread should end."""
         return self._wish is not None or self._closed
 
     def wish(self, screen: Screen) -> None:
-        """Ask for a screen; one that was asked for before and has not begun is dropped."""
+        """Ask for a screen; an earlier wish that was not started is dropped."""
         with self._changed:
             self._wish = screen
             self._changed.notify()
 
     def close(self) -> None:
-        """End the thread after what it is doing; again does nothing."""
+        """End the thread after its current work; calling this again does nothing."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -105,16 +105,16 @@ class LastWish:
 
 
 class Imagery:
-    """Pictures of scenes as layers of an ipyleaflet map, read in a thread of its own.
+    """Pictures of scenes as layers of an ipyleaflet map, read in a separate thread.
 
-    `say(about, text)` gets what there is to say about the imagery; no text takes it back.
+    `say(about, text)` gets notes about the imagery; an empty text removes a note.
     """
 
     def __init__(self, scenes: Sequence[Scene], say: Callable[[str, str], None]) -> None:
         self.scenes, self._say = scenes, say
         self._boxes = [web_bounds(scene) for scene in scenes]
         self._slots = [_image() for _ in scenes[:MOST_OVERVIEWS]]
-        # two: while the browser decodes the one, the other is still there
+        # two: one stays visible while the browser decodes the other
         self._fresh, self._old = _image(), _image()
         self._shown: dict[int, ipyleaflet.ImageOverlay] = {}  # the overview of each scene
         self._sharp: Screen | None = None
@@ -127,7 +127,7 @@ class Imagery:
         return (*self._slots, self._fresh, self._old)
 
     def look_at(self, screen: Screen) -> None:
-        """Read what a screen shows; soon, and only if no other screen follows at once."""
+        """Read the imagery of a screen soon, unless another screen follows at once."""
         self._painter.wish(screen)
 
     def close(self) -> None:
@@ -141,7 +141,7 @@ class Imagery:
             seen = in_sight[:MOST_OVERVIEWS]
             self._say(
                 "rasters",
-                f"Imagery of {len(seen)} of the {len(in_sight)} rasters in sight is shown: zoom in "
+                f"Imagery of {len(seen)} of the {len(in_sight)} rasters in view is shown: zoom in "
                 "for the others."
                 if len(seen) < len(in_sight)
                 else "",
@@ -149,7 +149,7 @@ class Imagery:
             self._paint_overviews(seen)
             if not self._painter.overtaken:
                 self._sharpen(seen, screen, problems.append)
-        except Exception as error:  # in a thread nobody would see it
+        except Exception as error:  # in a thread, where nobody would see it
             problems.append(f"The imagery cannot be shown: {type(error).__name__}: {error}")
         said = list(dict.fromkeys([*self._damaged, *problems]))[:3]
         self._say("imagery", Markup("").join(sentence(text) for text in said))

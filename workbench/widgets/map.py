@@ -34,9 +34,9 @@ _TILE = {"color": "#ffffff", "weight": 0.7, "opacity": 0.7, "fill": False, "inte
 
 
 class MapPage(anywidget.AnyWidget):
-    """Shows nothing; makes the map beside it one of a page that scrolls and is used by keyboard.
+    """Shows nothing; adapts the map beside it to a page that scrolls, and to the keyboard.
 
-    The wheel scrolls the page until the map is clicked, Enter is a click at the map's middle.
+    The wheel scrolls the page until the map is clicked; Enter clicks at the middle of the map.
     """
 
     _esm = Path(__file__).with_name("mappage.js")
@@ -52,10 +52,10 @@ class MapPage(anywidget.AnyWidget):
 
 
 class SceneMap:
-    """A map of a session's scenes; `widget` is what to display, `map` the ipyleaflet map in it.
+    """A map of a session's scenes; `widget` is the one to display, `map` the ipyleaflet map in it.
 
-    Imagery is read in a thread of its own. Nothing is loaded from other servers, unless a person
-    ticks "Basemap": then OpenStreetMap's tiles are.
+    Imagery is read in a separate thread. Nothing is loaded from other servers unless a person
+    ticks "Basemap", which loads tiles of OpenStreetMap.
     """
 
     def __init__(self, session: Session, height_px: int = 560) -> None:
@@ -67,7 +67,7 @@ class SceneMap:
         self._notes: dict[str, str] = {}  # what is said about imagery and tiles
         self._tiles = gpd.GeoSeries([], crs=4326)
         self.screen = Screen((0.0, 0.0, 1.0, 1.0), 1.0)
-        self._wanted: Bounds | None = None  # to be fitted once the browser has told the map's size
+        self._wanted: Bounds | None = None  # to fit once the browser has told the size of the map
         self._basemap: ipyleaflet.TileLayer | None = None
         self._page = MapPage()
         self.message = SafeHTML()
@@ -86,7 +86,7 @@ class SceneMap:
         self.fit_scenes()
 
     def fit(self, bounds: Bounds) -> None:
-        """Show bounds (left, bottom, right, top in the working CRS) as large as they fit."""
+        """Zoom to bounds (left, bottom, right, top in the working CRS)."""
         left, bottom, right, top = to_web(self.crs).transform_bounds(*bounds)
         if not np.isfinite([left, bottom, right, top]).all():
             return
@@ -104,13 +104,13 @@ class SceneMap:
         self._look_at((x - dx, y - dy, x + dx, y + dy))
 
     def fit_scenes(self) -> None:
-        """Show the whole of the scenes."""
+        """Zoom to all scenes."""
         outlines = [scene.window_polygon(scene.window) for scene in self.scenes]
         left, bottom, right, top = shapely.total_bounds(outlines).tolist()
         self.fit((left, bottom, right, top))
 
     def fit_area(self, area: Area | None) -> None:
-        """Show an area as large as it fits, one without an AOI whole; none: leave all as it is."""
+        """Zoom to an area, or to all scenes if it has no AOI; None changes nothing."""
         if area is not None and area.aoi is not None:
             left, bottom, right, top = shapely.bounds(area.aoi).tolist()
             self.fit((left, bottom, right, top))
@@ -118,12 +118,12 @@ class SceneMap:
             self.fit_scenes()
 
     def _fit(self) -> None:
-        if self._session.area is None:  # the AOI lies somewhere else
+        if self._session.area is None:  # the AOI lies elsewhere
             self.fit_scenes()
         self.fit_area(self._session.area)
 
     def show_tiles(self, frame: gpd.GeoDataFrame | None) -> None:
-        """Draw the outlines of tiles, in place of those shown before; of too many, none."""
+        """Draw the outlines of tiles instead of those before; none if there are too many."""
         self._tiles = self._tiles[:0] if frame is None else frame.geometry.to_crs(4326)
         self._draw_tiles()
 
@@ -132,7 +132,7 @@ class SceneMap:
         self._clicks.append(callback)
 
     def close(self) -> None:
-        """End the thread that reads imagery, and close what it has opened; the map stays."""
+        """End the thread that reads imagery, and close the rasters; the map stays on the page."""
         self.imagery.close()
 
     # ---- what is shown
@@ -171,7 +171,7 @@ class SceneMap:
                 max_native_zoom=19,
                 max_zoom=MAX_ZOOM,
             )
-        if wanted:  # last, though it lies lowest: the layers before it need not be made anew
+        if wanted:  # added last, though it lies lowest: the other layers need not be made again
             self.map.add(self._basemap)
         else:
             self.map.remove(self._basemap)
@@ -193,7 +193,7 @@ class SceneMap:
             self.cursor.value = small(Markup(" &ensp; ").join([*place, crs]))
 
     def _say(self, about: str, text: str) -> None:
-        """Say something of imagery or tiles under the map; no text takes it back."""
+        """Show a note about imagery or tiles under the map; an empty text removes it."""
         if text != self._notes.get(about, ""):
             self._notes[about] = text
             self.message.value = Markup("").join(self._notes.values())
@@ -201,12 +201,12 @@ class SceneMap:
     # ---- where the map is
 
     def _size(self) -> tuple[float, float]:
-        """Width and height of the map in the page's pixels."""
+        """Width and height of the map in pixels of the page."""
         width, height = self.map.right - self.map.left, self.map.bottom - self.map.top
         return (width, height) if width > 0 and height > 0 else USUAL_PX
 
     def _moved(self, _: Any) -> None:
-        """Follow what the browser says that it shows."""
+        """Follow the part that the browser shows."""
         edges = np.array([self.map.west, self.map.south, self.map.east, self.map.north])
         if not np.isfinite(edges).all() or edges[0] >= edges[2] or edges[1] >= edges[3]:
             return
@@ -214,7 +214,7 @@ class SceneMap:
             [-np.inf, -85, -np.inf, -85], [np.inf, 85, np.inf, 85]
         )
         if self._wanted is not None and self._size() != USUAL_PX:
-            self.fit(self._wanted)  # made for another size
+            self.fit(self._wanted)  # it was fitted to another size
         else:
             self._look_at((*web_from_degrees(west, south), *web_from_degrees(east, north)))
 
@@ -235,7 +235,7 @@ class SceneMap:
             east, north = degrees_from_web(right, top)
             tiles = tiles.cx[west:east, south:north]
             if len(tiles) > MOST_TILES:
-                note = f"{len(tiles):,} tiles are in sight: zoom in to see their outlines."
+                note = f"{len(tiles):,} tiles are in view: zoom in to see their outlines."
                 tiles = tiles[:0]
         self._tile_lines.data = feature(tiles, _TILE)
         self._say("tiles", note)
@@ -244,10 +244,10 @@ class SceneMap:
 def feature(polygons: gpd.GeoSeries, style: Mapping[str, Any]) -> dict[str, Any]:
     """Polygons as one GeoJSON feature, which a browser draws as fast as a single polygon.
 
-    None give a feature collection without features.
+    No polygons give a feature collection without features.
     """
     parts = shapely.get_parts(shapely.get_parts(np.asarray(polygons.to_crs(4326).array)))
-    parts = parts[shapely.get_dimensions(parts) == 2]  # cutting may have left lines
+    parts = parts[shapely.get_dimensions(parts) == 2]  # clipping may have left lines
     if not len(parts):
         return {"type": "FeatureCollection", "features": []}
     rounded = shapely.transform(shapely.multipolygons(parts), lambda degrees: degrees.round(7))

@@ -1,4 +1,4 @@
-"""The run panel: the batch command for the current state, or the run itself, here."""
+"""The run panel: save the job, copy its batch command, or run it in the notebook."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from workbench.widgets.sample_tiles import SampleTiles
 from workbench.widgets.session import Area, Session, tile_cores
 from workbench.widgets.tuner import ThresholdTuner
 
-DRAWN_AT_MOST = 20_000  # polygons; a run may make many more than a map can show
+DRAWN_AT_MOST = 20_000  # polygons; a map cannot show all those of a large run
 REDRAW_SECONDS = 1.0
 FAILURES_AT_MOST = 20  # that are listed
-TUNED_AT_MOST = 48  # tiles of a finished run that go back to the sliders
+TUNED_AT_MOST = 48  # tiles of a finished run that the tuner shows
 
 
 class CopyButton(anywidget.AnyWidget):
-    """A button that puts `text` into the clipboard."""
+    """A button that copies `text` to the clipboard."""
 
     _esm = Path(__file__).with_name("copy.js")
 
@@ -281,7 +281,7 @@ class JobPanel:
             )
         elif progress.n_polygons < DRAWN_AT_MOST:
             preview = Preview([self.session.sample_of(event)], progress.aoi)
-            job = progress.job  # whatever the sliders say by now
+            job = progress.job  # not that of the sliders, which may have moved
             self._progress = progress.grown(preview.look(job.thresholds, job.cleaning).polygons)
             if time.monotonic() - self._drawn > REDRAW_SECONDS:
                 self._draw(stack(self._progress.frames))

@@ -1,17 +1,17 @@
-// Draws a ScorePlane: all candidates by predicted IoU and stability on one canvas, and above it
-// what moves (the two threshold lines, the ring around the selected candidate) as elements, so
-// that dragging a line draws nothing anew.
+// Draws a ScorePlane: all candidates by predicted IoU and stability on one canvas. The two threshold
+// lines and the ring around the selected candidate are elements above it, so that dragging a line
+// does not redraw the canvas.
 
 const HEIGHT = 300;
 const MARGIN = { left: 46, top: 44, right: 74, bottom: 66 }; // px around the plot
-const BARS = { top: 24, right: 32 }; // px of it for the histograms; beside them stand the values
+const BARS = { top: 24, right: 32 }; // px of the margin for the histograms; the values stand beside them
 const BINS = 50;
 const GRID = 0.005; // thresholds are multiples of it, like those of the sliders
-const STEP = 0.01; // of an arrow key; five of them with Shift
-const REACH = 7; // px: how close a click must be
+const STEP = 0.01; // of an arrow key; five times that with Shift
+const REACH = 7; // px: how far a click may be from a point
 
-// What becomes of a candidate (preview.Fate), in the order they are drawn: what is kept lies on
-// top. Colours close to Okabe and Ito's, which the colour blind tell apart, on light and dark.
+// The fates of candidates (preview.Fate) in drawing order: those kept lie on top. Colours close to
+// Okabe and Ito's, which colour-blind people can tell apart, for light and dark themes.
 export const FATES = [
   { number: 0, label: "below a threshold", colour: "#8c8c8c", size: 2 },
   { number: 3, label: "cleaned away", colour: "#cc79a7", size: 3 },
@@ -56,7 +56,7 @@ const STYLE = `
 
 // ---------------------------------------------------------------------------------- pure parts
 
-/** Copy a buffer of a message, in which it starts at any byte, where typed arrays may not. */
+/** Copy a buffer of a message: there it may start at any byte, a typed array may not. */
 export function typed(Type, value) {
   if (!value) return new Type(0);
   const view = ArrayBuffer.isView(value) ? value : new DataView(value);
@@ -64,7 +64,7 @@ export function typed(Type, value) {
 }
 
 /**
- * Where scores lie in a box of px; scores beyond the axes (SAM's IoU may pass 1) at their ends.
+ * From scores to px and back; scores beyond the axes (SAM's IoU may exceed 1) lie at their ends.
  * @param {number} width
  * @param {number[]} floors
  */
@@ -149,7 +149,7 @@ function paint(ctx, frame, scales, colours) {
   ctx.fillStyle = colours.text;
   ctx.font = `11px ${colours.font}`;
   floors.forEach((floor, axis) => {
-    // in whole steps of a tenth, or of a fiftieth where the axis is short
+    // a label every 0.1, or every 0.02 on a short axis
     const gap = 1 - floor > 0.25 ? 0.1 : 0.02;
     for (let i = Math.ceil(floor / gap - 1e-6); i * gap <= 1 + 1e-6; i++) {
       const text = (i * gap).toFixed(gap < 0.1 ? 2 : 1);
@@ -185,7 +185,7 @@ function paint(ctx, frame, scales, colours) {
 
   for (const { number, colour, size } of FATES) {
     ctx.fillStyle = colour;
-    // thousands lie over each other: let the crowd show, and what is kept stand out
+    // thousands overlap: show their density, and let those kept stand out
     ctx.globalAlpha = number === 1 ? 0.9 : 0.6;
     for (let row = 0; row < state.length; row++) {
       if (state[row] !== number) continue;
@@ -216,7 +216,7 @@ function render({ model, el }) {
   let frame = { points: new Float32Array(0), state: new Uint8Array(0), floors: [0.5, 0.5] };
   let scales = scalesOf(320, frame.floors);
   let waiting = 0;
-  const unsent = new Map(); // thresholds that the kernel has not been told, by trait
+  const unsent = new Map(); // thresholds that were not sent to the kernel yet, by trait
 
   function makeLine({ trait, label, orientation }, axis) {
     const line = make("div", `line ${orientation}`, root);
@@ -224,7 +224,7 @@ function render({ model, el }) {
     line.tabIndex = 0;
     const attributes = {
       ...{ role: "slider", "aria-label": `${label} threshold`, "aria-orientation": orientation },
-      // JupyterLab takes the arrow keys otherwise
+      // else JupyterLab takes the arrow keys
       "data-lm-suppress-shortcuts": "true",
     };
     for (const [name, value] of Object.entries(attributes)) line.setAttribute(name, value);
@@ -232,7 +232,7 @@ function render({ model, el }) {
     let [start, grabbed] = [0, 0]; // the value when a drag began, and the score under the pointer
     line.addEventListener("pointerdown", (event) => {
       if (event.button !== 0) return;
-      event.preventDefault(); // no text is selected; but no focus comes either
+      event.preventDefault(); // selects no text, but does not focus either
       line.focus();
       line.setPointerCapture(event.pointerId);
       [start, grabbed] = [valueOf(trait), scales.scores(...placeOf(event))[axis]];
@@ -242,7 +242,7 @@ function render({ model, el }) {
       change(axis, start + scales.scores(...placeOf(event))[axis] - grabbed);
     });
     line.addEventListener("click", (event) => {
-      if (valueOf(trait) === start) pick(event); // not dragged: a candidate beneath it was meant
+      if (valueOf(trait) === start) pick(event); // not dragged: the click was for a candidate below
     });
     line.addEventListener("keydown", (event) => {
       const { key, shiftKey } = event;
@@ -295,7 +295,7 @@ function render({ model, el }) {
     AXES.forEach(({ trait }, axis) => {
       const line = lines[axis];
       const value = valueOf(trait);
-      // from the plot into the histogram, where the value stands
+      // from the plot to the value beside the histogram
       const [left, top] = axis ? [plot.left, scales.y(value)] : [scales.x(value), 2];
       Object.assign(line.style, { left: `${left}px`, top: `${top}px` });
       if (axis) line.style.width = `${plot.width + MARGIN.right - 2}px`;
@@ -334,7 +334,7 @@ function render({ model, el }) {
     waiting = 0;
     const points = typed(Float32Array, model.get("points"));
     const state = typed(Uint8Array, model.get("state"));
-    // else half of a pair: the last good picture stays until the other half is here
+    // else only one has arrived: keep the last picture until the other one is here
     if (points.length === 2 * state.length) frame = { ...frame, points, state };
     frame.floors = model.get("floors");
     const width = root.clientWidth || 320;
@@ -367,7 +367,7 @@ function render({ model, el }) {
   model.on("change:selected", placeRing);
   const resized = new ResizeObserver(redraw);
   resized.observe(root);
-  // the attributes change before the theme's colours have been loaded
+  // the attributes change before the colours of the theme are loaded
   const themed = new MutationObserver(() => [0, 300, 1500].forEach((ms) => setTimeout(redraw, ms)));
   themed.observe(document.body, { attributeFilter: ["data-jp-theme-light", "data-jp-theme-name"] });
   draw();

@@ -216,7 +216,7 @@ class TunerPanel:
         if preview.n_candidates > AHEAD_AT_MOST:
             return
         while preview.prepare(cleaning, AHEAD_AT_ONCE):
-            time.sleep(0.002)  # the lock goes to a slider that waits for it
+            time.sleep(0.002)  # let a slider that waits have the lock
             if self.quiet.overtaken or self.preview is not preview:
                 return
         with self._lock:
