@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: help demo test lint lab lock clean
+.PHONY: help demo test lint lint-js lab lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1	/'
@@ -48,6 +48,7 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@$(MAKE) --no-print-directory lint-js
 
 lab: $(READY) prelabel.ipynb  ## open your copy of the notebook in JupyterLab
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir="$(CURDIR)" \
@@ -57,6 +58,12 @@ lab: $(READY) prelabel.ipynb  ## open your copy of the notebook in JupyterLab
 # Made only where there is none, for it is the user's.
 prelabel.ipynb:
 	cp notebooks/prelabel.ipynb $@
+
+# npx fetches the checker; the project itself needs no node
+TSC := npx --yes -p typescript@5.9.3 tsc -p workbench/widgets/jsconfig.json
+
+lint-js:  ## check the types of the widgets' JavaScript, if node is there
+	@if command -v npx >/dev/null; then $(TSC); else echo "npx is not installed: the JavaScript is not checked"; fi
 
 # Not after $(READY): a lock that cannot be installed must be made again, too. Pins that still hold
 # are kept; ARGS=--upgrade takes the newest of all.

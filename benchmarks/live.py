@@ -81,16 +81,19 @@ def samples(session, n_tiles, n):
 def settled(tuner, wait=90):
     import time
     end = time.time() + wait
-    while sum(map(len, tuner._drawn)) < 0.97 * tuner.preview.n_candidates and time.time() < end:
+    panel = tuner.panel
+    while sum(map(len, panel.drawn.frames)) < 0.97 * panel.preview.n_candidates:
+        if time.time() > end:
+            break
         time.sleep(0.2)
-    return len(tuner.view.kept)
+    return len(panel.view.kept)
 """
 
 # What an ipyleaflet layer does instead: all features again for each step of a slider
 LAYER = """
 import ipyleaflet, ipywidgets, json
 from IPython.display import display
-shapes = tuner.view.polygons
+shapes = tuner.panel.view.polygons
 shapes = shapes[["confidence", "geometry"]].to_crs(4326)
 features = json.loads(shapes.to_json())["features"]
 look = dict(color="#3388ff", weight=1, fillOpacity=0.2)
@@ -102,7 +105,8 @@ LAYERS = {
     "style": (features, dict(style=look)),
     "callback": (features, dict(style_callback=lambda feature: look)),
 }
-plain = ipyleaflet.Map(layers=(), center=tuner.scene_map.map.center, zoom=tuner.scene_map.map.zoom)
+beside = tuner.panel.scene_map.map
+plain = ipyleaflet.Map(layers=(), center=beside.center, zoom=beside.zoom)
 alternative = ipywidgets.FloatSlider(0.6, min=0.5, max=1, step=0.005, description="layer")
 layer = None
 def data(thresh, of):
@@ -304,7 +308,7 @@ def measure_window(notebook: Notebook) -> None:
 def measure_first_tile(notebook: Notebook) -> None:
     """From the button to the first polygons and to the end of one tile, model `tiny`."""
     page = notebook.page
-    notebook.ask("tuner.n_tiles.value = 1")
+    notebook.ask("tuner.panel.n_tiles.value = 1")
     button = page.get_by_role("button", name="Propose tiles", exact=True).first
     button.scroll_into_view_if_needed()
     for name in ("right after the cells have run", "with the model loaded", "once more"):
@@ -315,7 +319,7 @@ def measure_first_tile(notebook: Notebook) -> None:
         notebook.until("len(tuner.session.samples) == 1 and not tuner.session.busy", seconds=180)
         whole = time.monotonic() - start
         print(f"| first polygons {name}: {first:.1f} s, the tile {whole:.1f} s | | |", flush=True)
-        notebook.ask("tuner.tiles.clear(); tuner.n_tiles.value = 1")
+        notebook.ask("tuner.panel.tiles.clear(); tuner.panel.n_tiles.value = 1")
         notebook.ask("import shutil; shutil.rmtree(tuner.session.folder / 'candidates')")
         page.wait_for_timeout(1000)
 

@@ -1,4 +1,4 @@
-"""Take the pictures of the README: real screenshots, with the sample scene.
+"""Take the pictures of the README from the real thing, over the sample scene.
 
     python docs/pictures.py [tuner | qgis]
 
@@ -22,11 +22,11 @@ TILE = ("sample", 0, 0)
 # left, bottom, right, top in the CRS of the sample scene
 TUNED = (691_365.0, 5_334_572.0, 691_675.0, 5_334_822.0)
 DRAWN = (691_275.0, 5_334_566.0, 691_815.0, 5_334_863.0)
-# runs in the notebook: position of the roof nearest to the middle of the map, as shares of its size
+# asked in the notebook: where on the map the roof nearest to its middle lies, as shares of its size
 ROOF = """
 from workbench.raster.crs import to_lonlat
-polygons = tuner.view.polygons
-(south, west), (north, east) = tuner.scene_map.map.bounds
+polygons = tuner.panel.view.polygons
+(south, west), (north, east) = tuner.panel.scene_map.map.bounds
 middle = polygons.geometry.representative_point()
 lon, lat = to_lonlat(polygons.crs, middle.x.to_numpy(), middle.y.to_numpy())
 across, down = (lon - west) / (east - west), (north - lat) / (north - south)
@@ -37,7 +37,7 @@ QUALITY, LARGEST = 88, 250_000  # of a JPEG; bytes
 
 
 def save(png: bytes, path: Path) -> None:
-    """Save a picture as JPEG, small enough for a page that loads quickly."""
+    """Keep a picture as JPEG, no larger than a page that loads at once can bear."""
     from PIL import Image
 
     quality = QUALITY
@@ -69,11 +69,11 @@ def picture_of_the_tuner(folder: Path) -> bytes:
             page = opened.page
             page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
             opened.run_all()
-            opened.ask(f"tuner.tiles.compute([{TILE}])")
+            opened.ask(f"tuner.panel.tiles.compute([{TILE}])")
             opened.until("len(tuner.session.samples) == 1 and not tuner.session.busy", seconds=300)
             view = page.locator(".sam-workbench-tuner")
             view.scroll_into_view_if_needed()
-            opened.ask(f"tuner.scene_map.fit({TUNED})")
+            opened.ask(f"tuner.panel.scene_map.fit({TUNED})")
             page.wait_for_timeout(4000)
             across, down = json.loads(opened.ask(ROOF))
             canvas = view.locator(".leaflet-container").bounding_box()

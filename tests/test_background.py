@@ -12,6 +12,7 @@ from known_objects import objects, write_labels
 from workbench import Job, run
 from workbench.candidates.store import CandidateStore
 from workbench.errors import WorkbenchError
+from workbench.tuning import process
 from workbench.tuning.process import Background, Finished, Planned, Stopped, TileDone, Work
 
 
@@ -22,9 +23,9 @@ def events():
 
 @pytest.fixture
 def background(events):
-    process = Background(events.put)
-    yield process
-    process.close()
+    made = Background(events.put)
+    yield made
+    made.close()
 
 
 def until(events, *kinds, seconds=120):
@@ -87,10 +88,10 @@ def test_a_model_that_is_loaded_ahead_shows_the_first_polygons_early(background,
     job = Job.create(out_dir=str(tmp_path / "tiny"), model="tiny", points_per_side=20)
     background.get_ready(job.changed(source="missing.tif"))  # says nothing, does no work
     background.get_ready(job)
-    process = background._process
+    ahead = background._process
     background.start(Work(job, frozenset({("sample", 0, 0)})))
     planned, *seen, done, finished = until(events, Finished, Stopped)
-    assert background._process is process
+    assert background._process is ahead
     assert planned == Planned(1, 0)
     assert isinstance(finished, Finished)
     shares = [event.share for event in seen]
@@ -141,12 +142,21 @@ def test_a_process_that_is_killed_says_so_and_is_replaced(background, events, lo
     assert isinstance(until(events, Finished, Stopped)[-1], Finished)
 
 
+def test_a_process_that_dies_says_where_the_reason_is_and_what_to_do():
+    told = process._last_words(3)
+    assert "exit code 3" in told
+    assert "terminal of JupyterLab" in told
+    assert "run the cell again" in told
+    assert "tiles are kept" in told
+    assert "smaller model or tile_size" in process._last_words(-signal.SIGKILL)
+
+
 def test_closing_ends_the_process_and_says_nothing(background, events, long_job):
     background.start(Work(long_job))
     until(events, TileDone)
-    process = background._process
+    running = background._process
     background.close()
-    assert not process.is_alive()
+    assert not running.is_alive()
     time.sleep(0.3)
     while not events.empty():
         assert not isinstance(events.get(), Stopped)

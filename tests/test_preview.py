@@ -213,10 +213,10 @@ def test_a_double_is_told_which_it_repeats():
         (
             Cleaning(min_area_px=0, fill_holes_m2=100, max_area_m2=200),
             False,
-            "m² are above max_area_m2 (200)",
+            "m² is above max_area_m2 (200)",
         ),
         # without its small part it is too small
-        (Cleaning(min_area_px=200, min_area_m2=190), True, "m² are below min_area_m2 (190)"),
+        (Cleaning(min_area_px=200, min_area_m2=190), True, "m² is below min_area_m2 (190)"),
     ],
 )
 def test_steps_of_cleaning_that_remove_only_together_are_told_apart(cleaning, second_part, reason):

@@ -121,6 +121,56 @@ def test_invalid_pixels_are_transparent_and_valid_ones_are_not(tmp_path):
     assert rgba[50, 170, :3] == pytest.approx([20, 240, 40], abs=25)  # its colours, about
 
 
+# at the edge of a UTM zone: turned by 3° on the web map, with all of its own pixels valid
+TURNED = ("EPSG:32633", Affine(0.5, 0, 760_000, 0, -0.5, 5_800_000))
+
+
+@pytest.mark.parametrize("grid", [TURNED, GRIDS["rotated by 30°"]], ids=["turned", "rotated"])
+@pytest.mark.parametrize(("shrink", "max_px"), [(1.6, 400), (1.0, 300), (3.0, 500)])
+def test_edges_are_transparent_beyond_the_raster_and_opaque_within(tmp_path, grid, shrink, max_px):
+    crs, transform = grid
+    light = np.full((3, 160, 240), 200, np.uint8)
+    scene = open_scene(write(tmp_path / "a.tif", light, crs, transform))
+    image = picture(scene, around(scene, shrink), max_px)
+    rgba = pixels(image)
+    corners = transform @ (np.array([0, 240, 240, 0]), np.array([0, 0, 160, 160]))
+    outline = gpd.GeoSeries([shapely.Polygon(np.transpose(corners))], crs=crs)
+    raster = outline.segmentize(np.ptp(corners[0]) / 50).to_crs(3857)[0]
+    (_, west), (north, _) = image.bounds
+    left, top = web_from_degrees(west, north)
+    wide, tall = pixel_size(image)
+    down, across = np.mgrid[: rgba.shape[0], : rgba.shape[1]] + 0.5
+    centres = shapely.points(left + across * wide, top - down * tall)
+    within = shapely.contains(raster, centres)
+    web_left, _, web_right, _ = web_bounds(scene)
+    # bilinear, twice: pixels of the scene and of the picture
+    clear = shapely.distance(raster.exterior, centres) > 2 * max(
+        wide, (web_right - web_left) / scene.width
+    )
+    assert (within & clear).any()
+    assert (~within & clear).any()
+    assert (rgba[within & clear, 3] == 255).all()
+    assert rgba[within & clear, :3].astype(int) == pytest.approx(
+        200, abs=4
+    )  # nothing dark is mixed in
+    assert (rgba[~within & clear, 3] == 0).all()
+    half = (rgba[..., 3] > 0) & (rgba[..., 3] < 255)
+    assert half.sum() < 3 * (rgba.shape[0] + rgba.shape[1])  # a line along the edges
+
+
+@pytest.mark.parametrize("max_px", [60, 240, 900])
+def test_a_part_of_a_raster_with_a_hole_is_opaque_up_to_the_edges_of_the_screen(tmp_path, max_px):
+    raster = np.full((3, 160, 240), 200, np.uint8)
+    raster[:, 70:90, 100:140] = 0
+    scene = open_scene(write(tmp_path / "a.tif", raster, *TURNED, nodata=0))
+    rgba = pixels(picture(scene, around(scene, 0.6), max_px)).astype(int)
+    edges = np.ones(rgba.shape[:2], bool)
+    edges[1:-1, 1:-1] = False
+    assert (rgba[edges, 3] == 255).all()
+    assert rgba[edges, :3] == pytest.approx(200, abs=4)
+    assert rgba[rgba.shape[0] // 2, rgba.shape[1] // 2, 3] == 0
+
+
 def test_16_bits_are_stretched(tmp_path):
     deep = three_rectangles().astype(np.uint16) * 9 + 300
     scene = open_scene(write(tmp_path / "a.tif", deep, "EPSG:3857", photometric="RGB"))

@@ -1,11 +1,15 @@
 """What the widgets share: one job, its area, and memory for cells that run again."""
 
+import ast
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import ipywidgets as widgets
 import pytest
 from shapely.geometry import box, mapping
 
+import workbench
 from workbench import Job
 from workbench.candidates.store import TileRecord
 from workbench.errors import JobError
@@ -101,20 +105,68 @@ def test_another_source_begins_with_what_the_cell_says(job, raster, tmp_path, mo
     assert session_of_cell(other).job.pred_iou_thresh == 0.7
 
 
-def test_a_widget_replaces_only_its_own_kind_in_its_own_cell(monkeypatch):
-    class Shown(CellWidget):
-        session = object()
-        detached = 0
+class Shown:
+    """A panel that knows whether it was closed."""
 
-        def detach(self):
-            self.detached += 1
+    def __init__(self, session):
+        self.session, self.widget, self.closed = session, widgets.HTML(), False
 
-    class Other(Shown):
+    def tell(self, text):
+        pass
+
+    def close(self):
+        self.closed = True
+
+
+def test_a_panel_replaces_only_its_own_kind_in_its_own_cell(job, monkeypatch):
+    class Other(CellWidget):
         pass
 
     monkeypatch.setattr(cells, "_cell", lambda: "cell-1")
     monkeypatch.setattr(cells, "_shown_in_cells", {})
-    first, other, second = Shown(), Other(), Shown()
-    for shown in (first, other, second):
-        shown.show(widgets.HTML())
-    assert (first.detached, other.detached, second.detached) == (1, 0, 0)
+    one, another = (SimpleNamespace(job=job.changed(interactive=True)) for _ in range(2))
+    first, other = CellWidget(one, Shown), Other(one, Shown)
+    panel = first.panel
+    assert CellWidget(one, Shown).panel is panel  # the same session: nothing is made or lost
+    second = CellWidget(another, Shown)
+    assert second.panel is not panel
+    assert panel.closed
+    assert panel.widget.comm is None
+    assert not other.panel.closed
+    monkeypatch.setattr(cells, "_cell", lambda: "cell-2")
+    assert CellWidget(one, Shown).panel is not other.panel
+    assert not second.panel.closed
+
+
+def test_in_a_batch_run_there_is_no_panel(job):
+    shown = CellWidget(SimpleNamespace(job=job.changed(interactive=False)), pytest.fail)
+    assert shown.panel is None
+    assert shown._repr_mimebundle_() == {"text/plain": ""}
+
+
+def assigned(function):
+    """The names of the attributes that a method assigns to `self`."""
+    return {
+        node.attr
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name) and node.value.id == "self"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("room", ["widgets", "tuning"])
+def test_an_object_is_complete_once_it_is_made(room):
+    for path in sorted((Path(workbench.__file__).parent / room).glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for kind in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+            functions = [node for node in kind.body if isinstance(node, ast.FunctionDef)]
+            traits = {
+                target.id
+                for node in kind.body if isinstance(node, ast.Assign | ast.AnnAssign)
+                for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+                if isinstance(target, ast.Name)
+            }  # fmt: skip
+            made = traits.union(*(assigned(f) for f in functions if f.name == "__init__"))
+            for function in functions:
+                late = assigned(function) - made
+                assert not late, f"{path.name}: {kind.name}.{function.name} makes {late}"

@@ -13,6 +13,7 @@ from reviews import save_reviewed
 from workbench import Job, run
 from workbench.candidates.store import TileRecord
 from workbench.candidates.table import Rules
+from workbench.errors import WorkbenchError
 from workbench.layer.files import read_layer
 from workbench.raster.crs import to_lonlat
 from workbench.tuning.preview import Fate
@@ -80,44 +81,44 @@ def tuner(job):
 
 def click_on(tuner, x, y, place=-1):
     lon, lat = to_lonlat(tuner.session.scenes[0].crs, x, y)
-    tuner._clicked(float(lon), float(lat), place)
+    tuner.panel.clicked(float(lon), float(lat), place)
 
 
 def sampled(tuner, n=3):
-    tuner.n_tiles.value = n
-    tuner._propose()
+    tuner.panel.n_tiles.value = n
+    tuner.panel.propose()
     tuner.computed.answer()
     return tuner
 
 
 def shown(tuner):
-    return np.frombuffer(tuner.overlay.shown, "<u4")
+    return np.frombuffer(tuner.panel.overlay.shown, "<u4")
 
 
 def test_proposed_tiles_become_samples_and_polygons(tuner):
-    assert "Click a tile" in tuner.figures.value or not tuner.figures.value
+    assert "Click a tile" in tuner.panel.figures.value or not tuner.panel.figures.value
     sampled(tuner)
     assert len(tuner.session.samples) == 3
-    outlines = tuner.overlay.outlines
+    outlines = tuner.panel.overlay.outlines
     n = len(np.frombuffer(outlines["rings"], "<u4"))
     assert 0 < len(shown(tuner)) <= n
-    assert outlines["sequence"] == tuner.overlay.for_sequence
+    assert outlines["sequence"] == tuner.panel.overlay.for_sequence
     assert tuner.session.forecast.seconds_per_tile == 2.0
 
 
 def test_a_slider_changes_the_job_and_what_is_drawn(tuner):
     sampled(tuner)
-    before, sequence = len(shown(tuner)), tuner.overlay.for_sequence
-    tuner.controls.of["pred_iou_thresh"].value = 0.905
+    before, sequence = len(shown(tuner)), tuner.panel.overlay.for_sequence
+    tuner.panel.controls.of["pred_iou_thresh"].value = 0.905
     assert tuner.job.pred_iou_thresh == 0.905
     assert 0 < len(shown(tuner)) < before
-    assert tuner.overlay.for_sequence == sequence  # no coordinates are sent again
-    state = np.frombuffer(tuner.plane.state, "u1")
-    assert len(state) == tuner.preview.n_candidates == len(tuner.plane.points) / 8
+    assert tuner.panel.overlay.for_sequence == sequence  # no coordinates are sent again
+    state = np.frombuffer(tuner.panel.plane.state, "u1")
+    assert len(state) == tuner.panel.preview.n_candidates == len(tuner.panel.plane.points) / 8
     assert len(shown(tuner)) == (state == Fate.KEPT).sum()
     # the line in the plane and the slider are one
-    tuner.plane.pred_iou_thresh = 0.9
-    assert tuner.controls.of["pred_iou_thresh"].value == pytest.approx(0.9)
+    tuner.panel.plane.pred_iou_thresh = 0.9
+    assert tuner.panel.controls.of["pred_iou_thresh"].value == pytest.approx(0.9)
     assert tuner.job.pred_iou_thresh == pytest.approx(0.9)
 
 
@@ -130,30 +131,30 @@ def test_every_control_changes_its_parameter(tuner):
     }  # fmt: skip
     assert set(values) == set(TUNED)
     for name, value in values.items():
-        tuner.controls.of[name].value = value
+        tuner.panel.controls.of[name].value = value
         assert getattr(tuner.job, name) == value
-    view = tuner.preview.look(tuner.job.thresholds, tuner.job.cleaning)
+    view = tuner.panel.preview.look(tuner.job.thresholds, tuner.job.cleaning)
     assert len(shown(tuner)) == len(view.kept)
-    tuner.controls.of["min_solidity"].value = 0
+    tuner.panel.controls.of["min_solidity"].value = 0
     assert tuner.job.min_solidity is None
 
 
 def test_undo_flip_and_defaults(tuner):
     sampled(tuner)
     start = tuner.job
-    tuner.controls.of["min_area_px"].value = 100
-    tuner.controls.of["planar"].value = True
-    tuner.settings._keep()
-    tuner.controls.of["planar"].value = False
-    tuner.settings._flip()
+    tuner.panel.controls.of["min_area_px"].value = 100
+    tuner.panel.controls.of["planar"].value = True
+    tuner.panel.settings._keep()
+    tuner.panel.controls.of["planar"].value = False
+    tuner.panel.settings._flip()
     assert tuner.job.planar
-    tuner.settings._flip()
+    tuner.panel.settings._flip()
     assert not tuner.job.planar
     for _ in range(5):
-        tuner.settings._undo()
+        tuner.panel.settings._undo()
     assert tuner.job == start
-    assert tuner.settings.undo.disabled
-    tuner.settings._reset()
+    assert tuner.panel.settings.undo.disabled
+    tuner.panel.settings._reset()
     usual = Job()
     assert all(getattr(tuner.job, name) == getattr(usual, name) for name in TUNED)
     assert tuner.job.source == start.source
@@ -161,90 +162,90 @@ def test_undo_flip_and_defaults(tuner):
 
 def test_to_undo_a_flip_gives_back_a_and_b(tuner):
     sampled(tuner)
-    tuner.settings._keep()
-    tuner.controls.of["pred_iou_thresh"].value = 0.9
-    tuner.settings._flip()
+    tuner.panel.settings._keep()
+    tuner.panel.controls.of["pred_iou_thresh"].value = 0.9
+    tuner.panel.settings._flip()
     assert tuner.job.pred_iou_thresh == 0.85
-    tuner.settings._undo()
+    tuner.panel.settings._undo()
     assert tuner.job.pred_iou_thresh == 0.9
-    tuner.settings._flip()
+    tuner.panel.settings._flip()
     assert tuner.job.pred_iou_thresh == 0.85
 
 
 def test_what_a_browser_rounds_changes_nothing(tuner):
     before = tuner.job
-    tuner.controls.of["stability_score_thresh"].value = 0.9199999999999999
+    tuner.panel.controls.of["stability_score_thresh"].value = 0.9199999999999999
     assert tuner.job is before
 
 
 def test_one_drag_is_one_step_back(tuner):
     sampled(tuner)
     for value in (0.86, 0.87, 0.88, 0.89):
-        tuner.controls.of["pred_iou_thresh"].value = value
-    tuner.settings._undo()
+        tuner.panel.controls.of["pred_iou_thresh"].value = value
+    tuner.panel.settings._undo()
     assert tuner.job.pred_iou_thresh == 0.85
 
 
 def test_presets_are_job_files(tuner, tmp_path):
-    tuner.controls.of["min_area_px"].value = 250
-    tuner.settings.preset.value = "small roofs"
-    tuner.settings._save_preset()
+    tuner.panel.controls.of["min_area_px"].value = 250
+    tuner.panel.settings.preset.value = "small roofs"
+    tuner.panel.settings._save_preset()
     path = tmp_path / "presets" / "small roofs.yaml"
     assert Job.from_yaml(path).min_area_px == 250
-    assert "small roofs" in tuner.settings.preset.options
-    tuner.settings._reset()
-    tuner.settings._load_preset()
+    assert "small roofs" in tuner.panel.settings.preset.options
+    tuner.panel.settings._reset()
+    tuner.panel.settings._load_preset()
     assert tuner.job.min_area_px == 250
-    tuner.settings.preset.value = "../elsewhere"
-    tuner.settings._save_preset()
-    assert "alert" in tuner.settings.message.value
-    tuner.settings.preset.value = "none such"
-    tuner.settings._load_preset()
-    assert "no preset" in tuner.settings.message.value
-    assert "Saved: small roofs" in tuner.settings.message.value
-    tuner.settings.preset.value = " "
-    tuner.settings._load_preset()
-    assert "Choose a preset" in tuner.settings.message.value
+    tuner.panel.settings.preset.value = "../elsewhere"
+    tuner.panel.settings._save_preset()
+    assert "alert" in tuner.panel.settings.message.value
+    tuner.panel.settings.preset.value = "none such"
+    tuner.panel.settings._load_preset()
+    assert "no preset" in tuner.panel.settings.message.value
+    assert "Saved: small roofs" in tuner.panel.settings.message.value
+    tuner.panel.settings.preset.value = " "
+    tuner.panel.settings._load_preset()
+    assert "Choose a preset" in tuner.panel.settings.message.value
 
 
 def test_a_click_explains_what_is_there(tuner):
     sampled(tuner)
-    polygons = tuner.view.polygons
+    polygons = tuner.panel.view.polygons
     point = polygons.geometry.iloc[0].representative_point()
     click_on(tuner, point.x, point.y)
-    assert "kept" in tuner.verdicts.value
-    tuner.controls.of["pred_iou_thresh"].value = 1.0
-    until(lambda: "is not above 1" in tuner.verdicts.value)  # it follows the sliders
-    until(lambda: tuner.alternatives.data.get("geometry", {}).get("coordinates"))
+    assert "kept" in tuner.panel.verdicts.text.value
+    tuner.panel.controls.of["pred_iou_thresh"].value = 1.0
+    until(lambda: "is not above 1" in tuner.panel.verdicts.text.value)  # it follows the sliders
+    until(lambda: tuner.panel.verdicts.alternatives.data.get("geometry", {}).get("coordinates"))
 
 
 def test_judged_polygons_make_a_running_precision(tuner):
     sampled(tuner)
-    polygons = tuner.view.polygons.iloc[:2]
+    polygons = tuner.panel.view.polygons.iloc[:2]
     for verdict, (_, polygon) in zip(("good", "bad"), polygons.iterrows(), strict=True):
-        tuner.mode.value = verdict
+        tuner.panel.mode.value = verdict
         point = polygon.geometry.representative_point()
-        click_on(tuner, point.x, point.y, int(tuner._place[polygon["row"]]))
-    assert "50%" in tuner.figures.value
-    flags = np.frombuffer(tuner.overlay.flags, "u1")
+        click_on(tuner, point.x, point.y, int(tuner.panel.drawn.place[polygon["row"]]))
+    assert "50%" in tuner.panel.figures.value
+    flags = np.frombuffer(tuner.panel.overlay.flags, "u1")
     assert ((flags & Flag.GOOD) > 0).sum() == ((flags & Flag.BAD) > 0).sum() == 1
     assert sorted(tuner.session.judged.values()) == [False, True]
 
 
 def test_advise_moves_the_sliders_by_the_verdicts(tuner):
     sampled(tuner)
-    tuner._advise()
-    assert "0 polygons are called good" in tuner.message.value
-    kept = tuner.view.kept  # scores above 0.9 and below 0.92
-    keys = {tuner.preview.key(int(row)): n > 1 for n, row in enumerate(kept)}
+    tuner.panel.advise()
+    assert "0 polygons are called good" in tuner.panel.message.value
+    kept = tuner.panel.view.kept  # scores above 0.9 and below 0.92
+    keys = {tuner.panel.preview.key(int(row)): n > 1 for n, row in enumerate(kept)}
     gone = ("another scene", 0, 0, 1)  # of a tile that is no sample any more
     tuner.session.judged = keys | {gone: False}
-    tuner.controls.of["pred_iou_thresh"].value = 0.95
-    assert not len(tuner.view.kept)
-    tuner._advise()
-    assert tuner.controls.of["pred_iou_thresh"].value == tuner.job.pred_iou_thresh == 0.9
-    assert f"of {len(keys) - 2} good polygons are shown (0 before)" in tuner.message.value
-    assert tuner.view.kept.tolist() == kept.tolist()
+    tuner.panel.controls.of["pred_iou_thresh"].value = 0.95
+    assert not len(tuner.panel.view.kept)
+    tuner.panel.advise()
+    assert tuner.panel.controls.of["pred_iou_thresh"].value == tuner.job.pred_iou_thresh == 0.9
+    assert f"of {len(keys) - 2} good polygons are shown (0 before)" in tuner.panel.message.value
+    assert tuner.panel.view.kept.tolist() == kept.tolist()
 
 
 def test_a_click_beside_the_samples_adds_the_tile(tuner):
@@ -263,45 +264,45 @@ def test_a_click_beside_the_samples_adds_the_tile(tuner):
 
 
 def test_cancelling_says_so_and_a_failed_tile_too(tuner):
-    tuner._propose()
-    tuner.tiles.cancel()
-    assert "Cancelled" in tuner.message.value
-    assert tuner.tiles.widget.layout.display == "none"
-    tuner._propose()
+    tuner.panel.propose()
+    tuner.panel.tiles.cancel()
+    assert "Cancelled" in tuner.panel.message.value
+    assert tuner.panel.tiles.widget.layout.display == "none"
+    tuner.panel.propose()
     record = TileRecord("scene", 0, 1, "failed", error="OSError: <no luck>")
     tuner.session._hear(TileDone(record, None, stored=False))
-    assert "r0c1 failed: OSError: &lt;no luck&gt;" in tuner.message.value
+    assert "r0c1 failed: OSError: &lt;no luck&gt;" in tuner.panel.message.value
     assert tuner.session.samples == ()
 
 
 def test_tiles_that_are_asked_for_during_a_run_follow_it(tuner):
-    panel = RunPanel(tuner)
+    panel = RunPanel(tuner).panel
     panel.start()
     run_of_all = tuner.computed.asked[-1]
-    tuner._propose()
-    assert "follow" in tuner.message.value
+    tuner.panel.propose()
+    assert "follow" in tuner.panel.message.value
     assert tuner.computed.asked[-1] is run_of_all
     tuner.session.cancel()
     assert tuner.computed.asked[-1].tiles is not None
     tuner.computed.answer()
     assert len(tuner.session.samples) == 4
-    panel.detach()
+    panel.close()
 
 
 def test_cleared_while_computing_is_cleared(tuner):
     sampled(tuner)
-    tuner.n_tiles.value = 6
-    tuner._propose()
-    tuner.tiles.clear()
+    tuner.panel.n_tiles.value = 6
+    tuner.panel.propose()
+    tuner.panel.tiles.clear()
     assert not tuner.session.busy
     assert tuner.session.samples == ()
 
 
 def test_what_fails_while_events_come_is_said_and_the_next_are_heard(tuner, monkeypatch):
-    tuner._propose()
+    tuner.panel.propose()
     monkeypatch.setattr(tuner.session, "sample_of", lambda event: 1 / 0)
     tuner.computed.answer()
-    assert "ZeroDivisionError" in tuner.message.value
+    assert "ZeroDivisionError" in tuner.panel.message.value
     assert not tuner.session.busy
     monkeypatch.undo()
     sampled(tuner)
@@ -309,8 +310,8 @@ def test_what_fails_while_events_come_is_said_and_the_next_are_heard(tuner, monk
 
 
 def test_a_tile_underway_shows_how_far_it_is_and_what_there_is_of_it(tuner):
-    tuner.n_tiles.value = 1
-    tuner._propose()
+    tuner.panel.n_tiles.value = 1
+    tuner.panel.propose()
     (index,) = tuner.computed.asked[-1].tiles
     part = tuner.session.area.parts[0]
     (tile,) = (t for t in part.tiles if part.index(t) == index)
@@ -321,15 +322,15 @@ def test_a_tile_underway_shows_how_far_it_is_and_what_there_is_of_it(tuner):
     hear = tuner.session._hear
     hear(Planned(1, 0))
     hear(TileUnderway(0.25))
-    assert tuner.tiles.progress.value >= 0.25
+    assert tuner.panel.tiles.progress.value >= 0.25
     hear(TileUnderway(0.5, record, some))
     assert [len(sample.candidates) for sample in tuner.session.samples] == [len(some)]
-    assert len(shown(tuner)) == len(tuner.view.kept)
+    assert len(shown(tuner)) == len(tuner.panel.view.kept)
     hear(TileUnderway(0.75, record, found.take(np.arange(len(found) - 1))))
     assert len(tuner.session.samples) == 1
-    tuner.tiles.cancel()
+    tuner.panel.tiles.cancel()
     assert tuner.session.samples == ()  # half a tile is no sample to tune on
-    tuner._propose()
+    tuner.panel.propose()
     tuner.computed.answer()
     assert [len(sample.candidates) for sample in tuner.session.samples] == [len(found)]
     assert tuner.session.samples[0].whole
@@ -338,18 +339,18 @@ def test_a_tile_underway_shows_how_far_it_is_and_what_there_is_of_it(tuner):
 def test_work_ahead_draws_nothing_else_and_spares_later_sliders(tuner):
     sampled(tuner)
     deadline = time.monotonic() + 20
-    everything = tuner.preview.n_candidates
-    while sum(map(len, tuner._drawn)) < everything - 3 and time.monotonic() < deadline:
+    everything = tuner.panel.preview.n_candidates
+    while sum(map(len, tuner.panel.drawn.frames)) < everything - 3 and time.monotonic() < deadline:
         time.sleep(0.1)
-    sequence, n = tuner.overlay.for_sequence, len(shown(tuner))
-    tuner.controls.of["pred_iou_thresh"].value = 0.5
+    sequence, n = tuner.panel.overlay.for_sequence, len(shown(tuner))
+    tuner.panel.controls.of["pred_iou_thresh"].value = 0.5
     assert len(shown(tuner)) >= n
-    assert tuner.overlay.for_sequence == sequence
+    assert tuner.panel.overlay.for_sequence == sequence
 
 
 def test_what_is_on_the_map_is_what_the_run_writes(tuner, monkeypatch, known_objects_only):
     sampled(tuner, 15)
-    clear = tuner.view.polygons[~tuner.view.polygons["seam"]]
+    clear = tuner.panel.view.polygons[~tuner.panel.view.polygons["seam"]]
     assert len(clear) >= 3
     layer = run(tuner.job).layer.set_index("id")
     for polygon in clear.itertuples():
@@ -362,7 +363,7 @@ def test_two_tuners_of_two_jobs_do_not_disturb_each_other(tuner, job, tmp_path):
     Computed(picker.session)
     other = ThresholdTuner(picker)
     try:
-        tuner.controls.of["pred_iou_thresh"].value = 0.97
+        tuner.panel.controls.of["pred_iou_thresh"].value = 0.97
         assert other.job.pred_iou_thresh == 0.85
     finally:
         other.close()
@@ -370,8 +371,8 @@ def test_two_tuners_of_two_jobs_do_not_disturb_each_other(tuner, job, tmp_path):
 
 def test_in_batch_nothing_is_made(job):
     tuner = ThresholdTuner(AOIPicker(job.changed(interactive=False)))
-    assert tuner.widget is None
-    assert RunPanel(tuner).widget is None
+    assert tuner.panel is None
+    assert RunPanel(tuner).panel is None
 
 
 # ---------------------------------------------------------------------------------- the run panel
@@ -387,13 +388,13 @@ def in_cell(monkeypatch):
 
 @pytest.fixture
 def panel(tuner):
-    panel = RunPanel(tuner)
+    panel = RunPanel(tuner).panel
     yield panel
-    panel.detach()
+    panel.close()
 
 
 def test_the_command_and_the_job_file_follow_the_sliders(panel, tuner, tmp_path):
-    tuner.controls.of["pred_iou_thresh"].value = 0.91
+    tuner.panel.controls.of["pred_iou_thresh"].value = 0.91
     assert "-p pred_iou_thresh 0.91" in panel.copy.text
     assert f"-p out_dir {tmp_path / 'run'}" in panel.copy.text
     assert "interactive" not in panel.copy.text
@@ -401,11 +402,11 @@ def test_the_command_and_the_job_file_follow_the_sliders(panel, tuner, tmp_path)
     saved = Job.from_yaml(tmp_path / "run-job.yaml")
     assert saved.pred_iou_thresh == 0.91
     assert f"-f {tmp_path / 'run-job.yaml'} --log-output" in panel.copy.text
-    tuner.controls.of["pred_iou_thresh"].value = 0.92
+    tuner.panel.controls.of["pred_iou_thresh"].value = 0.92
     assert "-p pred_iou_thresh 0.92" in panel.copy.text
     # papermill begins with the notebook's cell: what is the usual value, but not there, is named
     tuner.session.given = tuner.job
-    tuner.settings._reset()
+    tuner.panel.settings._reset()
     assert "-p pred_iou_thresh 0.85" in panel.copy.text
     # a file does not keep a scheduler, because that is trusted code
     tuner.session.change(scheduler="tcp://10.0.0.1:8786")
@@ -449,38 +450,55 @@ def test_a_run_shows_its_tiles_its_failures_and_its_layer(panel, tuner, known_ob
     assert not panel.run_button.disabled
     assert len(np.frombuffer(panel.overlay.shown, "<u4")) == len(result.layer)
     assert len(read_layer(result.folder / "prelabels.parquet")) == len(result.layer)
-    panel._tune()
+    panel.tune()
     assert len(session._background.asked[-1].tiles) == 15
 
 
 def test_the_cell_of_a_panel_that_runs_again_goes_on_with_the_run(tuner, in_cell):
     in_cell("run")
     first = RunPanel(tuner)
-    first.start()
+    first.panel.start()
     tuner.session._hear(Planned(15, 13))
     again = RunPanel(tuner)
-    assert first.widget.comm is None
-    assert again.run_button.disabled
-    assert not again.cancel_button.disabled
+    panel = again.panel
+    assert panel is first.panel
+    assert panel.widget.comm is not None
+    assert panel.run_button.disabled
+    assert not panel.cancel_button.disabled
     tile = tuner.session.area.parts[0].tiles[0]
     record = TileRecord("scene", tile.row, tile.col, "empty")
     tuner.session._hear(TileDone(record, None, stored=False))
-    assert again.progress.value == pytest.approx(14 / 15)
+    assert panel.progress.value == pytest.approx(14 / 15)
     tuner.session.cancel()
-    assert "14 of 15 tiles are stored" in again.message.value
-    again.detach()
+    assert "14 of 15 tiles are stored" in panel.message.value
+    again.take_away()
 
 
 def test_the_cell_of_a_tuner_that_runs_again_goes_on_with_its_tiles(tuner, in_cell):
     in_cell("tuner")
     first = ThresholdTuner(tuner)
-    first._propose()
+    first.panel.propose()
     again = ThresholdTuner(tuner)
-    assert again.tiles.widget.layout.display == "flex"
+    assert again.panel is first.panel
+    assert again.panel.tiles.widget.layout.display == "flex"
     tuner.computed.answer()
     assert len(again.session.samples) == 4
-    assert again.tiles.widget.layout.display == "none"
-    again.detach()
+    assert again.panel.tiles.widget.layout.display == "none"
+    again.take_away()
+
+
+def test_a_tuner_that_was_closed_comes_back_when_its_cell_runs_again(tuner, in_cell):
+    in_cell("tuner")
+    first = ThresholdTuner(tuner)
+    widget = first.panel.widget
+    first.close()
+    assert first.panel is None
+    assert widget.comm is None
+    with pytest.raises(WorkbenchError, match="Run its cell again"):
+        RunPanel(first)
+    again = ThresholdTuner(tuner)
+    assert again.panel.widget.comm is not None
+    again.take_away()
 
 
 def test_widgets_of_an_area_that_ran_again_say_so_and_old_ones_are_closed(job, in_cell):
@@ -491,9 +509,13 @@ def test_widgets_of_an_area_that_ran_again_say_so_and_old_ones_are_closed(job, i
     in_cell("area")
     n = len(ipywidgets.widgets.widget._instances)
     pickers = [AOIPicker(job) for _ in range(3)]
-    assert "Run this cell again" in tuner.message.value
+    assert "Run this cell again" in tuner.panel.message.value
     assert len(ipywidgets.widgets.widget._instances) == n
-    tuner.detach()
+    in_cell("tuner")
+    other = ThresholdTuner(pickers[-1])  # another session: another panel, and the old one is closed
+    assert tuner.panel is None
+    assert other.panel.widget.comm is not None
+    other.take_away()
     pickers[-1].close()
 
 

@@ -164,7 +164,7 @@ def test_names_are_text_in_widgets(tmp_path):
     picker = AOIPicker(job)
     try:
         tuner = ThresholdTuner(picker)
-        panel = RunPanel(tuner)
+        panel = RunPanel(tuner).panel
         picker.session.job = job.changed(aoi=f"{MARKUP}.gpkg")
         panel.path.value = str(tmp_path / f"{MARKUP}.yaml")
         panel.save()

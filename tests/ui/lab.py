@@ -102,6 +102,18 @@ class Notebook:
             timeout=seconds * 1000,
         )
 
+    def run_cell(self, start: str) -> None:
+        """Run the cell whose code contains a text, and wait for its end."""
+        self.page.evaluate(
+            """async start => {
+              const notebook = window.jupyterapp.shell.currentWidget.content;
+              notebook.activeCellIndex = notebook.widgets.findIndex(
+                cell => cell.model.sharedModel.getSource().includes(start));
+              await window.jupyterapp.commands.execute('notebook:run-cell');
+            }""",
+            start,
+        )
+
     def ask(self, code: str) -> str:
         """Run code in the notebook's kernel and return what it prints."""
         return self.page.evaluate(

@@ -13,7 +13,10 @@ from workbench.samples.demo import sample_scene
 
 POLYGONS = "canvas.sam-workbench-polygons"
 # of the libraries, about themselves; and of the browser, about these tests' reading of pixels
-EXPECTED_COMPLAINTS = ("Unsatisfied version", "willReadFrequently")
+EXPECTED_COMPLAINTS = (
+    "Unsatisfied version", "willReadFrequently",
+    "is taking too long to activate",  # a plugin of JupyterLab, on a busy machine
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["/", "/user/alice/"], ids=["root", "hub"])
@@ -220,7 +223,7 @@ def test_03_proposed_tiles_are_computed_and_drawn(opened):
     opened.page.wait_for_timeout(1500)
     opened.picture(f"{opened.name}-03-computing")
     opened.until("len(tuner.session.samples) >= 2 and not tuner.session.busy", seconds=180)
-    n = until_shown(opened, "len(tuner.view.kept)")
+    n = until_shown(opened, "len(tuner.panel.view.kept)")
     assert n > 5
     assert coloured(opened) > 500
     opened.page.wait_for_timeout(1500)
@@ -234,7 +237,7 @@ def test_04_sliders_move_polygons_by_keyboard_and_mouse(opened):
     for _ in range(14):
         opened.page.keyboard.press("ArrowRight")
     opened.until("round(tuner.job.pred_iou_thresh, 3)", "0.87")
-    fewer = until_shown(opened, "len(tuner.view.kept)")
+    fewer = until_shown(opened, "len(tuner.panel.view.kept)")
     assert fewer < n
     assert coloured(opened) < pixels
     box = handle.bounding_box()
@@ -243,7 +246,7 @@ def test_04_sliders_move_polygons_by_keyboard_and_mouse(opened):
     opened.page.mouse.move(box["x"] - 60, box["y"] + 5, steps=12)
     opened.page.mouse.up()
     opened.until("tuner.job.pred_iou_thresh < 0.85")
-    assert until_shown(opened, "len(tuner.view.kept)") > fewer
+    assert until_shown(opened, "len(tuner.panel.view.kept)") > fewer
     opened.picture(f"{opened.name}-05-slider")
 
 
@@ -265,7 +268,7 @@ def test_05_each_slider_reaches_the_job_and_the_map(opened, label, name):
     for _ in range(4):
         opened.page.keyboard.press("ArrowRight")
     opened.until(f"str(tuner.job.{name}) != {before!r}")
-    until_shown(opened, "len(tuner.view.kept)")
+    until_shown(opened, "len(tuner.panel.view.kept)")
     for _ in range(8):  # on a slow machine, one step for each key
         if opened.ask(f"print(tuner.job.{name})") == before:
             break
@@ -280,15 +283,15 @@ def test_06_planar_is_a_box(opened):
     box.scroll_into_view_if_needed()
     box.check()
     opened.until("tuner.job.planar")
-    until_shown(opened, "len(tuner.view.kept)")
+    until_shown(opened, "len(tuner.panel.view.kept)")
     box.uncheck()
     opened.until("tuner.job.planar", "False")
-    until_shown(opened, "len(tuner.view.kept)")
+    until_shown(opened, "len(tuner.panel.view.kept)")
 
 
 def place_of_a_polygon(opened):
     """Where on the page the largest polygon that is shown lies."""
-    return place_of(opened, "p = tuner.view.polygons; g = p.geometry.iloc[[p.area.argmax()]]")
+    return place_of(opened, "p = tuner.panel.view.polygons; g = p.geometry.iloc[[p.area.argmax()]]")
 
 
 def place_of(opened, code):
@@ -303,7 +306,9 @@ def place_of(opened, code):
     view = map_of(opened, 1)
     box = view.bounding_box()
     south, west, north, east = json.loads(
-        opened.ask("b = tuner.scene_map.map.bounds; print([*map(float, b[0]), *map(float, b[1])])")
+        opened.ask(
+            "b = tuner.panel.scene_map.map.bounds\nprint([*map(float, b[0]), *map(float, b[1])])"
+        )
     )
     x = box["x"] + (lon - west) / (east - west) * box["width"]
     mercator = np.log(np.tan(np.pi / 4 + np.radians([south, lat, north]) / 2))
@@ -320,7 +325,7 @@ def test_07_hovering_tells_the_scores_and_a_click_why(opened):
     assert "confidence" in tip.inner_text()
     opened.picture(f"{opened.name}-06-hover")
     opened.page.mouse.click(x, y)
-    opened.until("'kept' in tuner.verdicts.value")
+    opened.until("'kept' in tuner.panel.verdicts.text.value")
     why = opened.page.locator(".sam-workbench-tuner table")
     assert "predicted IoU" in why.inner_text()
     assert why.bounding_box()["y"] < 900  # in sight, with the map
@@ -330,24 +335,26 @@ def test_07_hovering_tells_the_scores_and_a_click_why(opened):
 def test_07_a_click_beside_the_polygons_names_the_threshold_that_removes(opened):
     place = place_of(
         opened,
-        "import numpy as np, pandas as pd; v = tuner.view\n"
+        "import numpy as np, pandas as pd; v = tuner.panel.view\n"
         "from workbench.tuning.preview import Fate\n"
         "rows = np.flatnonzero(v.fate == Fate.BELOW)[:300]\n"
-        "g = pd.concat([tuner.preview.outline(int(r)) for r in rows], ignore_index=True)\n"
+        "g = pd.concat([tuner.panel.preview.outline(int(r)) for r in rows], ignore_index=True)\n"
         "m = g.representative_point(); m = m[m.within(tuner.session.area.aoi)]\n"
-        "listed = [tuner.preview.at(p.x, p.y, v)[:10] for p in m]\n"
+        "listed = [tuner.panel.preview.at(p.x, p.y, v)[:10] for p in m]\n"
         "m = m[[any(one.fate == Fate.BELOW for one in of) for of in listed]]\n"
         "g = g.loc[[g.loc[m.index].area.idxmax()]]",
     )
     opened.page.mouse.click(*place)
-    opened.until("'is not above' in tuner.verdicts.value or 'is below' in tuner.verdicts.value")
+    opened.until(
+        "any(why in tuner.panel.verdicts.text.value for why in ('is not above', 'is below'))"
+    )
     why = opened.page.locator(".sam-workbench-tuner table").inner_text()
     assert "below" in why
     opened.picture(f"{opened.name}-07b-removed")
 
 
 def test_08_enter_is_a_click_at_the_cross_in_the_middle_of_the_map(opened):
-    before = opened.ask("print(tuner.verdicts.value)")
+    before = opened.ask("print(tuner.panel.verdicts.text.value)")
     button(opened, "Bad").focus()
     for _ in range(12):
         opened.page.keyboard.press("Tab")
@@ -358,7 +365,7 @@ def test_08_enter_is_a_click_at_the_cross_in_the_middle_of_the_map(opened):
         opened.page.wait_for_timeout(400)
     opened.picture(f"{opened.name}-07c-keyboard")
     opened.page.keyboard.press("Enter")
-    opened.until(f"tuner.verdicts.value != {before!r}")
+    opened.until(f"tuner.panel.verdicts.text.value != {before!r}")
     for _ in range(3):
         opened.page.keyboard.press("ArrowUp")
         opened.page.wait_for_timeout(400)
@@ -374,10 +381,10 @@ def test_08_what_advise_needs_is_said_beside_its_button(opened):
 
 def test_08_good_and_bad_make_a_precision(opened):
     button(opened, "Good").click()
-    opened.until("tuner.mode.value", "good")
+    opened.until("tuner.panel.mode.value", "good")
     opened.page.mouse.click(*place_of_a_polygon(opened))
     opened.until("len(tuner.session.judged)", "1")
-    opened.until("'100%' in tuner.figures.value")
+    opened.until("'100%' in tuner.panel.figures.value")
     button(opened, "Explain").click()
 
 
@@ -388,16 +395,16 @@ def test_09_two_settings_can_be_flipped(opened):
     for _ in range(6):
         opened.page.keyboard.press("ArrowRight")
     opened.until(f"abs(tuner.job.pred_iou_thresh - {first} - 0.03) < 1e-6")  # all keys are through
-    of_a, pixels = until_shown(opened, "len(tuner.view.kept)"), coloured(opened)
+    of_a, pixels = until_shown(opened, "len(tuner.panel.view.kept)"), coloured(opened)
     opened.picture(f"{opened.name}-08-a")
     button(opened, "A ⇄ B").click()
     opened.until(f"abs(tuner.job.pred_iou_thresh - {first}) < 1e-6")
-    assert until_shown(opened, "len(tuner.view.kept)") > of_a
+    assert until_shown(opened, "len(tuner.panel.view.kept)") > of_a
     assert coloured(opened) != pixels
     opened.picture(f"{opened.name}-08-b")
     button(opened, "A ⇄ B").click()
     opened.until(f"tuner.job.pred_iou_thresh > {first} + 0.02")
-    assert until_shown(opened, "len(tuner.view.kept)") == of_a
+    assert until_shown(opened, "len(tuner.panel.view.kept)") == of_a
 
 
 def test_09_a_preset_is_saved_and_comes_back(opened):
@@ -414,7 +421,7 @@ def test_09_a_preset_is_saved_and_comes_back(opened):
     opened.until(f"abs(tuner.job.pred_iou_thresh - {before} + 0.02) < 1e-6")
     button(opened, "Load").click()
     opened.until(f"abs(tuner.job.pred_iou_thresh - {before}) < 1e-6")
-    until_shown(opened, "len(tuner.view.kept)")
+    until_shown(opened, "len(tuner.panel.view.kept)")
 
 
 def test_09_what_goes_wrong_is_said_in_a_sentence(opened):
@@ -426,15 +433,15 @@ def test_09_what_goes_wrong_is_said_in_a_sentence(opened):
     said.wait_for(timeout=9000)
     opened.picture(f"{opened.name}-08c-error")
     # a slider whose work fails is not silent either
-    opened.ask("tuner.preview.look = lambda *_: 1 / 0")
+    opened.ask("tuner.panel.preview.look = lambda *_: 1 / 0")
     slider(opened, "stability")
     opened.page.keyboard.press("ArrowRight")
     opened.page.locator(".sam-workbench-tuner", has_text="ZeroDivisionError").wait_for(timeout=9000)
-    opened.ask("del tuner.preview.look")
+    opened.ask("del tuner.panel.preview.look")
     opened.page.keyboard.press("ArrowLeft")
     mended = opened.page.locator(".sam-workbench-tuner", has_not_text="ZeroDivisionError")
     mended.wait_for(timeout=9000)
-    until_shown(opened, "len(tuner.view.kept)")
+    until_shown(opened, "len(tuner.panel.view.kept)")
 
 
 def test_09_the_keyboard_reaches_all_controls(opened):
@@ -472,7 +479,20 @@ def test_11_running_the_cell_again_keeps_the_state(opened):
     opened.run_all()
     opened.until("picker.session.job.aoi is not None")
     assert opened.ask("print(tuner.job.pred_iou_thresh, len(tuner.session.samples))") == before
-    until_shown(opened, "len(tuner.view.kept)")
+    until_shown(opened, "len(tuner.panel.view.kept)")
+
+
+def test_11_running_only_the_tuners_cell_again_shows_the_same_panel(opened):
+    opened.ask("panel = tuner.panel")
+    opened.run_cell("tuner = ThresholdTuner(picker)")
+    opened.until("tuner.panel is panel")
+    assert opened.page.locator(".sam-workbench-tuner").count() == 1
+    n = until_shown(opened, "len(tuner.panel.view.kept)")
+    slider(opened, "predicted IoU")
+    opened.page.keyboard.press("ArrowLeft")
+    assert until_shown(opened, "len(tuner.panel.view.kept)") >= n
+    opened.page.keyboard.press("ArrowRight")
+    assert until_shown(opened, "len(tuner.panel.view.kept)") == n
 
 
 def test_12_the_job_is_saved_run_cancelled_and_run_to_its_end(opened):
@@ -501,16 +521,16 @@ def test_13_c2_the_polygons_on_the_screen_are_those_of_the_geopackage(opened):
     drawn = json.loads(
         opened.ask(
             "import numpy as np, json, base64\n"
-            "o = tuner.overlay.outlines\n"
-            "rows = np.frombuffer(tuner.overlay.shown, '<u4')\n"
+            "o = tuner.panel.overlay.outlines\n"
+            "rows = np.frombuffer(tuner.panel.overlay.shown, '<u4')\n"
             "from workbench.tuning.webmap import outlines\n"
             "c = np.frombuffer(o['coords'], '<f4').reshape(-1, 2)\n"
             "s = np.frombuffer(o['ring_sizes'], '<u4'); r = np.frombuffer(o['rings'], '<u4')\n"
             "ends = np.cumsum(s); last = np.cumsum(r)\n"
-            "p = tuner.view.polygons.set_index('row')\n"
+            "p = tuner.panel.view.polygons.set_index('row')\n"
             "out = {}\n"
             "for k in rows:\n"
-            "    row = int(tuner._rows[k])\n"
+            "    row = int(tuner.panel.drawn.rows[k])\n"
             "    if p.loc[row, 'seam']: continue\n"
             "    a = ends[last[k] - r[k]] - s[last[k] - r[k]]; b = ends[last[k] - 1]\n"
             "    box = np.r_[c[a:b].min(0), c[a:b].max(0)] + np.r_[o['origin'], o['origin']]\n"

@@ -40,15 +40,15 @@ def test_two_notebooks_do_not_disturb_each_other(chromium, lab):
     with open_notebook(chromium, lab, one) as first, open_notebook(chromium, lab, two) as second:
         for notebook in (first, second):
             notebook.run_all()
-            notebook.ask("tuner.n_tiles.value = 1")
+            notebook.ask("tuner.panel.n_tiles.value = 1")
             notebook.page.get_by_role("button", name="Propose tiles", exact=True).first.click()
         for notebook in (first, second):
             notebook.until("len(tuner.session.samples) == 1 and not tuner.session.busy")
-        before = second.ask("print(tuner.view.kept.tolist())")
+        before = second.ask("print(tuner.panel.view.kept.tolist())")
         tune(first, 0)
         first.until("round(tuner.job.pred_iou_thresh, 3)", "0.81")
         assert second.ask("print(tuner.job.pred_iou_thresh)") == "0.8"
-        assert second.ask("print(tuner.view.kept.tolist())") == before
+        assert second.ask("print(tuner.panel.view.kept.tolist())") == before
         assert first.ask("import os; print(os.getpid())") != second.ask(
             "import os; print(os.getpid())"
         )
@@ -70,13 +70,13 @@ def test_two_tuners_of_one_notebook_are_two_and_closing_frees_the_model(chromium
     with open_notebook(chromium, lab, path) as opened:
         opened.run_all()
         for name in "ab":
-            opened.ask(f"{name}.n_tiles.value = 1; {name}._propose()")
+            opened.ask(f"{name}.panel.n_tiles.value = 1; {name}.panel.propose()")
         for name in "ab":
             opened.until(f"len({name}.session.samples) == 1 and not {name}.session.busy")
         tune(opened, 0)
         opened.until("round(a.job.pred_iou_thresh, 3)", "0.81")
         assert opened.ask("print(b.job.pred_iou_thresh)") == "0.8"
-        shown = [int(opened.ask(f"print(len({name}.view.kept))")) for name in "ab"]
+        shown = [int(opened.ask(f"print(len({name}.panel.view.kept))")) for name in "ab"]
         opened.page.wait_for_function(
             "meant => [...document.querySelectorAll('canvas.sam-workbench-polygons')]"
             ".map(c => Number(c.dataset.shown)).join() === meant",

@@ -191,11 +191,11 @@ def _records_of(path: Path, mtime_ns: int, size: int) -> tuple[TileRecord, ...]:
     _refuse_damaged_masks(candidates, path)
     for record in records:
         if record.valid_rle is not None:
-            size = candidates.rules.height, candidates.rules.width
-            if damaged([record.valid_rle.encode()], *size)[0]:
+            height, width = candidates.rules.height, candidates.rules.width
+            if damaged([record.valid_rle.encode()], height, width)[0]:
                 raise RunFolderError(
                     f"{path}: the valid pixels of tile {record.index} are no run-length encoding "
-                    f"of {size[0]} × {size[1]} pixels. Delete the file, and its tiles are "
+                    f"of {height} × {width} pixels. Delete the file, and its tiles are "
                     "computed again."
                 )
     return tuple(records)

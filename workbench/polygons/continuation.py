@@ -72,9 +72,9 @@ class Continuations:
             if other is None:
                 self._waiting[here, there] = part
                 continue
-            alike = _iou(part.rles, other.rles) >= AGREE
-            self._note(neighbour, tile, part, ~alike.any(axis=1))
-            self._note(tile, neighbour, other, ~alike.any(axis=0))
+            alike = np.asarray(_iou(part.rles, other.rles) >= AGREE, bool)
+            self._note(neighbour, tile, part, ~np.any(alike, axis=1))
+            self._note(tile, neighbour, other, ~np.any(alike, axis=0))
 
     def found(
         self, tile: Tile, stored: Candidates, chosen: NDArray[np.int64], masks: TileMasks,
@@ -173,4 +173,4 @@ def _iou(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> NDArray[np
 
 def _exclusive(boxes: NDArray[np.int32]) -> NDArray[np.int64]:
     """Boxes whose last pixel is exclusive."""
-    return boxes.astype(np.int64) + [0, 0, 1, 1]
+    return boxes.astype(np.int64) + np.array([0, 0, 1, 1])

@@ -1,4 +1,4 @@
-"""Sample tiles at the speed of a hand, without a widget: thresholds come in, a view goes out.
+"""Sample tiles that follow a slider: thresholds come in, a view of the polygons goes out.
 
 `preview` runs the batch's own functions on sample tiles (`reasons` says why a mask is
 not shown), `propose` picks tiles, `process` segments in a process of its own, `webmap` makes

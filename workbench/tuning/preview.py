@@ -1,7 +1,7 @@
-"""What sample tiles give at any thresholds and cleaning, at the speed of a slider.
+"""The polygons of sample tiles at any thresholds and cleaning, fast enough to follow a slider.
 
-The same `select`, `to_polygons` and `clean` as in a run; what does not depend on a slider is done
-once and remembered.
+Calls the same `select`, `to_polygons` and `clean` as a run. What does not depend on a slider is
+computed once and kept.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _COVER_PX = 512  # side of the raster on which the covered share of a tile is me
 
 
 class Fate(IntEnum):
-    """What becomes of a candidate."""
+    """Whether a candidate is shown, and if not, why."""
 
-    BELOW = 0  # a threshold
+    BELOW = 0  # below a threshold
     KEPT = 1
-    SUPPRESSED = 2  # by non-maximum suppression
+    SUPPRESSED = 2  # overlaps a better one: non-maximum suppression
     CLEANED = 3  # removed by cleaning
     OUTSIDE = 4  # of the AOI
     WHOLE_TILE = 5  # as large as its tile
@@ -61,12 +61,12 @@ _FATE_OF = {
 
 @dataclass(frozen=True)
 class View:
-    """What some thresholds and cleaning leave of the candidates of all samples.
+    """The candidates of all samples as thresholds and cleaning leave them.
 
-    Rows are counted over all candidates: sample after sample, each by ordinal. `fate` says for
-    each row why it is there or not. `drawn` holds, sample by sample, the polygons of at least the
-    rows that are kept, with the columns of `clean` and `row`; it stays the same object for as long
-    as thresholds need no others.
+    Rows count all candidates: sample by sample, each by ordinal. `fate` says for each row whether
+    it is shown. `drawn` has one frame for each sample, with the columns of `clean` and `row`: at
+    least the polygons of all rows that are kept. A frame stays the same object until thresholds
+    need polygons that it does not have.
     """
 
     thresholds: Thresholds
@@ -89,19 +89,20 @@ class View:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a person wants to know of a view; areas are NaN where nothing is shown."""
+    """Counts and measures of a view; `median_area_m2` is NaN if nothing is shown."""
 
     n: int
-    covered: float  # share of the tiles' valid part
+    covered: float  # share of the valid pixels of the tiles; NaN without any
     median_area_m2: float
     n_seam: int
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why a candidate is shown or not; `rival` is the row that suppresses it, -1 for none.
+    """Why a candidate is shown or not.
 
-    `area_m2` is that of the mask.
+    `rival` is the row of the candidate that suppresses it, -1 if none does. `area_m2` is the area
+    of the mask.
     """
 
     row: int
@@ -115,13 +116,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will take, from the tiles that have been timed; None: not yet known."""
+    """Time and storage of a run, estimated from tiles that were timed; None: not known yet."""
 
     seconds_per_tile: float | None = None
     bytes_per_tile: float | None = None
 
     def text(self, n_tiles: int) -> str:
-        """As in "24 tiles · about 3 min · 12 MB"."""
+        """For example "24 tiles · about 3 min · 12 MB of candidates"."""
         parts = [f"{n_tiles:,} tile{'s' if n_tiles != 1 else ''}"]
         if self.seconds_per_tile is not None:
             parts.append(f"about {duration(self.seconds_per_tile * n_tiles)}")
@@ -140,7 +141,7 @@ def _size(n: float) -> str:
 
 
 class _Traced:
-    """One sample: what has been asked of it so far. Candidates are counted from its first."""
+    """The polygons of one sample that were needed so far. Rows are counted from its first."""
 
     def __init__(self, sample: SegmentedTile, first: int) -> None:
         self.sample, self.first = sample, first
@@ -153,13 +154,13 @@ class _Traced:
         self.known = np.zeros(len(self.candidates), bool)  # traced
         nothing = np.empty(0, np.int64)
         self.polygons = _polygons(sample, self.candidates.take(nothing), nothing)
-        self.cleaning: Cleaning | None = None  # what the following have been found with
+        self.cleaning: Cleaning | None = None  # the cleaning for which the next three hold
         self.tried = np.zeros(len(self.candidates), bool)
         self.outcome = np.zeros(len(self.candidates), np.uint8)
         self.cleaned = self.polygons.assign(area_m2=0.0)
 
     def knows(self, chosen: NDArray[np.int64], cleaning: Cleaning) -> bool:
-        """Whether `outcome` holds for these chosen candidates (ascending)."""
+        """Whether `outcome` is known for these chosen rows (ascending)."""
         if cleaning != self.cleaning or not self.tried[chosen].all():
             return False
         # in a planar layer, what lies on top of a polygon changes it
@@ -168,7 +169,7 @@ class _Traced:
     def find_out(
         self, chosen: NDArray[np.int64], cleaning: Cleaning, aoi: shapely.Geometry | None
     ) -> None:
-        """Let `outcome` hold what becomes of chosen candidates: kept, cleaned or outside."""
+        """Fill in `outcome` for chosen rows: kept, cleaned or outside."""
         if cleaning != self.cleaning or cleaning.planar:
             self.cleaning, self.tried[:], self.cleaned = cleaning, False, self.cleaned[:0]
         new = chosen[~self.tried[chosen]]
@@ -184,7 +185,7 @@ class _Traced:
         self.cleaned = cleaned.sort_values("row", ignore_index=True)
 
     def trace(self, wanted: NDArray[np.int64]) -> None:
-        """Make the polygons of those candidates that have none yet."""
+        """Make the polygons of those rows that have none yet."""
         missing = wanted[~self.known[wanted]]
         if len(missing):
             traced = _polygons(self.sample, self.candidates.take(missing), self.first + missing)
@@ -194,10 +195,10 @@ class _Traced:
 
 
 class Preview:
-    """The candidates of sample tiles, seen through thresholds and cleaning.
+    """The candidates of sample tiles at any thresholds and cleaning.
 
-    With an `aoi` (in the working CRS), only what has its representative point in it is shown, as
-    in the layer. May be used by several threads.
+    With an `aoi` (in the working CRS), only polygons whose representative point is inside are
+    shown, as in the layer. Several threads may use it.
     """
 
     def __init__(
@@ -206,7 +207,7 @@ class Preview:
         aoi: shapely.Geometry | None = None,
         before: Preview | None = None,
     ) -> None:
-        """`before` is a preview whose work on the same first samples is taken over."""
+        """`before` is an earlier preview; its work on samples that are still there is kept."""
         self.aoi = aoi
         self._parts: list[_Traced] = []
         self._lock = RLock()
@@ -234,12 +235,12 @@ class Preview:
         return np.concatenate(scores)
 
     def key(self, row: int) -> Key:
-        """What a candidate is called in every preview of its tile."""
+        """Return the key of a candidate, which is the same in every preview of its tile."""
         part = self._of(row)
         return (*part.sample.record.index, int(part.candidates.column("ordinal")[row - part.first]))
 
     def row(self, key: Key) -> int:
-        """Return the row of a candidate, -1 if its tile is no sample."""
+        """Return the row of a candidate, -1 if its tile is not a sample."""
         for part in self._parts:
             if part.sample.record.index == key[:3]:
                 found = np.flatnonzero(part.candidates.column("ordinal") == key[3])
@@ -284,16 +285,16 @@ class Preview:
         return View(thresholds, cleaning, offer, fate, drawn)
 
     def prepare(self, cleaning: Cleaning, limit: int) -> int:
-        """Do ahead what other thresholds will need, for up to `limit` candidates.
+        """Trace and clean up to `limit` more candidates, before other thresholds need them.
 
-        Best scores first; returns how many are left to do. A planar layer depends on what is
-        chosen: there only the masks are traced.
+        Best scores first; returns how many are left. A planar layer depends on which polygons are
+        chosen, so there the masks are only traced.
         """
         left = 0
         with self._lock:
             for part in self._parts:
                 if not part.sample.whole:
-                    continue  # soon there is another in its place
+                    continue  # the whole tile will replace it soon
                 todo = ~part.known
                 if part.cleaning == cleaning and not cleaning.planar:
                     todo = ~part.tried
@@ -301,7 +302,7 @@ class Preview:
                 now = np.sort(rows[:limit])
                 left += len(rows) - len(now)
                 if not len(now):
-                    continue  # what is drawn stays the same object
+                    continue  # so that its frame stays the same object
                 if part.cleaning == cleaning and not cleaning.planar:
                     part.find_out(now, cleaning, self.aoi)
                 else:
@@ -310,7 +311,7 @@ class Preview:
         return left
 
     def figures(self, view: View) -> Figures:
-        """Count and measure what is shown."""
+        """Count and measure the polygons of a view."""
         polygons = view.polygons
         filled, possible = 0, 0
         for part in self._parts:
@@ -353,7 +354,7 @@ class Preview:
                 polygon = part.polygons[part.polygons["row"] == row]
             reason = why_cleaned(polygon, view.cleaning)
         elif fate == Fate.OUTSIDE:
-            reason = "its middle lies outside of the AOI"
+            reason = "its representative point is outside the AOI"
         else:
             with self._lock:
                 selected = part.selector.rows(view.thresholds)
@@ -414,8 +415,8 @@ def _polygons(
 
 
 def stack(frames: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
-    """Put the polygons of several samples below each other; of none, an empty frame."""
-    # what is empty would only weaken the types of the columns
+    """Concatenate the polygons of several samples; no frames give an empty one."""
+    # an empty frame would make the columns object
     filled = [frame for frame in frames if len(frame)] or list(frames[:1])
     if not filled:
         return gpd.GeoDataFrame({"row": np.empty(0, np.int64)}, geometry=[])

@@ -1,7 +1,7 @@
-"""A process that segments tiles while a person goes on working.
+"""A process that segments tiles while a person continues to work.
 
-The network lives there and nowhere else: sliders stay quick while it computes, closing it gives
-all memory back, and if memory runs out, the notebook's kernel is not what dies.
+Only this process loads the network. So sliders stay fast while it computes, closing it frees all
+of its memory, and if memory runs out, the notebook's kernel survives.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from workbench.runs.tile_stream import SegmentedTile
 from workbench.segmenters.protocol import Segmenter
 
 FLUSH_SECONDS = 5.0
-TELL_SECONDS = 0.25  # between two words on how far a tile is
-FIRST_LOOK_SECONDS = 1.0  # after a tile's first proposal; then after four times as long, …
+TELL_SECONDS = 0.25  # between two messages about the progress of a tile
+FIRST_LOOK_SECONDS = 1.0  # from the start of a tile to its first preview; ×4 to each further one
 
-CANCEL_SECONDS = 0.7  # then the process is stopped, and the next work loads the model anew
+CANCEL_SECONDS = 0.7  # then the process is killed, and the next work loads the model again
 
 Index = tuple[str, int, int]  # source, tile row, tile column
 
@@ -49,14 +49,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Ahead:
-    """Nothing yet, but the model of a job will be needed: load it."""
+    """A request to load the model of a job, which will be needed soon."""
 
     job: Job
 
 
 @dataclass(frozen=True)
 class Planned:
-    """The work has been checked and the model is loaded; some tiles may be stored already."""
+    """The work was checked and the model is loaded; some tiles may be stored already."""
 
     n_tiles: int
     n_stored: int
@@ -66,8 +66,8 @@ class Planned:
 class TileUnderway:
     """A tile is being computed: the share that is done.
 
-    Of tiles that somebody waits for, now and then also what has been found so far, as in
-    `TileDone`: rivals that are found later may still suppress some of it.
+    For sample tiles, now and then also the candidates found so far, as in `TileDone`. Candidates
+    that are found later may still suppress some of them.
     """
 
     share: float
@@ -90,7 +90,7 @@ class TileDone:
 
 @dataclass(frozen=True)
 class Finished:
-    """All is done; `problem` names the tiles that failed, or is empty."""
+    """The work is done; `problem` names the tiles that failed, or is empty."""
 
     folder: Path
     problem: str = ""
@@ -98,7 +98,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The work ended early, for a reason; empty: it was cancelled."""
+    """The work ended early; an empty reason means that it was cancelled."""
 
     reason: str = ""
 
@@ -107,10 +107,10 @@ Event = Planned | TileUnderway | TileDone | Finished | Stopped
 
 
 class Background:
-    """One process for one kind of work after the other.
+    """A process that does one piece of work after the other.
 
-    `notify`, which may be replaced, is called with each event, in a thread of its own. The process
-    is started when first needed.
+    `notify`, which may be replaced, is called with each event, in a separate thread. The process
+    starts when it is first needed.
     """
 
     def __init__(self, notify: Callable[[Event], None]) -> None:
@@ -130,18 +130,18 @@ class Background:
         """Begin some work; one piece at a time."""
         with self._lock:
             if self._busy:
-                raise WorkbenchError("Something is being computed. Wait for it, or cancel it.")
+                raise WorkbenchError("Tiles are being computed. Wait for them, or cancel.")
             self._send(work)
             self._busy, self._cancelled = True, False
 
     def get_ready(self, job: Job) -> None:
-        """Load a job's model ahead, without a word; what is wrong with it, the work will say."""
+        """Load a job's model ahead of time. Errors are left to the work, which reports them."""
         with self._lock:
             if not self._busy:
                 self._send(Ahead(job))
 
     def cancel(self) -> None:
-        """Stop the work within a second; tiles that are finished stay."""
+        """Stop the work within a second; finished tiles are kept."""
         with self._lock:
             process = self._process
             if not self._busy or process is None or process.pid is None:
@@ -152,11 +152,11 @@ class Background:
         while self._busy and time.monotonic() < deadline:
             time.sleep(0.02)
         if self._busy:
-            process.kill()  # deep in the network's own code; its end is noticed by the reader
+            process.kill()  # it is inside the network's own code; `_listen` notices its end
             self._reap(process, 0.2)
 
     def close(self) -> None:
-        """End the process, which gives its memory back; `start` would begin a new one."""
+        """End the process and free its memory; `start` begins a new one."""
         with self._lock:
             process, connection = self._process, self._connection
             self._process = self._connection = None
@@ -166,7 +166,7 @@ class Background:
             self._reap(process, 1)
 
     def _reap(self, process: multiprocessing.process.BaseProcess, seconds: float) -> None:
-        """Wait for the end of a process; of two threads that did so at once, one would miss it."""
+        """Wait for the end of a process; with two threads waiting at once, one would miss it."""
         with self._reaping:
             process.join(seconds)
 
@@ -192,7 +192,7 @@ class Background:
                 event: Event = connection.recv()
             except (EOFError, OSError):
                 break
-            except Exception:  # no event: what follows cannot be read either
+            except Exception:  # a damaged message: the rest cannot be read either
                 traceback.print_exc()
                 process.kill()
                 break
@@ -212,27 +212,31 @@ class Background:
     def _tell(self, event: Event) -> None:
         try:
             self.notify(event)
-        except Exception:  # or all later events would be lost with this one
+        except Exception:  # else this thread would end, and all later events would be lost
             traceback.print_exc()
 
 
 def _last_words(exitcode: int | None) -> str:
     if exitcode == -signal.SIGKILL:
         return (
-            "The process that segments was killed, most likely because memory ran out. Take a "
-            "smaller model or tile_size, or close other programs."
+            "The process that segments was killed, most likely because memory ran out. Choose a "
+            "smaller model or tile_size, or close other programs. Finished tiles are kept."
         )
-    return f"The process that segments has died (exit code {exitcode}); the server's log says more."
+    return (
+        f"The process that segments has stopped (exit code {exitcode}). See the terminal of "
+        "JupyterLab for the reason, then run the cell again: finished tiles are kept."
+    )
 
 
 # ----------------------------------------------------------------------------- in the process
 
 
 class _Sender:
-    """Sends events whole: half a message would be the last one that the other side can read.
+    """Sends events whole: after half a message the other side could read nothing more.
 
-    As handler of SIGINT, it interrupts at once, or after the event that is being sent. (To block
-    the signal in this thread would not do: another thread takes it, and Python raises here.)
+    As the handler of SIGINT, it interrupts at once, or after the event that is being sent.
+    (Blocking the signal in this thread is not enough: another thread would take it, and Python
+    raises in this one.)
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -256,7 +260,7 @@ class _Sender:
 
 
 def _serve(connection: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # means: cancel; idle, there is nothing to cancel
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # SIGINT means cancel: nothing to do while idle
     send = _Sender(connection)
     segmenter: Segmenter | None = None
     while True:
@@ -302,7 +306,7 @@ def _do(plan: Plan, work: Work, send: Callable[[Event], None]) -> Finished:
 
 
 class _Watch:
-    """Tells how far a tile is, at a bearable rate; with `looks`, what there is of it, too."""
+    """Reports the progress of a tile, a few times a second; with `looks`, also its candidates."""
 
     def __init__(self, send: Callable[[Event], None], looks: bool) -> None:
         self._send, self._looks = send, looks
@@ -325,7 +329,7 @@ class _Watch:
 
 
 def _stored(plan: Plan) -> Iterator[tuple[TileRecord, Candidates]]:
-    """The wanted tiles that are in the store, one by one."""
+    """Yield the wanted tiles that are in the store already."""
     known = plan.store.ledger()
     wanted = [part.index(tile) for part in plan.scenes for tile in part.tiles]
     there = [i for i in wanted if i in known and known[i][0].status != "failed"]

@@ -12,10 +12,10 @@ from workbench.runs.plan import ScenePlan
 
 
 def propose_tiles(parts: Sequence[ScenePlan], n: int = 4) -> list[tuple[ScenePlan, Tile]]:
-    """Choose up to `n` tiles that are spread over the area and over what it looks like.
+    """Choose up to `n` tiles that differ in place and in appearance.
 
     Each tile is a point: its place, brightness, colour and texture in an overview. The first is the
-    most ordinary one, each further one the farthest from all before (Gonzalez 1985).
+    most ordinary one; each next one is the farthest from those before (Gonzalez 1985).
     """
     tiles = [(part, tile) for part in parts for tile in part.tiles]
     if len(tiles) <= n:
@@ -26,7 +26,7 @@ def propose_tiles(parts: Sequence[ScenePlan], n: int = 4) -> list[tuple[ScenePla
         return tiles[:n]
     spread = np.nanstd(points, axis=0)
     points = (points - np.nanmean(points, axis=0)) / np.where(spread > 0, spread, 1)
-    points[:, 2:] /= 2  # four figures of looks and two of place should count alike
+    points[:, 2:] /= 2  # appearance has four figures and place two: both count the same
     distance = np.where(usable, -np.linalg.norm(points, axis=1), -np.inf)
     chosen = [int(distance.argmax())]
     nearest = np.where(usable, np.inf, -1.0)

@@ -24,22 +24,22 @@ def why_below(scores: NDArray[np.float32], thresholds: Thresholds) -> str:
 
 
 def why_cleaned(polygon: gpd.GeoDataFrame, cleaning: Cleaning) -> str:
-    """Name the step of cleaning that removes a polygon; the steps add up in `clean`'s order."""
+    """Name the step of cleaning that removes a polygon, trying them in the order of `clean`."""
     if not len(polygon):
-        return "no valid pixel in its mask"
+        return "its mask has no valid pixel"
     so_far = Cleaning(min_area_px=0, simplify_m=0, fill_holes_m2=cleaning.fill_holes_m2)
     for name, text in (
-        ("min_area_px", "all its parts are below min_area_px ({limit} px)"),
-        ("min_area_m2", "its {area_m2:.1f} m² are below min_area_m2 ({limit})"),
-        ("max_area_m2", "its {area_m2:.1f} m² are above max_area_m2 ({limit})"),
-        ("min_solidity", "it is less solid than min_solidity ({limit})"),
+        ("min_area_px", "all its parts are smaller than min_area_px ({limit} px)"),
+        ("min_area_m2", "{area_m2:.1f} m² is below min_area_m2 ({limit})"),
+        ("max_area_m2", "{area_m2:.1f} m² is above max_area_m2 ({limit})"),
+        ("min_solidity", "its solidity is below min_solidity ({limit})"),
     ):
         area_m2 = float(clean(polygon, so_far)["area_m2"].iloc[0])
         limit = getattr(cleaning, name)
         so_far = replace(so_far, **{name: limit})
         if not len(clean(polygon, so_far)):
             return text.format(limit=limit, area_m2=area_m2)
-    return "what lies on top of it leaves too little"
+    return "polygons on top of it leave too little"
 
 
 def why_not_offered(masks: TileMasks, offered: Offered, row: int, offer: Offer) -> tuple[str, int]:

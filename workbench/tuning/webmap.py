@@ -1,4 +1,4 @@
-"""Scenes and polygons as a web map wants them: in EPSG:3857, as small images and numbers."""
+"""Scenes and polygons for a web map: small images and plain numbers in EPSG:3857."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RADIUS_M = 6_378_137.0  # of the sphere of EPSG:3857
 _WEB = pyproj.CRS.from_epsg(3857)
 _QUALITY = 85
 
-# rasterio says so of arrays that it warps, now and then, under whatever cell has run last
+# rasterio sometimes warns about arrays that it warps, and Jupyter shows it below the last cell
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning, module="rasterio.warp")
 
 
@@ -40,7 +40,7 @@ warnings.filterwarnings("ignore", category=NotGeoreferencedWarning, module="rast
 class Picture:
     """An image for a web map, transparent where nothing is valid.
 
-    Its rows and columns are even in EPSG:3857, as Leaflet draws it between its corners.
+    Rows and columns are evenly spaced in EPSG:3857, as Leaflet draws them between the corners.
     """
 
     url: str  # a data URL
@@ -49,7 +49,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Outlines:
-    """Polygons as plain numbers, to be drawn on a canvas with the non-zero rule.
+    """Polygons as plain numbers, for drawing on a canvas with the non-zero rule.
 
     The rings of row 0 come first, then those of row 1, …; outer rings run counter-clockwise, holes
     clockwise, and none repeats its first vertex. Within 5 km of the origin the coordinates are
@@ -65,10 +65,10 @@ class Outlines:
 def mosaic(
     scenes: Sequence[Scene], bounds: Bounds, max_px: int, tell: Callable[[str], None]
 ) -> Picture | None:
-    """The part of scenes in `bounds` (EPSG:3857), the first on top; None where nothing is visible.
+    """Draw the part of scenes in `bounds` (EPSG:3857), the first on top; None if nothing shows.
 
-    The longer side of `bounds` has `max_px` pixels; the image ends where the scenes do. A scene
-    that cannot be read is left out; `tell` gets a sentence for it, and for all that is damaged.
+    The longer side of `bounds` has `max_px` pixels; the image ends where the scenes end. A scene
+    that cannot be read is left out. `tell` gets a sentence about each such scene and each damage.
     """
     left, bottom, right, top = bounds
     pixel = max(right - left, top - bottom) / max_px
@@ -95,14 +95,14 @@ def mosaic(
 
 
 def web_bounds(scene: Scene) -> Bounds:
-    """The scene's bounds in EPSG:3857; inf where it cannot show them."""
+    """The scene's bounds in EPSG:3857; infinite if they cannot be projected."""
     left, bottom, right, top = to_web(scene.crs).transform_bounds(*scene.bounds)
     return left, bottom, right, top
 
 
 @lru_cache(maxsize=64)
 def to_web(crs: pyproj.CRS) -> pyproj.Transformer:
-    """From map points, easting first, to EPSG:3857; threads may share it."""
+    """Transformer from map coordinates, easting first, to EPSG:3857; threads may share it."""
     return pyproj.Transformer.from_crs(crs, _WEB, always_xy=True)
 
 
@@ -117,9 +117,9 @@ def degrees_from_web(x: float, y: float) -> tuple[float, float]:
 
 
 def outlines(geometry: gpd.GeoSeries) -> Outlines:
-    """The rings of polygons and multipolygons in EPSG:3857; empty ones have none.
+    """Return the rings of polygons and multipolygons in EPSG:3857; empty ones have none.
 
-    No rows give empty arrays. Other geometry raises ValueError.
+    No rows give empty arrays. Raises `ValueError` for other geometry.
     """
     shapes = shapely.orient_polygons(np.asarray(geometry.array))
     if shapely.is_missing(shapes).all():
@@ -148,7 +148,7 @@ def outlines(geometry: gpd.GeoSeries) -> Outlines:
 
 
 def _in_pixels(part: Bounds, bounds: Bounds, pixel: float) -> Window:
-    """The whole pixels, counted from the upper left of `bounds`, that `part` has in it."""
+    """The whole pixels of `bounds`, counted from its upper left corner, that `part` touches."""
     if not np.isfinite(part).all():
         return Window(0, 0, 0, 0)
     left, bottom, right, top = bounds
@@ -162,14 +162,14 @@ def _in_pixels(part: Bounds, bounds: Bounds, pixel: float) -> Window:
 def _stacked(
     pieces: Sequence[tuple[Window, NDArray[np.uint8]]],
 ) -> tuple[Window, NDArray[np.uint8]]:
-    """Put images on one another, the first on top."""
+    """Stack images, the first on top."""
     windows = [part for part, _ in pieces]
     whole = rasterio.windows.union(windows)
     rgba = np.zeros((4, whole.height, whole.width), np.uint8)
     for part, piece in pieces:
         rows, cols = part.row_off - whole.row_off, part.col_off - whole.col_off
         there = rgba[:, rows : rows + part.height, cols : cols + part.width]
-        # where two scenes meet, each has a share of a pixel: the larger one
+        # where two scenes meet, both have a share of a pixel: the larger one wins
         np.copyto(there, piece, where=piece[3] > there[3])
     return whole, rgba
 
@@ -179,8 +179,8 @@ def _warped(
 ) -> NDArray[np.uint8]:
     """RGBA `(4, h, w)` of a scene on a grid in EPSG:3857.
 
-    It is read at about the size that it is shown at, and then warped. For 2,000 × 2,000 pixels
-    that took 100 + 140 ms, where a WarpedVRT took 230 to 440 ms before any stretch.
+    It is read at about the size at which it is shown, then warped. For 2,000 × 2,000 pixels this
+    took 100 + 140 ms; a WarpedVRT took 230 to 440 ms, without the stretch.
     """
     height, width = shape
     transformer = to_web(scene.crs)
@@ -199,7 +199,7 @@ def _warped(
     if around is None or not rasterio.windows.intersect(around, scene.window):
         return np.zeros((4, height, width), np.uint8)
     window = around.intersection(scene.window)
-    # near a pole the scale is another at the edges: no more than is shown, at any rate
+    # near a pole the scale differs at the edges: never read many more pixels than are shown
     shrink = max(1.0, scale, max(window.width, window.height) / (3 * max(shape)))
     size = (math.ceil(window.height / shrink), math.ceil(window.width / shrink))
     rgb, valid = scene.view(window, size, tell)
@@ -216,7 +216,7 @@ def _warped(
         src_crs=rasterio.crs.CRS.from_wkt(scene.crs.to_wkt()),
         dst_transform=place,
         dst_crs=rasterio.crs.CRS.from_wkt(_WEB.to_wkt()),
-        # much enlarged, pixels shall look like pixels
+        # pixels that are much enlarged should look like pixels
         resampling=Resampling.nearest if scale < 0.5 else Resampling.bilinear,
         src_alpha=0 if opaque else 4,
         dst_alpha=0 if opaque else 4,
@@ -225,7 +225,7 @@ def _warped(
 
 
 def _window(scene: Scene, bounds: Bounds, margin: float) -> Window | None:
-    """The window of whole pixels around bounds in the scene's CRS; None where it has none."""
+    """The window of whole pixels around bounds in the scene's CRS; None if they are infinite."""
     left, top = ~scene.transform @ (bounds[0], bounds[3])
     right, bottom = ~scene.transform @ (bounds[2], bounds[1])
     edges = np.array([left - margin, top - margin, right + margin, bottom + margin])
@@ -237,7 +237,7 @@ def _window(scene: Scene, bounds: Bounds, margin: float) -> Window | None:
 
 
 def _data_url(rgba: NDArray[np.uint8]) -> str:
-    """Encode an image; of 2,000 × 2,000 pixels JPEG takes 15 ms, WEBP 100 ms, PNG 260 ms."""
+    """Encode an image. For 2,000 × 2,000 pixels JPEG takes 15 ms, WEBP 100 ms, PNG 260 ms."""
     buffer = io.BytesIO()
     opaque = bool((rgba[3] == 255).all())
     image = Image.fromarray(np.ascontiguousarray(rgba[: 3 if opaque else 4].transpose(1, 2, 0)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
 
 import ipywidgets as widgets
 from IPython import get_ipython
@@ -11,61 +12,82 @@ from workbench.runs.job import Job
 from workbench.widgets.session import SAMPLES_DEPEND_ON, Session
 
 
-class CellWidget:
-    """What a cell shows of a session: widgets, or a text where nobody is at the notebook."""
+class Panel(Protocol):
+    """The widgets that show a session, complete once made; `widget` is the one to display."""
 
-    text = ""
-    session: Session
-    widget: widgets.Widget | None = None
-
-    @property
-    def job(self) -> Job:
-        """The job as it stands."""
-        return self.session.job
-
-    def show(self, widget: widgets.Widget) -> None:
-        """Show a widget, in place of what the cell has shown of this kind before."""
-        self.widget = widget
-        cell = _cell()
-        if cell:
-            before = _shown_in_cells.get((cell, type(self).__name__))
-            _shown_in_cells[cell, type(self).__name__] = self
-            if before is not None:
-                before.detach()
-                if before.session is self.session:
-                    self.take_over(before)
-                _close_all(before.widget)
-
-    def detach(self) -> None:
-        """Let another one take over: stop following the session."""
-
-    def take_over(self, before: Any) -> None:
-        """Go on with what an earlier one of this kind, of the same session, was at."""
+    widget: widgets.Widget
 
     def tell(self, text: str) -> None:
         """Show a sentence about something that has gone wrong."""
 
     def close(self) -> None:
-        """Take it away, end what is computed, and give the model's memory back."""
-        self.detach()
+        """Stop following the session, and end the threads; the widgets stay on the page."""
+
+
+P = TypeVar("P", bound=Panel)
+
+
+class CellWidget(Generic[P]):
+    """What a cell shows of a session: a panel, or a text if nobody is at the notebook.
+
+    `panel` is None in a batch run and after `close`. A cell that runs again keeps its panel as
+    long as the session is the same; for another session it gets a new one, and the old one is
+    closed.
+    """
+
+    text = ""
+
+    def __init__(self, session: Session, make: Callable[[Session], P]) -> None:
+        self.session = session
+        self.panel: P | None = None
+        if session.job.is_interactive:
+            self.panel = self._panel_of_cell(make)
+
+    def _panel_of_cell(self, make: Callable[[Session], P]) -> P:
+        place = _cell(), type(self).__name__
+        before: CellWidget[P] | None = _shown_in_cells.get(place)
+        if before is not None and before.panel is not None and before.session is self.session:
+            panel = before.panel
+        else:
+            panel = make(self.session)
+            if before is not None:
+                before.take_away()
+        if place[0]:
+            _shown_in_cells[place] = self
+        return panel
+
+    @property
+    def job(self) -> Job:
+        """The job with all changes made so far."""
+        return self.session.job
+
+    def take_away(self) -> None:
+        """Close the panel and remove it from the page."""
+        if self.panel is not None:
+            self.panel.close()
+            _close_all(self.panel.widget)
+            self.panel = None
+
+    def close(self) -> None:
+        """Remove the panel, stop what is being computed, and free the model's memory."""
+        self.take_away()
         self.session.close()
-        _close_all(self.widget)
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
-        if self.widget is None:
+        if self.panel is None:
             return {"text/plain": self.text}
-        return self.widget._repr_mimebundle_(**options)
+        return self.panel.widget._repr_mimebundle_(**options)
 
 
 _of_cells: dict[str, tuple[Job, Session]] = {}
-_shown_in_cells: dict[tuple[str, str], CellWidget] = {}
+_shown_in_cells: dict[tuple[str, str], CellWidget[Any]] = {}
 
 
 def session_of_cell(job: Job) -> Session:
-    """Make a session for a job; in a cell that runs again, keep what a person has changed there.
+    """Make a session for a job; a cell that runs again keeps what a person has changed by hand.
 
-    A parameter that the cell's job has changed since then counts more than what was done by hand,
-    and another source begins anew: area and thresholds were meant for the one before.
+    A parameter that was edited in the cell since then wins over the change by hand. With another
+    source all changes are dropped: area and thresholds were meant for the one before.
     """
     cell = _cell()
     given, earlier = _of_cells.get(cell, (job, None))
@@ -90,16 +112,16 @@ def session_of_cell(job: Job) -> Session:
     if earlier is not None:
         earlier.close()
         for shown in _shown_in_cells.values():
-            if shown.session is earlier:
-                shown.tell("The area's cell has run again. Run this cell again, too.")
+            if shown.session is earlier and shown.panel is not None:
+                shown.panel.tell("The cell of the area has run again. Run this cell again, too.")
     if cell:
         _of_cells[cell] = job, session
     return session
 
 
-def _close_all(widget: widgets.Widget | None) -> None:
+def _close_all(widget: widgets.Widget) -> None:
     """Close a widget and all that it holds, in the browser, too."""
-    closing, found = [widget] if widget is not None else [], set()
+    closing, found = [widget], set()
     while closing:
         one = closing.pop()
         if one in found or one.comm is None:
@@ -114,7 +136,7 @@ def _close_all(widget: widgets.Widget | None) -> None:
 
 
 def _cell() -> str:
-    """The id of the running notebook cell; empty outside of a notebook."""
+    """The id of the running notebook cell; empty outside a notebook."""
     kernel = getattr(get_ipython(), "kernel", None)
     if kernel is None:
         return ""

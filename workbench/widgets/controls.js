@@ -1,5 +1,5 @@
-// Gives the sliders of a tuner the names and values that they show: noUiSlider's handles have no
-// name, and tell a rounded value or the place in a list of steps.
+// Gives the sliders of a tuner names and values for screen readers: noUiSlider's handles have no
+// name, and their value is rounded, or an index in a list of steps.
 
 function set(handle, attribute, text) {
   if (handle && text && handle.getAttribute(attribute) !== text)

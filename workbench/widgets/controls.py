@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from workbench.candidates.select import Thresholds
 from workbench.errors import JobError
 from workbench.polygons.clean import Cleaning
 from workbench.runs.job import Job
+from workbench.widgets.safe_html import SafeHTML, sentence
 from workbench.widgets.session import Session
 
 TUNED = (*Thresholds.__dataclass_fields__, *Cleaning.__dataclass_fields__)
@@ -48,20 +48,20 @@ STEPS: dict[str, Sequence[float]] = {
 
 
 class SliderNames(anywidget.AnyWidget):
-    """Shows nothing; gives the sliders of its tuner a name and the value that they show."""
+    """Shows nothing; gives each slider of the tuner its name and value for screen readers."""
 
     _esm = Path(__file__).with_suffix(".js")
 
 
 class Controls:
-    """Sliders and a box for all that is tuned; each change replaces the session's job at once.
+    """A control for each tuned parameter; each change replaces the session's job at once.
 
-    A value that the job refuses is put back, and `problem` shows why.
+    If the job refuses a value, the control goes back, and `problem` shows why.
     """
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.problem = widgets.HTML()
+        self.problem = SafeHTML()
         self.of = {name: _control(name, session.job) for name in TUNED}
         self._following = False
         self._lock = threading.RLock()  # JupyterLab may call from two threads while a cell runs
@@ -76,7 +76,7 @@ class Controls:
 
     @property
     def cleaning(self) -> widgets.VBox:
-        """All that cleans polygons."""
+        """The controls of cleaning."""
         names = Cleaning.__dataclass_fields__
         return widgets.VBox([*(self.of[name] for name in names), self.problem, SliderNames()])
 
@@ -99,7 +99,7 @@ class Controls:
                 self._follow()
 
     def _follow(self, _: Any = None) -> None:
-        """Show what the job says, which another widget may have changed."""
+        """Show the values of the job, which another widget may have changed."""
         with self._lock:
             self._following = True
             try:
@@ -110,32 +110,19 @@ class Controls:
 
 
 def row(*children: widgets.Widget) -> widgets.HBox:
-    """Put widgets side by side; what does not fit goes to the next line."""
+    """Put widgets side by side; they wrap to the next line."""
     return widgets.HBox(list(children), layout={"flex_flow": "row wrap", "align_items": "center"})
 
 
 def button(
     text: str, does: Callable[[], None], tooltip: str, icon: str = "", disabled: bool = False
 ) -> widgets.Button:
-    """Make a button that `does` something."""
+    """Make a button that calls `does`."""
     made = widgets.Button(
         description=text, tooltip=tooltip, icon=icon, disabled=disabled, layout={"width": "auto"}
     )
     made.on_click(lambda _: does())
     return made
-
-
-def paragraph(content: str, style: str = "") -> str:
-    """Return HTML as a paragraph with lines as close as those of a text."""
-    return f'<div role="status" style="line-height: 1.35; {style}">{content}</div>'
-
-
-def sentence(text: str) -> str:
-    """Return a message as HTML, readable in light and dark themes."""
-    return (
-        '<div role="alert" style="color: var(--jp-error-color1, #c00); line-height: 1.3;'
-        f' white-space: pre-line">{html.escape(text)}</div>'
-    )
 
 
 AUTO = -1.0  # on a slider: the parameter is null, and its value found for each scene
@@ -172,7 +159,7 @@ def _control(name: str, job: Job) -> Any:
 
 
 def _options(name: str, value: Any) -> list[tuple[str, float]]:
-    """Steps of a slider, of which the first, 0, is off, with the value that it has."""
+    """Steps of a slider, including its value; 0 means off."""
     steps = {float(step) for step in STEPS[name]} | {float(value or 0)}
     named = {0.0: "off", AUTO: "one pixel"}
     steps |= {0.0, AUTO} if name == "simplify_m" else {0.0}
@@ -184,6 +171,6 @@ def _show(name: str, control: Any, value: Any) -> None:
         value = value or 0
         if value not in [step for _, step in control.options]:
             control.options = _options(name, value)
-    # what differs by rounding alone is not sent back: it would undo the keys pressed since
+    # do not send back a mere rounding difference: it would undo keys pressed since
     if control.value != value and not (name not in STEPS and abs(control.value - value) < 1e-6):
         control.value = value

@@ -1,4 +1,4 @@
-// A button that copies a text: widgets have none of their own.
+// A button that copies a text: ipywidgets has none.
 
 function render({ model, el }) {
   const button = document.createElement("button");
@@ -11,7 +11,7 @@ function render({ model, el }) {
       await navigator.clipboard.writeText(model.get("text"));
       copied = true;
     } catch {
-      // no permission, or no https, as on some hubs: the older way
+      // no permission or no https, as on some hubs: use the older way
       const area = document.createElement("textarea");
       area.value = model.get("text");
       el.append(area);

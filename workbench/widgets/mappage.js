@@ -1,4 +1,4 @@
-// What a map needs on a page that scrolls, and for those who use the keyboard.
+// Adapts a map to a page that scrolls, and to the keyboard.
 
 const HINT_MS = 1500;
 
@@ -11,7 +11,7 @@ function newDiv(map, text, style, signal) {
   return div;
 }
 
-/** The wheel scrolls the page; it zooms once the map was clicked, or with Ctrl. */
+/** Let the wheel scroll the page; it zooms after a click on the map, or with Ctrl. */
 function keepWheel(root, map, signal) {
   const hint = newDiv(
     map,
@@ -25,7 +25,7 @@ function keepWheel(root, map, signal) {
   const hide = () => (hint.style.display = "none");
   const wheel = (event) => {
     if (clicked || event.ctrlKey || event.metaKey || !map.contains(event.target)) return;
-    event.stopPropagation(); // on its way down: the map does not hear of it, the page does
+    event.stopPropagation(); // in the capture phase: the map does not get it, the page does
     const { left, top } = map.getBoundingClientRect();
     hint.style.left = `${event.clientX - left}px`;
     hint.style.top = `${event.clientY - top}px`;
@@ -38,7 +38,7 @@ function keepWheel(root, map, signal) {
   map.addEventListener("pointerleave", () => { clicked = false; }, { signal });
 }
 
-/** The arrow keys move the map, Enter is a click at the cross in its middle. */
+/** Arrow keys move the map; Enter clicks at the cross in its middle. */
 function clickByKey(map, signal) {
   const cross = newDiv(
     map,
@@ -56,14 +56,14 @@ function clickByKey(map, signal) {
     const at = { clientX: left + width / 2, clientY: top + height / 2 };
     const there = document.elementFromPoint(at.clientX, at.clientY);
     const target = map.contains(there) ? there : map;
-    // the tools that draw look where the mouse is before it clicks
+    // the drawing tools need the place of the mouse before the click
     for (const kind of ["mousemove", "click"])
       target.dispatchEvent(new MouseEvent(kind, { ...at, bubbles: true, cancelable: true }));
   };
   map.addEventListener("keydown", pressed, { signal });
 }
 
-/** Tools to draw have a title beside them but no name, and the mark at the mouse takes no keys. */
+/** Name the drawing tools, which have only a title, and keep their marker out of the tab order. */
 function nameTools(map, signal) {
   const look = () => {
     for (const tool of map.querySelectorAll("[title] > .leaflet-buttons-control-button"))
@@ -87,7 +87,7 @@ function render({ model, el }) {
       frame = requestAnimationFrame(look);
       return;
     }
-    // the arrow keys pan the map: JupyterLab would go to another cell
+    // else JupyterLab would take the arrow keys, which pan the map, to go to another cell
     map.setAttribute("data-lm-suppress-shortcuts", "true");
     keepWheel(root, map, ended.signal);
     clickByKey(map, ended.signal);

@@ -1,47 +1,73 @@
-// Draws a PolygonOverlay on every view of its ipyleaflet map, one canvas each. The kernel decides
-// what is shown, this file only draws. It needs internals of ipyleaflet 0.20.0 (`model.views`,
-// `view.obj`) and of its Leaflet (`_loaded`, `_animatingZoom`, `_getNewPixelOrigin`), which is why
-// ipyleaflet is pinned.
+// Draws a PolygonOverlay on every view of its ipyleaflet map, on one canvas each. The kernel decides
+// which polygons are shown; this file only draws. It uses internals of ipyleaflet 0.20.0
+// (`model.views`, `view.obj`) and of its Leaflet (`_loaded`, `_animatingZoom`,
+// `_getNewPixelOrigin`), so ipyleaflet is pinned.
 
 const HALF_WORLD = Math.PI * 6378137; // EPSG:3857 runs from -HALF_WORLD to HALF_WORLD, metres
-const PADDING = 0.5; // of the map's size, drawn on each side: what a drag brings into sight
-const DETAIL = 0.5; // px: a vertex closer than this to the one before changes nothing
-const REACH = 3; // px: how close counts as on a polygon that is too small to aim at
-const MANY = 300; // from here on, lines of 1 px: drawn 5 times faster than any other width
-const BLOCK = 1000; // rows whose polygons may share a path: a path of thousands fills slowly
-const LOOK_MS = 500; // how often views of the map are looked for: no event tells of them
+const PADDING = 0.5; // of the map's size, also drawn on each side: a drag shows no gap
+const DETAIL = 0.5; // px: a vertex closer than this to the one before is skipped
+const REACH = 3; // px: a click this close hits a polygon that is too small to aim at
+const MANY = 300; // above this, lines are 1 px wide: 5 times faster than any other width
+const BLOCK = 1000; // rows that may share a path: a path of thousands fills slowly
+const LOOK_MS = 500; // how often to look for views of the map: there is no event for them
 const PATIENCE_MS = 20000;
 
 const [SEAM, GOOD, BAD] = [1, 2, 4]; // overlay.Flag
 const SELECTED = "#00ffff";
-// colours that differ in lightness, and marks for those who do not see even that; px off the centre
+// colours that differ in lightness, and marks that need no colour; px from the centre
 const VERDICTS = {
   [GOOD]: { colour: "#1de9b6", lines: [[[-6, 0], [-2, 5], [6, -6]]] }, // a tick
   [BAD]: { colour: "#ff5722", lines: [[[-5, -5], [5, 5]], [[-5, 5], [5, -5]]] }, // a cross
 };
 
+/**
+ * Polygons as `decodeOutlines` has read them; boxes are W, S, E, N of each row in metres from the
+ * origin.
+ * @typedef {{
+ *   count: number, coords: Float32Array, vertexOf: Uint32Array, ringOf: Uint32Array,
+ *   boxes: Float32Array, origin: number[], sequence: number, confidence: Float32Array,
+ *   stability: Float32Array, area_m2: Float32Array, flags: Uint8Array,
+ * }} Outlines
+ *
+ * From metres to px of the canvas: `left + x * scale`, `top - y * scale`.
+ * @typedef {{ scale: number, left: number, top: number }} Affine
+ *
+ * What is drawn, and in which colours.
+ * @typedef {{
+ *   outlines: Outlines, shown: Uint32Array | number[], flags: Uint8Array | number[],
+ *   selected: number,
+ * }} Frame
+ * @typedef {{
+ *   colourBy: string, bounds: number[], colours: string[], fill: boolean, opacity: number,
+ * }} Look
+ */
+
 // ---------------------------------------------------------------------------------- pure parts
 
-/** Copy a buffer of a message, in which it starts at any byte, where typed arrays may not. */
+/** Copy a buffer of a message: there it may start at any byte, a typed array may not. */
 export function typed(Type, value) {
   if (!value) return new Type(0);
   const view = ArrayBuffer.isView(value) ? value : new DataView(value);
   return new Type(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
 }
 
+/** @param {Uint32Array} sizes */
 function starts(sizes) {
-  const places = new Uint32Array(sizes.length + 1); // and the end of the last
+  const places = new Uint32Array(sizes.length + 1); // the last one is the end
   for (let i = 0; i < sizes.length; i++) places[i + 1] = places[i] + sizes[i];
   return places;
 }
 
-/** `outlines` as typed arrays, with the places of rings and vertices and W, S, E, N of each row. */
+/**
+ * `outlines` as typed arrays, with the places of rings and vertices and W, S, E, N of each row.
+ * @returns {Outlines}
+ */
 export function decodeOutlines(outlines) {
   const coords = typed(Float32Array, outlines.coords);
   const vertexOf = starts(typed(Uint32Array, outlines.ring_sizes));
   const ringOf = starts(typed(Uint32Array, outlines.rings));
   const count = ringOf.length - 1;
-  if (ringOf[count] !== vertexOf.length - 1 || 2 * vertexOf.at(-1) !== coords.length)
+  if (ringOf[count] !== vertexOf.length - 1 || 2 * vertexOf[vertexOf.length - 1] !== coords.length)
     throw new Error("coordinates, rings and polygons do not fit together");
   const boxes = new Float32Array(4 * count);
   for (let row = 0; row < count; row++) {
@@ -65,33 +91,56 @@ export function decodeOutlines(outlines) {
   };
 }
 
-/** From metres off `origin` to a canvas whose corner is at `world`, px from the map's corner:
- *  `left + x * scale`, `top - y * scale`. */
+/**
+ * From metres off `origin` to a canvas whose corner is at `world`, px from the map's corner.
+ * @param {number} zoom
+ * @param {number[]} origin
+ * @param {{ x: number, y: number }} world
+ * @returns {Affine}
+ */
 export function affineAt(zoom, origin, world) {
   const scale = (256 * 2 ** zoom) / (2 * HALF_WORLD);
   const left = (HALF_WORLD + origin[0]) * scale - world.x;
   return { scale, left, top: (HALF_WORLD - origin[1]) * scale - world.y };
 }
 
+/**
+ * @param {Float32Array} boxes
+ * @param {number} row
+ * @param {Affine} affine
+ * @param {number} width
+ * @param {number} height
+ */
 export function onCanvas(boxes, row, { scale, left, top }, width, height) {
   const b = 4 * row;
   if (left + boxes[b] * scale > width || left + boxes[b + 2] * scale < 0) return false;
   return top - boxes[b + 3] * scale <= height && top - boxes[b + 1] * scale >= 0;
 }
 
-/** Lower bounds of the colour classes, in float32 like the scores: 0.9 is in "0.9 and above". */
+/** Lower bounds of the colour classes, in float32 like the scores, so that 0.9 is in "0.9–1". */
 export function classBounds(ramp) {
   return ramp.map(([low]) => Math.fround(low));
 }
 
-/** The class of a score, or the one after the last for none; the first has no lower bound. */
+/**
+ * The class of a score, or the one after the last for none; the first has no lower bound.
+ * @param {number[]} bounds
+ * @param {number | undefined} score
+ */
 export function classOf(bounds, score) {
+  if (score === undefined || Number.isNaN(score)) return bounds.length;
   let i = bounds.length - 1;
   while (i > 0 && score < bounds[i]) i--;
-  return score === undefined || Number.isNaN(score) ? bounds.length : i;
+  return i;
 }
 
-/** Even-odd, in metres off the origin. */
+/**
+ * Even-odd, in metres off the origin.
+ * @param {Outlines} outlines
+ * @param {number} row
+ * @param {number} x
+ * @param {number} y
+ */
 export function contains({ coords, vertexOf, ringOf }, row, x, y) {
   let inside = false;
   for (let ring = ringOf[row]; ring < ringOf[row + 1]; ring++) {
@@ -105,7 +154,14 @@ export function contains({ coords, vertexOf, ringOf }, row, x, y) {
   return inside;
 }
 
-/** The smallest of `rows` at a place, -1 if none; those too small to aim at from `reach` around. */
+/**
+ * The smallest of `rows` at a place, -1 if none; those too small to aim at from `reach` around.
+ * @param {Outlines} outlines
+ * @param {Iterable<number>} rows
+ * @param {number} x
+ * @param {number} y
+ * @param {number} reach
+ */
 export function hitTest(outlines, rows, x, y, reach) {
   const { boxes, area_m2 } = outlines;
   let best = -1;
@@ -125,8 +181,13 @@ export function metresOf({ lng, lat }) {
   return [(lng / 180) * HALF_WORLD, (y / Math.PI) * HALF_WORLD];
 }
 
+/**
+ * @param {Outlines} outlines
+ * @param {Uint8Array | number[]} flags
+ * @param {number} row
+ */
 export function describe(outlines, flags, row) {
-  const score = (value) => (Number.isNaN(value) ? "–" : value.toFixed(2));
+  const score = (/** @type {number} */ value) => (Number.isNaN(value) ? "–" : value.toFixed(2));
   const area = outlines.area_m2[row];
   const size = area.toLocaleString("en", { maximumFractionDigits: area < 10 ? 1 : 0 });
   const scores = [outlines.confidence[row], outlines.stability[row]].map(score);
@@ -136,6 +197,12 @@ export function describe(outlines, flags, row) {
 
 // ------------------------------------------------------------------------------------- drawing
 
+/**
+ * @param {Path2D} path
+ * @param {Outlines} outlines
+ * @param {number} row
+ * @param {Affine} affine
+ */
 function trace(path, { coords, vertexOf, ringOf }, row, { scale, left, top }) {
   for (let ring = ringOf[row]; ring < ringOf[row + 1]; ring++) {
     const first = 2 * vertexOf[ring];
@@ -150,38 +217,60 @@ function trace(path, { coords, vertexOf, ringOf }, row, { scale, left, top }) {
       px = x;
       py = y;
     }
-    path.lineTo(x0, y0); // Chromium's closePath() takes longer the longer the path is already
+    path.lineTo(x0, y0); // Chromium's closePath() gets slower the longer the path is
   }
 }
 
+/** @param {string} colour */
 function newPart(colour) {
   return { colour, whole: new Path2D(), seam: new Path2D(), dots: new Path2D() };
 }
 
+/**
+ * @param {CanvasRenderingContext2D} ctx
+ * @param {string} colour
+ * @param {number} width
+ * @param {Path2D[]} paths
+ */
 function stroke(ctx, colour, width, ...paths) {
   ctx.strokeStyle = colour;
   ctx.lineWidth = width;
   for (const path of paths) ctx.stroke(path);
 }
 
+/**
+ * @param {CanvasRenderingContext2D} ctx
+ * @param {string} colour
+ * @param {number} width
+ * @param {Path2D} path
+ */
 function strokeCased(ctx, colour, width, path) {
   ctx.lineCap = "round"; // also where a ring ends
   stroke(ctx, "rgba(0, 0, 0, 0.7)", width + 2.5, path);
   stroke(ctx, colour, width, path);
 }
 
-/** Draw a frame, and tell how many polygons are in sight. */
+/**
+ * Draw a frame, and return how many polygons are in sight.
+ * @param {CanvasRenderingContext2D} ctx
+ * @param {Frame} frame
+ * @param {Affine} affine
+ * @param {number} width
+ * @param {number} height
+ * @param {Look} look
+ */
 export function paint(ctx, frame, affine, width, height, look) {
   const { outlines, shown, flags, selected } = frame;
-  const { boxes, count } = outlines;
+  const { boxes } = outlines;
   const { scale, left, top } = affine;
   const outline = (row) => {
     const path = new Path2D();
     trace(path, outlines, row, affine);
     return path;
   };
-  // Few paths for each colour, filled by the nonzero rule: a fill for each polygon is slow, and
-  // even-odd would cut where two overlap. Holes stay open, as they run against their outer rings.
+  // Few paths for each colour, filled by the nonzero rule: filling each polygon is slow, and
+  // even-odd would leave overlaps open. Holes stay open, as they run against their outer rings.
+  /** @type {ReturnType<newPart>[][]} */
   const partsOf = look.colours.map(() => []);
   const scores = outlines[look.colourBy] ?? [];
   const judged = [];
@@ -190,12 +279,12 @@ export function paint(ctx, frame, affine, width, height, look) {
     if (!onCanvas(boxes, row, affine, width, height)) continue;
     drawn++;
     const kind = classOf(look.bounds, scores[row]);
-    const block = Math.floor(row / BLOCK); // by row, so that overlaps do not flicker
+    const block = Math.floor(row / BLOCK); // by row, so that overlaps keep their order
     const part = (partsOf[kind][block] ??= newPart(look.colours[kind]));
     const b = 4 * row;
     const side = Math.max(boxes[b + 2] - boxes[b], boxes[b + 3] - boxes[b + 1]) * scale;
-    const corner = [left + boxes[b] * scale, top - boxes[b + 3] * scale];
-    if (side < 1) part.dots.rect(...corner.map(Math.floor), 1, 1);
+    const [x, y] = [left + boxes[b] * scale, top - boxes[b + 3] * scale];
+    if (side < 1) part.dots.rect(Math.floor(x), Math.floor(y), 1, 1);
     else trace(flags[row] & SEAM ? part.seam : part.whole, outlines, row, affine);
     if (flags[row] & (GOOD | BAD)) judged.push(row);
   }
@@ -242,11 +331,11 @@ export function paint(ctx, frame, affine, width, height, look) {
 
 // ----------------------------------------------------------------------------------- map views
 
-/** Draw on a Leaflet map what `overlay` holds. */
+/** Draw the polygons of `overlay` on a Leaflet map. */
 function drawOn(map, overlay) {
   const container = map.getContainer();
   const canvas = document.createElement("canvas");
-  // leaflet-zoom-animated: Leaflet's stylesheet moves the transform along with the imagery
+  // leaflet-zoom-animated: Leaflet's stylesheet animates the transform with the imagery
   canvas.className = "sam-workbench-polygons leaflet-zoom-animated";
   canvas.style.cssText =
     "position: absolute; left: 0; top: 0; max-width: none; pointer-events: none";
@@ -259,10 +348,10 @@ function drawOn(map, overlay) {
     "font: 12px/1.5 var(--jp-ui-font-family, sans-serif); color: #1c1c1c; background: #ffffff";
   container.append(tip);
 
-  let placed = null; // where the canvas was drawn: zoom, size, corner in the pane and on the map
-  let pointer = null; // the mouse event that a tooltip may belong to
-  let cursor = null; // ipyleaflet's, while ours is shown
-  const waiting = new Map(); // at most one animation frame for each task: the last value wins
+  let placed = null; // how the canvas was drawn: zoom, size, corner in the pane and on the map
+  let pointer = null; // the last mouse event on the map
+  let cursor = null; // that of ipyleaflet, while ours is shown
+  const waiting = new Map(); // at most one animation frame per task: the last value wins
 
   function soon(task) {
     if (waiting.has(task)) return;
@@ -275,7 +364,7 @@ function drawOn(map, overlay) {
   }
 
   function draw() {
-    if (map._animatingZoom) return; // the map is where the animation ends; moveend follows
+    if (map._animatingZoom) return; // the map is already at the end of the animation; moveend follows
     try {
       overlay.update();
       const { frame, look } = overlay;
@@ -287,19 +376,20 @@ function drawOn(map, overlay) {
       place(corner, 1);
       const density = Math.min(window.devicePixelRatio || 1, 2);
       const pixels = [Math.round(width * density), Math.round(height * density)];
-      // setting a size, even the same, throws the canvas away
+      // setting the size clears the canvas, even if it is the same
       if (canvas.width !== pixels[0] || canvas.height !== pixels[1])
         [canvas.width, canvas.height] = pixels;
       Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
       canvas.style.opacity = look.opacity;
       const ctx = canvas.getContext("2d");
+      if (!ctx) throw new Error("the browser gives no canvas");
       ctx.setTransform(density, 0, 0, density, 0, 0);
       ctx.clearRect(0, 0, width, height);
       const affine = affineAt(placed.zoom, frame.outlines.origin, world);
       const drawn = paint(ctx, frame, affine, width, height, look);
       const { sequence } = frame.outlines;
       Object.assign(canvas.dataset, { shown: frame.shown.length, sequence, drawn });
-      canvas.dataset.painted = performance.now();
+      canvas.dataset.painted = String(performance.now());
       point();
     } catch (error) {
       overlay.fail(error);
@@ -308,14 +398,15 @@ function drawOn(map, overlay) {
 
   const redraw = () => soon(draw);
 
+  // a long drag leaves the padding before it ends
   function keepCovered() {
-    if (!placed) return; // a long drag leaves the padding before it ends
+    if (!placed) return;
     const { x, y } = map.containerPointToLayerPoint([0, 0]).subtract(placed.corner);
     const size = map.getSize();
     if (x < 0 || y < 0 || x + size.x > placed.width || y + size.y > placed.height) redraw();
   }
 
-  /** As Leaflet's own canvas: scale what is there until the zoom has ended. */
+  /** Scale the canvas until the zoom has ended, as Leaflet does with its own. */
   function follow({ center = map.getCenter(), zoom = map.getZoom() }) {
     if (!placed) return;
     const scale = map.getZoomScale(zoom, placed.zoom);
@@ -329,7 +420,7 @@ function drawOn(map, overlay) {
     return hitTest(outlines, shown, x, y, REACH / scale);
   }
 
-  /** The mouse is meant for something else: a button, or a shape that Geoman draws or changes. */
+  /** Whether the mouse is used for something else: a button, or a shape in Geoman. */
   function elsewhere({ originalEvent }) {
     const modes = ["Draw", "Edit", "Drag", "Removal"].map((mode) => `global${mode}ModeEnabled`);
     if (modes.some((mode) => map.pm?.[mode]?.())) return true;
@@ -396,26 +487,26 @@ function drawOn(map, overlay) {
 // a function, so that `initialize` and `render` of one model share its state
 export default () => {
   const layers = new Map(); // by Leaflet map
-  const elements = new Set(); // the widget's own
-  let seen = performance.now(); // when there was a map last
+  const elements = new Set(); // of the widget itself
+  let seen = performance.now(); // when a map was last there
   let failure = "";
 
   function tell() {
     if (layers.size || !elements.size) seen = performance.now();
     const lost = performance.now() - seen > PATIENCE_MS;
-    const text = lost ? "The map of these polygons is not on this page: show it again." : "";
+    const text = lost ? "The map of these polygons is not on this page: run its cell again." : "";
     for (const el of elements) el.textContent = failure || text;
   }
 
-  // Not in `render`: the polygons belong to the map, whether or not this widget is shown itself.
-  // Not async either: anywidget holds back all updates until this has returned.
+  // Not in `render`: the polygons belong to the map, even if this widget itself is not shown.
+  // Not async: anywidget holds back all updates until this function has returned.
   function initialize({ model }) {
     const bytes = (Type, name) => typed(Type, model.get(name));
-    let source = null; // what the frame's outlines were made of
+    let source = null; // the value that the outlines were decoded from
     const empty = { shown: [], flags: [], selected: -1 };
     const overlay = {
       frame: { outlines: decodeOutlines({}), ...empty },
-      look: null,
+      look: /** @type {Look | null} */ (null),
       update() {
         const ramp = model.get("ramp");
         overlay.look = {
@@ -426,7 +517,7 @@ export default () => {
           opacity: model.get("opacity"),
         };
         const now = model.get("outlines");
-        if ((now.sequence ?? -1) !== model.get("for_sequence")) return; // the other half follows
+        if ((now.sequence ?? -1) !== model.get("for_sequence")) return; // the rest follows
         const outlines = now === source ? overlay.frame.outlines : decodeOutlines(now);
         source = now;
         const there = (row) => row >= 0 && row < outlines.count;
@@ -442,14 +533,14 @@ export default () => {
       send: (message) => model.send(message),
       fail(error) {
         console.error(error);
-        failure = `The polygons could not be drawn (${error.message}): run this cell again.`;
+        failure = `The polygons could not be drawn (${error.message}): run all cells again.`;
         tell();
       },
     };
 
     let mapModel = null;
     let [asking, ended] = [false, false];
-    const viewOf = new WeakMap(); // by the promise of it
+    const viewOf = new WeakMap(); // by its promise
 
     async function findMap() {
       const id = model.get("map_id");
@@ -461,9 +552,9 @@ export default () => {
         const found = await model.widget_manager.get_model(id);
         if (ended) return;
         mapModel = found;
-        mapModel.on("change", look); // a map that has just come up tells its bounds
+        mapModel.on("change", look); // a map that was just shown sends its bounds
       } catch {
-        // not there yet: it is asked for again at the next look
+        // not there yet: try again at the next look
       }
       asking = false;
     }

@@ -18,9 +18,9 @@ from workbench.tuning.webmap import outlines
 
 
 class Flag(IntFlag):
-    """What `PolygonOverlay.flags` says of a polygon."""
+    """Properties of a polygon in `PolygonOverlay.flags`."""
 
-    SEAM = 1  # reaches what is shared with another tile
+    SEAM = 1  # reaches the overlap with another tile
     GOOD = 2
     BAD = 4
 
@@ -39,17 +39,17 @@ class PolygonOverlay(anywidget.AnyWidget):
         sequence    a number that no other `outlines` of this widget has had
 
     Outer rings run counter-clockwise, holes clockwise (x to the right, y up): polygons of a colour
-    are filled together, and only so are holes left open and overlaps filled. A polygon may have
-    many parts; the first vertex of a ring may be repeated as its last.
+    are filled in one call, which needs this to leave holes open and to fill overlaps. A polygon may
+    have many parts; the first vertex of a ring may be repeated as its last.
 
-    Rows are counted in `outlines`, and belong to the `outlines` whose `sequence` is
-    `for_sequence`: until both are there, the map stays as it was. So assign what belongs together
-    under `hold_sync()`. `flags` replaces the flags of `outlines` if it is as long, so that a
-    judgement does not send all coordinates again.
+    Rows count the polygons of the `outlines` whose `sequence` is `for_sequence`: until both have
+    arrived, the map does not change. So assign values that belong together under `hold_sync()`.
+    `flags` replaces the flags of `outlines` if it has the same length, so that a judgement does not
+    send all coordinates again.
 
-    On the canvas (class `sam-workbench-polygons`), `data-shown`, `data-sequence`, `data-drawn` (of
-    those shown, how many are near enough to be drawn) and `data-painted` (ms, `performance.now()`)
-    tell of the last frame.
+    The canvas (class `sam-workbench-polygons`) describes its last frame: `data-shown`,
+    `data-sequence`, `data-drawn` (how many of those shown are in view) and `data-painted` (ms,
+    `performance.now()`).
     """
 
     _esm = Path(__file__).with_suffix(".js")
@@ -80,7 +80,7 @@ class PolygonOverlay(anywidget.AnyWidget):
         shown: NDArray[np.integer[Any]] | None = None,
         flags: bytes | None = None,
     ) -> None:
-        """Draw other polygons; `shown` are the rows to begin with, None is all.
+        """Replace the polygons; `shown` are the rows to show first, None means all.
 
         `polygons` has the columns `confidence`, `stability`, `area_m2` and `seam`.
         """
@@ -115,8 +115,8 @@ class PolygonOverlay(anywidget.AnyWidget):
     def on_click(self, callback: Callable[[float, float, int], None]) -> None:
         """Call `callback(lon, lat, row)` at each click on the map.
 
-        Degrees in EPSG:4326; `row` is -1 where no polygon shows, else the smallest one that does.
-        A click on outlines that have been replaced since counts for none of the polygons.
+        Degrees in EPSG:4326; `row` is the smallest polygon shown there, -1 if there is none. It is
+        also -1 if the outlines were replaced since the click.
         """
 
         def dispatch(widget: PolygonOverlay, message: dict[str, Any], buffers: Any) -> None:

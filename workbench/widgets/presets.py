@@ -1,8 +1,7 @@
-"""Going between settings of the tuner: undo, A and B, defaults, presets."""
+"""Switching between settings of the tuner: undo, A and B, defaults, presets."""
 
 from __future__ import annotations
 
-import html
 import re
 import time
 from pathlib import Path
@@ -13,27 +12,28 @@ import ipywidgets as widgets
 from workbench._support.files import atomic_path
 from workbench.errors import OutputError, WorkbenchError
 from workbench.runs.job import Job
-from workbench.widgets.controls import TUNED, button, paragraph, row, sentence
+from workbench.widgets.controls import TUNED, button, row
+from workbench.widgets.safe_html import SafeHTML, paragraph, sentence
 from workbench.widgets.session import Session
 
 
 class Settings:
-    """Buttons that go from one set of thresholds and cleaning to another.
+    """Buttons that switch between sets of thresholds and cleaning.
 
-    Presets are job files beside the run folder.
+    Presets are job files in `presets/` beside the run folder.
     """
 
     def __init__(self, session: Session) -> None:
-        self.session, self.message = session, widgets.HTML()
-        self._past: list[tuple[Job, Job | None]] = []  # what was shown, and what was kept as B
+        self.session, self.message = session, SafeHTML()
+        self._past: list[tuple[Job, Job | None]] = []  # the shown setting, and B
         self._pushed = ("", 0.0)
         self._undone: dict[str, Any] = {}
         self._other: Job | None = None
-        self.flip = button("A ⇄ B", self._flip, "go to the kept setting and back", disabled=True)
-        self.undo = button("Undo", self._undo, "take the last change back", disabled=True)
+        self.flip = button("A ⇄ B", self._flip, "switch to B and back", disabled=True)
+        self.undo = button("Undo", self._undo, "undo the last change", disabled=True)
         self.preset = widgets.Combobox(
             placeholder="name of a preset", layout=widgets.Layout(width="150px"),
-            continuous_update=False,  # or a quick click comes before the last letters
+            continuous_update=False,  # else a quick click arrives before the last letters
         )  # fmt: skip
         self.preset.options = self._preset_names()
         self.widget = widgets.VBox(
@@ -41,11 +41,11 @@ class Settings:
                 row(
                     button("Keep as B", self._keep, "remember this setting to compare with"),
                     self.flip, self.undo,
-                    button("Defaults", self._reset, "all sliders as they come"),
+                    button("Defaults", self._reset, "reset all sliders to their defaults"),
                 ),
                 row(
                     self.preset, button("Save preset", self._save_preset, "as a job file"),
-                    button("Load", self._load_preset, "thresholds and cleaning of a job file"),
+                    button("Load", self._load_preset, "take thresholds and cleaning from a preset"),
                 ),
                 self.message,
             ]
@@ -57,13 +57,13 @@ class Settings:
         self.session.unobserve(self.changed, "job")
 
     def changed(self, change: Any) -> None:
-        """Keep the job to come back to; one drag of a slider is one step."""
+        """Remember the job for undo; one drag of a slider is one step."""
         before, job = change["old"], change["new"]
         what = ",".join(name for name in TUNED if getattr(before, name) != getattr(job, name))
         if what:
-            self.message.value = ""  # what was said of the setting before
+            self.message.value = ""  # it was about the setting before
         if not what or _tuned(job) == self._undone:
-            return  # an undo is no step of its own
+            return  # an undo is not a step
         now = time.monotonic()
         if self._pushed[0] != what or now - self._pushed[1] > 1.0:
             self._past.append((before, self._other))
@@ -71,7 +71,7 @@ class Settings:
         self._pushed = (what, now)
 
     def _go_to(self, job: Job) -> None:
-        self._pushed = ("", 0.0)  # a step of its own
+        self._pushed = ("", 0.0)  # so that this is a separate step
         try:
             self.session.change(**_tuned(job))
         except WorkbenchError as error:
@@ -88,13 +88,13 @@ class Settings:
     def _keep(self) -> None:
         self._other = self.session.job
         self.flip.disabled = False
-        self.message.value = paragraph("Kept as B. Move the sliders, then flip between the two.")
+        self.message.value = paragraph("Kept as B. Move the sliders, then switch with A ⇄ B.")
 
     def _flip(self) -> None:
         if self._other is not None:
             here = self.session.job
             self._go_to(self._other)
-            self._other = here  # last: an undo takes back both
+            self._other = here  # last, so that undo restores both
 
     def _reset(self) -> None:
         self._go_to(Job.create())
@@ -109,7 +109,9 @@ class Settings:
     def _save_preset(self) -> None:
         name = self.preset.value.strip()
         if not re.fullmatch(r"[\w .-]+", name):
-            self.message.value = sentence("Give the preset a name of letters and digits.")
+            self.message.value = sentence(
+                "Use letters, digits, spaces, dots or dashes for the name."
+            )
             return
         path = self._presets / f"{name}.yaml"
         try:
@@ -119,7 +121,7 @@ class Settings:
             self.message.value = sentence(str(error))
             return
         self.preset.options = self._preset_names()
-        self.message.value = paragraph(f"Saved {html.escape(str(path))}")
+        self.message.value = paragraph(f"Saved {path}")
 
     def _load_preset(self) -> None:
         name = self.preset.value.strip()

@@ -1,11 +1,11 @@
-"""The run panel: the batch command for the current state, or the run itself, here."""
+"""The run panel: save the job, copy its batch command, or run it in the notebook."""
 
 from __future__ import annotations
 
-import html
 import os
 import shlex
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +22,115 @@ from workbench.layer.files import read_layer
 from workbench.layer.report.tally import summary_table
 from workbench.runs.folder import refuse_to_lose_review
 from workbench.runs.job import Job
+from workbench.runs.plan import Area
 from workbench.tuning.preview import Preview, stack
 from workbench.tuning.process import Event, Finished, Planned, Stopped, TileDone, TileUnderway
-from workbench.widgets.area import tile_cores
 from workbench.widgets.cells import CellWidget
-from workbench.widgets.controls import button, row, sentence
+from workbench.widgets.controls import button, row
 from workbench.widgets.map import SceneMap
 from workbench.widgets.overlay import PolygonOverlay
+from workbench.widgets.safe_html import Markup, SafeHTML, sentence, table
+from workbench.widgets.sample_tiles import SampleTiles
+from workbench.widgets.session import Session, tile_cores
 from workbench.widgets.tuner import ThresholdTuner
 
-DRAWN_AT_MOST = 20_000  # polygons; a run may make many more than a map can show
+DRAWN_AT_MOST = 20_000  # polygons; a map cannot show all those of a large run
 REDRAW_SECONDS = 1.0
-TUNED_AT_MOST = 48  # tiles of a finished run that go back to the sliders
+FAILURES_AT_MOST = 20  # that are listed
+TUNED_AT_MOST = 48  # tiles of a finished run that the tuner shows
 
 
 class CopyButton(anywidget.AnyWidget):
-    """A button that puts `text` into the clipboard."""
+    """A button that copies `text` to the clipboard."""
 
     _esm = Path(__file__).with_name("copy.js")
 
     text = traitlets.Unicode().tag(sync=True)
 
 
-class RunPanel(CellWidget):
-    """Save the job, copy its command, or run it here with the state of a `ThresholdTuner`."""
+class RunPanel(CellWidget["JobPanel"]):
+    """Save the job, copy its command, or run it here as a `ThresholdTuner` has left it."""
 
-    text = "Shown where a person is at the notebook."
+    text = "Shown in JupyterLab only: a batch run needs no buttons."
 
     def __init__(self, tuner: ThresholdTuner) -> None:
-        self.tuner, self.session = tuner, tuner.session
-        if tuner.job.is_interactive:
-            self._build()
+        super().__init__(tuner.session, lambda session: JobPanel(session, _tiles_of(tuner)))
 
-    def detach(self) -> None:
-        """Let another panel take over: stop following the session."""
-        if self.widget is None:
-            return
+
+def _tiles_of(tuner: ThresholdTuner) -> SampleTiles:
+    if tuner.panel is None:
+        raise WorkbenchError("The tuner was closed. Run its cell again, then this one.")
+    return tuner.panel.tiles
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, and what has been found so far."""
+
+    job: Job
+    aoi: shapely.Geometry | None
+    n_tiles: int
+    began: float  # time.monotonic()
+    done: int = 0
+    stored: int = 0  # of those done: by an earlier run
+    failed: tuple[Markup, ...] = ()
+    frames: tuple[gpd.GeoDataFrame, ...] = ()
+    n_polygons: int = 0  # in all frames
+
+    def grown(self, polygons: gpd.GeoDataFrame) -> Progress:
+        """Return it with the polygons of another tile."""
+        n = self.n_polygons + len(polygons)
+        return replace(self, frames=(*self.frames, polygons), n_polygons=n)
+
+    def text(self, now: float) -> str:
+        """Say which tile is being computed, and how long the others will take."""
+        if self.done == self.n_tiles:
+            return f"{self.n_tiles} tiles · writing the layer"
+        tile = f"tile {self.done + 1} of {self.n_tiles}"
+        if self.done == self.stored:
+            return tile
+        left = (now - self.began) / (self.done - self.stored) * (self.n_tiles - self.done)
+        return f"{tile} · {duration(left)} left"
+
+
+class JobPanel:
+    """The run panel's widgets: the command, buttons to save and to run, and what a run shows."""
+
+    def __init__(self, session: Session, samples: SampleTiles) -> None:
+        self.session, self._samples = session, samples
+        self._saved: tuple[Path, Job] | None = None  # the last job file, and what it holds
+        self._progress: Progress | None = None  # of the last run
+        self._drawn = 0.0  # when the map was drawn last
+        self.scene_map: SceneMap | None = None  # made for the first run
+        self.overlay: PolygonOverlay | None = None
+        self.command = SafeHTML()
+        self.copy = CopyButton()
+        self.path = widgets.Text(
+            str(session.folder.with_name(f"{session.folder.name}-job.yaml")),
+            description="job file", layout={"flex": "1"}, style={"description_width": "60px"},
+        )  # fmt: skip
+        self.run_button = button("Run here", self.start, "all tiles of the area, on this machine")
+        self.run_button.button_style = "primary"
+        self.cancel_button = button("Cancel", session.cancel, "finished tiles are kept", "stop")
+        self.cancel_button.disabled = True
+        self.progress = widgets.FloatProgress(max=1.0, layout={"width": "240px"})
+        self.status, self.message, self.failures, self.result = (SafeHTML() for _ in range(4))
+        self.again = button(
+            "Tune on these tiles", self.tune, "use the tiles of the run in the tuner", disabled=True
+        )
+        self.map_box = widgets.VBox([])
+        self.widget = self._layout()
+        session.observe(self._show_command, "job")
+        session.observe(self._show_forecast, ["area", "forecast", "problem"])
+        self._show_command()
+        self._show_forecast()
+
+    def tell(self, text: str) -> None:
+        """Show an error under the buttons."""
+        self.message.value = sentence(text)
+
+    def close(self) -> None:
+        """Stop following the session, and end the map's thread."""
         self.session.unobserve(self._show_command, "job")
         self.session.unobserve(self._show_forecast, ["area", "forecast", "problem"])
         if self.scene_map is not None:
@@ -65,32 +138,7 @@ class RunPanel(CellWidget):
 
     # ------------------------------------------------------------------------------ what is shown
 
-    def _build(self) -> None:
-        self.scene_map: SceneMap | None = None
-        self._saved: tuple[Path, Job] | None = None  # the last job file, and what it holds
-        self._job_run = self.session.job  # the job that is run, and its AOI
-        self._aoi: shapely.Geometry | None = None
-        self._failed: list[str] = []
-        self._frames: list[gpd.GeoDataFrame] = []
-        self._drawn = self._n_drawn = 0.0
-        self._tiles: tuple[int, int, int] = (0, 0, 0)  # wanted, done, of which by an earlier run
-        self._began = 0.0
-        self.command = widgets.HTML()
-        self.copy = CopyButton()
-        self.path = widgets.Text(
-            str(self.session.folder.with_name(f"{self.session.folder.name}-job.yaml")),
-            description="job file", layout={"flex": "1"}, style={"description_width": "60px"},
-        )  # fmt: skip
-        self.run_button = button("Run here", self.start, "all tiles of the area, in this machine")
-        self.run_button.button_style = "primary"
-        self.cancel_button = button("Cancel", self.session.cancel, "finished tiles stay", "stop")
-        self.cancel_button.disabled = True
-        self.progress = widgets.FloatProgress(max=1.0, layout={"width": "240px"})
-        self.status, self.message, self.failures, self.result = (widgets.HTML() for _ in range(4))
-        self.again = button(
-            "Tune on these tiles", self._tune, "all tiles of the run at the sliders", disabled=True
-        )
-        self.map_box = widgets.VBox([])
+    def _layout(self) -> widgets.Widget:
         panel = widgets.VBox(
             [
                 self.command,
@@ -100,35 +148,7 @@ class RunPanel(CellWidget):
             ]
         )  # fmt: skip
         panel.add_class("sam-workbench-run")
-        self.session.observe(self._show_command, "job")
-        self.session.observe(self._show_forecast, ["area", "forecast", "problem"])
-        self._show_command()
-        self._show_forecast(None)
-        self.show(panel)
-
-    def take_over(self, before: RunPanel) -> None:
-        """Go on with the run of an earlier panel, or show what it has shown."""
-        self.result.value, self.again.disabled = before.result.value, before.again.disabled
-        self.path.value, self.failures.value = before.path.value, before.failures.value
-        self.message.value = before.message.value
-        if before.scene_map is None:
-            return
-        self._job_run, self._aoi = before._job_run, before._aoi
-        self._failed, self._frames, self._n_drawn = before._failed, before._frames, before._n_drawn
-        self._tiles, self._began = before._tiles, before._began
-        self.progress.value, self.status.value = before.progress.value, before.status.value
-        self.run_button.disabled = before.run_button.disabled
-        self.cancel_button.disabled = before.cancel_button.disabled
-        self._show_map()
-        if not self.cancel_button.disabled:
-            self.session.listener = self._hear
-            self._draw()
-        elif not self.again.disabled:
-            self._draw_layer(read_layer(self.session.folder / "prelabels.parquet"))
-
-    def tell(self, text: str) -> None:
-        """Show a sentence under the buttons."""
-        self.message.value = sentence(text)
+        return panel
 
     def _show_command(self, _: Any = None) -> None:
         job, output = self._job(), f"{self.session.folder.name}.ipynb"
@@ -140,17 +160,16 @@ class RunPanel(CellWidget):
         else:
             given = self.session.given.changed(interactive=None)
             text = job.command(_notebook(), output, given)
-        text += " --log-output --no-progress-bar"  # papermill hides what a run tells otherwise
+        text += " --log-output --no-progress-bar"  # else papermill hides what a run prints
         self.copy.text = text
-        self.command.value = (
-            '<pre style="white-space: pre-wrap; overflow-wrap: anywhere; margin: 0">'
-            f"{html.escape(text)}</pre>"
-        )
+        self.command.value = Markup(
+            '<pre style="white-space: pre-wrap; overflow-wrap: anywhere; margin: 0">{}</pre>'
+        ).format(text)
 
-    def _show_forecast(self, _: Any) -> None:
+    def _show_forecast(self, _: Any = None) -> None:
         session = self.session
         if session.area is None:
-            self.message.value = sentence(session.problem)
+            self.tell(session.problem)
         elif not session.busy:
             self.message.value = ""
             self.status.value = session.forecast.text(session.area.n_tiles)
@@ -168,7 +187,7 @@ class RunPanel(CellWidget):
             with atomic_path(path) as temporary:
                 temporary.write_text(self._job().to_yaml(), encoding="utf-8")
         except OutputError as error:
-            self.message.value = sentence(str(error))
+            self.tell(str(error))
             return
         self._saved = path, self._job()
         self._show_command()
@@ -176,128 +195,127 @@ class RunPanel(CellWidget):
         try:
             refuse_to_lose_review(self.session.folder)
         except WorkbenchError as error:
-            self.message.value = sentence(f"Saved, but as it is it cannot be run: {error}")
+            self.tell(f"Saved, but this job cannot run: {error}")
 
     def start(self) -> None:
-        """Run the job in the background; what is stored already is not computed again."""
-        if self.session.area is None:
-            self.message.value = sentence(self.session.problem)
+        """Run the job in the background; tiles that are stored already are not computed again."""
+        area = self.session.area
+        if area is None:
+            self.tell(self.session.problem)
             return
-        self._failed, self._frames, self._n_drawn = [], [], 0
         self.failures.value = self.result.value = self.message.value = ""
-        self._aoi, self._job_run = self.session.area.aoi, self.session.job
-        self._tiles, self._began = (self.session.area.n_tiles, 0, 0), time.monotonic()
+        self._progress = Progress(self.session.job, area.aoi, area.n_tiles, time.monotonic())
         self.progress.value = 0
         try:
-            self.session.compute(None, self._hear)
+            self.session.compute(None, self.hear)
         except WorkbenchError as error:
-            self.message.value = sentence(str(error))
+            self.tell(str(error))
             return
         self.status.value = "checking the job and loading the model"
         self.run_button.disabled, self.cancel_button.disabled = True, False
-        self._show_map()
+        self._show_map(area)
 
-    def _show_map(self) -> None:
+    def tune(self) -> None:
+        """Show the tiles of the area, which are stored, in the tuner."""
+        area = self.session.area
+        if area is None:
+            self.tell(self.session.problem)
+            return
+        tiles = [part.index(tile) for part in area.parts for tile in part.tiles]
+        step = -(-len(tiles) // TUNED_AT_MOST)
+        self._samples.compute(tiles[::step])
+        n = len(tiles[::step])
+        which = f"All {n}" if step == 1 else f"{n} of the {len(tiles)}"
+        self.message.value = f"{which} tiles of the area are in the tuner above."
+
+    # ------------------------------------------------------------------------------ while it runs
+
+    def hear(self, event: Event) -> None:
+        """Show what the run says of itself."""
+        try:
+            self._follow(event)
+        except Exception as error:  # in a thread of its own, where nobody would see it
+            self.tell(f"{type(error).__name__}: {error}")
+
+    def _follow(self, event: Event) -> None:
+        progress = self._progress
+        assert progress is not None  # `start` has made it
+        match event:
+            case Planned(n_tiles, n_stored):
+                now = time.monotonic()
+                self._show_progress(
+                    replace(progress, n_tiles=n_tiles, done=n_stored, stored=n_stored, began=now)
+                )
+            case TileUnderway(share):
+                self.progress.value = (progress.done + share) / max(progress.n_tiles, 1)
+            case TileDone():
+                self._show_progress(replace(progress, done=progress.done + 1))
+                self._show_tile(event)
+            case Finished():
+                self._end(progress)
+                self.message.value = sentence(event.problem) if event.problem else ""
+                self._show_result(event.folder)
+            case Stopped():
+                self._end(progress)
+                stored = f"{progress.done} of {progress.n_tiles} tiles are stored"
+                cancelled = f"Cancelled; {stored}. Run again to continue."
+                self.message.value = sentence(event.reason) if event.reason else cancelled
+
+    def _end(self, progress: Progress) -> None:
+        self.run_button.disabled, self.cancel_button.disabled = False, True
+        self.status.value = f"took {duration(time.monotonic() - progress.began)}"
+
+    def _show_progress(self, progress: Progress) -> None:
+        self._progress = progress
+        self.progress.value = progress.done / max(progress.n_tiles, 1)
+        self.status.value = progress.text(time.monotonic())
+
+    def _show_tile(self, event: TileDone) -> None:
+        """Draw a tile's polygons, or list its failure."""
+        progress, record = self._progress, event.record
+        assert progress is not None
+        if record.status == "failed":
+            name = f"{record.source}/r{record.tile_row}c{record.tile_col}"
+            failed = (*progress.failed, Markup("<li>{}: {}</li>").format(name, record.error))
+            self._progress = replace(progress, failed=failed)
+            self.failures.value = Markup("<p>{} tile{} failed:</p><ul>{}</ul>").format(
+                len(failed),
+                "" if len(failed) == 1 else "s",
+                Markup("").join(failed[:FAILURES_AT_MOST]),
+            )
+        elif progress.n_polygons < DRAWN_AT_MOST:
+            preview = Preview([self.session.sample_of(event)], progress.aoi)
+            job = progress.job  # not that of the sliders, which may have moved
+            view = preview.look(job.thresholds, job.cleaning, job.offer)
+            self._progress = progress.grown(view.polygons)
+            if time.monotonic() - self._drawn > REDRAW_SECONDS:
+                self._draw(stack(self._progress.frames))
+
+    def _show_map(self, area: Area) -> None:
         if self.scene_map is None:
             self.scene_map = SceneMap(self.session)
             self.overlay = PolygonOverlay(map_id=self.scene_map.map.model_id)
             self.map_box.children = (self.scene_map.widget, self.overlay)
-        area = self.session.area
         self.scene_map.fit_area(area)
-        self.scene_map.show_tiles(None if area is None else tile_cores(area))
-        self.overlay.draw(stack(()))
+        self.scene_map.show_tiles(tile_cores(area))
+        self._draw(stack(()))
+        self._drawn = 0.0  # the first tile is drawn at once
 
-    def _hear(self, event: Event) -> None:
-        try:
-            self._show(event)
-        except Exception as error:  # in a thread of its own, where nobody would see it
-            self.message.value = sentence(f"{type(error).__name__}: {error}")
-
-    def _show(self, event: Event) -> None:
-        match event:
-            case Planned():
-                self._tiles = (event.n_tiles, event.n_stored, event.n_stored)
-                self._began = time.monotonic()
-                self._show_progress()
-            case TileUnderway(share):
-                n, done, _ = self._tiles
-                self.progress.value = (done + share) / max(n, 1)
-            case TileDone():
-                n, done, stored = self._tiles
-                self._tiles = (n, done + 1, stored)
-                self._show_progress()
-                self._show_tile(event)
-            case Finished():
-                self._end()
-                self.message.value = sentence(event.problem) if event.problem else ""
-                self._show_result(event.folder)
-            case Stopped():
-                self._end()
-                n, done, _ = self._tiles
-                cancelled = f"Cancelled; {done} of {n} tiles are stored. Run again to go on."
-                self.message.value = sentence(event.reason) if event.reason else cancelled
-
-    def _end(self) -> None:
-        self.run_button.disabled, self.cancel_button.disabled = False, True
-        self.status.value = f"took {duration(time.monotonic() - self._began)}"
-
-    def _show_progress(self) -> None:
-        n, done, stored = self._tiles
-        self.progress.value = done / max(n, 1)
-        if done == n:
-            self.status.value = f"{n} tiles · making the layer"
-        elif done == stored:
-            self.status.value = f"tile {done + 1} of {n}"
-        else:
-            left = (time.monotonic() - self._began) / (done - stored) * (n - done)
-            self.status.value = f"tile {done + 1} of {n} · {duration(left)} left"
-
-    def _show_tile(self, event: TileDone) -> None:
-        record = event.record
-        if record.status == "failed":
-            name = f"{record.source}/r{record.tile_row}c{record.tile_col}"
-            self._failed.append(f"<li>{html.escape(f'{name}: {record.error}')}</li>")
-            self.failures.value = (
-                f"<p>{len(self._failed)} tiles failed:</p><ul>{''.join(self._failed[:20])}</ul>"
-            )
-        elif self._n_drawn < DRAWN_AT_MOST:
-            preview = Preview([self.session.sample_of(event)], self._aoi)
-            job = self._job_run  # whatever the sliders say by now
-            self._frames.append(preview.look(job.thresholds, job.cleaning, job.offer).polygons)
-            self._n_drawn += len(self._frames[-1])
-            if time.monotonic() - self._drawn > REDRAW_SECONDS:
-                self._draw()
-
-    def _draw(self) -> None:
-        self.overlay.draw(stack(self._frames))
-        self._drawn = time.monotonic()
-
-    def _draw_layer(self, layer: gpd.GeoDataFrame) -> None:
-        self.overlay.draw(layer.assign(seam=False)[:DRAWN_AT_MOST])
+    def _draw(self, polygons: gpd.GeoDataFrame) -> None:
+        if self.overlay is not None:
+            self.overlay.draw(polygons)
+            self._drawn = time.monotonic()
 
     def _show_result(self, folder: Path) -> None:
         layer = read_layer(folder / "prelabels.parquet")
         tiles = gpd.read_parquet(folder / "tiles.parquet")
-        self._draw_layer(layer)
+        self._draw(layer.assign(seam=False)[:DRAWN_AT_MOST])
         more = "" if len(layer) <= DRAWN_AT_MOST else f" The map shows the first {DRAWN_AT_MOST:,}."
-        self.result.value = (
-            f"<p>Run folder: <code>{html.escape(str(folder))}</code>; open <code>review.qgz</code> "
-            f"in QGIS to review; <code>report.html</code> tells of the run.{more}</p>"
-            f"{summary_table(layer, tiles).to_html(header=False)}"
-        )
+        self.result.value = Markup(
+            "<p>Run folder: <code>{}</code>. Open <code>review.qgz</code> in QGIS to review; "
+            "<code>report.html</code> describes the run.{}</p>{}"
+        ).format(folder, more, table(summary_table(layer, tiles)))
         self.again.disabled = False
-
-    def _tune(self) -> None:
-        """Hand the tiles of the area, which are stored, to the sliders."""
-        if self.session.area is None:
-            self.message.value = sentence(self.session.problem)
-            return
-        tiles = [part.index(tile) for part in self.session.area.parts for tile in part.tiles]
-        step = -(-len(tiles) // TUNED_AT_MOST)
-        self.tuner.tiles.compute(tiles[::step])
-        n = len(tiles[::step])
-        which = f"All {n}" if step == 1 else f"{n} of {len(tiles)}"
-        self.message.value = f"{which} tiles of the area are at the sliders above."
 
 
 def _notebook() -> str:

@@ -1,4 +1,4 @@
-"""Sample tiles that are computed for the tuner: which are wanted, and how far they are."""
+"""Sample tiles for the tuner: which ones are wanted, and how far the computation is."""
 
 from __future__ import annotations
 
@@ -21,30 +21,29 @@ from workbench.tuning.process import (
     TileDone,
     TileUnderway,
 )
-from workbench.widgets.controls import button, row, sentence
+from workbench.widgets.controls import button, row
+from workbench.widgets.safe_html import SafeHTML, sentence
 from workbench.widgets.session import Session
 
-USUAL_SECONDS = 10.0  # of a tile, until one has been timed
+USUAL_SECONDS = 10.0  # for a tile, until one was timed
 
 
 class SampleTiles:
-    """Has tiles computed, adds them to the session's samples, and shows how far that is.
+    """Has tiles computed, adds them to the session's samples, and shows the progress.
 
-    What goes wrong is said in `message`. `changed` is called whenever there is something new to
-    show, in whatever thread it comes from.
+    Errors are shown in `message`. `changed` is called, in any thread, whenever there is something
+    new to show.
     """
 
-    def __init__(
-        self, session: Session, message: widgets.HTML, changed: Callable[[], None]
-    ) -> None:
+    def __init__(self, session: Session, message: SafeHTML, changed: Callable[[], None]) -> None:
         self._session, self._message, self._changed = session, message, changed
         self._lock = threading.RLock()
         self._queue: set[Index] = set()
         self._timed: tuple[int, int, float] | None = None  # tiles wanted, done, time of the last
-        self._share = 0.0  # of the next tile, as far as the model tells
+        self._share = 0.0  # of the tile in progress, as the model reports it
         self.progress = widgets.FloatProgress(max=1.0, layout={"width": "160px"})
-        self._progress_text = widgets.HTML()
-        cancel = button("Cancel", self.cancel, "stop computing; finished tiles stay", "stop")
+        self._progress_text = SafeHTML()
+        cancel = button("Cancel", self.cancel, "stop computing; finished tiles are kept", "stop")
         self.widget = row(self.progress, self._progress_text, cancel)
         self.widget.layout.display = "none"
         session.observe(self._go_on, "busy")
@@ -54,20 +53,12 @@ class SampleTiles:
         """Whether sample tiles are being computed."""
         return self._timed is not None
 
-    def take_over(self, before: SampleTiles) -> None:
-        """Hear the rest of what an earlier tuner has begun."""
-        self._queue, self._timed, self._share = before._queue, before._timed, before._share
-        if self._timed is not None:
-            self._session.listener = self._hear
-        self.show_progress()
-        self._changed()
-
     def close(self) -> None:
         """Stop following the session."""
         self._session.unobserve(self._go_on, "busy")
 
     def clear(self) -> None:
-        """Leave no sample tiles, and stop computing those that were wanted."""
+        """Remove all sample tiles, and stop computing others."""
         self._queue.clear()
         if self._timed is not None:
             self._session.cancel()
@@ -75,14 +66,14 @@ class SampleTiles:
             self._session.samples = ()
 
     def compute(self, tiles: Iterable[Index]) -> None:
-        """Make samples of tiles that are none yet, now or after what is being computed."""
+        """Compute tiles that are not samples yet, now or after the current work."""
         there = {sample.record.index for sample in self._session.samples}
         self._queue |= set(tiles) - there
         if not self._queue:
             return
         if self._session.busy:
             if self._timed is None:
-                self._message.value = "The run comes first; these tiles follow it."
+                self._message.value = "The run comes first; these tiles follow."
             return
         wanted, self._queue = frozenset(self._queue), set()
         self._message.value = ""
@@ -103,7 +94,7 @@ class SampleTiles:
     def _hear(self, event: Event) -> None:
         try:
             self._follow(event)
-        except Exception as error:  # in a thread of its own, where nobody would see it
+        except Exception as error:  # in a thread, where nobody would see it
             self._message.value = sentence(f"{type(error).__name__}: {error}")
         self.show_progress()
         self._changed()
@@ -133,30 +124,30 @@ class SampleTiles:
                     self._message.value = sentence(event.reason) if event.reason else "Cancelled."
 
     def _take(self, sample: SegmentedTile | None) -> None:
-        """Add a sample in place of what there was of its tile before it was whole."""
+        """Add a sample; it replaces what was known of its tile before it was whole."""
         with self._lock:
             whole = tuple(old for old in self._session.samples if old.whole)
             if sample is not None or len(whole) < len(self._session.samples):
                 self._session.samples = whole if sample is None else (*whole, sample)
 
     def cancel(self) -> None:
-        """Stop computing; finished tiles stay."""
+        """Stop computing; finished tiles are kept."""
         self._queue.clear()
         self._session.cancel()
 
     def show_progress(self) -> None:
-        """Show how far the tile at hand is, as far as it tells or by the time that others took."""
-        timed = self._timed  # which another thread may change
+        """Show the progress: as the model reports it, or by the time that other tiles took."""
+        timed = self._timed  # another thread may change it
         if timed is None:
             self.widget.layout.display = "none"
             return
         n, done, since = timed
         passed = time.monotonic() - since
         usual = self._session.forecast.seconds_per_tile or USUAL_SECONDS
-        if self._share > 0.05:  # it tells itself how far it is
+        if self._share > 0.05:  # the model reports its progress
             usual = passed / self._share
         share = self._share or min(0.95, passed / usual)
-        # a first guess may have been too hopeful: never backwards
+        # a first guess may have been too short: never go backwards
         self.progress.value = max((done + share) / max(n, 1), done and self.progress.value)
         left = max(1.0, (n - done - share) * usual)
         self._progress_text.value = f"tile {min(done + 1, n)} of {n} · {duration(left)} left"

@@ -1,17 +1,17 @@
-// Draws a ScorePlane: all candidates by predicted IoU and stability on one canvas, and above it
-// what moves (the two threshold lines, the ring around the selected candidate) as elements, so
-// that dragging a line draws nothing anew.
+// Draws a ScorePlane: all candidates by predicted IoU and stability on one canvas. The two threshold
+// lines and the ring around the selected candidate are elements above it, so that dragging a line
+// does not redraw the canvas.
 
 const HEIGHT = 300;
 const MARGIN = { left: 46, top: 44, right: 74, bottom: 66 }; // px around the plot
-const BARS = { top: 24, right: 32 }; // px of it for the histograms; beside them stand the values
+const BARS = { top: 24, right: 32 }; // px of the margin for the histograms; the values stand beside them
 const BINS = 50;
 const GRID = 0.005; // thresholds are multiples of it, like those of the sliders
-const STEP = 0.01; // of an arrow key; five of them with Shift
-const REACH = 7; // px: how close a click must be
+const STEP = 0.01; // of an arrow key; five times that with Shift
+const REACH = 7; // px: how far a click may be from a point
 
-// What becomes of a candidate (preview.Fate), in the order they are drawn: what is kept lies on
-// top. Colours close to Okabe and Ito's, which the colour blind tell apart, on light and dark.
+// The fates of candidates (preview.Fate) in drawing order: those kept lie on top. Colours close to
+// Okabe and Ito's, which colour-blind people can tell apart, for light and dark themes.
 export const FATES = [
   { number: 0, label: "below a threshold", colour: "#8c8c8c", size: 2 },
   { number: 4, label: "outside the area", colour: "#c9c9c9", size: 2 },
@@ -53,16 +53,22 @@ const STYLE = `
 .sam-workbench-plane .line.vertical span { right: 0; top: 50%; transform: translateY(-50%); }
 `;
 
+/** @typedef {ReturnType<typeof scalesOf>} Scales */
+
 // ---------------------------------------------------------------------------------- pure parts
 
-/** Copy a buffer of a message, in which it starts at any byte, where typed arrays may not. */
+/** Copy a buffer of a message: there it may start at any byte, a typed array may not. */
 export function typed(Type, value) {
   if (!value) return new Type(0);
   const view = ArrayBuffer.isView(value) ? value : new DataView(value);
   return new Type(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
 }
 
-/** Where scores lie in a box of px; scores beyond the axes (SAM's IoU may pass 1) at their ends. */
+/**
+ * From scores to px and back; scores beyond the axes (SAM's IoU may exceed 1) lie at their ends.
+ * @param {number} width
+ * @param {number[]} floors
+ */
 export function scalesOf(width, floors) {
   const spans = floors.map((floor) => Math.max(1 - floor, 1e-6));
   const plot = {
@@ -71,25 +77,35 @@ export function scalesOf(width, floors) {
     width: Math.max(width - MARGIN.left - MARGIN.right, 1),
     height: HEIGHT - MARGIN.top - MARGIN.bottom,
   };
-  const share = (axis, score) => Math.min(Math.max((score - floors[axis]) / spans[axis], 0), 1);
+  const share = (/** @type {number} */ axis, /** @type {number} */ score) => Math.min(Math.max((score - floors[axis]) / spans[axis], 0), 1);
   return {
     ...{ plot, share },
-    x: (score) => plot.left + plot.width * share(0, score),
-    y: (score) => plot.top + plot.height * (1 - share(1, score)),
-    scores: (x, y) => [
+    x: (/** @type {number} */ score) => plot.left + plot.width * share(0, score),
+    y: (/** @type {number} */ score) => plot.top + plot.height * (1 - share(1, score)),
+    scores: (/** @type {number} */ x, /** @type {number} */ y) => [
       floors[0] + (spans[0] * (x - plot.left)) / plot.width,
       floors[1] + spans[1] * (1 - (y - plot.top) / plot.height),
     ],
   };
 }
 
-/** A threshold on the grid (0.83, not 0.8300000000000001) and within its axis. */
+/**
+ * A threshold on the grid (0.83, not 0.8300000000000001) and within its axis.
+ * @param {number} value
+ * @param {number} floor
+ */
 export function snapped(value, floor) {
   const rounded = Math.round(value / GRID) * GRID;
   return Number(Math.min(Math.max(rounded, floor), 1).toFixed(4));
 }
 
-/** Counts in BINS along an axis: of all candidates, and of those kept. */
+/**
+ * Counts in BINS along an axis: of all candidates, and of those kept.
+ * @param {Float32Array} points
+ * @param {Uint8Array} state
+ * @param {number} axis
+ * @param {Scales["share"]} share
+ */
 export function histogram(points, state, axis, share) {
   const [all, kept] = [new Uint32Array(BINS), new Uint32Array(BINS)];
   for (let row = 0; row < state.length; row++) {
@@ -100,7 +116,13 @@ export function histogram(points, state, axis, share) {
   return { all, kept };
 }
 
-/** The row whose point is nearest to (x, y) px, -1 if none is close. */
+/**
+ * The row whose point is nearest to (x, y) px, -1 if none is close.
+ * @param {Float32Array} points
+ * @param {Scales} scales
+ * @param {number} x
+ * @param {number} y
+ */
 export function nearest(points, scales, x, y) {
   let [best, closest] = [-1, REACH];
   for (let row = 0; row < points.length / 2; row++) {
@@ -113,6 +135,12 @@ export function nearest(points, scales, x, y) {
 
 // ------------------------------------------------------------------------------------- drawing
 
+/**
+ * @param {CanvasRenderingContext2D} ctx
+ * @param {{ points: Float32Array, state: Uint8Array, floors: number[] }} frame
+ * @param {Scales} scales
+ * @param {{ text: string, faint: string, font: string }} colours
+ */
 function paint(ctx, frame, scales, colours) {
   const { points, state, floors } = frame;
   const { plot } = scales;
@@ -122,7 +150,7 @@ function paint(ctx, frame, scales, colours) {
   ctx.fillStyle = colours.text;
   ctx.font = `11px ${colours.font}`;
   floors.forEach((floor, axis) => {
-    // in whole steps of a tenth, or of a fiftieth where the axis is short
+    // a label every 0.1, or every 0.02 on a short axis
     const gap = 1 - floor > 0.25 ? 0.1 : 0.02;
     for (let i = Math.ceil(floor / gap - 1e-6); i * gap <= 1 + 1e-6; i++) {
       const text = (i * gap).toFixed(gap < 0.1 ? 2 : 1);
@@ -146,8 +174,8 @@ function paint(ctx, frame, scales, colours) {
     const tallest = Math.max(...all, 1);
     const [length, room] = axis ? [plot.height, BARS.right] : [plot.width, BARS.top];
     const wide = length / BINS;
-    for (const [counts, { colour }] of [[all, FATES[0]], [kept, FATES[FATES.length - 1]]]) {
-      ctx.fillStyle = colour;
+    for (const [counts, fate] of /** @type {const} */ ([[all, FATES[0]], [kept, FATES[FATES.length - 1]]])) {
+      ctx.fillStyle = fate.colour;
       counts.forEach((n, i) => {
         const high = (n / tallest) * room;
         if (axis) ctx.fillRect(right + 2, bottom - (i + 1) * wide, high, wide - 0.5);
@@ -158,7 +186,7 @@ function paint(ctx, frame, scales, colours) {
 
   for (const { number, colour, size } of FATES) {
     ctx.fillStyle = colour;
-    // thousands lie over each other: let the crowd show, and what is kept stand out
+    // thousands overlap: show their density, and let those kept stand out
     ctx.globalAlpha = number === 1 ? 0.9 : 0.6;
     for (let row = 0; row < state.length; row++) {
       if (state[row] !== number) continue;
@@ -189,7 +217,7 @@ function render({ model, el }) {
   let frame = { points: new Float32Array(0), state: new Uint8Array(0), floors: [0.5, 0.5] };
   let scales = scalesOf(320, frame.floors);
   let waiting = 0;
-  const unsent = new Map(); // thresholds that the kernel has not been told, by trait
+  const unsent = new Map(); // thresholds that were not sent to the kernel yet, by trait
 
   function makeLine({ trait, label, orientation }, axis) {
     const line = make("div", `line ${orientation}`, root);
@@ -197,7 +225,7 @@ function render({ model, el }) {
     line.tabIndex = 0;
     const attributes = {
       ...{ role: "slider", "aria-label": `${label} threshold`, "aria-orientation": orientation },
-      // JupyterLab takes the arrow keys otherwise
+      // else JupyterLab takes the arrow keys
       "data-lm-suppress-shortcuts": "true",
     };
     for (const [name, value] of Object.entries(attributes)) line.setAttribute(name, value);
@@ -205,7 +233,7 @@ function render({ model, el }) {
     let [start, grabbed] = [0, 0]; // the value when a drag began, and the score under the pointer
     line.addEventListener("pointerdown", (event) => {
       if (event.button !== 0) return;
-      event.preventDefault(); // no text is selected; but no focus comes either
+      event.preventDefault(); // selects no text, but does not focus either
       line.focus();
       line.setPointerCapture(event.pointerId);
       [start, grabbed] = [valueOf(trait), scales.scores(...placeOf(event))[axis]];
@@ -215,7 +243,7 @@ function render({ model, el }) {
       change(axis, start + scales.scores(...placeOf(event))[axis] - grabbed);
     });
     line.addEventListener("click", (event) => {
-      if (valueOf(trait) === start) pick(event); // not dragged: a candidate beneath it was meant
+      if (valueOf(trait) === start) pick(event); // not dragged: the click was for a candidate below
     });
     line.addEventListener("keydown", (event) => {
       const { key, shiftKey } = event;
@@ -230,6 +258,11 @@ function render({ model, el }) {
     return line;
   }
 
+  /**
+   * Where the pointer is, px from the corner.
+   * @param {MouseEvent} event
+   * @returns {[number, number]}
+   */
   function placeOf({ clientX, clientY }) {
     const box = root.getBoundingClientRect();
     return [clientX - box.left, clientY - box.top];
@@ -263,7 +296,7 @@ function render({ model, el }) {
     AXES.forEach(({ trait }, axis) => {
       const line = lines[axis];
       const value = valueOf(trait);
-      // from the plot into the histogram, where the value stands
+      // from the plot to the value beside the histogram
       const [left, top] = axis ? [plot.left, scales.y(value)] : [scales.x(value), 2];
       Object.assign(line.style, { left: `${left}px`, top: `${top}px` });
       if (axis) line.style.width = `${plot.width + MARGIN.right - 2}px`;
@@ -302,7 +335,7 @@ function render({ model, el }) {
     waiting = 0;
     const points = typed(Float32Array, model.get("points"));
     const state = typed(Uint8Array, model.get("state"));
-    // else half of a pair: the last good picture stays until the other half is here
+    // else only one has arrived: keep the last picture until the other one is here
     if (points.length === 2 * state.length) frame = { ...frame, points, state };
     frame.floors = model.get("floors");
     const width = root.clientWidth || 320;
@@ -335,7 +368,7 @@ function render({ model, el }) {
   model.on("change:selected", placeRing);
   const resized = new ResizeObserver(redraw);
   resized.observe(root);
-  // the attributes change before the theme's colours have been loaded
+  // the attributes change before the colours of the theme are loaded
   const themed = new MutationObserver(() => [0, 300, 1500].forEach((ms) => setTimeout(redraw, ms)));
   themed.observe(document.body, { attributeFilter: ["data-jp-theme-light", "data-jp-theme-name"] });
   draw();

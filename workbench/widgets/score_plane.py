@@ -16,17 +16,17 @@ from workbench.candidates.table import Rules
 class ScorePlane(anywidget.AnyWidget):
     """Candidates by predicted IoU (x) and stability (y), with histograms along both axes.
 
-    `points` and `state` describe the same candidates: assign them together, under `hold_sync()`;
-    what does not fit together is not drawn. Dragging a line, or an arrow key on it, sets
-    `pred_iou_thresh` or `stability_score_thresh` to multiples of 0.005, at most once for each
-    frame of the browser. `data-painted` on the canvas (ms, `performance.now()`) tells of the last
-    drawing.
+    `points` and `state` describe the same candidates: assign both under `hold_sync()`; if their
+    lengths differ, nothing is drawn. Dragging a line, or an arrow key on it, sets
+    `pred_iou_thresh` or `stability_score_thresh` to a multiple of 0.005, at most once per frame of
+    the browser. `data-painted` on the canvas (ms, `performance.now()`) is the time of the last
+    frame.
     """
 
     _esm = Path(__file__).with_suffix(".js")
 
     points = traitlets.Bytes(help="float32, predicted IoU and stability of each").tag(sync=True)
-    state = traitlets.Bytes(help="uint8, a `preview.Fate` up to CLEANED for each").tag(sync=True)
+    state = traitlets.Bytes(help="uint8, a `preview.Fate` up to OUTSIDE for each").tag(sync=True)
     pred_iou_thresh = traitlets.Float(Thresholds.pred_iou_thresh).tag(sync=True)
     stability_score_thresh = traitlets.Float(Thresholds.stability_score_thresh).tag(sync=True)
     floors = traitlets.List(

@@ -1,7 +1,7 @@
-"""What the widgets of one notebook share: the job as it stands, and what was opened for it.
+"""What the widgets of one notebook share: the job with all changes, and its opened rasters.
 
 The state of the user interface is a `Job`. Each widget shows some of its parameters and replaces
-the job when a person changes them; saving, presets, undo and the command line then need nothing of
+the job when a person changes them. So saving, presets, undo and the command line need no state of
 their own.
 """
 
@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
+import numpy as np
+import shapely
 from traitlets import Bool, Dict, HasTraits, Instance, Tuple, Unicode, observe
 
 from workbench.candidates.table import Candidates
@@ -31,14 +34,27 @@ SAMPLES_DEPEND_ON = (
 )  # fmt: skip
 
 
+def tile_cores(area: Area) -> gpd.GeoDataFrame:
+    """The cores of an area's tiles; ten thousand take a few hundredths of a second."""
+    boxes: list[Any] = []
+    for part in area.parts:
+        cores = [tile.core for tile in part.tiles]
+        pixels = np.array([(c.col_off, c.row_off, c.width, c.height) for c in cores], np.float64)
+        column, row, width, height = pixels.reshape(-1, 4).T
+        a, _, left, _, e, top = part.scene.transform[:6]  # north-up
+        x, y = left + a * column, top + e * row
+        boxes.append(shapely.box(x, y + e * height, x + a * width, y))
+    return gpd.GeoDataFrame(geometry=np.concatenate(boxes), crs=area.parts[0].scene.crs)
+
+
 class Session(HasTraits):
     """The shared state; observe its traits.
 
-    `area` is None while the AOI cannot be used; `problem` then says why, in a sentence. `samples`
-    are the tiles that have been computed to tune on, `judged` says which candidates a person has
-    called good (true) or bad. `busy` tells whether something is being computed; `listener` hears
-    of it, in a thread of its own, and may be replaced meanwhile. `given` is the job as the
-    notebook's cell has it.
+    `area` is None while the AOI cannot be used; `problem` then says why. `samples` are the computed
+    sample tiles. `judged` has the candidates that a person has called good (true) or bad (false).
+    `busy` tells whether something is being computed; `listener` gets the events, in a separate
+    thread, and may be replaced at any time. `given` is the job of the notebook's cell, without
+    later changes.
     """
 
     job = Instance(Job)
@@ -55,7 +71,7 @@ class Session(HasTraits):
         try:
             recorded = read_record(self.folder) if job.resume else None
         except WorkbenchError:
-            recorded = None  # a run will refuse it, and say so
+            recorded = None  # a run refuses the folder and says why
         self.scenes: tuple[Scene, ...] = tuple(name_scenes(scenes, recorded))
         self._background = Background(self._hear)
         self.given = job
@@ -75,7 +91,7 @@ class Session(HasTraits):
         return tuple(TileGrid(s.width, s.height, size, overlap) for s in self.scenes)
 
     def sample_of(self, event: TileDone | TileUnderway) -> SegmentedTile:
-        """Put what the process has computed where it belongs."""
+        """Join the candidates that the process has computed to their scene and tile."""
         record = event.record
         assert record is not None
         place = [scene.name for scene in self.scenes].index(record.source)
@@ -90,7 +106,7 @@ class Session(HasTraits):
     # ---- the process that computes
 
     def compute(self, tiles: frozenset[Index] | None, listener: Callable[[Event], None]) -> None:
-        """Begin to segment some tiles, or (None) to run the whole job.
+        """Start to segment some tiles, or (None) to run the whole job.
 
         Raises `WorkbenchError` if something is being computed, or the process cannot be started.
         """
@@ -101,12 +117,12 @@ class Session(HasTraits):
         except OSError as error:
             self.busy = False
             raise WorkbenchError(
-                f"The process that segments cannot be started: {error}. Close other programs, and "
+                f"The process that segments cannot be started: {error}. Close other programs and "
                 "try again."
             ) from error
 
     def get_ready(self) -> None:
-        """Start the process and load the model, for whatever is asked for later."""
+        """Start the process and load the model ahead of time."""
         self._background.get_ready(self.job)
 
     def cancel(self) -> None:
@@ -114,17 +130,17 @@ class Session(HasTraits):
         self._background.cancel()
 
     def take_process(self, other: Session) -> None:
-        """Go on with the process of a session that is done, and its loaded model."""
+        """Take over the process of a session that has ended, with its loaded model."""
         mine, self._background = self._background, other._background
         self._background.notify, other._background = self._hear, mine
 
     def close(self) -> None:
-        """End the process, which gives the model's memory back."""
+        """End the process and free the model's memory."""
         was_busy = self._background.busy
         self._background.close()
         self.busy = False
         if was_busy:
-            self.listener(Stopped("Its widgets were closed. Tiles that were finished are stored."))
+            self.listener(Stopped("The widgets were closed. Finished tiles are stored."))
 
     def _hear(self, event: Event) -> None:
         try:
@@ -135,7 +151,7 @@ class Session(HasTraits):
             self.busy = self._background.busy
 
     def _time(self, event: TileDone) -> None:
-        """Learn from a tile what the others will take: a running mean."""
+        """Update the forecast with the time and size of a tile: a running mean."""
         size = float(event.candidates.table.nbytes) if event.candidates is not None else 0.0
         seconds, stored = self.forecast.seconds_per_tile, self.forecast.bytes_per_tile
         self.forecast = Forecast(

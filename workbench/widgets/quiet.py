@@ -1,0 +1,70 @@
+"""Work that waits until a person pauses."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+QUIET_SECONDS = 0.3  # after the last move of a slider: time for figures and for work ahead
+LOOK_SECONDS = 0.3  # between two looks at what is being computed
+
+
+class QuietMoments:
+    """A thread that calls `work` once nothing has been touched for a moment.
+
+    `begin` is called first, a moment after `start`. `look` is called each time that the thread
+    wakes, and regularly while it returns true. Long work asks `overtaken` whether to give up.
+    """
+
+    def __init__(
+        self, begin: Callable[[], None], look: Callable[[], bool], work: Callable[[], None]
+    ) -> None:
+        self._begin, self._look, self._work = begin, look, work
+        self._wake = threading.Event()
+        self._closed = False
+        self._touched = self._worked_for = 0.0  # times; equal: nothing to do
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def touch(self) -> None:
+        """Note that something has changed: work follows after a pause."""
+        self._touched = time.monotonic()
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Look soon at what is being computed."""
+        self._wake.set()
+
+    def close(self) -> None:
+        """End the thread after what it is doing."""
+        self._closed = True
+        self._wake.set()
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether something was touched since the work in progress began, or the end has come."""
+        return self._closed or self._touched != self._worked_for
+
+    def _run(self) -> None:
+        time.sleep(QUIET_SECONDS)  # the maps come first
+        if not self._closed:
+            self._begin()
+        underway = False
+        while True:
+            self._wake.wait(timeout=LOOK_SECONDS if underway else None)
+            if self._closed:
+                return
+            self._wake.clear()
+            underway = self._look()
+            if self._touched == self._worked_for:
+                continue
+            if time.monotonic() - self._touched < QUIET_SECONDS:
+                time.sleep(0.05)
+                self._wake.set()
+                continue
+            self._worked_for = self._touched
+            self._work()
