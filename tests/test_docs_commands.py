@@ -240,12 +240,13 @@ def test_the_commands_of(page, workshop):
 
 @pytest.mark.parametrize("page", [README, *OTHERS], ids=lambda page: page.name)
 def test_the_python_of(page, workshop):
+    names = {}  # of a page: one block goes on where another ended
     for language, text in blocks(page):
         if language == "python":
             compiled = compile(text, str(page), "exec")
             # wants a SLURM; is run by test_docs_api.py
             if "dask_jobqueue" not in text and "sample_scene" not in text:
-                exec(compiled, {})
+                exec(compiled, names)
 
 
 def test_the_benchmarks_are_called_as_they_are():

@@ -292,7 +292,7 @@ def test_an_interrupted_rethreshold_leaves_the_job_of_the_layer(raster, tmp_path
     for folder_of in (folder, tmp_path / "new"):
         with pytest.raises(KeyboardInterrupt):
             run(job_for(raster, folder_of, pred_iou_thresh=0.906))
-    assert Job.from_yaml(folder / "job.yaml").pred_iou_thresh == 0.85
+    assert Job.from_yaml(folder / "job.yaml").thresholds.pred_iou_thresh == 0.85
     assert Job.from_yaml(tmp_path / "new" / "job.yaml").pred_iou_thresh == 0.906
 
 

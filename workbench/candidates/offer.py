@@ -84,7 +84,17 @@ def offered(
 ) -> Candidates:
     """Keep those of the selected candidates that become labels, tile by tile.
 
-    `valid` holds the `(h, w)` validity mask of the tiles (row, column) that have invalid pixels.
+    Args:
+        candidates: Those that `select` has kept, of any tiles of one scene.
+        grid: The scene's tiles.
+        valid: The `(h, w)` validity mask of each tile (row, column) that has invalid pixels.
+        offer: Which masks to leave out.
+
+    Returns:
+        The candidates that become labels, in the same order.
+
+    Example:
+        >>> labels = offered(select(candidates, Thresholds()), grid, {}, Offer())
     """
     index = np.column_stack([candidates.column("tile_row"), candidates.column("tile_col")])
     found, tile_of = np.unique(index, axis=0, return_inverse=True)

@@ -89,7 +89,7 @@ class Controls:
         if isinstance(value, float):
             value = round(value, 6)  # the browser's 0.92 is 0.9199999999999999
         with self._lock:
-            if self._following:
+            if self._following or _same(name, value, _shown(name, self.session.job)):
                 return
             try:
                 self.session.change(**{name: None if off else value})
@@ -172,5 +172,12 @@ def _show(name: str, control: Any, value: Any) -> None:
         if value not in [step for _, step in control.options]:
             control.options = _options(name, value)
     # do not send back a mere rounding difference: it would undo keys pressed since
-    if control.value != value and not (name not in STEPS and abs(control.value - value) < 1e-6):
+    if not _same(name, control.value, value):
         control.value = value
+
+
+def _same(name: str, one: Any, other: Any) -> bool:
+    """Whether two values of a control differ by the browser's rounding at most."""
+    return bool(
+        one == other or (name in Thresholds.__dataclass_fields__ and abs(one - other) < 1e-6)
+    )
