@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -108,7 +109,17 @@ def confidence_classes(layer: gpd.GeoDataFrame) -> NDArray[np.int64]:
 
 def count_by_confidence(layer: gpd.GeoDataFrame) -> NDArray[np.int64]:
     """Count the polygons in each of `CONFIDENCE_CLASSES`, and last those without a confidence."""
-    return np.bincount(confidence_classes(layer), minlength=_N_CLASSES)
+    return np.bincount(confidence_classes(layer), minlength=_N_CLASSES).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Cells over the tiles of one raster: 1 in `tiled`, and in `covered` under polygons."""
+
+    source: str
+    transform: Affine
+    tiled: NDArray[np.uint8]
+    covered: NDArray[np.uint8]
 
 
 class _Coverage:
@@ -121,26 +132,24 @@ class _Coverage:
     def __init__(self, tiles: gpd.GeoDataFrame) -> None:
         done = tiles[tiles["status"].isin(["ok", "empty"])]
         self._finished = {source: here.geometry for source, here in done.groupby("source")}
-        self._source: str | None = None
+        self._open: _Grid | None = None  # of the raster whose polygons are coming
         self._covered_area = 0.0
 
     def add(self, source: str, shapes: gpd.GeoSeries) -> None:
         """Mark the polygons of a raster; a raster that was left does not come again."""
         if source not in self._finished:
             return
-        if source != self._source:
+        if self._open is None or self._open.source != source:
             self._settle()
-            self._source = source
-            self._tiled, self._transform = _grid_over(self._finished[source])
-            self._covered = np.zeros_like(self._tiled)
-        rasterize(shapes, out=self._covered, transform=self._transform)
+            tiled, transform = _grid_over(self._finished[source])
+            self._open = _Grid(source, transform, tiled, np.zeros_like(tiled))
+        rasterize(shapes, out=self._open.covered, transform=self._open.transform)
 
     def _settle(self) -> None:
-        if self._source is not None:
-            cells = np.count_nonzero(self._covered & self._tiled)
-            self._covered_area += self._transform.a**2 * cells
-            self._source = None
-            del self._covered, self._tiled  # a finished run keeps its figures, not the grids
+        if self._open is not None:
+            cells = np.count_nonzero(self._open.covered & self._open.tiled)
+            self._covered_area += self._open.transform.a**2 * cells
+            self._open = None
 
     def share(self) -> float:
         """Return the share of the finished tiles' area that is covered; nan without such tiles."""
