@@ -223,7 +223,7 @@ def name_scenes(scenes: Sequence[Scene], record: RunRecord | None) -> list[Scene
 def resolve(job: Job, scenes: Sequence[Scene], segmenter: Segmenter) -> RunRecord:
     """Record all that was decided for this run."""
     described = [SceneRecord.of(scene) for scene in scenes]
-    identity = {
+    identity: dict[str, Any] = {
         "crs": described[0].crs,
         "tiling": {"tile_size": job.tile_size, "overlap": job.overlap},
         "segmenter": plain(segmenter.key),
