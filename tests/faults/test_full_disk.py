@@ -49,7 +49,7 @@ def test_a_limit_of_the_user_is_told_like_a_full_disk(raster, tmp_path):
     for size, words in [
         (300, r"run\.yaml cannot be written: its disk is full .*Free some space"),
         (4000, r"scene-r0c0.* cannot be written: its disk is full"),
-        (100_000, r"gpkg cannot be written: .*Check room, quota"),  # GDAL does not know why
+        (100_000, r"gpkg cannot be written: .*Check space, quota"),  # GDAL does not know why
     ]:
         with largest_file(size), pytest.raises(OutputError, match=words):
             run(job)
