@@ -60,7 +60,7 @@ prelabel.ipynb:
 	cp notebooks/prelabel.ipynb $@
 
 # npx fetches the checker; the project itself needs no node
-TSC := npx --yes -p typescript@5.9.3 tsc -p workbench/widgets/jsconfig.json
+TSC := npx --yes -p typescript@5.9.3 tsc -p jsconfig.json
 
 lint-js:  ## check the types of the widgets' JavaScript, if node is there
 	@if command -v npx >/dev/null; then $(TSC); else echo "npx is not installed: the JavaScript is not checked"; fi

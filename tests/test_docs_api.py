@@ -37,7 +37,7 @@ def test_the_script_makes_nearly_what_a_run_makes(layer, tmp_path):
     job = wb.Job(source=str(wb.sample_scene()), out_dir=str(tmp_path / "run"), tile_size=512)
     made = wb.run(job.changed(min_area_px=200)).layer
     # a run also continues what the edges of tiles have cut
-    assert wb.compare(layer, made).f1() > 0.95
+    assert wb.compare(layer, made).f1(0.5) > 0.95
     assert len(made) > 50
 
 

@@ -194,7 +194,7 @@ def nothing_there(path, finished):
         (other_crs, "is in EPSG:3857, the run in EPSG:32633"),
         (fewer_columns, "lack the columns status, n_tiles"),
         (other_run, "review of another run"),
-        (other_status, "'done' is no status; 14 labels .* with fid 1"),
+        (other_status, "'done' is no status; 14 labels .* has fid 1"),
         (no_geopackage, "is no GeoPackage"),
         (cut_off, "is damaged"),
         (nothing_there, "no such file"),

@@ -26,7 +26,7 @@ def tsc():
 
 
 def test_the_javascript_has_no_faults_that_the_checker_knows(tsc):
-    done = subprocess.run([*tsc, "-p", WIDGETS / "jsconfig.json"], capture_output=True, text=True)
+    done = subprocess.run([*tsc, "-p", ROOT / "jsconfig.json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -41,8 +41,10 @@ def test_the_javascript_has_no_faults_that_the_checker_knows(tsc):
 def test_the_checker_finds_faults(tsc, tmp_path, right, wrong, told):
     text = (WIDGETS / "overlay.js").read_text(encoding="utf-8")
     assert right in text
-    (tmp_path / "overlay.js").write_text(text.replace(right, wrong), encoding="utf-8")
-    shutil.copy(WIDGETS / "jsconfig.json", tmp_path)
+    changed = tmp_path / "workbench" / "widgets" / "overlay.js"
+    changed.parent.mkdir(parents=True)
+    changed.write_text(text.replace(right, wrong), encoding="utf-8")
+    shutil.copy(ROOT / "jsconfig.json", tmp_path)
     done = subprocess.run([*tsc, "-p", tmp_path / "jsconfig.json"], capture_output=True, text=True)
     assert done.returncode != 0
     assert told in done.stdout

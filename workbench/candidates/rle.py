@@ -106,20 +106,52 @@ def damaged(counts: Sequence[bytes], height: int, width: int) -> NDArray[np.bool
     COCO's C code trusts them: counts that end in the middle of a number, or add up to another
     number of pixels, make it read and write beyond its memory.
     """
-    code, end, _, length = _digits(counts)
-    ends = np.cumsum([0, *map(len, counts)])
-    broken = np.diff(ends) == 0
-    row = np.repeat(np.arange(len(counts)), np.diff(ends))
-    broken[row[code > 0x3F]] = True  # no digit
-    last = ends[1:][~broken] - 1
-    broken[np.flatnonzero(~broken)[code[last] & 0x20 != 0]] = True
-    broken[row[end[length > 7]]] = True  # 35 bits: more pixels than a tile can have
-    good = np.flatnonzero(~broken)
-    pair, _, before = _run_lengths([counts[i] for i in good.tolist()])
-    total = np.diff(np.concatenate(([0], np.cumsum(pair.sum(axis=1))))[before])
-    negative = np.diff(np.concatenate(([0], np.cumsum((pair < 0).any(axis=1))))[before])
-    broken[good[(total != height * width) | (negative > 0)]] = True
-    return np.asarray(broken, bool)
+    lengths = np.fromiter(map(len, counts), np.int64, len(counts))
+    ends = np.cumsum(lengths)
+    code = np.frombuffer(b"".join(counts), np.uint8) - np.uint8(48)
+    end = np.flatnonzero(code & 0x20 == 0)  # the last digit of each number
+    digits = np.diff(end, prepend=-1)
+    broken = lengths == 0
+    broken[np.searchsorted(ends, np.flatnonzero(code > 0x3F), side="right")] = True  # no digit
+    whole = np.flatnonzero(~broken)
+    broken[whole] = code[ends[whole] - 1] & 0x20 != 0
+    # seven digits are 35 bits: more pixels than a tile can have
+    broken[np.searchsorted(ends, end[digits > 6], side="right")] = True
+    if broken.any():
+        whole = np.flatnonzero(~broken)
+        broken[whole] = damaged([counts[i] for i in whole.tolist()], height, width)
+    elif len(counts):
+        broken = _other_sizes(code, end, digits, np.searchsorted(end, ends), height * width)
+    return broken
+
+
+def _other_sizes(
+    code: NDArray[np.uint8], end: Numbers, digits: Numbers, numbers: Numbers, n_pixels: int
+) -> NDArray[np.bool_]:
+    """Whether the runs of each mask do not add up to its pixels, or one of them is negative.
+
+    `numbers` has how many there are up to the end of each mask. See `_run_lengths` for the rest of
+    the format; this is done for all that is stored, so it goes in 32 bits, as in COCO's code.
+    """
+    number = (code[end] & 0x1F).astype(np.int32)
+    number -= (number & 0x10) << 1  # sign
+    for k in range(1, int(digits.max())):
+        longer = np.flatnonzero(digits > k)
+        number[longer] = (number[longer] << 5) | (code[end[longer] - k] & 0x1F)
+    per_mask = np.diff(numbers, prepend=0)
+    first = numbers - per_mask
+    lead = number[first].copy()
+    number[first] = 0  # from the fourth on a number is the difference to the last but one
+    odd = ((np.arange(len(number)) - np.repeat(first, per_mask)) & 1).astype(np.int32)
+    every = np.cumsum(number, dtype=np.int32)
+    odds = np.cumsum(number * odd, dtype=np.int32)
+    for sums in (every, odds):
+        before = np.concatenate((np.zeros(1, np.int32), sums))[first]
+        sums -= np.repeat(before, per_mask)
+    run = np.where(odd, odds, every - odds)
+    run[first] = lead
+    total = np.add.reduceat(run, first, dtype=np.int64)
+    return np.asarray((total != n_pixels) | (np.minimum.reduceat(run, first) < 0), bool)
 
 
 def decode_runs(counts: Sequence[bytes], height: int, width: int) -> Runs:
@@ -140,16 +172,6 @@ def decode_runs(counts: Sequence[bytes], height: int, width: int) -> Runs:
     return Runs(len(counts), height, width, mask, x, y0, y1)
 
 
-def _digits(
-    counts: Sequence[bytes],
-) -> tuple[NDArray[np.uint8], Numbers, Numbers, Numbers]:
-    """The digits of all numbers, and of each number its last digit, its first, and how many."""
-    code = np.frombuffer(b"".join(counts), np.uint8) - np.uint8(48)
-    end = np.flatnonzero(code & 0x20 == 0)
-    begin = np.concatenate(([0], end[:-1] + 1)) if len(end) else end
-    return code, end, begin, end - begin + 1
-
-
 def _run_lengths(counts: Sequence[bytes]) -> tuple[Numbers, Numbers, Numbers]:
     """One row `(m, 2)` for each run: pixels off, then pixels on; its mask, and the rows before.
 
@@ -157,7 +179,10 @@ def _run_lengths(counts: Sequence[bytes]) -> tuple[Numbers, Numbers, Numbers]:
     first, a sixth bit telling that more follow; from the fourth on as the difference to the last
     but one. The last has the number of rows before each mask, and of all.
     """
-    code, end, begin, length = _digits(counts)
+    code = np.frombuffer(b"".join(counts), np.uint8) - np.uint8(48)
+    end = np.flatnonzero(code & 0x20 == 0)
+    begin = np.concatenate(([0], end[:-1] + 1)) if len(end) else end
+    length = end - begin + 1
     shift = 5 * (np.arange(len(code)) - np.repeat(begin, length))
     number = np.zeros(0, np.int64)
     if len(end):

@@ -189,13 +189,12 @@ def _records_of(path: Path, mtime_ns: int, size: int) -> tuple[TileRecord, ...]:
     """Read once for each state of a file: the ledger is asked for many times."""
     candidates, records = _read(path)
     _refuse_damaged_masks(candidates, path)
+    height, width = candidates.rules.height, candidates.rules.width
     for record in records:
-        if record.valid_rle is not None:
-            height, width = candidates.rules.height, candidates.rules.width
-            if damaged([record.valid_rle.encode()], height, width)[0]:
-                raise RunFolderError(
-                    f"{path}: the valid pixels of tile {record.index} are no run-length encoding "
-                    f"of {height} × {width} pixels. Delete the file, and its tiles are "
-                    "computed again."
-                )
+        valid = record.valid_rle
+        if valid is not None and damaged([valid.encode()], height, width)[0]:
+            raise RunFolderError(
+                f"{path}: the valid pixels of tile {record.index} are no run-length encoding of "
+                f"{height} × {width} pixels. Delete the file, and its tiles are computed again."
+            )
     return tuple(records)

@@ -72,9 +72,9 @@ class Continuations:
             if other is None:
                 self._waiting[here, there] = part
                 continue
-            alike = np.asarray(_iou(part.rles, other.rles) >= AGREE, bool)
-            self._note(neighbour, tile, part, ~np.any(alike, axis=1))
-            self._note(tile, neighbour, other, ~np.any(alike, axis=0))
+            iou = _iou(part.rles, other.rles)
+            self._note(neighbour, tile, part, iou.max(axis=1, initial=0) < AGREE)
+            self._note(tile, neighbour, other, iou.max(axis=0, initial=0) < AGREE)
 
     def found(
         self, tile: Tile, stored: Candidates, chosen: NDArray[np.int64], masks: TileMasks,
@@ -94,7 +94,7 @@ class Continuations:
             if not len(near):
                 continue
             alike = _iou([piece.rle], _in_overlap(stored, near, piece.overlap))[0]
-            best = np.lexsort((near, -alike))
+            best = np.argsort(-alike, kind="stable")
             for row in near[best[alike[best] >= AGREE]].tolist():
                 beside = np.append(chosen, [*taken - {row}, row]).astype(np.int64)
                 reason = masks.offered(np.sort(beside), offer, last=row).reason[row]
@@ -173,4 +173,4 @@ def _iou(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> NDArray[np
 
 def _exclusive(boxes: NDArray[np.int32]) -> NDArray[np.int64]:
     """Boxes whose last pixel is exclusive."""
-    return boxes.astype(np.int64) + np.array([0, 0, 1, 1])
+    return boxes.astype(np.int64) + np.array([0, 0, 1, 1], np.int64)
