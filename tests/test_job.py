@@ -23,7 +23,8 @@ def test_documented_defaults():
         "pred_iou_floor": 0.5, "stability_floor": 0.5, "box_nms_thresh": 0.7,
         "crop_nms_thresh": 0.7, "min_area_px": 500, "min_area_m2": None, "max_area_m2": None,
         "fill_holes_m2": None, "min_solidity": None, "simplify_m": 0.5, "planar": False,
-        "classes": {1: "object"}, "default_class": None, "scheduler": None, "resume": True,
+        "examples": None, "labelled_area": None, "class_thresh": None, "classes": {1: "object"},
+        "default_class": None, "scheduler": None, "resume": True,
         "interactive": "auto",
     }  # fmt: skip
 

@@ -87,15 +87,15 @@ class Selector:
                     f"{name} {value:g} is below {floor:g}, the floor that candidates were stored "
                     f"with: take at least {floor:g}, or run again with a lower floor"
                 )
-        keep = _suppress(passes(self.candidates, thresholds), self._within_crops)
-        return np.flatnonzero(_suppress(keep, self._among_crops))
+        keep = suppress(passes(self.candidates, thresholds), self._within_crops)
+        return np.flatnonzero(suppress(keep, self._among_crops))
 
     def rival(self, row: int, thresholds: Thresholds) -> int:
         """Return the best row that suppresses `row` at these thresholds, -1 if none does."""
         keep = passes(self.candidates, thresholds)
         if keep[row]:
             for pairs in (self._within_crops, self._among_crops):
-                keep = _suppress(keep, pairs)
+                keep = suppress(keep, pairs)
                 if not keep[row]:
                     rivals = pairs[pairs[:, 1] == row, 0]
                     return int(rivals[keep[rivals]][0])
@@ -149,10 +149,10 @@ def nms(
     `boxes` is `(n, 4)` XYXY; returns the row numbers kept, best first.
     """
     order = np.argsort(-scores, kind="stable")
-    return order[_suppress(np.ones(len(order), bool), _overlapping(boxes[order], thresh))]
+    return order[suppress(np.ones(len(order), bool), _overlapping(boxes[order], thresh))]
 
 
-def _suppress(alive: NDArray[np.bool_], pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
+def suppress(alive: NDArray[np.bool_], pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Greedy suppression of rows: the first of a pair, if it is kept, removes the second.
 
     Instead of row by row, all rows that nothing left can remove are decided at once; that takes as

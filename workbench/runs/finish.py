@@ -26,6 +26,14 @@ from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
 from workbench.polygons.seams import merge_seams
 from workbench.raster.tiles import tile_windows
+from workbench.runs.classes import (
+    Taught,
+    classed_polygons,
+    keep_examples,
+    refuse_to_lose_verdicts,
+    teach,
+    without_class,
+)
 from workbench.runs.folder import refuse_to_lose_review
 from workbench.runs.plan import (
     Plan,
@@ -53,8 +61,13 @@ def finish(plan: Plan) -> Run:
         return _ledger_layer(plan, counts)
 
     start = time.perf_counter()
+    taught = teach(plan)
+    if taught is not None:
+        refuse_to_lose_verdicts(plan)
     styles = qgis.styles(plan.job.classes, plan.job.planar)
-    tiles = write_layer(_layer(plan), ledger, plan.folder, styles=styles).tiles
+    tiles = write_layer(_layer(plan, taught), ledger, plan.folder, styles=styles).tiles
+    if taught is not None:
+        keep_examples(plan, taught)
     scenes = tuple(part.scene for part in plan.scenes)
     result = Run(plan.job, plan.folder, scenes, tiles, plan.aoi)
     _write(result, time.perf_counter() - start)
@@ -69,20 +82,24 @@ def finish(plan: Plan) -> Run:
     return result
 
 
-def _layer(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
+def _layer(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
     """Select, trace, merge and clean: the layer in batches, by source, tile and ordinal."""
-    merged = merge_seams(_traced(plan), _windows(plan), plan.folder)
+    merged = merge_seams(_traced(plan, taught), _windows(plan), plan.folder)
     if plan.job.planar:  # any polygon may cut any other
         merged = iter([pd.concat(merged, ignore_index=True)])
     for batch in merged:
         yield _as_layer(_in_aoi(clean(batch, plan.job.cleaning), plan), plan)
 
 
-def _traced(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
+def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
     """The selected polygons of all wanted tiles as the tiles saw them, a few tiles at a time."""
     for part in plan.scenes:
-        yield to_polygons(Candidates.empty(plan.job.rules), part.scene, part.grid, {})
+        nothing = to_polygons(Candidates.empty(plan.job.rules), part.scene, part.grid, {})
+        yield nothing if taught is None else without_class(nothing)
         for candidates, records in plan.store.read([part.index(tile) for tile in part.tiles]):
+            if taught is not None:
+                yield classed_polygons(plan, taught, part, candidates, records)
+                continue
             chosen = select(candidates, plan.job.thresholds)
             valid = valid_masks(records, candidates.rules)
             yield to_polygons(chosen, part.scene, part.grid, valid)
@@ -112,12 +129,11 @@ def _in_aoi(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
 
 def _as_layer(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
     tile = _tile_names(polygons)
+    if "class_id" not in polygons:
+        default = pd.array([plan.job.default_class] * len(polygons), dtype="Int64")
+        polygons = polygons.assign(class_id=default)
     return as_layer(
-        polygons.assign(
-            id=tile + "/" + polygons["ordinal"].astype(str),
-            source_tile=tile,
-            class_id=pd.array([plan.job.default_class] * len(polygons), dtype="Int64"),
-        )
+        polygons.assign(id=tile + "/" + polygons["ordinal"].astype(str), source_tile=tile)
     )
 
 

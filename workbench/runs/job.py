@@ -96,6 +96,20 @@ class Job(Parameters):
     min_solidity: Share | None = parameter(None, "least area / area of the convex hull")
     simplify_m: float | None = parameter(0.5, "tolerance of simplification, ground metres", ge=0)
     planar: bool = parameter(False, "no overlaps: smaller polygons on top, edges shared")
+    examples: Text | list[Text] | None = parameter(
+        None,
+        "one or many vector files with `class_id` (0: none of these) that teach classes: reviewed "
+        "layers, polygons, `examples.parquet` of other runs; null: no classes are learned",
+    )
+    labelled_area: Text | None = parameter(
+        None,
+        "vector file of where the labels of `examples` are complete: all other objects there are "
+        "none of the classes",
+    )
+    class_thresh: Share | None = parameter(
+        None,
+        "keep objects whose class scores at least this; null: chosen on labelled tiles held out",
+    )
     classes: dict[int, str] = parameter(
         {1: "object"}, "numbers and names of the classes that a review may give"
     )
@@ -161,6 +175,12 @@ class Job(Parameters):
             raise ValueError(
                 f"default_class {self.default_class} is not one of classes {self.classes}"
             )
+        for name in ("labelled_area", "class_thresh"):
+            if self.examples is None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} says something of classes that are learned: name the labels that "
+                    f"teach them in `examples`, or leave {name} null"
+                )
         if self.model == "classic" and self.checkpoint is not None:
             raise ValueError(
                 f"checkpoint {self.checkpoint}: `classic` has no weights. Set model to the SAM "

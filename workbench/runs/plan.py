@@ -22,6 +22,7 @@ from workbench.runs import choose
 from workbench.runs.cluster import Share, segmenter_there
 from workbench.runs.folder import FolderLock, refuse_foreign, refuse_to_lose_review, store_in
 from workbench.runs.job import Job
+from workbench.runs.labels import check_labels
 from workbench.runs.record import (
     claim,
     continue_run,
@@ -112,6 +113,7 @@ def _prepare(
     before = recorded if job.resume else {}
     scenes = name_scenes(scenes, before)
     planned, area = plan_tiles(job, scenes, aoi)
+    check_labels(job, scenes)
     if job.scheduler is None:
         segmenter = choose.segmenter_for(job, before.get("segmenter", {}))
     else:
