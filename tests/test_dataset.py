@@ -372,8 +372,8 @@ import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 import test_dataset as t
-from workbench import dataset
-dataset._write_yaml = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # all but the last files
+from workbench.dataset import write
+write._write_yaml = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # all but the last files
 t.export(t.open_scene({str(tmp_path / "ortho.tif")!r}), Path({str(tmp_path / "set")!r}),
          t.label_layer())
 """

@@ -133,7 +133,7 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_the_package_and_its_weights(wheel):
     package = {
         str(path.relative_to(ROOT))
-        for pattern in ("*.py", "*.js", "*.pth", "*.md")
+        for pattern in ("*.py", "*.js", "*.pth", "*.md", "*.j2", "py.typed")
         for path in (ROOT / "workbench").rglob(pattern)
     }
     assert package <= set(wheel)

@@ -34,7 +34,7 @@ from workbench.layer.schema import COLUMNS
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
 from workbench.raster.tiles import tile_windows
-from workbench.runs.choose import segmenter_for
+from workbench.runs import choose
 from workbench.runs.plan import prepare, tiles_over
 
 FILES = [
@@ -78,7 +78,7 @@ def test_c2_what_you_tune_is_what_you_get(raster, tmp_path):
     result = run(job)
     plan = prepare(job)
     (part,) = plan.scenes
-    segmenter = segmenter_for(job, {})
+    segmenter = choose.segmenter_for(job, {})
     layer = result.layer.set_index("id")
     n = 0
     for tile in part.tiles:
@@ -117,6 +117,7 @@ def test_c3_the_order_of_tiles_does_not_matter(raster, tmp_path, monkeypatch):
 
 KILLED = """
     import os, signal, sys, time
+    from pathlib import Path
     sys.path.insert(0, {tests!r})
     from workbench import Job, run
     from workbench.candidates.table import Rules
@@ -138,7 +139,7 @@ KILLED = """
     segment.FLUSH_TILES = 2
     choose.segmenter_for = lambda job, before: Mortal(Rules(96, 96))
     job = Job.from_yaml({job!r})
-    store = store_in(job.out_dir)
+    store = store_in(Path(job.out_dir))
     run(job)
 """
 

@@ -46,7 +46,7 @@ def test_defaults_are_those_of_a_job():
 
 
 def test_every_fate_has_a_colour_and_what_is_kept_lies_on_top(tmp_path):
-    fates = in_javascript("plane.js", "return module.FATES", tmp_path)
+    fates = in_javascript("score_plane.js", "return module.FATES", tmp_path)
     assert sorted(fate["number"] for fate in fates) == [
         Fate.BELOW, Fate.KEPT, Fate.SUPPRESSED, Fate.CLEANED,
     ]  # fmt: skip
@@ -60,7 +60,7 @@ def test_every_fate_has_a_colour_and_what_is_kept_lies_on_top(tmp_path):
 
 def test_thresholds_lie_on_the_grid_within_the_axis(tmp_path):
     code = "return [0.8312, 0.8349, 0.3, 1.2, 0.1 + 0.7].map((v) => module.snapped(v, 0.52))"
-    assert in_javascript("plane.js", code, tmp_path) == [0.83, 0.835, 0.52, 1, 0.8]
+    assert in_javascript("score_plane.js", code, tmp_path) == [0.83, 0.835, 0.52, 1, 0.8]
 
 
 def test_scores_and_pixels_lead_to_each_other(tmp_path):
@@ -70,7 +70,7 @@ def test_scores_and_pixels_lead_to_each_other(tmp_path):
         "const there = [[0.5, 0.6], [1, 1], [0.83, 0.91]].map(place);"
         "return { plot, there, back: scales.scores(...there[2]), beyond: scales.x(1.04) }"
     )
-    found = in_javascript("plane.js", code, tmp_path)
+    found = in_javascript("score_plane.js", code, tmp_path)
     plot, (low, high, _) = found["plot"], found["there"]
     assert low == [plot["left"], plot["top"] + plot["height"]]
     assert high == [plot["left"] + plot["width"], plot["top"]]
@@ -86,7 +86,7 @@ def test_histograms_count_every_candidate_once(tmp_path):
         "  const { all, kept } = module.histogram(points, [0, 1, 2, 1], axis, share);"
         "  return [[...all], [...kept]]; })"
     )
-    (iou, iou_kept), (stability, stability_kept) = in_javascript("plane.js", code, tmp_path)
+    (iou, iou_kept), (stability, stability_kept) = in_javascript("score_plane.js", code, tmp_path)
     assert (iou[0], iou[25], iou[-1], sum(iou)) == (1, 1, 2, 4)
     assert (stability[0], stability[-1], sum(stability)) == (2, 2, 4)
     assert (sum(iou_kept), sum(stability_kept)) == (2, 2)
@@ -99,4 +99,4 @@ def test_a_click_finds_the_nearest_candidate(tmp_path):
         "const near = (a, b, dx) => module.nearest(points, scales, scales.x(a) + dx, scales.y(b));"
         "return [near(0.6, 0.6, 1), near(0.62, 0.6, 1), near(0.9, 0.9, 5), near(0.75, 0.75, 0)]"
     )
-    assert in_javascript("plane.js", code, tmp_path) == [0, 1, 2, -1]
+    assert in_javascript("score_plane.js", code, tmp_path) == [0, 1, 2, -1]
