@@ -78,10 +78,14 @@ def read_examples(path: Path) -> Examples | None:
 
 
 def join(examples: Sequence[Examples]) -> Examples:
-    """Put examples of several sources into one table, in the CRS of the first."""
+    """Put examples of several sources into one table, in the CRS of the first.
+
+    Rows are sorted by what they are, so that the order of files and tiles does not matter.
+    """
     crs = examples[0].frame.crs
     frames = [one.frame.to_crs(crs) for one in examples]
-    return Examples(pd.concat(frames, ignore_index=True))
+    by = ["source", "tile", "label", "class_id", *FEATURES]
+    return Examples(pd.concat(frames).sort_values(by, kind="stable", ignore_index=True))
 
 
 def examples_from(
@@ -148,7 +152,8 @@ def read_labels(path: Path, classes: Collection[int]) -> Labels:
             f"`classes` does not name (it has {', '.join(map(str, sorted(classes)))}). Add them "
             "there, or correct the file; 0 means none of these."
         )
-    label = frame["label"] if "label" in frame else pd.Series(range(len(frame)), frame.index)
+    numbered = [f"{path.name}:{row}" for row in range(len(frame))]
+    label = frame.get("label", pd.Series(numbered, frame.index))
     said_by = frame.get("said_by", path.name)
     frame = frame.assign(label=label.astype(str), said_by=said_by)
     if "features_version" not in frame or not set(FEATURES) <= set(frame):
@@ -203,13 +208,17 @@ def _class_ids(frame: gpd.GeoDataFrame, path: Path) -> pd.Series:
 
 
 def match_labels(
-    labels: gpd.GeoDataFrame, described: gpd.GeoDataFrame, area: shapely.Geometry | None
+    labels: gpd.GeoDataFrame,
+    described: gpd.GeoDataFrame,
+    area: shapely.Geometry | None,
+    known: NDArray[np.object_] | None = None,
 ) -> Examples:
     """Find the candidates that show labelled objects, and inside `area` all that show none.
 
     `labels` have `class_id`, `label` and `said_by`; `described` is as for `examples_from`, in the
-    CRS of the labels and of the area. A candidate shows an object from an IoU of 0.6 on. Inside
-    the area, where all objects are labelled, one that has no IoU of 0.4 with any is none of these.
+    CRS of the labels, the area and the `known` objects `(k,)`, which others show. A candidate shows
+    an object from an IoU of 0.6 on. Inside the area, where all objects are labelled, one that has
+    no IoU of 0.4 with any of them, known ones included, is none of these.
     """
     geometry = described.geometry.to_numpy()
     pairs = pairs_of(geometry, labels.geometry.to_numpy(), at_least=UNCLEAR)
@@ -228,6 +237,8 @@ def match_labels(
         return positive
     clear = np.ones(len(geometry), bool)
     clear[rows] = False
+    if known is not None:
+        clear[pairs_of(geometry, known, at_least=UNCLEAR).predicted] = False
     shapely.prepare(area)
     clear[clear] = shapely.intersects(area, shapely.point_on_surface(geometry[clear]))
     none = described.iloc[np.flatnonzero(clear)]

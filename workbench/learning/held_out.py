@@ -40,6 +40,16 @@ class HeldOut:
         """The harmonic mean of precision and recall."""
         return 2 * self.n_right / max(1, self.n_shown + self.n_known)
 
+    def text(self) -> str:
+        """Say in plain words what to expect."""
+        if not self.n_tiles:
+            return "not known: labels of one tile only; label some in other tiles"
+        if not self.n_shown:
+            return "nothing: label more objects, best in other tiles"
+        right = 10 * self.n_right / self.n_shown
+        found = 10 * self.n_right / max(1, self.n_known)
+        return f"of 10 pre-labels about {right:.0f} right; {found:.0f} of 10 objects found"
+
 
 def held_out(examples: Examples, class_thresh: float | None = None) -> HeldOut:
     """Score the examples on tiles held out, at a threshold or (None) at the one of the highest F1.

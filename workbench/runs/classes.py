@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +18,7 @@ from workbench.candidates.store import TileRecord, valid_masks
 from workbench.candidates.table import Candidates
 from workbench.errors import RunFolderError
 from workbench.learning.choose import select_classes
-from workbench.learning.classifier import Classifier
+from workbench.learning.classifier import NONE, Classifier
 from workbench.learning.examples import PERSON, Examples, check, join, match_labels, read_examples
 from workbench.learning.features import FEATURES, SceneColours, describe
 from workbench.learning.held_out import HeldOut, held_out
@@ -44,6 +44,20 @@ class Taught:
     expected: HeldOut
     notes: tuple[str, ...]
 
+    def summary(self, classes: Mapping[int, str]) -> dict[str, str]:
+        """What the report says of it: quantities and sentences by name."""
+        objects = self.examples.objects()
+        none = np.count_nonzero(self.examples.class_id == NONE)
+        lines = {
+            f"objects of class {number} ({classes.get(int(number), '?')})": f"{count:,}"
+            for number, count in objects.items()
+            if number != NONE
+        }
+        lines["candidates that are none of these"] = f"{none:,}"
+        lines["class_thresh"] = f"{self.class_thresh:g}"
+        lines["expected on tiles not seen"] = self.expected.text()
+        return lines | {f"note {i}": note for i, note in enumerate(self.notes, 1)}
+
 
 def teach(plan: Plan) -> Taught | None:
     """Learn the classes of a job from its examples and the stored candidates; None without any.
@@ -60,9 +74,12 @@ def teach(plan: Plan) -> Taught | None:
     if polygons or area is not None:
         crs = plan.crs
         wanted = pd.concat([on_scene(one, crs) for one in labels], ignore_index=True)
+        known = [one.frame for one in found]
+        others = [frame.geometry[frame["class_id"] != NONE].to_crs(crs) for frame in known]
+        objects = np.concatenate([np.empty(0, object), *(one.to_numpy() for one in others)])
         complete = None if area is None else shapely.union_all(area.to_crs(crs).to_numpy())
         for part in plan.scenes:
-            found += list(_matched(plan, part, wanted, complete))
+            found += list(_matched(plan, part, wanted, complete, objects))
     if not found:
         raise off_the_scene(labels, [part.scene for part in plan.scenes])
     examples = join(found)
@@ -151,7 +168,11 @@ def _pixel_m(scene: Scene, tile: Tile) -> float:
 
 
 def _matched(
-    plan: Plan, part: ScenePlan, labels: gpd.GeoDataFrame, area: shapely.Geometry | None
+    plan: Plan,
+    part: ScenePlan,
+    labels: gpd.GeoDataFrame,
+    area: shapely.Geometry | None,
+    known: NDArray[np.object_],
 ) -> Iterator[Examples]:
     """Examples from those tiles of a scene that labels or the labelled area reach."""
     shapes = labels.geometry.to_numpy()
@@ -185,7 +206,7 @@ def _matched(
             geometry=polygons.geometry.to_numpy(),
             crs=polygons.crs,
         )
-        yield match_labels(labels, described, area)
+        yield match_labels(labels, described, area, known)
 
 
 def _rows_in(candidates: Candidates, polygons: gpd.GeoDataFrame) -> NDArray[np.int64]:

@@ -70,7 +70,7 @@ def finish(plan: Plan) -> Run:
         keep_examples(plan, taught)
     scenes = tuple(part.scene for part in plan.scenes)
     result = Run(plan.job, plan.folder, scenes, tiles, plan.aoi)
-    _write(result, time.perf_counter() - start)
+    _write(result, taught, time.perf_counter() - start)
     failed = tiles[tiles["status"] == "failed"]
     if len(failed):
         first = failed.iloc[0]
@@ -153,7 +153,7 @@ def _ledger_layer(plan: Plan, counts: Mapping[str, int]) -> gpd.GeoDataFrame:
     return as_tiles(ledger)
 
 
-def _write(result: Run, seconds: float) -> None:
+def _write(result: Run, taught: Taught | None, seconds: float) -> None:
     """Write the rest, when the layer has been written in so many seconds."""
     start = time.perf_counter()
     folder, classes, scene = result.folder, result.job.classes, result.scenes[0]
@@ -186,7 +186,8 @@ def _write(result: Run, seconds: float) -> None:
                 numbers, result.job.pred_iou_thresh, result.job.stability_score_thresh
             ),
         },
-        tables={
+        tables=({} if taught is None else {"Classes": taught.summary(classes)})
+        | {
             "Seams": charts.seams(numbers),
             "Topology": charts.topology(result.batches(), folder),
             "Time": {
