@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -42,12 +42,14 @@ from workbench.learning.held_out import held_out
 from workbench.polygons.areas import with_area
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
+from workbench.raster.open import open_scene
 from workbench.raster.tiles import TileGrid
 from workbench.runs.classes import described
 from workbench.runs.folder import store_in
 from workbench.runs.result import Run, read_run
 from workbench.runs.tile_stream import ScenePlan
 
+Shape = Callable[[gpd.GeoDataFrame], gpd.GeoDataFrame]
 KEYS = ["tile_row", "tile_col", "ordinal"]
 HEADER = """\
 | campaign | model | tiles | labels taught | F1 | precision | recall | cost of review \
@@ -124,7 +126,7 @@ def main() -> None:
     for pairs, compared in ((given.labelled, polygons), (given.boxes, boxes)):
         for name, scenes in campaigns(pairs, compared, given):
             print(row(name, given.model, scenes, thirds(scenes, given.draws)), flush=True)
-    for name, scenes in campaigns(given.carry, polygons, given):
+    for name, scenes in campaigns(given.carry, polygons, given, whole=True):
         print(row(f"{name}, carried", given.model, scenes, each_scene(scenes)), flush=True)
 
 
@@ -134,27 +136,33 @@ def polygons(layer: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
 
 
 def campaigns(
-    pairs: Sequence[str], compared: object, given: argparse.Namespace
+    pairs: Sequence[str], compared: Shape, given: argparse.Namespace, *, whole: bool = False
 ) -> Iterator[tuple[str, list[Labelled]]]:
     """Load the scenes of each folder; what is not segmented yet, is."""
     named = [tuple(map(Path, pair.split("=", 1))) for pair in pairs]
     for folder, group in groupby(named, key=lambda pair: pair[0].parent):
         scenes = []
         for raster, labels in group:
-            finished = finished_run(raster, given.runs, given.model, given.tile_size)
+            finished = finished_run(raster, given, whole=whole)
             scenes.append(load(finished, gpd.read_file(labels), compared))
         yield folder.name, scenes
 
 
-def finished_run(raster: Path, runs: Path, model: str, tile_size: int) -> Run:
-    """Segment a raster, or take the run that is there."""
-    out_dir = runs / model / raster.stem
+def finished_run(raster: Path, given: argparse.Namespace, *, whole: bool = False) -> Run:
+    """Segment a raster, `whole` in one tile, or take the run that is there."""
+    out_dir = given.runs / given.model / ("whole" if whole else "tiles") / raster.stem
+    job = Job.create(source=str(raster), out_dir=str(out_dir), model=given.model)
+    if whole:
+        scene = open_scene(str(raster))
+        job = job.changed(tile_size=max(scene.width, scene.height))
+    else:
+        job = job.changed(tile_size=given.tile_size)
     if not (out_dir / "report.html").exists():
-        run(Job.create(source=str(raster), out_dir=str(out_dir), model=model, tile_size=tile_size))
+        run(job)
     return read_run(out_dir)
 
 
-def load(finished: Run, labels: gpd.GeoDataFrame, compared) -> Labelled:
+def load(finished: Run, labels: gpd.GeoDataFrame, compared: Shape) -> Labelled:
     """Describe, trace, clean and match all candidates of a scene."""
     (scene,) = finished.scenes
     job, tiles = finished.job, finished.tiles
@@ -295,7 +303,7 @@ def chosen(
 ) -> NDArray[np.bool_]:
     """Mark what selection with classes keeps."""
     rules = scene.candidates.rules
-    limits = Thresholds(rules.pred_iou_floor, rules.stability_floor)
+    limits = Thresholds(rules.pred_iou_floor, rules.stability_floor)  # as `Job.limits`
     kept = select_classes(scene.candidates, class_id, score, thresh, limits).candidates
     keys = pd.MultiIndex.from_arrays([kept.column(name) for name in KEYS])
     ours = pd.MultiIndex.from_arrays([scene.candidates.column(name) for name in KEYS])
@@ -304,7 +312,7 @@ def chosen(
 
 def precision_at(scenes: Sequence[Labelled], draw: Draw, scores: Scores, recall: float) -> float:
     """Precision of the highest threshold whose recall is no lower than one without classes."""
-    for percent in range(95, 0, -5):
+    for percent in range(90, 0, -10):
         kept = [chosen(s, *one, percent / 100) for s, one in zip(scenes, scores, strict=True)]
         _, precision, reached, _ = total(scenes, draw, kept).rates()
         if reached >= recall:
@@ -329,7 +337,7 @@ def total(scenes: Sequence[Labelled], draw: Draw, kept: list[NDArray[np.bool_]])
 
 def speed(n: int, raster: Path, labels: Path, given: argparse.Namespace) -> str:
     """Teach a mosaic of so many candidates anew; what it takes with and without its features."""
-    one = finished_run(raster, given.runs, given.model, given.tile_size)
+    one = finished_run(raster, given)
     times = math.ceil(math.sqrt(n / max(1, one.tiles["n_candidates"].sum())))
     folder = given.runs / given.model / f"{raster.stem}-{n}"
     folder.mkdir(parents=True, exist_ok=True)

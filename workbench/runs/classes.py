@@ -98,7 +98,7 @@ def classed_polygons(
 ) -> gpd.GeoDataFrame:
     """Select by class and trace: `to_polygons` with the columns `class_id` and `class_score`."""
     class_id, score = taught.classifier.best(figures_of(plan, part, candidates))
-    chosen = select_classes(candidates, class_id, score, taught.class_thresh, plan.job.thresholds)
+    chosen = select_classes(candidates, class_id, score, taught.class_thresh, plan.job.limits)
     valid = valid_masks(records, candidates.rules)
     polygons = to_polygons(chosen.candidates, part.scene, part.grid, valid)
     row = _rows_in(chosen.candidates, polygons)

@@ -99,7 +99,8 @@ class Job(Parameters):
     examples: Text | list[Text] | None = parameter(
         None,
         "one or many vector files with `class_id` (0: none of these) that teach classes: reviewed "
-        "layers, polygons, `examples.parquet` of other runs; null: no classes are learned",
+        "layers, polygons, `examples.parquet` of other runs; thresholds other than the defaults are "
+        "then lower limits; null: no classes are learned",
     )
     labelled_area: Text | None = parameter(
         None,
@@ -242,6 +243,19 @@ class Job(Parameters):
     def thresholds(self) -> Thresholds:
         """The two sliders."""
         return Thresholds(self.pred_iou_thresh, self.stability_score_thresh)
+
+    @property
+    def limits(self) -> Thresholds:
+        """The least scores where classes decide: thresholds as given, at their defaults the floors.
+
+        Thresholds that suit a model's usual objects would leave nothing of small trees to classify.
+        """
+        iou, stability = self.pred_iou_thresh, self.stability_score_thresh
+        defaults = [Job.model_fields[name].default for name in Thresholds.__dataclass_fields__]
+        return Thresholds(
+            self.pred_iou_floor if iou == defaults[0] else iou,
+            self.stability_floor if stability == defaults[1] else stability,
+        )
 
     @property
     def rules(self) -> Rules:
