@@ -99,8 +99,8 @@ class Job(Parameters):
     examples: Text | list[Text] | None = parameter(
         None,
         "one or many vector files with `class_id` (0: none of these) that teach classes: reviewed "
-        "layers, polygons, `examples.parquet` of other runs; thresholds other than the defaults are "
-        "then lower limits; null: no classes are learned",
+        "layers, polygons, `examples.parquet` of other runs; thresholds that are not the defaults "
+        "are then lower limits; null: no classes are learned",
     )
     labelled_area: Text | None = parameter(
         None,
