@@ -165,3 +165,6 @@ def test_features_are_computed_once_and_never_stand_for_others(tmp_path):
         path.write_bytes(path.read_bytes()[:100])
     store.figures(candidates, "scene", compute)
     assert len(calls) == 4
+    (tmp_path / "features" / "mine.parquet").write_text("not ours")
+    store.clear()
+    assert [path.name for path in (tmp_path / "features").iterdir()] == ["mine.parquet"]

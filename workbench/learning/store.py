@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,15 @@ class FeatureStore:
         with atomic_path(path) as temporary:
             pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
         return figures
+
+    def clear(self) -> None:
+        """Delete what `figures` has written, and nothing else."""
+        for path in self.folder.glob("*.parquet"):
+            if _OUR_NAME.fullmatch(path.name):
+                path.unlink()
+
+
+_OUR_NAME = re.compile(r"[0-9a-f]{24}\.parquet")
 
 
 def _read(path: Path, n: int) -> NDArray[np.float32] | None:

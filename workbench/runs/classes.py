@@ -22,11 +22,11 @@ from workbench.learning.classifier import NONE, Classifier
 from workbench.learning.examples import PERSON, Examples, check, join, match_labels, read_examples
 from workbench.learning.features import FEATURES, SceneColours, describe
 from workbench.learning.held_out import HeldOut, held_out
-from workbench.learning.store import FeatureStore
 from workbench.polygons.build import to_polygons
 from workbench.raster.crs import ground_scale
 from workbench.raster.scene import Scene
 from workbench.raster.tiles import Tile
+from workbench.runs.folder import features_in
 from workbench.runs.labels import labelled_area_of, labels_of, off_the_scene, on_scene
 from workbench.runs.plan import Plan
 from workbench.runs.tile_stream import ScenePlan
@@ -131,8 +131,9 @@ def refuse_to_lose_verdicts(plan: Plan) -> None:
 
 def figures_of(plan: Plan, part: ScenePlan, candidates: Candidates) -> NDArray[np.float32]:
     """Features of all stored candidates of a few tiles, from the run folder or computed."""
-    store = FeatureStore(plan.folder / "features")
-    return store.figures(candidates, part.scene.fingerprint, lambda: described(part, candidates))
+    return features_in(plan.folder).figures(
+        candidates, part.scene.fingerprint, lambda: described(part, candidates)
+    )
 
 
 def described(part: ScenePlan, candidates: Candidates) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ from workbench.candidates.store import CandidateStore
 from workbench.errors import RunFolderError
 from workbench.layer.files import refuse_open
 from workbench.layer.guard import count_reviewed
+from workbench.learning.store import FeatureStore
 
 # what a run writes beside its candidates, job.yaml and run.yaml
 OUTPUTS = (
@@ -34,6 +35,11 @@ LOCK = ".lock"  # says who writes the folder; is there while somebody does
 def store_in(folder: Path) -> CandidateStore:
     """The candidates of a run folder."""
     return CandidateStore(folder / "candidates")
+
+
+def features_in(folder: Path) -> FeatureStore:
+    """The features of those candidates, as far as they have been needed."""
+    return FeatureStore(folder / "features")
 
 
 # ------------------------------------------------------------------------------ whose it is

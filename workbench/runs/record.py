@@ -20,6 +20,7 @@ from workbench._support.yaml import read_yaml
 from workbench.errors import RunFolderError
 from workbench.raster.scene import Scene
 from workbench.runs.folder import (
+    features_in,
     store_in,
     unwritable,
 )
@@ -187,6 +188,7 @@ def claim(folder: Path, job: Job, record: dict[str, Any], before: Mapping[str, A
         remove_stale(store.folder)
         if not before:
             store.clear()
+            features_in(folder).clear()
         if record != before:
             _write_record(folder, record)
         if not (folder / "job.yaml").exists():  # else it describes the layer that is there
