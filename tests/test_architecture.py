@@ -14,7 +14,7 @@ PACKAGE = Path(workbench.__file__).parent
 # a room may import only the rooms above it, and itself
 ROOMS = [
     "errors", "_support", "samples", "raster", "candidates", "segmenters", "polygons", "layer",
-    "evaluation", "runs", "dataset", "review", "tuning", "widgets", "teaching",
+    "evaluation", "learning", "runs", "dataset", "review", "tuning", "widgets", "teaching",
 ]  # fmt: skip
 # a module longer than this says why in its docstring
 LONGEST = 470

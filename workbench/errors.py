@@ -43,3 +43,7 @@ class DatasetError(WorkbenchError):
 
 class ClusterError(WorkbenchError):
     """A Dask cluster cannot be reached, or its workers cannot take part in a run."""
+
+
+class ExamplesError(WorkbenchError):
+    """Examples of classes cannot be read, or nothing can be learned from them."""

@@ -15,6 +15,7 @@ Status = Literal["unreviewed", "accepted", "rejected", "edited"]
 COLUMNS: Mapping[str, str] = {
     "id": "str",
     "class_id": "Int64",  # nullable: a campaign may leave the classes to the reviewers
+    "class_score": "float64",  # probability of the class; NaN where none was learned
     "status": "str",
     "confidence": "float64",
     "stability": "float64",
@@ -25,6 +26,8 @@ COLUMNS: Mapping[str, str] = {
     "n_tiles": "int64",
     "at_edge": "bool",
 }
+# layers of earlier versions lack them
+LATER = ("class_score",)
 TILE_COLUMNS: Mapping[str, str] = {
     "tile": "str",
     "source": "str",
@@ -47,11 +50,12 @@ _MISSING: Mapping[str, Any] = {"str": "", "int64": 0, "bool": False}
 def as_layer(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     """Give polygons the columns of `COLUMNS`, in order and typed, and MultiPolygon geometry.
 
-    Without `class_id` the class is null, without `status` it is `unreviewed`. Other columns must
-    be there; unknown columns are dropped. No rows give an empty layer with the same columns, dtypes
+    Without `class_id` the class is null, without `class_score` (layers of earlier versions) the
+    score is NaN, without `status` it is `unreviewed`. Other columns must be there; unknown columns
+    are dropped. No rows give an empty layer with the same columns, dtypes
     and CRS. Raises `ValueError` for missing columns and other geometry.
     """
-    absent = {"class_id": pd.NA, "status": "unreviewed"}
+    absent = {"class_id": pd.NA, "class_score": np.nan, "status": "unreviewed"}
     layer = polygons.assign(**{k: v for k, v in absent.items() if k not in polygons})
     return typed(layer, COLUMNS, "MultiPolygon")
 

@@ -60,7 +60,8 @@ def merge_seams(
         Batches of the layer, at least one, sorted by source, tile and ordinal. `n_tiles` is the
         number of tiles that saw the object; scores and ordinal are those of its best piece.
         `at_edge` is also true where the windows end, and where a tile cut a polygon that the next
-        tile does not continue.
+        tile does not continue. Where polygons have a `class_id`, only those of one class are the
+        same object, and the class score decides before the other scores.
 
     Example:
         >>> layer = pd.concat(merge_seams([polygons], tile_windows(scene, list(grid))))
@@ -69,7 +70,8 @@ def merge_seams(
     with closing(SpilledPolygons(folder)) as shapes:
         rows = _put_away(polygons, windows, shapes)
         tile, rank = rows.pop("tile").to_numpy(), _ranks(rows)
-        groups, keep, unfinished = _decide(shapes, tile, rank, windows)
+        class_id = rows["class_id"].to_numpy() if "class_id" in rows else None
+        groups, keep, unfinished = _decide(shapes, tile, rank, windows, class_id)
         at_edge = rows["at_edge"].to_numpy() | unfinished | _reach_the_end(shapes, windows)
         rows = _unite(rows.assign(n_tiles=1, at_edge=at_edge), shapes, groups, keep, tile, rank)
         if offer.max_area_share is not None:
@@ -107,6 +109,7 @@ def _decide(
     tile: NDArray[np.int64],
     rank: NDArray[np.int64],
     windows: gpd.GeoDataFrame,
+    class_id: NDArray[np.int64] | None,
 ) -> tuple[_Groups, NDArray[np.bool_], NDArray[np.bool_]]:
     """Which rows are one object, which are kept of each, and which a neighbour does not continue.
 
@@ -119,6 +122,8 @@ def _decide(
             all_of += of_pair.tobytes()
     matches = np.frombuffer(said[0], MATCH)
     foreign, cut = (np.frombuffer(pairs, np.int64).reshape(-1, 2) for pairs in said[1:])
+    if class_id is not None:
+        matches = matches[class_id[matches["i"]] == class_id[matches["j"]]]
     groups = _Groups.of(matches, shapes, tile)
     matches = matches[groups.label[matches["i"]] == groups.label[matches["j"]]]
     i, j = matches["i"], matches["j"]
@@ -195,7 +200,10 @@ def _ranks(polygons: pd.DataFrame) -> NDArray[np.int64]:
     Equal scores go in the order of tiles and ordinals.
     """
     rank = np.empty(len(polygons), np.int64)
-    order = np.lexsort((-polygons["stability"], -polygons["confidence"], polygons["at_edge"]))
+    keys = [-polygons["stability"], -polygons["confidence"], polygons["at_edge"]]
+    if "class_score" in polygons:
+        keys.insert(2, -polygons["class_score"])
+    order = np.lexsort(keys)
     rank[order] = np.arange(len(polygons))
     return rank
 

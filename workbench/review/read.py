@@ -98,7 +98,7 @@ def _refuse_damaged(gpkg: Path) -> None:
 
 
 def _refuse_another_layer(gpkg: Path, labels: gpd.GeoDataFrame, run: Run) -> None:
-    missing = [name for name in schema.COLUMNS if name not in labels]
+    missing = [name for name in schema.COLUMNS if name not in labels and name not in schema.LATER]
     if missing:
         raise ReviewError(
             f"{gpkg}: its labels lack the columns {', '.join(missing)}. Give the prelabels.gpkg "

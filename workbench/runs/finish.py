@@ -32,6 +32,14 @@ from workbench.polygons.clean import clean
 from workbench.polygons.continuation import Continuations
 from workbench.polygons.seams import merge_seams
 from workbench.raster.tiles import tile_windows
+from workbench.runs.classes import (
+    Taught,
+    classed_polygons,
+    keep_examples,
+    refuse_to_lose_verdicts,
+    teach,
+    without_class,
+)
 from workbench.runs.folder import refuse_to_lose_review
 from workbench.runs.plan import Plan, load_reference
 from workbench.runs.record import write_job
@@ -55,16 +63,21 @@ def finish(plan: Plan) -> Run:
         return ledger.assign(n_polygons=[counts.get(tile, 0) for tile in ledger["tile"]])
 
     start = time.perf_counter()
+    taught = teach(plan)
+    if taught is not None:
+        refuse_to_lose_verdicts(plan)
     styles = qgis.styles(plan.job.classes, plan.job.planar)
     ledger = _ledger_layer(plan)
     tally = Tally(ledger)
     with Topology(plan.folder) as topology:
         # one pass over the layer; only the map reads it again
-        layer = counted(layer_batches(plan), tally, topology)
+        layer = counted(layer_batches(plan, taught), tally, topology)
         tiles = write_layer(layer, with_counts, plan.folder, styles=styles).tiles
         scenes = tuple(part.scene for part in plan.scenes)
         result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally)
-        _write(result, topology, plan.record.versions, time.perf_counter() - start)
+        if taught is not None:
+            keep_examples(plan, taught)
+        _write(result, taught, topology, plan.record.versions, time.perf_counter() - start)
     failed = tiles[tiles["status"] == "failed"]
     if len(failed):
         first = failed.iloc[0]
@@ -76,16 +89,16 @@ def finish(plan: Plan) -> Run:
     return result
 
 
-def layer_batches(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
+def layer_batches(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
     """Select, trace, merge and clean: the layer in batches, by source, tile and ordinal."""
-    merged = merge_seams(_traced(plan), _windows(plan), plan.folder, plan.job.offer)
+    merged = merge_seams(_traced(plan, taught), _windows(plan), plan.folder, plan.job.offer)
     if plan.job.planar:  # any polygon may cut any other
         merged = iter([pd.concat(merged, ignore_index=True)])
     for batch in merged:
         yield _as_layer(_in_aoi(clean(batch, plan.job.cleaning), plan), plan)
 
 
-def _traced(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
+def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
     """The polygons of all wanted tiles as the tiles saw them, a few tiles at a time.
 
     First what becomes labels, then what continues it beyond the edge of a tile.
@@ -93,7 +106,13 @@ def _traced(plan: Plan) -> Iterator[gpd.GeoDataFrame]:
     job = plan.job
     known = plan.store.ledger()  # once: to look through the folder takes as long as it has files
     for part in plan.scenes:
-        yield to_polygons(Candidates.empty(job.rules), part.scene, part.grid, {})
+        nothing = to_polygons(Candidates.empty(job.rules), part.scene, part.grid, {})
+        if taught is not None:
+            yield without_class(nothing)
+            for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
+                yield classed_polygons(plan, taught, part, candidates, records)
+            continue
+        yield nothing
         cut = Continuations(part.grid)
         for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
             valid = valid_masks(records, candidates.rules)
@@ -140,12 +159,11 @@ def _in_aoi(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
 
 def _as_layer(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
     tile = _tile_names(polygons)
+    if "class_id" not in polygons:
+        default = pd.array([plan.job.default_class] * len(polygons), dtype="Int64")
+        polygons = polygons.assign(class_id=default)
     return as_layer(
-        polygons.assign(
-            id=tile + "/" + polygons["ordinal"].astype(str),
-            source_tile=tile,
-            class_id=pd.array([plan.job.default_class] * len(polygons), dtype="Int64"),
-        )
+        polygons.assign(id=tile + "/" + polygons["ordinal"].astype(str), source_tile=tile)
     )
 
 
@@ -180,7 +198,13 @@ def _quality(result: Run) -> dict[str, dict[str, str]]:
     return {"Quality": against_reference(result.layer, inside(reference, area))}
 
 
-def _write(result: Run, topology: Topology, versions: Mapping[str, str], seconds: float) -> None:
+def _write(
+    result: Run,
+    taught: Taught | None,
+    topology: Topology,
+    versions: Mapping[str, str],
+    seconds: float,
+) -> None:
     """Write the rest; `seconds` is what the layer has taken."""
     start = time.perf_counter()
     folder, classes, scene = result.folder, result.job.classes, result.scenes[0]
@@ -216,6 +240,7 @@ def _write(result: Run, topology: Topology, versions: Mapping[str, str], seconds
             ),
         },
         tables={
+            **({} if taught is None else {"Classes": taught.summary(classes)}),
             **_quality(result),
             "Seams": seams(numbers),
             "Topology": topology.table(),

@@ -14,6 +14,7 @@ from workbench.candidates.store import CandidateStore
 from workbench.errors import RunFolderError
 from workbench.layer.files import refuse_open
 from workbench.layer.guard import count_reviewed
+from workbench.learning.store import FeatureStore
 
 # what a run writes besides its candidates, job.yaml and run.yaml
 OUTPUTS = (
@@ -34,6 +35,12 @@ def store_in(folder: Path) -> CandidateStore:
 
 
 # -------------------------------------------------------------------------- who may write it
+def features_in(folder: Path) -> FeatureStore:
+    """The features of those candidates, as far as they have been needed."""
+    return FeatureStore(folder / "features")
+
+
+# ------------------------------------------------------------------------------ whose it is
 
 
 class FolderLock:

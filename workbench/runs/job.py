@@ -133,6 +133,21 @@ class Job(Parameters):
         ge=0,
     )
     planar: bool = parameter(False, "no overlaps: smaller polygons on top, edges shared")
+    examples: Text | list[Text] | None = parameter(
+        None,
+        "one or many vector files with `class_id` (0: none of these) that teach classes: reviewed "
+        "layers, polygons, `examples.parquet` of other runs; thresholds that are set are then "
+        "lower limits; null: no classes are learned",
+    )
+    labelled_area: Text | None = parameter(
+        None,
+        "vector file of where the labels of `examples` are complete: all other objects there are "
+        "none of the classes",
+    )
+    class_thresh: Share | None = parameter(
+        None,
+        "keep objects whose class scores at least this; null: chosen on labelled tiles held out",
+    )
     classes: dict[int, str] = parameter(
         {1: "object"}, "numbers and names of the classes for the review"
     )
@@ -204,6 +219,12 @@ class Job(Parameters):
                 f"default_class {self.default_class} is not one of classes {self.classes}. Add it "
                 "there, or choose one of them"
             )
+        for name in ("labelled_area", "class_thresh"):
+            if self.examples is None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} says something of classes that are learned: name the labels that "
+                    f"teach them in `examples`, or leave {name} null"
+                )
         if self.model == "classic" and self.checkpoint is not None:
             raise ValueError(
                 f"checkpoint {self.checkpoint}: `classic` has no weights. Set model to the SAM "
@@ -290,6 +311,18 @@ class Job(Parameters):
     def offer(self) -> Offer:
         """Which of the selected masks become labels."""
         return Offer(self.max_area_share, self.duplicate_iou, self.overlaps)
+
+    @property
+    def limits(self) -> Thresholds:
+        """The least scores where classes decide: the thresholds that are given, else the floors.
+
+        Thresholds that suit a model's usual objects would leave nothing of small trees to classify.
+        """
+        rules, iou, stability = self.rules, self.pred_iou_thresh, self.stability_score_thresh
+        return Thresholds(
+            rules.pred_iou_floor if iou is None else iou,
+            rules.stability_floor if stability is None else stability,
+        )
 
     @property
     def rules(self) -> Rules:

@@ -38,7 +38,7 @@ Positive = Annotated[float, Field(gt=0)]
 AUTO = ("bands", "stretch", "crs", "interactive")
 PATHS = (
     "source", "aoi", "out_dir", "checkpoint",
-    "run_dir", "reviewed", "reference", "labelled_area", "next_source",
+    "examples", "run_dir", "reviewed", "reference", "labelled_area", "next_source",
 )  # fmt: skip
 
 

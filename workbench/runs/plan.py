@@ -22,6 +22,7 @@ from workbench.runs import choose
 from workbench.runs.cluster import Share, segmenter_there
 from workbench.runs.folder import FolderLock, refuse_foreign, refuse_to_lose_review, store_in
 from workbench.runs.job import Job
+from workbench.runs.labels import check_labels
 from workbench.runs.record import (
     RunRecord,
     claim,
@@ -115,6 +116,7 @@ def prepare(
         before = recorded if job.resume else None
         scenes = name_scenes(scenes, before)
         area = plan_tiles(job, scenes, aoi)
+        check_labels(job, scenes)
         if tiles is not None:
             area = area.only(tiles)
         segmenter = _segmenter(job, lock, before)

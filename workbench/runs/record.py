@@ -31,7 +31,11 @@ from workbench._support.files import atomic_path, remove_stale
 from workbench._support.yaml import read_yaml
 from workbench.errors import RunFolderError
 from workbench.raster.scene import Scene
-from workbench.runs.folder import store_in, unwritable
+from workbench.runs.folder import (
+    features_in,
+    store_in,
+    unwritable,
+)
 from workbench.runs.job import Job
 from workbench.runs.parameters import brief
 from workbench.segmenters.protocol import Segmenter
@@ -326,6 +330,7 @@ def claim(folder: Path, job: Job, record: RunRecord, before: RunRecord | None) -
         remove_stale(store.folder)
         if before is None:
             store.clear()
+            features_in(folder).clear()
         if record != before:
             write_record(folder, record)
         if not (folder / "job.yaml").exists():  # else it describes the layer that is there

@@ -106,6 +106,7 @@ def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
             _value_map({number: _class_label(number, name) for number, name in classes.items()}),
             reuse_last=True,
         ),
+        _Field("class_score", "Class score", "Range", score, editable=False),
         _Field(
             "status",
             "Status",

@@ -1,0 +1,365 @@
+"""What classes that a few labels teach are worth where nobody has labelled anything.
+
+    python benchmarks/classes.py RASTER=LABELS … --boxes RASTER=BOXES … --runs runs/classes
+    python benchmarks/classes.py --carry RASTER=LABELS …
+    python benchmarks/classes.py --speed 100000 RASTER=LABELS
+
+Rasters of one folder are one campaign. In the first form, a random third of its tiles is labelled
+to the end, 20 times, and the other tiles are scored; with `--carry`, each raster teaches all the
+others. Beside it stand the default thresholds, without classes. Tiles are scored by what lies in
+their cores, before seams are merged. Figures are means over the draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+from mosaic import write_mosaic
+from numpy.typing import NDArray
+
+from workbench import Job, run
+from workbench.candidates.select import Thresholds, select
+from workbench.candidates.store import valid_masks
+from workbench.candidates.table import Candidates, concat
+from workbench.errors import ExamplesError
+from workbench.evaluation.cost import cost_of_pairs
+from workbench.evaluation.matching import Pairs, boxes, match
+from workbench.learning.choose import select_classes
+from workbench.learning.classifier import Classifier
+from workbench.learning.examples import Examples, check, join, match_labels
+from workbench.learning.features import FEATURES
+from workbench.learning.held_out import held_out
+from workbench.polygons.areas import with_area
+from workbench.polygons.build import to_polygons
+from workbench.polygons.clean import clean
+from workbench.raster.open import open_scene
+from workbench.raster.tiles import TileGrid
+from workbench.runs.classes import described
+from workbench.runs.folder import store_in
+from workbench.runs.result import Run, read_run
+from workbench.runs.tile_stream import ScenePlan
+
+Shape = Callable[[gpd.GeoDataFrame], gpd.GeoDataFrame]
+KEYS = ["tile_row", "tile_col", "ordinal"]
+HEADER = """\
+| campaign | model | tiles | labels taught | F1 | precision | recall | cost of review \
+| F1 with classes | precision | recall | cost of review | precision at the recall of before |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|"""
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """A scene's stored candidates with all that any draw needs of them, row by row.
+
+    `tile` is the row of `cores` that a candidate is from and `home` whether its middle lies in it;
+    `pairs` are of the cleaned polygons, whose rows are `cleaned`.
+    """
+
+    candidates: Candidates
+    frame: gpd.GeoDataFrame  # described: FEATURES, source, tile, geometry
+    tile: NDArray[np.int64]
+    home: NDArray[np.bool_]
+    cores: NDArray[np.object_]
+    reference: gpd.GeoDataFrame
+    reference_tile: NDArray[np.int64]
+    cleaned: NDArray[np.int64]
+    pairs: Pairs
+    iou_thresh: float
+    by_default: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Counts over some tiles."""
+
+    n_matched: int
+    n_predicted: int
+    n_reference: int
+    seconds: float
+    drawing: float
+
+    def __add__(self, other: Score) -> Score:
+        pairs = zip(self.__dict__.values(), other.__dict__.values(), strict=True)
+        return Score(*(one + two for one, two in pairs))
+
+    def rates(self) -> list[float]:
+        """F1, precision, recall and the cost of review against drawing."""
+        return [
+            2 * self.n_matched / max(1, self.n_predicted + self.n_reference),
+            self.n_matched / max(1, self.n_predicted),
+            self.n_matched / max(1, self.n_reference),
+            self.seconds / max(1.0, self.drawing),
+        ]
+
+
+def main() -> None:
+    """Read the command line and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("labelled", nargs="*", default=[], metavar="RASTER=LABELS")
+    parser.add_argument("--boxes", nargs="+", default=[], metavar="RASTER=BOXES")
+    parser.add_argument("--carry", nargs="+", default=[], metavar="RASTER=LABELS")
+    parser.add_argument("--model", default="classic")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/classes"), help="kept between calls"
+    )
+    parser.add_argument("--tile-size", type=int, default=512)
+    parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--speed", type=int, metavar="CANDIDATES")
+    given = parser.parse_args()
+    if given.speed:
+        for pair in given.labelled:
+            print(speed(given.speed, *map(Path, pair.split("=", 1)), given), flush=True)
+        return
+    print(HEADER, flush=True)
+    for pairs, compared in ((given.labelled, polygons), (given.boxes, boxes)):
+        for name, scenes in campaigns(pairs, compared, given):
+            print(row(name, given.model, scenes, thirds(scenes, given.draws)), flush=True)
+    for name, scenes in campaigns(given.carry, polygons, given, whole=True):
+        print(row(f"{name}, carried", given.model, scenes, each_scene(scenes)), flush=True)
+
+
+def polygons(layer: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Compare the outlines themselves."""
+    return layer
+
+
+def campaigns(
+    pairs: Sequence[str], compared: Shape, given: argparse.Namespace, *, whole: bool = False
+) -> Iterator[tuple[str, list[Labelled]]]:
+    """Load the scenes of each folder; what is not segmented yet, is."""
+    named = [tuple(map(Path, pair.split("=", 1))) for pair in pairs]
+    for folder, group in groupby(named, key=lambda pair: pair[0].parent):
+        scenes = []
+        for raster, labels in group:
+            finished = finished_run(raster, given, whole=whole)
+            scenes.append(load(finished, gpd.read_file(labels), compared))
+        yield folder.name, scenes
+
+
+def finished_run(raster: Path, given: argparse.Namespace, *, whole: bool = False) -> Run:
+    """Segment a raster, `whole` in one tile, or take the run that is there."""
+    out_dir = given.runs / given.model / ("whole" if whole else "tiles") / raster.stem
+    job = Job.create(source=str(raster), out_dir=str(out_dir), model=given.model)
+    if whole:
+        scene = open_scene(str(raster))
+        job = job.changed(tile_size=max(scene.width, scene.height))
+    else:
+        job = job.changed(tile_size=given.tile_size)
+    if not (out_dir / "report.html").exists():
+        run(job)
+    return read_run(out_dir)
+
+
+def load(finished: Run, labels: gpd.GeoDataFrame, compared: Shape) -> Labelled:
+    """Describe, trace, clean and match all candidates of a scene."""
+    (scene,) = finished.scenes
+    job, tiles = finished.job, finished.tiles
+    grid = TileGrid(scene.width, scene.height, job.tile_size, job.overlap)
+    part = ScenePlan(scene, grid, tuple(grid))
+    tables, valid = [], {}
+    index = [part.index(tile) for tile in grid]
+    for table, records in store_in(finished.folder).read(index):
+        tables.append(table)
+        valid |= valid_masks(records, table.rules)
+    candidates = concat(tables)
+    traced = to_polygons(candidates, scene, grid, valid)
+    rows = pd.MultiIndex.from_arrays([candidates.column(name) for name in KEYS]).get_indexer(
+        pd.MultiIndex.from_frame(traced[KEYS])
+    )
+    candidates = candidates.take(rows)  # those with a valid pixel
+    figures = described(part, candidates)
+    number = {
+        (row, col): i
+        for i, (row, col) in enumerate(zip(tiles["tile_row"], tiles["tile_col"], strict=True))
+    }
+    tile = np.array(
+        [number[key] for key in zip(traced["tile_row"], traced["tile_col"], strict=True)]
+    )
+    cores = tiles.geometry.to_numpy()
+    frame = gpd.GeoDataFrame(
+        dict(zip(FEATURES, figures.T, strict=True))
+        | {"source": scene.name, "tile": [f"{scene.name}/{i}" for i in tile]},
+        geometry=traced.geometry.to_numpy(), crs=scene.crs,
+    )  # fmt: skip
+    reference = with_area(labels.to_crs(scene.crs)).reset_index(drop=True)
+    point, core = shapely.STRtree(cores).query(
+        reference.geometry.representative_point().to_numpy(), "intersects"
+    )
+    reference_tile = np.full(len(reference), -1)
+    reference_tile[point[::-1]] = core[::-1]
+    cleaned = clean(traced.assign(row=np.arange(len(traced))), job.cleaning)
+    is_box = compared is boxes
+    selected = select(candidates, Thresholds())
+    keys = pd.MultiIndex.from_arrays([selected.column(name) for name in KEYS])
+    return Labelled(
+        candidates,
+        frame,
+        tile,
+        shapely.intersects(cores[tile], shapely.point_on_surface(frame.geometry.to_numpy())),
+        cores,
+        reference,
+        reference_tile,
+        cleaned["row"].to_numpy(),
+        match(compared(cleaned), compared(reference)),
+        0.4 if is_box else 0.5,
+        pd.MultiIndex.from_frame(traced[KEYS]).isin(keys),
+    )
+
+
+# ---------------------------------------------------------------------------------- drawing
+
+Draw = list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]  # of each scene: tiles taught and scored
+
+
+def thirds(scenes: Sequence[Labelled], draws: int) -> Iterator[Draw]:
+    """Draw random thirds of all tiles in which there is something to learn."""
+    rng, n, done = np.random.default_rng(0), [len(scene.cores) for scene in scenes], 0
+    while done < draws:
+        taught = np.split(rng.permutation(sum(n)) < max(1, sum(n) // 3), np.cumsum(n)[:-1])
+        if any(
+            np.isin(s.reference_tile, np.flatnonzero(t)).any()
+            for s, t in zip(scenes, taught, strict=True)
+        ):
+            done += 1
+            yield [(t, ~t) for t in taught]
+
+
+def each_scene(scenes: Sequence[Labelled]) -> Iterator[Draw]:
+    """Teach by one scene and score all others, each in turn."""
+    for teacher in range(len(scenes)):
+        yield [
+            (np.full(len(scene.cores), i == teacher), np.full(len(scene.cores), i != teacher))
+            for i, scene in enumerate(scenes)
+        ]
+
+
+def row(name: str, model: str, scenes: Sequence[Labelled], draws: Iterator[Draw]) -> str:
+    """Score every draw and return the row of means."""
+    before, after, alike, taught = [], [], [], []
+    for draw in draws:
+        plain = total(scenes, draw, [scene.by_default for scene in scenes])
+        try:
+            n, kept, scores = with_classes(scenes, draw)
+        except ExamplesError:  # no candidate shows any of the labels
+            continue
+        before.append(plain.rates())
+        after.append(total(scenes, draw, kept).rates())
+        alike.append(precision_at(scenes, draw, scores, plain.rates()[2]))
+        taught.append(n)
+    tiles = sum(len(scene.cores) for scene in scenes)
+    rates = [f"{value:.2f}" for values in (before, after) for value in np.mean(values, axis=0)]
+    counts = f"{tiles} | {np.mean(taught):.0f}"
+    same = f"{np.nanmean(alike):.2f}"
+    return f"| {name} | {model} | {counts} | {' | '.join(rates)} | {same} |"
+
+
+Scores = list[tuple[NDArray[np.int64], NDArray[np.float64]]]
+
+
+def with_classes(
+    scenes: Sequence[Labelled], draw: Draw
+) -> tuple[int, list[NDArray[np.bool_]], Scores]:
+    """Teach by the labels of a draw; the number of labels, what is kept, and all class scores."""
+    found, n = [], 0
+    for scene, (taught, _) in zip(scenes, draw, strict=True):
+        here = np.flatnonzero(taught[scene.tile] & scene.home)
+        labels = scene.reference[np.isin(scene.reference_tile, np.flatnonzero(taught))]
+        n += len(labels)
+        if not len(here):
+            continue
+        area = shapely.union_all(scene.cores[taught])
+        labels = labels.assign(class_id=1, label=labels.index.astype(str), said_by="benchmark")
+        if scene.iou_thresh < 0.5:  # crowns that are labelled by their boxes
+            boxed = match_labels(boxes(labels), boxes(scene.frame.iloc[here]), area)
+            found.append(boxed)
+        else:
+            found.append(match_labels(labels, scene.frame.iloc[here], area))
+    examples = join([Examples(one.frame.to_crs(found[0].frame.crs)) for one in found])
+    check(examples)
+    thresh = held_out(examples).class_thresh
+    classifier = Classifier.fit(examples.figures, examples.class_id)
+    kept, scores = [], []
+    for scene in scenes:
+        class_id, score = classifier.best(scene.frame[list(FEATURES)].to_numpy(np.float32))
+        kept.append(chosen(scene, class_id, score, thresh))
+        scores.append((class_id, score))
+    return n, kept, scores
+
+
+def chosen(
+    scene: Labelled, class_id: NDArray[np.int64], score: NDArray[np.float64], thresh: float
+) -> NDArray[np.bool_]:
+    """Mark what selection with classes keeps."""
+    rules = scene.candidates.rules
+    limits = Thresholds(rules.pred_iou_floor, rules.stability_floor)  # as `Job.limits`
+    kept = select_classes(scene.candidates, class_id, score, thresh, limits).candidates
+    keys = pd.MultiIndex.from_arrays([kept.column(name) for name in KEYS])
+    ours = pd.MultiIndex.from_arrays([scene.candidates.column(name) for name in KEYS])
+    return np.asarray(ours.isin(keys))
+
+
+def precision_at(scenes: Sequence[Labelled], draw: Draw, scores: Scores, recall: float) -> float:
+    """Precision of the highest threshold whose recall is no lower than one without classes."""
+    for percent in range(90, 0, -10):
+        kept = [chosen(s, *one, percent / 100) for s, one in zip(scenes, scores, strict=True)]
+        _, precision, reached, _ = total(scenes, draw, kept).rates()
+        if reached >= recall:
+            return precision
+    return float("nan")
+
+
+def total(scenes: Sequence[Labelled], draw: Draw, kept: list[NDArray[np.bool_]]) -> Score:
+    """Count over the scored tiles of all scenes."""
+    result = Score(0, 0, 0, 0.0, 0.0)
+    for scene, (_, scored), keep in zip(scenes, draw, kept, strict=True):
+        here = keep & scene.home & scored[scene.tile]
+        known = np.isin(scene.reference_tile, np.flatnonzero(scored))
+        pairs = scene.pairs.only(here[scene.cleaned], known)
+        cost = cost_of_pairs(pairs)
+        result += Score(
+            pairs.n_matched(scene.iou_thresh), pairs.n_predicted, pairs.n_reference,
+            cost.seconds, cost.drawing_seconds,
+        )  # fmt: skip
+    return result
+
+
+def speed(n: int, raster: Path, labels: Path, given: argparse.Namespace) -> str:
+    """Teach a mosaic of so many candidates anew; what it takes with and without its features."""
+    one = finished_run(raster, given)
+    times = math.ceil(math.sqrt(n / max(1, one.tiles["n_candidates"].sum())))
+    folder = given.runs / given.model / f"{raster.stem}-{n}"
+    folder.mkdir(parents=True, exist_ok=True)
+    scene = one.scenes[0]
+    mosaic = write_mosaic(raster, folder / "mosaic.vrt", scene.width * times, scene.height * times)
+    area = folder / "area.geojson"
+    frame = gpd.GeoDataFrame(geometry=[scene.window_polygon(scene.window)], crs=scene.crs)
+    frame.to_file(area)
+    plain = Job.create(source=str(mosaic), out_dir=str(folder / "run"), model=given.model,
+                       tile_size=given.tile_size)  # fmt: skip
+    taught = plain.changed(examples=str(labels), labelled_area=str(area))
+    candidates = run(plain).tiles["n_candidates"].sum()
+    seconds = []
+    for job in (plain, taught, taught):
+        start = time.perf_counter()
+        n_labels = len(run(job).layer)
+        seconds.append(time.perf_counter() - start)
+    return (
+        f"{candidates:,} candidates · other thresholds {seconds[0]:.0f} s · taught for the first "
+        f"time {seconds[1]:.0f} s · taught anew {seconds[2]:.0f} s, {n_labels:,} labels"
+    )
+
+
+if __name__ == "__main__":
+    main()

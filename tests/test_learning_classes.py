@@ -1,0 +1,243 @@
+"""Examples, the classifier, what is held out, and what is kept at one place."""
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import shapely
+from known_objects import candidates_of
+
+from workbench.candidates.select import Thresholds
+from workbench.candidates.table import Rules
+from workbench.errors import ExamplesError
+from workbench.learning.choose import select_classes
+from workbench.learning.classifier import Classifier
+from workbench.learning.examples import check, examples_from, join, match_labels, read_labels
+from workbench.learning.features import FEATURES, FEATURES_VERSION
+from workbench.learning.held_out import held_out
+
+SIZE = 64
+LOOSE = Thresholds(0.5, 0.5)
+
+
+def box(x, y, width, height):
+    mask = np.zeros((SIZE, SIZE), bool)
+    mask[y : y + height, x : x + width] = True
+    return mask
+
+
+def described(n, seed=0, tiles=6):
+    """Objects in a row, every second one roof-like: some figures tell, the others are noise."""
+    rng = np.random.default_rng(seed)
+    figures = rng.normal(size=(n, len(FEATURES))).astype(np.float32)
+    figures[::2, :4] += 3
+    shapes = [shapely.box(10 * i, 0, 10 * i + 8, 8) for i in range(n)]
+    return gpd.GeoDataFrame(
+        dict(zip(FEATURES, figures.T, strict=True))
+        | {"source": "s", "tile": [f"s/r0c{i * tiles // n}" for i in range(n)]},
+        geometry=shapes, crs="EPSG:32633",
+    )  # fmt: skip
+
+
+def known(n=60, seed=0, tiles=6):
+    class_id = (np.arange(n) + 1) % 2
+    return examples_from(described(n, seed, tiles), class_id, np.arange(n).astype(str), "person")
+
+
+# --------------------------------------------------------------------------------- selection
+
+
+def test_of_roof_half_roof_and_block_the_roof_remains():
+    roof, half, block = box(10, 10, 20, 20), box(10, 10, 20, 11), box(5, 5, 50, 50)
+    apart = box(40, 40, 10, 10)  # inside the block, not in the roof
+    candidates = candidates_of([half, block, roof, apart], [0.9, 0.9, 0.8, 0.9], Rules(SIZE, SIZE))
+    kept = select_classes(
+        candidates, np.array([1, 1, 1, 2]), np.array([0.6, 0.5, 0.9, 0.7]), 0.4, LOOSE
+    )
+    assert kept.candidates.column("ordinal").tolist() == [2, 3]
+    assert kept.class_id.tolist() == [1, 2]
+    assert kept.class_score.tolist() == [0.9, 0.7]
+
+
+def test_masks_decide_and_not_their_boxes():
+    ring = box(10, 10, 40, 40) & ~box(15, 15, 30, 30)
+    inner = box(20, 20, 20, 20)
+    candidates = candidates_of([ring, inner], [0.9, 0.8], Rules(SIZE, SIZE))
+    kept = select_classes(candidates, np.array([1, 1]), np.array([0.9, 0.8]), 0.5, LOOSE)
+    assert len(kept.candidates) == 2
+
+
+def test_class_threshold_and_scores_are_lower_limits():
+    masks = [box(20 * i, 5, 10, 10) for i in range(3)]
+    candidates = candidates_of(masks, [0.9, 0.7, 0.9], Rules(SIZE, SIZE))
+    score = np.array([0.5, 0.9, 0.4])
+    kept = select_classes(candidates, np.ones(3, int), score, 0.5, Thresholds(0.8, 0.5))
+    assert kept.candidates.column("ordinal").tolist() == [0]
+
+
+def test_the_order_of_rows_does_not_matter_and_ties_are_broken_alike():
+    masks = [box(10, 10, 20, 20), box(11, 10, 20, 20), box(12, 10, 20, 20)]
+    candidates = candidates_of(masks, [0.8, 0.9, 0.9], Rules(SIZE, SIZE))
+    score = np.full(3, 0.7)
+    for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
+        kept = select_classes(candidates.take(np.array(order)), np.ones(3, int), score, 0.5, LOOSE)
+        assert kept.candidates.column("ordinal").tolist() == [1]
+
+
+def test_nothing_above_the_threshold_is_an_empty_table():
+    candidates = candidates_of([box(1, 1, 5, 5)], [0.9], Rules(SIZE, SIZE))
+    kept = select_classes(candidates, np.array([1]), np.array([0.2]), 0.5, LOOSE)
+    assert len(kept.candidates) == 0
+    assert kept.class_id.shape == (0,)
+
+
+# -------------------------------------------------------------------------------- classifier
+
+
+def test_a_classifier_is_its_examples():
+    examples = known()
+    one = Classifier.fit(examples.figures, examples.class_id)
+    order = np.random.default_rng(0).permutation(len(examples))
+    other = Classifier.fit(examples.figures[order], examples.class_id[order])
+    new = described(40, seed=1)[list(FEATURES)].to_numpy(np.float32)
+    assert (one.probabilities(new) == other.probabilities(new)).all()
+
+
+def test_five_examples_a_class_are_enough_for_what_is_clear():
+    few = known(10)
+    new = described(100, seed=1)[list(FEATURES)].to_numpy(np.float32)
+    _, score = Classifier.fit(few.figures, few.class_id).best(new)
+    assert score[::2].min() > score[1::2].max() - 0.3
+    assert np.mean((score > 0.5) == (np.arange(100) % 2 == 0)) > 0.9
+
+
+def test_nothing_to_score_gives_nothing():
+    examples = known()
+    class_id, score = Classifier.fit(examples.figures, examples.class_id).best(
+        np.empty((0, len(FEATURES)), np.float32)
+    )
+    assert len(class_id) == len(score) == 0
+
+
+# ----------------------------------------------------------------------------------- held out
+
+
+def test_held_out_tiles_tell_what_to_expect():
+    clear = held_out(known())
+    assert clear.n_tiles == 6
+    assert clear.n_known == 30
+    assert clear.f1 > 0.9
+    noise = known()
+    shuffled = noise.frame["class_id"].sample(frac=1, random_state=0).to_numpy()
+    assert held_out(type(noise)(noise.frame.assign(class_id=shuffled))).f1 < 0.8
+
+
+def test_one_tile_tells_nothing():
+    result = held_out(known(tiles=1))
+    assert (result.n_tiles, result.class_thresh) == (0, 0.5)
+    assert held_out(known(tiles=1), 0.3).class_thresh == 0.3
+
+
+def test_a_given_threshold_is_kept():
+    assert held_out(known(), 0.65).class_thresh == 0.65
+
+
+def test_candidates_of_one_object_count_once():
+    frame = known().frame
+    twice = type(known())(pd.concat([frame, frame], ignore_index=True))
+    assert held_out(twice, 0.5).n_shown == held_out(known(), 0.5).n_shown
+
+
+# ----------------------------------------------------------------------------------- examples
+
+
+def labels(shapes, class_id=1):
+    return gpd.GeoDataFrame(
+        {"class_id": class_id, "label": [str(i) for i in range(len(shapes))], "said_by": "x"},
+        geometry=shapes, crs="EPSG:32633",
+    )  # fmt: skip
+
+
+def test_labels_are_matched_and_the_rest_of_the_area_is_none():
+    table = described(10)
+    shown = [shapely.box(0, 0, 8, 7), shapely.box(20, 0, 28, 8)]
+    half = [shapely.box(40, 0, 48, 4)]  # an IoU of 0.5: neither shown nor none
+    examples = match_labels(labels(shown + half), table, shapely.box(0, 0, 58, 10))
+    said = zip(examples.frame["label"], examples.class_id.tolist(), strict=True)
+    assert sorted(said) == [("", 0), ("", 0), ("", 0), ("0", 1), ("1", 1)]
+    assert set(examples.frame["features_version"]) == {FEATURES_VERSION}
+
+
+def test_without_an_area_only_labels_count():
+    assert match_labels(
+        labels([shapely.box(0, 0, 8, 8)]), described(10), None
+    ).class_id.tolist() == [1]
+
+
+def test_none_of_these_is_taught_by_polygons_too():
+    given = labels([shapely.box(0, 0, 8, 8), shapely.box(10, 0, 18, 8)], [1, 0])
+    assert match_labels(given, described(10), None).class_id.tolist() == [1, 0]
+
+
+def test_too_few_of_a_class_is_said_and_work_goes_on():
+    examples = match_labels(
+        labels([shapely.box(0, 0, 8, 8)]), described(10), shapely.box(0, 0, 99, 9)
+    )
+    assert check(examples) == [
+        "Class 1: only 1 labelled object that a candidate shows; its scores mean little below 5."
+    ]
+
+
+def test_labels_that_no_candidate_shows_are_refused():
+    examples = match_labels(
+        labels([shapely.box(0, 50, 8, 58)]), described(10), shapely.box(0, 0, 99, 9)
+    )
+    with pytest.raises(ExamplesError, match="no candidate shows a labelled object"):
+        check(examples)
+
+
+def test_a_reviewed_layer_teaches_what_was_judged(tmp_path):
+    shapes = [shapely.box(10 * i, 0, 10 * i + 8, 8) for i in range(4)]
+    frame = gpd.GeoDataFrame(
+        {"class_id": pd.array([2, 1, 1, 1], "Int64"),
+         "status": ["accepted", "rejected", "unreviewed", "edited"]},
+        geometry=shapes, crs="EPSG:32633",
+    )  # fmt: skip
+    frame.to_file(tmp_path / "reviewed.gpkg")
+    read = read_labels(tmp_path / "reviewed.gpkg", {1: "a", 2: "b"})
+    assert read.polygons["class_id"].tolist() == [2, 0, 1]
+    frame.assign(status="unreviewed").to_file(tmp_path / "nobody.gpkg")
+    with pytest.raises(ExamplesError, match="no judged label"):
+        read_labels(tmp_path / "nobody.gpkg", {1: "a", 2: "b"})
+
+
+def test_polygons_without_class_are_class_1(tmp_path):
+    labels([shapely.box(0, 0, 8, 8)])[["geometry"]].to_file(tmp_path / "plain.gpkg")
+    assert read_labels(tmp_path / "plain.gpkg", {1: "a"}).polygons["class_id"].tolist() == [1]
+
+
+def test_examples_of_another_version_count_as_labels(tmp_path):
+    examples = known(10)
+    path = tmp_path / "examples.parquet"
+    examples.write(path)
+    assert len(read_labels(path, {1: "a"}).examples) == 10
+    frame = examples.frame.assign(features_version=FEATURES_VERSION - 1)
+    type(examples)(frame).write(path)
+    read = read_labels(path, {1: "a"})
+    assert read.examples is None
+    assert len(read.polygons) == 10
+    assert "another version" in read.notes[0]
+
+
+def test_examples_of_two_scenes_are_joined_in_one_crs():
+    one, other = known(10), known(10)
+    moved = type(other)(other.frame.to_crs(32634))
+    assert join([one, moved]).frame.crs == one.frame.crs
+
+
+def test_what_cannot_be_read_is_said(tmp_path):
+    with pytest.raises(ExamplesError, match="no such file"):
+        read_labels(tmp_path / "none.gpkg", {1: "a"})
+    (tmp_path / "bad.gpkg").write_text("no database")
+    with pytest.raises(ExamplesError, match="cannot be read as a vector file"):
+        read_labels(tmp_path / "bad.gpkg", {1: "a"})

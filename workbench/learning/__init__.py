@@ -1,0 +1,5 @@
+"""A few labels come in; the class of every candidate goes out.
+
+`features` describes candidates by plain figures, `examples` are described objects whose class is
+known, `classifier` learns from them, `choose` keeps what has a class, once at each place.
+"""

@@ -1,0 +1,105 @@
+"""From described examples to the class of anything that is described alike.
+
+A classifier *is* its examples: it is fitted again from them whenever it is needed, the same each
+time, and never stored. It is the mean of two: a forest, which knows corners and exceptions, and a
+logistic regression, which goes on smoothly where there are no examples. On tiles not seen the mean
+is better than either (`benchmarks/classes.py`).
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench._support.cores import usable_cores
+
+NONE = 0  # the class of what is none of the classes
+TREES = 300
+_ROWS = 1024  # that one thread scores at a time
+_THREADS = ThreadPoolExecutor(usable_cores(), "classes")
+_FAR = 4.0  # standard deviations: what is farther off in another scene counts as that far
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """Scores of classes from figures; `classes` names the columns of `probabilities`."""
+
+    forest: Any
+    line: _Line
+    classes: NDArray[np.int64]
+
+    @classmethod
+    def fit(cls, figures: NDArray[np.float32], class_id: NDArray[np.int64]) -> Classifier:
+        """Learn from figures `(n, k)` and classes `(n,)`, two at least, 0 for none of these."""
+        from sklearn.ensemble import ExtraTreesClassifier  # takes a second to import
+
+        # rows in an order of their own: where examples come from does not matter
+        order = np.lexsort((*figures.T[::-1], class_id))
+        figures, class_id = figures[order], class_id[order]
+        forest = ExtraTreesClassifier(
+            TREES, min_samples_leaf=3, max_features=0.2, class_weight="balanced",
+            random_state=0, n_jobs=-1,
+        )  # fmt: skip
+        forest.fit(figures, class_id)
+        forest.set_params(n_jobs=1)  # several threads would add up the trees in any order
+        classes = np.asarray(forest.classes_, np.int64)
+        return cls(forest, _Line.fit(figures, class_id), classes)
+
+    def probabilities(self, figures: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the probability of each class, `(n, len(classes))`."""
+        if not len(figures):
+            return np.zeros((0, len(self.classes)))
+        parts = np.split(figures, np.arange(_ROWS, len(figures), _ROWS))
+        # scikit-learn does not hold Python's lock while it works
+        return np.concatenate(list(_THREADS.map(self._mean, parts)))
+
+    def best(self, figures: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the likeliest class of each row that is not none, and its probability."""
+        real = np.flatnonzero(self.classes != NONE)
+        probabilities = self.probabilities(figures)[:, real]
+        return self.classes[real[probabilities.argmax(axis=1)]], probabilities.max(axis=1)
+
+    def _mean(self, figures: NDArray[np.float32]) -> NDArray[np.float64]:
+        forest = np.asarray(self.forest.predict_proba(figures), np.float64)
+        return (forest + self.line.probabilities(figures)) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class _Line:
+    """A logistic regression on standardised figures; one row of `slope` for each class."""
+
+    middle: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    slope: NDArray[np.float64]
+    level: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, figures: NDArray[np.float32], class_id: NDArray[np.int64]) -> _Line:
+        from sklearn.linear_model import LogisticRegression
+
+        middle, spread = figures.mean(axis=0, dtype=float), figures.std(axis=0, dtype=float)
+        spread = np.where(spread > 1e-6, spread, 1.0)
+        line = LogisticRegression(C=0.03, class_weight="balanced", max_iter=1000)
+        line.fit(_standard(figures, middle, spread), class_id)
+        slope, level = line.coef_, line.intercept_
+        if len(slope) == 1:  # of two classes scikit-learn keeps the second only
+            slope, level = np.stack((0 * slope[0], slope[0])), np.array([0.0, level[0]])
+        return cls(middle, spread, slope, level)
+
+    def probabilities(self, figures: NDArray[np.float32]) -> NDArray[np.float64]:
+        standard = _standard(figures, self.middle, self.spread)
+        # no matrix product, whose last bits depend on how many rows there are
+        terms = [(standard * slope).sum(axis=1) for slope in self.slope]
+        logits = np.column_stack(terms) + self.level
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+
+
+def _standard(
+    figures: NDArray[np.float32], middle: NDArray[np.float64], spread: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    return np.clip((figures - middle) / spread, -_FAR, _FAR)

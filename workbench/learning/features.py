@@ -1,0 +1,362 @@
+"""Plain figures of candidates, from their masks and the imagery, for a classifier to learn from.
+
+Each candidate is looked at on a grid of 32 × 32 samples that covers its box and a margin, so that
+the cost does not grow with its size: masks are sampled straight from their runs, pixels from the
+level of an image pyramid that fits. Many candidates are described at once.
+
+Lengths are ground metres or shares of the object, so that figures mean the same at another
+resolution. Colours are relative to the scene: brightness and two colour differences, as distances
+from the scene's median in units of its spread, which outlives another day's light.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.candidates.rle import Runs, decode_runs
+from workbench.candidates.table import Candidates
+from workbench.raster.scene import Scene
+
+FEATURES_VERSION = 1  # to be raised when any figure below changes its meaning
+FEATURES = (
+    *(f"{name}_{channel}" for name in ("inside", "spread", "ring", "contrast")
+      for channel in ("brightness", "red_green", "yellow_blue")),
+    "separation", "edge_inside", "edge_outline", "edge_ring", "edge_ratio",
+    "texture_inside", "texture_ring", "spread_ring_brightness",
+    "darkest_side", "brightest_side", "valid_share",
+    "log_area", "log_perimeter", "log_width", "compactness", "solidity", "convexity",
+    "rectangularity", "rectangle_ratio", "elongation", "box_fill",
+    "pred_iou", "stability_score",
+    "log_parts", "log_parents", "log_doubles", "share_of_parent", "lead",
+)  # fmt: skip
+
+Float = NDArray[np.float32]
+
+_GRID = 32  # samples along each side
+_BOX = 22  # of them along the longer side of the box; the rest is margin
+_LEAST_CELL = 0.7  # pixels: below, the ring would be thinner than what blurs an edge
+_BATCH = 512  # candidates that are sampled at once: 10 MB
+_LEVELS = 8  # of the pyramid
+_DIRECTIONS = 24  # in which the extent of a mask is measured
+_SECTORS = 8  # of the ring: on which side is the shadow?
+# R, G, B to brightness, red against green, yellow against blue
+_OPPONENT = np.array([[1 / 3, 1 / 3, 1 / 3], [0.5, -0.5, 0], [0.25, 0.25, -0.5]])
+_LEAST_SPREAD = (8.0, 4.0, 4.0)  # of 255: less is noise, as the colours of a grey raster
+_NEUTRAL, _UNIT = 128, 40  # of the scaled colours: the scene's median, and its spread
+
+
+@dataclass(frozen=True)
+class SceneColours:
+    """The `(3, 4)` affine map from RGB to colours relative to a scene, 0 to 255."""
+
+    to_relative: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, scene: Scene) -> SceneColours:
+        """Measure a scene on a small picture of the whole."""
+        rgb, valid, _ = scene.overview(512)
+        return cls.of_pixels(rgb[valid])
+
+    @classmethod
+    def of_pixels(cls, rgb: NDArray[np.uint8]) -> SceneColours:
+        """Measure RGB pixels `(n, 3)`; none give colours as they are."""
+        if not len(rgb):
+            rgb = np.array([[0, 0, 0], [128, 128, 128], [255, 255, 255]], np.uint8)
+        low, median, high = np.percentile(rgb @ _OPPONENT.T, (16, 50, 84), axis=0)
+        gain = _UNIT / np.maximum((high - low) / 2, _LEAST_SPREAD)
+        return cls(np.column_stack((_OPPONENT * gain[:, None], _NEUTRAL - median * gain)))
+
+    def apply(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Turn RGB `(h, w, 3)` to relative colours of the same shape."""
+        return np.asarray(cv2.transform(rgb, self.to_relative), np.uint8)
+
+
+def describe(
+    candidates: Candidates,
+    image: NDArray[np.uint8],
+    valid: NDArray[np.bool_],
+    colours: SceneColours,
+    pixel_m: float,
+) -> Float:
+    """Describe all candidates of one tile by `FEATURES`, `(n, len(FEATURES))`, in their order.
+
+    `image` is the tile's RGB `(h, w, 3)`, `valid` its validity `(h, w)`, `pixel_m` the side of a
+    pixel in ground metres. All of the tile's stored candidates are needed, for some figures say
+    what lies inside and around.
+    """
+    figures = np.zeros((len(candidates), len(FEATURES)), np.float32)
+    if not len(candidates):
+        return figures
+    pyramid = _Pyramid.of(colours.apply(image), valid)
+    counts = candidates.table.column("rle").to_pylist()
+    for start in range(0, len(candidates), _BATCH):
+        part = slice(start, min(start + _BATCH, len(candidates)))
+        runs = decode_runs(counts[part], candidates.rules.height, candidates.rules.width)
+        seen = _seen(runs, pyramid)
+        shape = _shape(runs, seen.perimeter, pixel_m)
+        figures[part, : seen.figures.shape[1] + shape.shape[1]] = np.column_stack(
+            (seen.figures, shape)
+        )
+    scores = [candidates.column(name) for name in ("pred_iou", "stability_score")]
+    figures[:, -7:] = np.column_stack((*scores, _neighbours(candidates)))
+    return np.nan_to_num(figures, posinf=0, neginf=0)
+
+
+# ------------------------------------------------------------------------------- the imagery
+
+
+@dataclass(frozen=True)
+class _Pyramid:
+    """Pixels of all levels in one table `(p, 6)`: colours, edges, texture and validity.
+
+    Level `i` begins at row `start[i]` and has `width[i]` pixels a row.
+    """
+
+    pixels: NDArray[np.uint8]
+    start: NDArray[np.int64]
+    width: NDArray[np.int64]
+    height: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, colours: NDArray[np.uint8], valid: NDArray[np.bool_]) -> _Pyramid:
+        """Halve the colours and validity of a tile again and again."""
+        brightness = np.ascontiguousarray(colours[..., 0])
+        fine = cv2.absdiff(brightness, cv2.GaussianBlur(brightness, (0, 0), 1.5))
+        level = np.dstack((colours, fine * np.uint8(1), valid.view(np.uint8) * np.uint8(255)))
+        tables, sizes = [], []
+        for _ in range(_LEVELS):
+            tables.append(np.dstack((level, _edges(level[..., :3]))).reshape(-1, 6))
+            sizes.append(level.shape[:2])
+            height, width = (max(1, side // 2) for side in level.shape[:2])
+            halves = [
+                cv2.resize(np.ascontiguousarray(level[..., part]), (width, height),
+                           interpolation=cv2.INTER_AREA)
+                for part in (slice(0, 3), slice(3, 5))
+            ]  # fmt: skip
+            level = np.dstack(halves)
+        start = np.cumsum([0, *(len(table) for table in tables[:-1])])
+        height_of, width_of = np.array(sizes).T
+        return cls(np.concatenate(tables), start, width_of, height_of)
+
+    def at(self, level: NDArray[np.int64], x: NDArray[np.int64], y: NDArray[np.int64]) -> Float:
+        """Pixels at places of the tile, each seen at a level: one more axis, of 6."""
+        level, x, y = np.broadcast_arrays(level, x, y)
+        column = np.minimum(x >> level, self.width[level] - 1)
+        row = np.minimum(y >> level, self.height[level] - 1)
+        return self.pixels[self.start[level] + row * self.width[level] + column].astype(np.float32)
+
+
+def _edges(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Strength of the strongest edge of three channels, 0 to 255."""
+    smooth = cv2.blur(np.ascontiguousarray(colours), (3, 3))
+    along = [
+        np.abs(cv2.Sobel(smooth, cv2.CV_16S, *d, ksize=1)).max(axis=2) for d in ((1, 0), (0, 1))
+    ]
+    return np.minimum(along[0] + along[1], 255).astype(np.uint8)
+
+
+# --------------------------------------------------------------------- what a mask looks like
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The figures of the imagery, and the length of each outline in pixels."""
+
+    figures: Float
+    perimeter: Float
+
+
+def _seen(runs: Runs, pyramid: _Pyramid) -> _Seen:
+    """Look at masks and what is around them on their grids of samples."""
+    x0, y0, x1, y1 = runs.bounds().T
+    cell = np.maximum(np.maximum(x1 - x0, y1 - y0) / _BOX, _LEAST_CELL)
+    steps = (np.arange(_GRID) + 0.5 - _GRID / 2) * cell[:, None]
+    x, y = steps + (x0 + x1)[:, None] / 2, steps + (y0 + y1)[:, None] / 2
+    mask = _sampled(runs, x, y, cell)
+    near, wide = _grown(mask, 1), _grown(mask, 4)
+    core = ~_grown(~mask, 1)
+    core = np.where(core.any(axis=(1, 2), keepdims=True), core, mask)  # a thin one is all outline
+    masks = (mask, wide & ~near, near & ~core)
+
+    level = np.clip(np.log2(np.maximum(cell, 1)).astype(np.int64), 0, _LEVELS - 1)
+    column, row = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    there_x, there_y = (column >= 0) & (column < runs.width), (row >= 0) & (row < runs.height)
+    values = pyramid.at(
+        level[:, None, None],
+        np.clip(column, 0, runs.width - 1)[:, :, None],
+        np.clip(row, 0, runs.height - 1)[:, None, :],
+    ).reshape(runs.n, _GRID * _GRID, 6)
+    there = (there_x[:, :, None] & there_y[:, None, :]).reshape(runs.n, -1)
+    there &= values[..., 4] > 127
+    weights = np.stack([m.reshape(runs.n, -1) & there for m in masks], axis=1).astype(np.float32)
+    count = np.maximum(weights.sum(axis=2), 1e-6)[..., None]
+    mean = weights @ values / count
+    square = weights[:, :2] @ values[..., :3] ** 2 / count[:, :2]
+    spread = np.sqrt(np.maximum(square - mean[:, :2, :3] ** 2, 0))
+    # without a ring in the picture there is no contrast to be known
+    inside, ring, outline = mean[:, 0], mean[:, 1], mean[:, 2]
+    ring = np.where(count[:, 1] > 0.5, ring, inside)
+    contrast = inside[:, :3] - ring[:, :3]
+    within = np.sqrt((spread[:, 0] ** 2).sum(axis=1) + (spread[:, 1] ** 2).sum(axis=1))
+    sides = (weights[:, 1] * values[..., 0]) @ _SECTOR_OF
+    samples = weights[:, 1] @ _SECTOR_OF
+    side = np.where(samples > 0, sides / np.maximum(samples, 1), ring[:, :1]) - inside[:, :1]
+    figures = np.column_stack(
+        (
+            inside[:, :3] - _NEUTRAL, spread[:, 0], ring[:, :3] - _NEUTRAL, contrast,
+            np.sqrt((contrast**2).sum(axis=1)) / (within + 8),
+            inside[:, 5], outline[:, 5], ring[:, 5], (outline[:, 5] + 4) / (inside[:, 5] + 4),
+            inside[:, 3], ring[:, 3], spread[:, 1, 0],
+            side.min(axis=1), side.max(axis=1),
+            weights[:, 0].sum(axis=1) / np.maximum(mask.sum(axis=(1, 2)), 1),
+        )
+    ).astype(np.float32)  # fmt: skip
+    across = (mask[:, 1:] != mask[:, :-1]).sum(axis=(1, 2))
+    down = (mask[:, :, 1:] != mask[:, :, :-1]).sum(axis=(1, 2))
+    return _Seen(figures, (np.pi / 4 * (across + down) * cell).astype(np.float32))
+
+
+def _sector_of() -> Float:
+    """Which of the sectors each sample of a grid lies in, `(1024, 8)` of 0 and 1."""
+    middle = np.arange(_GRID) + 0.5 - _GRID / 2
+    angle = np.arctan2(middle[None, :], middle[:, None])
+    sector = np.floor((angle / (2 * np.pi) % 1) * _SECTORS).astype(int) % _SECTORS
+    return (sector.reshape(-1, 1) == np.arange(_SECTORS)).astype(np.float32)
+
+
+_SECTOR_OF = _sector_of()
+
+
+def _sampled(runs: Runs, x: NDArray[Any], y: NDArray[Any], cell: NDArray[Any]) -> NDArray[np.bool_]:
+    """Sample masks at the places `x`, `y` `(n, 32)` of their grids; `(n, 32, 32)`, x first."""
+    column = np.floor(x).astype(np.int64)
+    wanted = np.arange(runs.n)[:, None] * (runs.width + 2) + np.clip(column, -1, runs.width) + 1
+    key = runs.mask * (runs.width + 2) + runs.x + 1
+    wanted = wanted.ravel()
+    first = np.searchsorted(key, wanted)
+    found = np.searchsorted(key, wanted, "right") - first
+    line = np.repeat(np.arange(len(wanted)), found)
+    run = np.arange(len(line)) + np.repeat(first - np.cumsum(found) + found, found)
+    top, step = y[:, 0][line // _GRID], cell[line // _GRID]
+    begin, end = (
+        np.clip(np.ceil((edge[run] - top) / step), 0, _GRID).astype(np.int64)
+        for edge in (runs.y0, runs.y1)
+    )
+    size = len(wanted) * (_GRID + 1)
+    change = np.bincount(line * (_GRID + 1) + begin, minlength=size).astype(np.int32)
+    change -= np.bincount(line * (_GRID + 1) + end, minlength=size).astype(np.int32)
+    inside = np.cumsum(change.reshape(-1, _GRID + 1), axis=1)[:, :_GRID] > 0
+    return np.asarray(inside.reshape(runs.n, _GRID, _GRID))
+
+
+def _grown(mask: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
+    """Masks `(n, h, w)` and all samples within so many steps, diagonals in every second one."""
+    for step in range(by):
+        grown = mask.copy()
+        grown[:, 1:] |= mask[:, :-1]
+        grown[:, :-1] |= mask[:, 1:]
+        wide = grown.copy() if step % 2 else mask
+        grown[:, :, 1:] |= wide[:, :, :-1]
+        grown[:, :, :-1] |= wide[:, :, 1:]
+        mask = grown
+    return mask
+
+
+# ------------------------------------------------------------------------------------- shape
+
+
+def _shape(runs: Runs, perimeter: Float, pixel_m: float) -> Float:
+    """Figures of shape, `(n, 10)`; those of empty masks are 0."""
+    shape = np.zeros((runs.n, 10), np.float32)
+    if not len(runs.mask):
+        return shape
+    first = np.flatnonzero(np.diff(runs.mask, prepend=-1))
+    rows = runs.mask[first]
+    length = (runs.y1 - runs.y0).astype(np.float64)
+    x, y = runs.x + 0.5, (runs.y0 + runs.y1) / 2
+    sums = np.add.reduceat(
+        np.column_stack(
+            (length, length * x, length * y, length * x * x,
+             length * (y * y + (length * length - 1) / 12), length * x * y)
+        ), first,
+    )  # fmt: skip
+    area = sums[:, 0]
+    mx, my, xx, yy, xy = (sums[:, 1:] / area[:, None]).T
+    xx, yy, xy = xx - mx * mx + 1 / 12, yy - my * my + 1 / 12, xy - mx * my
+    root = np.sqrt(((xx - yy) / 2) ** 2 + xy * xy)
+    elongation = np.sqrt(np.maximum((xx + yy) / 2 - root, 0) / ((xx + yy) / 2 + root))
+
+    # how far each mask reaches in 24 directions tells its convex hull, to 1 % of a circle
+    angle = np.arange(_DIRECTIONS) * (2 * np.pi / _DIRECTIONS)
+    c, s = np.cos(angle), np.sin(angle)
+    reach = np.maximum.reduceat(
+        runs.x[:, None] * c + np.maximum(runs.y0[:, None] * s, runs.y1[:, None] * s), first
+    ) + np.maximum(c, 0)
+    turn = 2 * np.pi / _DIRECTIONS
+    side = np.roll(reach, 1, axis=1) + np.roll(reach, -1, axis=1) - 2 * reach * np.cos(turn)
+    side = np.maximum(side, 0) / np.sin(turn)
+    hull = (reach * side).sum(axis=1) / 2
+    half = _DIRECTIONS // 2
+    widths = reach[:, :half] + reach[:, half:]
+    rectangles = widths * np.roll(widths, half // 2, axis=1)
+    best = rectangles.argmin(axis=1)
+    rectangle = rectangles.min(axis=1)
+    one = np.take_along_axis(widths, best[:, None], 1)[:, 0]
+    other = np.take_along_axis(widths, (best[:, None] + half // 2) % half, 1)[:, 0]
+    box = widths[:, 0] * widths[:, half // 2]
+    around = np.maximum(perimeter[rows].astype(np.float64), 1)
+    shape[rows] = np.column_stack(
+        (
+            np.log(area * pixel_m**2),
+            np.log(around * pixel_m),
+            np.log(2 * area / around * pixel_m),
+            4 * np.pi * area / around**2,
+            area / hull,
+            side.sum(axis=1) / around,
+            area / rectangle,
+            np.minimum(one, other) / np.maximum(one, other),
+            elongation,
+            area / box,
+        )
+    )
+    return shape
+
+
+def _neighbours(candidates: Candidates) -> Float:
+    """Where each candidate stands among those of its tile, by their boxes, `(n, 5)`.
+
+    How many lie inside it, around it and at its very place (logarithms), which share it is of the
+    smallest around it, and by how much its predicted IoU leads those at its place.
+    """
+    x0, y0, x1, y1 = (candidates.boxes + (0, 0, 1, 1)).T.astype(np.float32)
+    size = (x1 - x0) * (y1 - y0)
+    area = candidates.column("area_px").astype(np.float32)
+    score = candidates.column("pred_iou")
+    figures = np.zeros((len(size), 5), np.float32)
+    for start in range(0, len(size), 256):
+        i = np.s_[start : start + 256, None]
+        wide = np.minimum(x1[i], x1) - np.maximum(x0[i], x0)
+        tall = np.minimum(y1[i], y1) - np.maximum(y0[i], y0)
+        common = np.maximum(wide, 0) * np.maximum(tall, 0)
+        double = common > 0.7 * (size[i] + size - common)
+        part = (common > 0.9 * size) & (area < 0.8 * area[i]) & ~double
+        parent = (common > 0.9 * size[i]) & (area[i] < 0.8 * area) & ~double
+        around = np.where(parent, area, np.inf).min(axis=1)
+        rival = np.where(common > 0.5 * (size[i] + size - common), score, -np.inf)
+        np.put_along_axis(rival, np.arange(start, start + len(rival))[:, None], -np.inf, 1)
+        best = rival.max(axis=1)
+        rows = slice(start, start + len(rival))
+        figures[rows] = np.column_stack(
+            (
+                np.log1p(part.sum(axis=1)), np.log1p(parent.sum(axis=1)),
+                np.log1p(double.sum(axis=1) - 1),
+                area[rows] / around,
+                np.where(np.isfinite(best), score[rows] - best, 0.5),
+            )
+        )  # fmt: skip
+    return figures

@@ -1,0 +1,121 @@
+"""What classes are worth on tiles that have not taught them, and the threshold that follows.
+
+Objects of one tile are alike, so tiles are held out, not objects: each is scored by a classifier
+that has not seen it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from workbench.candidates.select import suppress
+from workbench.learning.choose import SHARED
+from workbench.learning.classifier import NONE, Classifier
+from workbench.learning.examples import Examples
+
+FOLDS = 5
+STEPS = tuple(p / 100 for p in range(10, 95, 5))  # the thresholds that are tried
+FALLBACK = 0.5  # where nothing can be held out
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What the examples say of one threshold: how many are shown, right and known.
+
+    `n_tiles` is how many tiles were held out; 0: there was only one, and nothing is known.
+    """
+
+    class_thresh: float
+    n_shown: int
+    n_right: int
+    n_known: int
+    n_tiles: int
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of precision and recall."""
+        return 2 * self.n_right / max(1, self.n_shown + self.n_known)
+
+    def text(self) -> str:
+        """Say in plain words what to expect."""
+        if not self.n_tiles:
+            return "not known: labels of one tile only; label some in other tiles"
+        if not self.n_shown:
+            return "nothing: label more objects, best in other tiles"
+        right = 10 * self.n_right / self.n_shown
+        found = 10 * self.n_right / max(1, self.n_known)
+        return f"of 10 pre-labels about {right:.0f} right; {found:.0f} of 10 objects found"
+
+
+def held_out(examples: Examples, class_thresh: float | None = None) -> HeldOut:
+    """Score the examples on tiles held out, at a threshold or (None) at the one of the highest F1.
+
+    As in `select_classes`, of two examples of one tile that share half of the smaller the better
+    class score counts. An object is right if one of the candidates that show it is shown in its
+    class.
+    """
+    fold = _folds(examples)
+    if fold is None:
+        return HeldOut(FALLBACK if class_thresh is None else class_thresh, 0, 0, 0, 0)
+    class_id, score = np.zeros(len(fold), np.int64), np.zeros(len(fold))
+    figures, truth = examples.figures, examples.class_id
+    for number in np.unique(fold):
+        test = fold == number
+        if (truth[~test] != NONE).any():
+            classifier = Classifier.fit(figures[~test], truth[~test])
+            class_id[test], score[test] = classifier.best(figures[test])
+    pairs = _sharing(examples)
+    named = (examples.frame["label"] != "").to_numpy() & (truth != NONE)
+    label = examples.frame["source"].str.cat(examples.frame["label"], sep="/").to_numpy()
+    n_tiles = examples.frame["tile"].nunique()
+    tried = STEPS if class_thresh is None else (class_thresh,)
+    results = []
+    for step in tried:
+        shown = _best_of(score, score >= step, pairs)
+        right = shown & named & (class_id == truth)
+        results.append(
+            HeldOut(step, int(shown.sum()), len(set(label[right])), len(set(label[named])), n_tiles)
+        )
+    best = max(result.f1 for result in results)
+    # the middle of those that are as good: the ends of a plateau are chance
+    good = [result for result in results if result.f1 >= best - 0.01]
+    return good[len(good) // 2]
+
+
+def _folds(examples: Examples) -> NDArray[np.int64] | None:
+    """Which fold each example is in, whole tiles together; None if there is only one tile."""
+    tiles, number = np.unique(examples.frame["tile"].to_numpy(str), return_inverse=True)
+    if len(tiles) < 2:
+        return None
+    # tiles with many objects are dealt out first, so that each fold has some
+    objects = np.bincount(number, examples.class_id != NONE, len(tiles))
+    fold_of = np.empty(len(tiles), np.int64)
+    fold_of[np.argsort(-objects, kind="stable")] = np.arange(len(tiles)) % FOLDS
+    return fold_of[number]
+
+
+def _sharing(examples: Examples) -> NDArray[np.int64]:
+    """Pairs `(m, 2)` of examples of one tile that share more than half of the smaller one."""
+    geometry = examples.frame.geometry.to_numpy()
+    i, j = shapely.STRtree(geometry).query(geometry)
+    tile = examples.frame["tile"].to_numpy(str)
+    apart = (i < j) & (tile[i] == tile[j])
+    i, j = i[apart], j[apart]
+    area = shapely.area(geometry)
+    common = shapely.area(shapely.intersection(geometry[i], geometry[j]))
+    same = common > SHARED * np.minimum(area[i], area[j])
+    return np.column_stack((i[same], j[same]))
+
+
+def _best_of(
+    score: NDArray[np.float64], shown: NDArray[np.bool_], pairs: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Suppress the worse of each pair, best first; equal ones by row."""
+    rank = np.empty(len(score), np.int64)
+    rank[np.argsort(-score, kind="stable")] = np.arange(len(score))
+    swap = rank[pairs[:, 0]] > rank[pairs[:, 1]]
+    return suppress(shown, np.where(swap[:, None], pairs[:, ::-1], pairs))

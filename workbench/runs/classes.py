@@ -1,0 +1,218 @@
+"""Classes of a run: taught by its examples, and given to the candidates that it keeps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+from numpy.typing import NDArray
+
+from workbench._support.cores import usable_cores
+from workbench.candidates.store import TileRecord, valid_masks
+from workbench.candidates.table import Candidates
+from workbench.errors import RunFolderError
+from workbench.learning.choose import select_classes
+from workbench.learning.classifier import NONE, Classifier
+from workbench.learning.examples import PERSON, Examples, check, join, match_labels, read_examples
+from workbench.learning.features import FEATURES, SceneColours, describe
+from workbench.learning.held_out import HeldOut, held_out
+from workbench.polygons.build import to_polygons
+from workbench.raster.crs import ground_scale
+from workbench.raster.scene import Scene
+from workbench.raster.tiles import Tile
+from workbench.runs.folder import features_in
+from workbench.runs.labels import labelled_area_of, labels_of, off_the_scene, on_scene
+from workbench.runs.plan import Plan
+from workbench.runs.tile_stream import ScenePlan
+
+EXAMPLES = "examples.parquet"
+
+
+@dataclass(frozen=True, eq=False)
+class Taught:
+    """What the examples of a job teach; `notes` are sentences for the person who gave them."""
+
+    classifier: Classifier
+    class_thresh: float
+    examples: Examples
+    expected: HeldOut
+    notes: tuple[str, ...]
+
+    def summary(self, classes: Mapping[int, str]) -> dict[str, str]:
+        """What the report says of it: quantities and sentences by name."""
+        objects = self.examples.objects()
+        none = np.count_nonzero(self.examples.class_id == NONE)
+        lines = {
+            f"objects of class {number} ({classes.get(int(number), '?')})": f"{count:,}"
+            for number, count in objects.items()
+            if number != NONE
+        }
+        lines["candidates that are none of these"] = f"{none:,}"
+        lines["class_thresh"] = f"{self.class_thresh:g}"
+        lines["expected on tiles not seen"] = self.expected.text()
+        return lines | {f"note {i}": note for i, note in enumerate(self.notes, 1)}
+
+
+def teach(plan: Plan) -> Taught | None:
+    """Learn the classes of a job from its examples and the stored candidates; None without any.
+
+    Raises `ExamplesError` if nothing can be learned.
+    """
+    if plan.job.examples is None:
+        return None
+    labels = labels_of(plan.job)
+    area = labelled_area_of(plan.job)
+    found = [one.examples for one in labels if one.examples is not None]
+    notes = [note for one in labels for note in one.notes]
+    polygons = [one for one in labels if len(one.polygons)]
+    if polygons or area is not None:
+        crs = plan.crs
+        wanted = pd.concat([on_scene(one, crs) for one in labels], ignore_index=True)
+        known = [one.frame for one in found]
+        others = [frame.geometry[frame["class_id"] != NONE].to_crs(crs) for frame in known]
+        objects = np.concatenate([np.empty(0, object), *(one.to_numpy() for one in others)])
+        complete = None if area is None else shapely.union_all(area.to_crs(crs).to_numpy())
+        for part in plan.scenes:
+            found += list(_matched(plan, part, wanted, complete, objects))
+    if not found:
+        raise off_the_scene(labels, [part.scene for part in plan.scenes])
+    examples = join(found)
+    notes += check(examples)
+    expected = held_out(examples, plan.job.class_thresh)
+    classifier = Classifier.fit(examples.figures, examples.class_id)
+    return Taught(classifier, expected.class_thresh, examples, expected, tuple(notes))
+
+
+def classed_polygons(
+    plan: Plan,
+    taught: Taught,
+    part: ScenePlan,
+    candidates: Candidates,
+    records: Sequence[TileRecord],
+) -> gpd.GeoDataFrame:
+    """Select by class and trace: `to_polygons` with the columns `class_id` and `class_score`."""
+    class_id, score = taught.classifier.best(figures_of(plan, part, candidates))
+    chosen = select_classes(candidates, class_id, score, taught.class_thresh, plan.job.limits)
+    valid = valid_masks(records, candidates.rules)
+    polygons = to_polygons(chosen.candidates, part.scene, part.grid, valid)
+    row = _rows_in(chosen.candidates, polygons)
+    return polygons.assign(class_id=chosen.class_id[row], class_score=chosen.class_score[row])
+
+
+def without_class(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Give an empty frame of polygons the columns that `classed_polygons` adds."""
+    return polygons.assign(class_id=np.empty(0, np.int64), class_score=np.empty(0))
+
+
+def keep_examples(plan: Plan, taught: Taught) -> None:
+    """Write what the classes were taught by into the run folder."""
+    taught.examples.write(plan.folder / EXAMPLES)
+
+
+def refuse_to_lose_verdicts(plan: Plan) -> None:
+    """Refuse to replace examples that a person has given and that the job does not name."""
+    path = plan.folder / EXAMPLES
+    given = [plan.job.examples] if isinstance(plan.job.examples, str) else plan.job.examples or []
+    if not path.exists() or any(os.path.abspath(one) == str(path) for one in given):
+        return
+    said = read_examples(path)
+    if said is not None and (said.frame["said_by"] == PERSON).any():
+        raise RunFolderError(
+            f"{path} holds verdicts of a person, which this run would replace. Name it in "
+            "`examples`, too, or move it out of the run folder."
+        )
+
+
+def figures_of(plan: Plan, part: ScenePlan, candidates: Candidates) -> NDArray[np.float32]:
+    """Features of all stored candidates of a few tiles, from the run folder or computed."""
+    return features_in(plan.folder).figures(
+        candidates, part.scene.fingerprint, lambda: described(part, candidates)
+    )
+
+
+def described(part: ScenePlan, candidates: Candidates) -> NDArray[np.float32]:
+    """Compute the features of all candidates of some tiles, `(n, len(FEATURES))`."""
+    scene, colours = part.scene, _colours_of(part.scene)
+    index = np.column_stack([candidates.column(name) for name in ("tile_row", "tile_col")])
+    tiles, tile_of = np.unique(index, axis=0, return_inverse=True)
+    figures = np.zeros((len(candidates), len(FEATURES)), np.float32)
+
+    def one(number: int) -> None:
+        tile = part.grid.tile(*tiles[number].tolist())
+        rows = np.flatnonzero(tile_of.ravel() == number)
+        image, valid = scene.read(tile.window)
+        figures[rows] = describe(
+            candidates.take(rows), image, valid, colours, _pixel_m(scene, tile)
+        )
+
+    with ThreadPoolExecutor(usable_cores(), "features") as threads:
+        list(threads.map(one, range(len(tiles))))
+    return figures
+
+
+@lru_cache(maxsize=64)
+def _colours_of(scene: Scene) -> SceneColours:
+    return SceneColours.of(scene)
+
+
+def _pixel_m(scene: Scene, tile: Tile) -> float:
+    """Side of a pixel in the middle of a tile, ground metres."""
+    window, to_map = tile.window, scene.transform
+    x, y = to_map @ (window.col_off + window.width / 2, window.row_off + window.height / 2)
+    return float(np.sqrt(ground_scale(scene.crs, x, y)[2] * abs(to_map.a * to_map.e)))
+
+
+def _matched(
+    plan: Plan,
+    part: ScenePlan,
+    labels: gpd.GeoDataFrame,
+    area: shapely.Geometry | None,
+    known: NDArray[np.object_],
+) -> Iterator[Examples]:
+    """Examples from those tiles of a scene that labels or the labelled area reach."""
+    shapes = labels.geometry.to_numpy()
+    if area is not None:
+        shapes = np.array([*shapes, area], object)
+    windows = [part.scene.window_polygon(tile.window) for tile in part.tiles]
+    reached = set(shapely.STRtree(shapes).query(windows, "intersects")[0].tolist())
+    wanted = {part.index(tile) for i, tile in enumerate(part.tiles) if i in reached}
+    cores = {(tile.row, tile.col): part.scene.window_polygon(tile.core) for tile in part.tiles}
+    for candidates, records in plan.store.read([part.index(tile) for tile in part.tiles]):
+        if not wanted & {record.index for record in records} or not len(candidates):
+            continue
+        figures = figures_of(plan, part, candidates)
+        valid = valid_masks(records, candidates.rules)
+        polygons = to_polygons(candidates, part.scene, part.grid, valid)
+        core = [
+            cores[index] for index in zip(polygons["tile_row"], polygons["tile_col"], strict=True)
+        ]
+        middle = shapely.point_on_surface(polygons.geometry.to_numpy())
+        # what two tiles see alike would count twice
+        home = np.flatnonzero(shapely.intersects(np.array(core, object), middle))
+        polygons = polygons.iloc[home]
+        figures = figures[_rows_in(candidates, polygons)]
+        row, col = polygons["tile_row"].astype(str), polygons["tile_col"].astype(str)
+        described = gpd.GeoDataFrame(
+            dict(zip(FEATURES, figures.T, strict=True))
+            | {
+                "source": part.scene.name,
+                "tile": (part.scene.name + "/r" + row + "c" + col).to_numpy(),
+            },
+            geometry=polygons.geometry.to_numpy(),
+            crs=polygons.crs,
+        )
+        yield match_labels(labels, described, area, known)
+
+
+def _rows_in(candidates: Candidates, polygons: gpd.GeoDataFrame) -> NDArray[np.int64]:
+    """The row of each polygon's candidate: masks without a valid pixel have no polygon."""
+    names = ["tile_row", "tile_col", "ordinal"]
+    keys = pd.MultiIndex.from_arrays([candidates.column(name) for name in names])
+    return np.asarray(keys.get_indexer(pd.MultiIndex.from_frame(polygons[names])), np.int64)
