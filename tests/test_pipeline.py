@@ -91,7 +91,7 @@ def test_c2_what_you_tune_is_what_you_get(raster, tmp_path):
                 layer.loc[f"scene/r{tile.row}c{tile.col}/{row.ordinal}", "geometry"] == row.geometry
             )
             n += 1
-    assert n >= 3
+    assert n >= 2
 
 
 def test_c5_rethresholding_equals_a_fresh_run_and_needs_no_network(raster, tmp_path, monkeypatch):
@@ -194,12 +194,12 @@ def test_tiles_without_valid_pixels_are_skipped_and_say_so(tmp_path):
     labels = objects((230, 330), 2)
     path = write_labels(tmp_path / "scene.tif", labels)
     with rasterio.open(path, "r+") as file:
-        file.write_mask(np.where(np.arange(330) < 180, 255, 0)[None].repeat(230, 0).astype("u1"))
+        file.write_mask(np.where(np.arange(330) < 170, 255, 0)[None].repeat(230, 0).astype("u1"))
     result = run(job_for(path, tmp_path / "run"))
     status = result.tiles.set_index("tile")["status"]
     assert status["scene/r0c3"] == "nodata"
     assert status["scene/r0c0"] in ("ok", "empty")
-    left = 500_000 + 180 * 0.5
+    left = 500_000 + 170 * 0.5
     assert (result.layer.bounds["maxx"] <= left).all()
     cut = result.layer[result.layer.bounds["maxx"] == left]
     assert cut["at_edge"].all()
