@@ -194,12 +194,12 @@ def test_tiles_without_valid_pixels_are_skipped_and_say_so(tmp_path):
     labels = objects((230, 330), 2)
     path = write_labels(tmp_path / "scene.tif", labels)
     with rasterio.open(path, "r+") as file:
-        file.write_mask(np.where(np.arange(330) < 180, 255, 0)[None].repeat(230, 0).astype("u1"))
+        file.write_mask(np.where(np.arange(330) < 170, 255, 0)[None].repeat(230, 0).astype("u1"))
     result = run(job_for(path, tmp_path / "run"))
     status = result.tiles.set_index("tile")["status"]
     assert status["scene/r0c4"] == "nodata"
     assert status["scene/r0c0"] in ("ok", "empty")
-    left = 500_000 + 180 * 0.5
+    left = 500_000 + 170 * 0.5
     assert (result.layer.bounds["maxx"] <= left).all()
     cut = result.layer[result.layer.bounds["maxx"] == left]
     assert cut["at_edge"].all()
