@@ -50,8 +50,8 @@ class Taught:
         objects = self.examples.objects()
         none = np.count_nonzero(self.examples.class_id == NONE)
         lines = {
-            f"objects of class {number} ({classes.get(int(number), '?')})": f"{count:,}"
-            for number, count in objects.items()
+            f"objects of class {number} ({classes.get(number, '?')})": f"{count:,}"
+            for number, count in zip(objects.index.tolist(), objects.tolist(), strict=True)
             if number != NONE
         }
         lines["candidates that are none of these"] = f"{none:,}"
