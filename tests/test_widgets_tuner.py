@@ -108,8 +108,8 @@ def test_proposed_tiles_become_samples_and_polygons(tuner):
 def test_a_slider_changes_the_job_and_what_is_drawn(tuner):
     sampled(tuner)
     before, sequence = len(shown(tuner)), tuner.overlay.for_sequence
-    tuner.controls.of["pred_iou_thresh"].value = 0.905
-    assert tuner.job.pred_iou_thresh == 0.905
+    tuner.controls.of["pred_iou_thresh"].value = 0.915
+    assert tuner.job.pred_iou_thresh == 0.915
     assert 0 < len(shown(tuner)) < before
     assert tuner.overlay.for_sequence == sequence  # no coordinates are sent again
     state = np.frombuffer(tuner.plane.state, "u1")
@@ -132,10 +132,26 @@ def test_every_control_changes_its_parameter(tuner):
     for name, value in values.items():
         tuner.controls.of[name].value = value
         assert getattr(tuner.job, name) == value
-    view = tuner.preview.look(tuner.job.thresholds, tuner.job.cleaning)
+    view = tuner.preview.look(tuner.job.thresholds, tuner.job.cleaning, tuner.job.offer)
     assert len(shown(tuner)) == len(view.kept)
     tuner.controls.of["min_solidity"].value = 0
     assert tuner.job.min_solidity is None
+
+
+def test_what_the_job_leaves_open_is_shown_and_stays_open(tuner):
+    tuner.session.change(model="tiny", simplify_m=None)
+    assert tuner.job.pred_iou_thresh is None
+    assert tuner.controls.of["pred_iou_thresh"].value == 0.6  # the model's own
+    simplify = tuner.controls.of["simplify_m"]
+    assert {v: k for k, v in simplify.options}[simplify.value] == "one pixel"
+    simplify.value = 0
+    assert tuner.job.simplify_m == 0
+    simplify.value = -1
+    assert tuner.job.simplify_m is None
+    tuner.controls.of["pred_iou_thresh"].value = 0.7
+    tuner.settings._reset()
+    assert tuner.job.pred_iou_thresh is None
+    assert tuner.controls.of["pred_iou_thresh"].value == 0.6
 
 
 def test_undo_flip_and_defaults(tuner):
@@ -164,11 +180,11 @@ def test_to_undo_a_flip_gives_back_a_and_b(tuner):
     tuner.settings._keep()
     tuner.controls.of["pred_iou_thresh"].value = 0.9
     tuner.settings._flip()
-    assert tuner.job.pred_iou_thresh == 0.85
+    assert tuner.job.thresholds.pred_iou_thresh == 0.85
     tuner.settings._undo()
     assert tuner.job.pred_iou_thresh == 0.9
     tuner.settings._flip()
-    assert tuner.job.pred_iou_thresh == 0.85
+    assert tuner.job.thresholds.pred_iou_thresh == 0.85
 
 
 def test_what_a_browser_rounds_changes_nothing(tuner):
@@ -182,7 +198,7 @@ def test_one_drag_is_one_step_back(tuner):
     for value in (0.86, 0.87, 0.88, 0.89):
         tuner.controls.of["pred_iou_thresh"].value = value
     tuner.settings._undo()
-    assert tuner.job.pred_iou_thresh == 0.85
+    assert tuner.job.thresholds.pred_iou_thresh == 0.85
 
 
 def test_presets_are_job_files(tuner, tmp_path):
@@ -406,7 +422,7 @@ def test_the_command_and_the_job_file_follow_the_sliders(panel, tuner, tmp_path)
     # papermill begins with the notebook's cell: what is the usual value, but not there, is named
     tuner.session.given = tuner.job
     tuner.settings._reset()
-    assert "-p pred_iou_thresh 0.85" in panel.copy.text
+    assert "pred_iou_thresh: null" in panel.copy.text
     panel.path.value = "/proc/no/such/place.yaml"
     panel.save()
     assert "cannot be written" in panel.message.value

@@ -89,7 +89,7 @@ class Controls:
         if isinstance(value, float):
             value = round(value, 6)  # the browser's 0.92 is 0.9199999999999999
         with self._lock:
-            if self._following:
+            if self._following or value == _shown(name, self.session.job):
                 return
             try:
                 self.session.change(**{name: None if off else value})
