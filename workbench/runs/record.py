@@ -82,7 +82,10 @@ def resolve(job: Job, scenes: Sequence[Scene], segmenter: Segmenter) -> dict[str
         "tiling": {"tile_size": job.tile_size, "overlap": job.overlap},
         "segmenter": dict(segmenter.key),
     }
-    packages = ("sam-workbench", "torch", "rasterio", "shapely", "numpy", "opencv-python-headless")
+    packages = (
+        "sam-workbench", "torch", "rasterio", "shapely", "numpy", "opencv-python-headless",
+        "scikit-learn",
+    )  # fmt: skip
     return _plain(
         {
             "store_key": _store_key(identity),
