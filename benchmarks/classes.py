@@ -261,7 +261,8 @@ def row(name: str, model: str, scenes: Sequence[Labelled], draws: Iterator[Draw]
     tiles = sum(len(scene.cores) for scene in scenes)
     rates = [f"{value:.2f}" for values in (before, after) for value in np.mean(values, axis=0)]
     counts = f"{tiles} | {np.mean(taught):.0f}"
-    same = f"{np.nanmean(alike):.2f}"
+    reached = np.isfinite(alike)
+    same = f"{np.mean(np.array(alike)[reached]):.2f}" if reached.mean() > 0.5 else "not reached"
     return f"| {name} | {model} | {counts} | {' | '.join(rates)} | {same} |"
 
 
@@ -312,12 +313,14 @@ def chosen(
 
 def precision_at(scenes: Sequence[Labelled], draw: Draw, scores: Scores, recall: float) -> float:
     """Precision of the highest threshold whose recall is no lower than one without classes."""
-    for percent in range(90, 0, -10):
+    best = float("nan")
+    for percent in range(10, 100, 10):
         kept = [chosen(s, *one, percent / 100) for s, one in zip(scenes, scores, strict=True)]
         _, precision, reached, _ = total(scenes, draw, kept).rates()
-        if reached >= recall:
-            return precision
-    return float("nan")
+        if reached < recall:
+            break
+        best = precision
+    return best
 
 
 def total(scenes: Sequence[Labelled], draw: Draw, kept: list[NDArray[np.bool_]]) -> Score:

@@ -1,17 +1,20 @@
 """Classes in a whole run, with a Segmenter that knows its objects: contracts C2, C3, C5 and C9."""
 
+import shutil
+from contextlib import closing
+
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
 import shapely
 from known_objects import TRANSFORM, largest_parts, write_labels
-from known_runs import counted_calls, equal_layers, job_for
+from known_runs import counted_calls, equal_layers, job_for, use_known_objects
 
 from workbench import run
 from workbench.errors import ExamplesError, JobError, RunFolderError
 from workbench.learning.examples import PERSON, read_examples
-from workbench.runs.classes import classed_polygons, teach
+from workbench.runs.classes import classed_polygons, refuse_to_lose_verdicts, teach
 from workbench.runs.plan import prepare
 
 pytestmark = pytest.mark.usefixtures("known_objects_only")
@@ -88,8 +91,6 @@ def taught(labelled, folder, **parameters):
 @pytest.fixture(scope="module")
 def finished(labelled, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        from known_runs import use_known_objects
-
         use_known_objects(patch)
         return run(taught(labelled, tmp_path_factory.mktemp("finished") / "run"))
 
@@ -106,17 +107,25 @@ def test_a_taught_run_finds_the_classes_and_nothing_else(labelled, finished):
     assert len(layer) <= 1.05 * len(wanted)
 
 
-def test_without_examples_nothing_is_classed(labelled, tmp_path):
-    plain = run(job_for(labelled[0], tmp_path / "run", classes=CLASSES))
+@pytest.fixture(scope="module")
+def plain(labelled, tmp_path_factory):
+    """The same scene, finished without examples."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_known_objects(patch)
+        return run(job_for(labelled[0], tmp_path_factory.mktemp("plain") / "run", classes=CLASSES))
+
+
+def test_without_examples_nothing_is_classed(plain):
     assert plain.layer["class_id"].isna().all()
     assert plain.layer["class_score"].isna().all()
-    assert not (tmp_path / "run" / "examples.parquet").exists()
-    assert not (tmp_path / "run" / "features").exists()
+    assert not (plain.folder / "examples.parquet").exists()
+    assert not (plain.folder / "features").exists()
 
 
-def test_c9_teaching_a_finished_run_equals_a_fresh_run(labelled, finished, tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    run(job_for(labelled[0], folder, classes=CLASSES))
+def test_c9_teaching_a_finished_run_equals_a_fresh_run(
+    labelled, finished, plain, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(plain.folder, tmp_path / "run")
     calls = counted_calls(monkeypatch)
     again = run(taught(labelled, folder))
     assert not calls
@@ -126,8 +135,7 @@ def test_c9_teaching_a_finished_run_equals_a_fresh_run(labelled, finished, tmp_p
 def test_c5_other_limits_and_thresholds_equal_a_fresh_run(labelled, finished, tmp_path):
     other = {"class_thresh": 0.7, "pred_iou_thresh": 0.93}
     fresh = run(taught(labelled, tmp_path / "fresh", **other))
-    folder = tmp_path / "again"
-    run(taught(labelled, folder))
+    folder = shutil.copytree(finished.folder, tmp_path / "again")
     again = run(taught(labelled, folder, **other))
     assert equal_layers(again.layer, fresh.layer)
     assert again.layer["class_score"].min() >= 0.7
@@ -135,18 +143,14 @@ def test_c5_other_limits_and_thresholds_equal_a_fresh_run(labelled, finished, tm
     assert len(fresh.layer) < len(finished.layer)
 
 
-def test_c3_the_order_of_examples_and_tiles_changes_nothing(labelled, finished, tmp_path):
-    given = labelled[2]
-    labels = gpd.read_file(given / "labels.gpkg")
-    one, two = tmp_path / "one.gpkg", tmp_path / "two.gpkg"
-    labels[::2].to_file(one)
-    labels[1::2].to_file(two)
-    layers = []
-    for number, files in enumerate(([one, two], [two, one])):
-        files = [str(file) for file in files]
-        layers.append(run(taught(labelled, tmp_path / f"run{number}", examples=files)).layer)
-    assert equal_layers(*layers)
-    assert equal_layers(layers[0], finished.layer)
+def test_c3_the_order_of_examples_changes_nothing(labelled, finished, tmp_path):
+    labels = gpd.read_file(labelled[2] / "labels.gpkg")
+    files = [tmp_path / "one.gpkg", tmp_path / "two.gpkg"]
+    for number, file in enumerate(files):
+        labels[number::2].to_file(file)
+    folder = shutil.copytree(finished.folder, tmp_path / "run")
+    given = [str(file) for file in reversed(files)]
+    assert equal_layers(run(taught(labelled, folder, examples=given)).layer, finished.layer)
 
 
 def test_c2_a_tile_alone_gives_what_the_batch_gives(labelled, finished, tmp_path):
@@ -201,9 +205,8 @@ def test_examples_keep_what_they_say(finished, tmp_path):
     assert set(examples.frame["class_id"]) == {NONE, ROOF, FIELD}
 
 
-def test_verdicts_of_a_person_are_not_replaced(labelled, tmp_path):
-    folder = tmp_path / "run"
-    run(taught(labelled, folder))
+def test_verdicts_of_a_person_are_not_replaced(labelled, finished, tmp_path):
+    folder = shutil.copytree(finished.folder, tmp_path / "run")
     path = folder / "examples.parquet"
     said = read_examples(path)
     type(said)(said.frame.assign(said_by=PERSON)).write(path)
@@ -211,9 +214,10 @@ def test_verdicts_of_a_person_are_not_replaced(labelled, tmp_path):
     with pytest.raises(RunFolderError, match="holds verdicts of a person"):
         run(taught(labelled, folder))
     assert path.read_bytes() == before
-    given = [str(labelled[2] / "labels.gpkg"), str(path)]
-    run(taught(labelled, folder, examples=given))
-    assert (read_examples(path).frame["said_by"] == PERSON).any()
+    named = taught(labelled, folder, examples=[str(labelled[2] / "labels.gpkg"), str(path)])
+    with closing(prepare(named)) as plan:
+        refuse_to_lose_verdicts(plan)
+        assert (teach(plan).examples.frame["said_by"] == PERSON).any()
 
 
 @pytest.mark.parametrize("name", ["labelled_area", "class_thresh"])

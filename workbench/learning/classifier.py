@@ -33,7 +33,9 @@ class Classifier:
     classes: NDArray[np.int64]
 
     @classmethod
-    def fit(cls, figures: NDArray[np.float32], class_id: NDArray[np.int64]) -> Classifier:
+    def fit(
+        cls, figures: NDArray[np.float32], class_id: NDArray[np.int64], trees: int = TREES
+    ) -> Classifier:
         """Learn from figures `(n, k)` and classes `(n,)`, two at least, 0 for none of these."""
         from sklearn.ensemble import ExtraTreesClassifier  # takes a second to import
 
@@ -41,7 +43,7 @@ class Classifier:
         order = np.lexsort((*figures.T[::-1], class_id))
         figures, class_id = figures[order], class_id[order]
         forest = ExtraTreesClassifier(
-            TREES, min_samples_leaf=3, max_features=0.2, class_weight="balanced",
+            trees, min_samples_leaf=3, max_features=0.2, class_weight="balanced",
             random_state=0, n_jobs=-1,
         )  # fmt: skip
         forest.fit(figures, class_id)

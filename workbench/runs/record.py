@@ -234,7 +234,10 @@ def resolve(job: Job, scenes: Sequence[Scene], segmenter: Segmenter) -> RunRecor
         "tiling": {"tile_size": job.tile_size, "overlap": job.overlap, "windows": "spread evenly"},
         "segmenter": plain(segmenter.key),
     }
-    packages = ("sam-workbench", "torch", "rasterio", "shapely", "numpy", "opencv-python-headless")
+    packages = (
+        "sam-workbench", "torch", "rasterio", "shapely", "numpy", "opencv-python-headless",
+        "scikit-learn",
+    )  # fmt: skip
     return RunRecord(
         store_key=_store_key(identity),
         **identity,
