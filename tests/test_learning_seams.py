@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from known_objects import KnownObjects, paint, scene_of
 
+from workbench.candidates.offer import Offer
 from workbench.candidates.table import Rules
 from workbench.polygons import seams
 from workbench.polygons.build import to_polygons
@@ -22,7 +23,8 @@ def halves(*, classes, scores=(0.9, 0.9), width=(20, 150)):
         traced = to_polygons(candidates.at_tile(tile.row, tile.col), scene, grid, {})
         seen.append(traced.assign(class_id=class_id, class_score=score))
     windows = tile_windows(scene, list(grid))
-    return pd.concat(seams.merge_seams(seen, windows), ignore_index=True)
+    merged = seams.merge_seams(seen, windows, offer=Offer(overlaps="all"))
+    return pd.concat(merged, ignore_index=True)
 
 
 def test_halves_of_one_class_are_one_object():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 
 import geopandas as gpd
@@ -91,7 +91,10 @@ def finish(plan: Plan) -> Run:
 
 def layer_batches(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
     """Select, trace, merge and clean: the layer in batches, by source, tile and ordinal."""
-    merged = merge_seams(_traced(plan, taught), _windows(plan), plan.folder, plan.job.offer)
+    offer = plan.job.offer
+    if taught is not None:  # which class lies where has been decided tile by tile
+        offer = replace(offer, overlaps="all")
+    merged = merge_seams(_traced(plan, taught), _windows(plan), plan.folder, offer)
     if plan.job.planar:  # any polygon may cut any other
         merged = iter([pd.concat(merged, ignore_index=True)])
     for batch in merged:
