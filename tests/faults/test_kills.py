@@ -18,7 +18,7 @@ def expected(tmp_path_factory):
 
 
 def test_a_run_that_is_killed_again_and_again_ends_in_the_same_layer(expected, tmp_path):
-    assert len(expected.result.layer) > 3
+    assert len(expected.result.layer) >= 3
     chunks = [step for step in expected.steps if step.startswith("os.rename candidates/")]
     assert len(chunks) > 3
     job = expected.result.job.changed(out_dir=str(tmp_path / "run"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import sqlite3
@@ -163,17 +164,21 @@ def _write_labels(
 ) -> None:
     """Begin a GeoPackage with polygons; errors raised by `batches` come out unchanged."""
     raised: list[BaseException] = []
+    at_end = False
 
     def handed_on() -> Iterator[pa.RecordBatch]:
+        nonlocal at_end
         try:
             yield from batches
+            at_end = True
         except BaseException as error:
             raised.append(error)  # Arrow's C interface would keep only its text
             raise
 
+    stream = handed_on()
     try:
         pyogrio.write_arrow(
-            pa.RecordBatchReader.from_batches(schema, handed_on()),
+            pa.RecordBatchReader.from_batches(schema, stream),
             gpkg,
             layer=LABELS,
             geometry_name="geometry",
@@ -184,6 +189,8 @@ def _write_labels(
     except Exception:
         if raised:
             raise raised[0] from None
+        if not at_end and inspect.getgeneratorstate(stream) == inspect.GEN_CLOSED:
+            raise KeyboardInterrupt from None  # it came as the generator was entered
         raise
 
 

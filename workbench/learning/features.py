@@ -39,6 +39,7 @@ Float = NDArray[np.float32]
 
 _GRID = 32  # samples along each side
 _BOX = 22  # of them along the longer side of the box; the rest is margin
+_RING = (1, 4)  # samples from the outline at which the ring around a mask begins and ends
 _LEAST_CELL = 0.7  # pixels: below, the ring would be thinner than what blurs an edge
 _BATCH = 512  # candidates that are sampled at once: 10 MB
 _LEVELS = 8  # of the pyramid
@@ -178,7 +179,7 @@ def _seen(runs: Runs, pyramid: _Pyramid) -> _Seen:
     steps = (np.arange(_GRID) + 0.5 - _GRID / 2) * cell[:, None]
     x, y = steps + (x0 + x1)[:, None] / 2, steps + (y0 + y1)[:, None] / 2
     mask = _sampled(runs, x, y, cell)
-    near, wide = _grown(mask, 1), _grown(mask, 4)
+    near, wide = (_grown(mask, samples) for samples in _RING)
     core = ~_grown(~mask, 1)
     core = np.where(core.any(axis=(1, 2), keepdims=True), core, mask)  # a thin one is all outline
     masks = (mask, wide & ~near, near & ~core)
