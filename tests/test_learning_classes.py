@@ -103,6 +103,15 @@ def test_a_classifier_is_its_examples():
     assert (one.probabilities(new) == other.probabilities(new)).all()
 
 
+def test_a_candidate_scores_alone_what_it_scores_among_others():
+    examples = known()
+    classifier = Classifier.fit(examples.figures, examples.class_id, trees=20)
+    new = described(60, seed=1)[list(FEATURES)].to_numpy(np.float32)
+    alone = np.concatenate([classifier.probabilities(new[i : i + 7]) for i in range(0, 60, 7)])
+    assert (classifier.probabilities(new) == alone).all()
+    assert classifier.probabilities(new).sum(axis=1) == pytest.approx(np.ones(60))
+
+
 def test_five_examples_a_class_are_enough_for_what_is_clear():
     few = known(10)
     new = described(100, seed=1)[list(FEATURES)].to_numpy(np.float32)
