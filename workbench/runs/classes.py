@@ -49,8 +49,8 @@ class Taught:
         objects = self.examples.objects()
         none = np.count_nonzero(self.examples.class_id == NONE)
         lines = {
-            f"objects of class {number} ({classes.get(int(number), '?')})": f"{count:,}"
-            for number, count in objects.items()
+            f"objects of class {number} ({classes.get(number, '?')})": f"{count:,}"
+            for number, count in objects.to_dict().items()
             if number != NONE
         }
         lines["candidates that are none of these"] = f"{none:,}"
@@ -178,8 +178,8 @@ def _matched(
     """Examples from those tiles of a scene that labels or the labelled area reach."""
     shapes = labels.geometry.to_numpy()
     if area is not None:
-        shapes = np.append(shapes, area)
-    windows = [part.scene.window_polygon(tile.window) for tile in part.tiles]
+        shapes = np.concatenate((shapes, np.array([area], object)))
+    windows = np.array([part.scene.window_polygon(tile.window) for tile in part.tiles], object)
     reached = set(shapely.STRtree(shapes).query(windows, "intersects")[0].tolist())
     wanted = {part.index(tile) for i, tile in enumerate(part.tiles) if i in reached}
     cores = {(tile.row, tile.col): part.scene.window_polygon(tile.core) for tile in part.tiles}
