@@ -46,11 +46,11 @@ class Taught:
 
     def summary(self, classes: Mapping[int, str]) -> dict[str, str]:
         """What the report says of it: quantities and sentences by name."""
-        objects = self.examples.objects()
+        objects: dict[int, int] = self.examples.objects().to_dict()
         none = np.count_nonzero(self.examples.class_id == NONE)
         lines = {
             f"objects of class {number} ({classes.get(number, '?')})": f"{count:,}"
-            for number, count in objects.to_dict().items()
+            for number, count in objects.items()
             if number != NONE
         }
         lines["candidates that are none of these"] = f"{none:,}"
