@@ -46,7 +46,8 @@ class Taught:
 
     def summary(self, classes: Mapping[int, str]) -> dict[str, str]:
         """What the report says of it: quantities and sentences by name."""
-        objects: dict[int, int] = self.examples.objects().to_dict()
+        counted = self.examples.objects()
+        objects = dict(zip(counted.index.tolist(), counted.tolist(), strict=True))
         none = np.count_nonzero(self.examples.class_id == NONE)
         lines = {
             f"objects of class {number} ({classes.get(number, '?')})": f"{count:,}"
