@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -258,12 +259,19 @@ def row(name: str, model: str, scenes: Sequence[Labelled], draws: Iterator[Draw]
         after.append(total(scenes, draw, kept).rates())
         alike.append(precision_at(scenes, draw, scores, plain.rates()[2]))
         taught.append(n)
+        # on the way, for it may take long
+        print(f"{name}, {len(after)} draws: {rates_of(before, after)}", file=sys.stderr, flush=True)
     tiles = sum(len(scene.cores) for scene in scenes)
-    rates = [f"{value:.2f}" for values in (before, after) for value in np.mean(values, axis=0)]
     counts = f"{tiles} | {np.mean(taught):.0f}"
     reached = np.isfinite(alike)
     same = f"{np.mean(np.array(alike)[reached]):.2f}" if reached.mean() > 0.5 else "not reached"
-    return f"| {name} | {model} | {counts} | {' | '.join(rates)} | {same} |"
+    return f"| {name} | {model} | {counts} | {rates_of(before, after)} | {same} |"
+
+
+def rates_of(before: list[list[float]], after: list[list[float]]) -> str:
+    """Mean rates without and with classes, as cells of a table."""
+    means = [value for values in (before, after) for value in np.mean(values, axis=0)]
+    return " | ".join(f"{value:.2f}" for value in means)
 
 
 Scores = list[tuple[NDArray[np.int64], NDArray[np.float64]]]

@@ -103,6 +103,15 @@ def test_a_classifier_is_its_examples():
     assert (one.probabilities(new) == other.probabilities(new)).all()
 
 
+def test_a_candidate_scores_alone_what_it_scores_among_others():
+    examples = known()
+    classifier = Classifier.fit(examples.figures, examples.class_id, trees=20)
+    new = described(60, seed=1)[list(FEATURES)].to_numpy(np.float32)
+    alone = np.concatenate([classifier.probabilities(new[i : i + 7]) for i in range(0, 60, 7)])
+    assert (classifier.probabilities(new) == alone).all()
+    assert classifier.probabilities(new).sum(axis=1) == pytest.approx(np.ones(60))
+
+
 def test_five_examples_a_class_are_enough_for_what_is_clear():
     few = known(10)
     new = described(100, seed=1)[list(FEATURES)].to_numpy(np.float32)
@@ -132,10 +141,17 @@ def test_held_out_tiles_tell_what_to_expect():
     assert held_out(type(noise)(noise.frame.assign(class_id=shuffled))).f1 < 0.8
 
 
-def test_one_tile_tells_nothing():
+def test_of_one_tile_its_quarters_are_held_out():
     result = held_out(known(tiles=1))
-    assert (result.n_tiles, result.class_thresh) == (0, 0.5)
-    assert held_out(known(tiles=1), 0.3).class_thresh == 0.3
+    assert (result.n_tiles, result.n_known) == (1, 30)
+    assert result.f1 > 0.9
+
+
+def test_where_nothing_can_be_held_out_nothing_is_promised():
+    two = type(known())(known(tiles=2).frame.iloc[[0, 1, 2, 59]])  # a class in one tile only
+    result = held_out(two)
+    assert (result.n_tiles, result.class_thresh) == (0, 0.3)
+    assert "not known" in result.text()
 
 
 def test_a_given_threshold_is_kept():

@@ -28,7 +28,7 @@ _FAR = 4.0  # standard deviations: what is farther off in another scene counts a
 class Classifier:
     """Scores of classes from figures; `classes` names the columns of `probabilities`."""
 
-    forest: Any
+    trees: tuple[Any, ...]
     line: _Line
     classes: NDArray[np.int64]
 
@@ -47,16 +47,16 @@ class Classifier:
             random_state=0, n_jobs=-1,
         )  # fmt: skip
         forest.fit(figures, class_id)
-        forest.set_params(n_jobs=1)  # several threads would add up the trees in any order
         classes = np.asarray(forest.classes_, np.int64)
-        return cls(forest, _Line.fit(figures, class_id), classes)
+        trees_of = tuple(tree.tree_ for tree in forest.estimators_)
+        return cls(trees_of, _Line.fit(figures, class_id), classes)
 
     def probabilities(self, figures: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the probability of each class, `(n, len(classes))`."""
         if not len(figures):
             return np.zeros((0, len(self.classes)))
         parts = np.split(figures, np.arange(_ROWS, len(figures), _ROWS))
-        # scikit-learn does not hold Python's lock while it works
+        # a tree does not hold Python's lock while it works
         return np.concatenate(list(_THREADS.map(self._mean, parts)))
 
     def best(self, figures: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -66,8 +66,13 @@ class Classifier:
         return self.classes[real[probabilities.argmax(axis=1)]], probabilities.max(axis=1)
 
     def _mean(self, figures: NDArray[np.float32]) -> NDArray[np.float64]:
-        forest = np.asarray(self.forest.predict_proba(figures), np.float64)
-        return (forest + self.line.probabilities(figures)) / 2
+        # tree by tree: `predict_proba` changes Python's filters of warnings, which threads share,
+        # and its own threads add up in any order
+        forest = np.zeros((len(figures), len(self.classes)))
+        for tree in self.trees:
+            weight = tree.predict(np.ascontiguousarray(figures, np.float32))
+            forest += weight / weight.sum(axis=1, keepdims=True)
+        return (forest / len(self.trees) + self.line.probabilities(figures)) / 2
 
 
 @dataclass(frozen=True, eq=False)

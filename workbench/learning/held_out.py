@@ -1,7 +1,7 @@
 """What classes are worth on tiles that have not taught them, and the threshold that follows.
 
 Objects of one tile are alike, so tiles are held out, not objects: each is scored by a classifier
-that has not seen it.
+that has not seen it. Of a single tile the four quarters are held out instead.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from workbench.learning.examples import Examples
 FOLDS = 5
 TREES = 100  # enough to see where the threshold lies, in a third of the time
 STEPS = tuple(p / 100 for p in range(10, 95, 5))  # the thresholds that are tried
-FALLBACK = 0.5  # where nothing can be held out
+FALLBACK = 0.3  # where nothing can be held out: near the best of all scenes measured
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """What the examples say of one threshold: how many are shown, right and known.
 
-    `n_tiles` is how many tiles were held out; 0: there was only one, and nothing is known.
+    `n_tiles` is how many tiles were held out; 0: nothing could be, and nothing is known.
     """
 
     class_thresh: float
@@ -44,7 +44,7 @@ class HeldOut:
     def text(self) -> str:
         """Say in plain words what to expect."""
         if not self.n_tiles:
-            return "not known: labels of one tile only; label some in other tiles"
+            return "not known: too few labels in too few places; label some in other tiles"
         if not self.n_shown:
             return "nothing: label more objects, best in other tiles"
         right = 10 * self.n_right / self.n_shown
@@ -60,15 +60,18 @@ def held_out(examples: Examples, class_thresh: float | None = None) -> HeldOut:
     class.
     """
     fold = _folds(examples)
-    if fold is None:
-        return HeldOut(FALLBACK if class_thresh is None else class_thresh, 0, 0, 0, 0)
+    unknown = HeldOut(FALLBACK if class_thresh is None else class_thresh, 0, 0, 0, 0)
     class_id, score = np.zeros(len(fold), np.int64), np.zeros(len(fold))
     figures, truth = examples.figures, examples.class_id
+    scored = np.zeros(len(fold), bool)
     for number in np.unique(fold):
         test = fold == number
         if len(set(truth[~test].tolist())) > 1:
             classifier = Classifier.fit(figures[~test], truth[~test], TREES)
             class_id[test], score[test] = classifier.best(figures[test])
+            scored |= test
+    if not (truth[scored] != NONE).any():
+        return unknown
     pairs = _sharing(examples)
     named = (examples.frame["label"] != "").to_numpy() & (truth != NONE)
     label = examples.frame["source"].str.cat(examples.frame["label"], sep="/").to_numpy()
@@ -87,11 +90,13 @@ def held_out(examples: Examples, class_thresh: float | None = None) -> HeldOut:
     return good[len(good) // 2]
 
 
-def _folds(examples: Examples) -> NDArray[np.int64] | None:
-    """Which fold each example is in, whole tiles together; None if there is only one tile."""
+def _folds(examples: Examples) -> NDArray[np.int64]:
+    """Which fold each example is in: whole tiles together, or the quarters of a single tile."""
     tiles, number = np.unique(examples.frame["tile"].to_numpy(str), return_inverse=True)
     if len(tiles) < 2:
-        return None
+        middle = shapely.get_coordinates(shapely.centroid(examples.frame.geometry.to_numpy()))
+        right, upper = (middle > np.median(middle, axis=0)).T
+        return np.asarray(2 * upper + right, np.int64)
     # tiles with many objects are dealt out first, so that each fold has some
     objects = np.bincount(number, examples.class_id != NONE, len(tiles))
     fold_of = np.empty(len(tiles), np.int64)

@@ -47,7 +47,8 @@ class Taught:
 
     def summary(self, classes: Mapping[int, str]) -> dict[str, str]:
         """What the report says of it: quantities and sentences by name."""
-        objects = self.examples.objects()
+        counted = self.examples.objects()
+        objects = dict(zip(counted.index.tolist(), counted.tolist(), strict=True))
         none = np.count_nonzero(self.examples.class_id == NONE)
         lines = {
             f"objects of class {number} ({classes.get(number, '?')})": f"{count:,}"
@@ -180,7 +181,7 @@ def _matched(
     shapes = labels.geometry.to_numpy()
     if area is not None:
         shapes = np.array([*shapes, area], object)
-    windows = [part.scene.window_polygon(tile.window) for tile in part.tiles]
+    windows = np.array([part.scene.window_polygon(tile.window) for tile in part.tiles], object)
     reached = set(shapely.STRtree(shapes).query(windows, "intersects")[0].tolist())
     wanted = {part.index(tile) for i, tile in enumerate(part.tiles) if i in reached}
     cores = {(tile.row, tile.col): part.scene.window_polygon(tile.core) for tile in part.tiles}
