@@ -7,7 +7,7 @@ import io
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -166,7 +166,7 @@ def _write_labels(
     raised: list[BaseException] = []
     at_end = False
 
-    def handed_on() -> Iterator[pa.RecordBatch]:
+    def handed_on() -> Generator[pa.RecordBatch, None, None]:
         nonlocal at_end
         try:
             yield from batches

@@ -2,8 +2,8 @@
 
 A classifier *is* its examples: it is fitted again from them whenever it is needed, the same each
 time, and never stored. It is the mean of two: a forest, which knows corners and exceptions, and a
-logistic regression, which goes on smoothly where there are no examples. On tiles not seen the mean
-is better than either (`benchmarks/classes.py`).
+logistic regression, which goes on smoothly where there are no examples. `benchmarks/classes.py`
+measures it.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Taught:
         none = np.count_nonzero(self.examples.class_id == NONE)
         lines = {
             f"objects of class {number} ({classes.get(number, '?')})": f"{count:,}"
-            for number, count in zip(objects.index.tolist(), objects.tolist(), strict=True)
+            for number, count in objects.items()
             if number != NONE
         }
         lines["candidates that are none of these"] = f"{none:,}"
