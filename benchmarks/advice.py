@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 
 from workbench import Job, run
-from workbench.candidates.select import Thresholds
 from workbench.errors import WorkbenchError
 from workbench.evaluation.advice import advise
 from workbench.evaluation.thresholds import best_thresholds, pool_planes
@@ -68,7 +67,7 @@ def main() -> None:
 def row(name: str, model: str, planes: list[pd.DataFrame], draws: int, seconds: float) -> str:
     """Score the advice of random thirds of the tiles on the others."""
     rng = np.random.default_rng(0)
-    default = Thresholds()
+    default = job.thresholds
     results, changed = [], 0
     while len(results) < draws:
         seen = rng.permutation(len(planes)) < len(planes) // 3

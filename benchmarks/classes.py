@@ -202,7 +202,7 @@ def load(finished: Run, labels: gpd.GeoDataFrame, compared: Shape) -> Labelled:
     reference_tile[point[::-1]] = core[::-1]
     cleaned = clean(traced.assign(row=np.arange(len(traced))), job.cleaning)
     is_box = compared is boxes
-    selected = select(candidates, Thresholds())
+    selected = select(candidates, job.thresholds)
     keys = pd.MultiIndex.from_arrays([selected.column(name) for name in KEYS])
     return Labelled(
         candidates,

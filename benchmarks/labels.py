@@ -148,7 +148,7 @@ def measure(
         for _ in segment(plan):
             pass
         stored = time.perf_counter()
-        layer = pd.concat(list(layer_batches(plan)), ignore_index=True)
+        layer = pd.concat(list(layer_batches(plan, None)), ignore_index=True)
         print(
             f"{scene.name}: {stored - start:.0f} s to store, "
             f"{time.perf_counter() - stored:.1f} s to the layer",

@@ -14,7 +14,8 @@ from known_runs import counted_calls, equal_layers, job_for, use_known_objects
 from workbench import run
 from workbench.errors import ExamplesError, JobError, RunFolderError
 from workbench.learning.examples import PERSON, read_examples
-from workbench.runs.classes import classed_polygons, refuse_to_lose_verdicts, teach
+from workbench.runs.classes import classed_polygons, teach
+from workbench.runs.labels import refuse_to_lose_examples
 from workbench.runs.plan import prepare
 
 pytestmark = pytest.mark.usefixtures("known_objects_only")
@@ -216,7 +217,7 @@ def test_verdicts_of_a_person_are_not_replaced(labelled, finished, tmp_path):
     assert path.read_bytes() == before
     named = taught(labelled, folder, examples=[str(labelled[2] / "labels.gpkg"), str(path)])
     with closing(prepare(named)) as plan:
-        refuse_to_lose_verdicts(plan)
+        refuse_to_lose_examples(plan.job, plan.folder)
         assert (teach(plan).examples.frame["said_by"] == PERSON).any()
 
 

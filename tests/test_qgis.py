@@ -284,7 +284,7 @@ def test_qgis_opens_a_project_without_polygons(tmp_path: Path) -> None:
     labels = named(report, LABELS)
     assert (labels["features"], labels["crs"]) == (0, "EPSG:32636")
     assert labels["geometry"] == "MultiPolygon"
-    assert len(labels["fields"]) == 12
+    assert len(labels["fields"]) == 13
 
 
 def test_qgis_shows_a_raster_of_another_crs_in_its_place(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ class Offer:
     """Which of the selected masks become labels.
 
     `max_area_share` leaves out masks that cover more of their tile's valid pixels, and those that
-    touch three or four edges of the scene; None offers them. `duplicate_iou` leaves out the worse
+    touch three or four edges of the scene, or of their tile if no neighbour continues them; None
+    offers them. `duplicate_iou` leaves out the worse
     of two masks with a higher IoU; None offers both. `overlaps` says what may lie on top of each
     other: `all` that is selected, `nested` only parts on their wholes, `one` nothing: at each place
     there is one label.

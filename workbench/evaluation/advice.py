@@ -114,7 +114,7 @@ def advise(planes: Sequence[pd.DataFrame], current: Thresholds, *, seed: int = 0
     if len(planes) < 2 or not n_reference:
         raise ReviewError(
             f"advice needs labels in at least two tiles, to hold one out: there are {n_reference} "
-            f"labels in {len(planes)} tiles. Label more tiles to their end, or run with a smaller "
+            f"labels in {len(planes)} tiles. Review more tiles fully, or run with a smaller "
             "tile_size."
         )
     points = planes[0][AXES]

@@ -1,4 +1,4 @@
-"""Masks to exact polygons in map coordinates, and the cleaning of polygons."""
+"""Clean polygons: small parts dropped, holes filled, outlines simplified."""
 
 from __future__ import annotations
 
@@ -33,9 +33,6 @@ class Cleaning:
     min_solidity: float | None = None
     simplify_m: float | None = None
     planar: bool = False
-
-
-# --------------------------------------------------------------------------------- cleaning
 
 
 def clean(polygons: gpd.GeoDataFrame, cleaning: Cleaning) -> gpd.GeoDataFrame:

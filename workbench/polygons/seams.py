@@ -55,6 +55,7 @@ def merge_seams(
         polygons: Frames of `to_polygons`, at least one, not cleaned. Scenes may be mixed.
         windows: The windows of all tiles that were segmented, from `tile_windows`.
         folder: Where to put the temporary file; None is the system's folder for such files.
+        offer: Which duplicates, overlaps and tile-wide shapes to leave out.
 
     Yields:
         Batches of the layer, at least one, sorted by source, tile and ordinal. `n_tiles` is the

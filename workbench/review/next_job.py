@@ -69,6 +69,11 @@ def advise_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Advice:
         raise ReviewError(
             f"advice needs labels in at least two tiles, to hold one out: {known}. {remedy}"
         )
+    if run.job.examples is not None:
+        raise ReviewError(
+            "this run has learned classes, and thresholds do not decide about those. To learn from "
+            "this review, name the reviewed layer in `examples` of the next run."
+        )
     planes = tile_planes(run, truth, tiles, within=within)
     return advise(list(planes.values()), run.job.thresholds, seed=job.seed)
 
@@ -105,7 +110,11 @@ def write_advised_job(
     }
     place: dict[str, str | None]
     if job.next_source is not None:
-        place = {"source": job.next_source, "aoi": None, "out_dir": None}
+        # what belongs to a place stays with this scene
+        belongs = ("aoi", "out_dir", "reference", "labelled_area")
+        place = {"source": job.next_source, **dict.fromkeys(belongs)}
+        if run.job.examples is not None:
+            place["examples"] = str(run.folder / "examples.parquet")
         effect = f"It labels {job.next_source}."
     elif changes(labels, run.layer)["change"].eq("unreviewed").all():
         place = {"out_dir": str(run.folder)}

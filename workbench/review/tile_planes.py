@@ -100,10 +100,11 @@ def _polygons_by_tile(
     places = {index: place for place, index in enumerate(_indices(ledger))}
     cleaning = replace(run.job.cleaning, planar=False)  # planar depends on what is selected
     store = store_in(run.folder)
+    known = store.ledger()  # once: it looks at every file of the store
     for scene in run.scenes:
         grid = TileGrid(scene.width, scene.height, run.job.tile_size, run.job.overlap)
         here = [index for index in places if index[0] == scene.name]
-        for stored, records in store.read(here):
+        for stored, records in store.read(here, known):
             valid = valid_masks(records, stored.rules)
             for record in records:
                 index = (record.tile_row, record.tile_col)

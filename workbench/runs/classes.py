@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import geopandas as gpd
@@ -15,12 +14,12 @@ import shapely
 from numpy.typing import NDArray
 
 from workbench._support.cores import usable_cores
-from workbench.candidates.store import TileRecord, valid_masks
+from workbench.candidates.offer import offered
+from workbench.candidates.store import Ledger, TileRecord, valid_masks
 from workbench.candidates.table import Candidates
-from workbench.errors import RunFolderError
 from workbench.learning.choose import select_classes
 from workbench.learning.classifier import NONE, Classifier
-from workbench.learning.examples import PERSON, Examples, check, join, match_labels, read_examples
+from workbench.learning.examples import Examples, check, join, match_labels
 from workbench.learning.features import FEATURES, SceneColours, describe
 from workbench.learning.held_out import HeldOut, held_out
 from workbench.polygons.build import to_polygons
@@ -28,11 +27,9 @@ from workbench.raster.crs import ground_scale
 from workbench.raster.scene import Scene
 from workbench.raster.tiles import Tile
 from workbench.runs.folder import features_in
-from workbench.runs.labels import labelled_area_of, labels_of, off_the_scene, on_scene
+from workbench.runs.labels import EXAMPLES, labelled_area_of, labels_of, off_the_scene, on_scene
 from workbench.runs.plan import Plan
 from workbench.runs.tile_stream import ScenePlan
-
-EXAMPLES = "examples.parquet"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +77,9 @@ def teach(plan: Plan) -> Taught | None:
         others = [frame.geometry[frame["class_id"] != NONE].to_crs(crs) for frame in known]
         objects = np.concatenate([np.empty(0, object), *(one.to_numpy() for one in others)])
         complete = None if area is None else shapely.union_all(area.to_crs(crs).to_numpy())
+        ledger = plan.store.ledger()  # once: it looks at every file of the store
         for part in plan.scenes:
-            found += list(_matched(plan, part, wanted, complete, objects))
+            found += list(_matched(plan, part, ledger, wanted, complete, objects))
     if not found:
         raise off_the_scene(labels, [part.scene for part in plan.scenes])
     examples = join(found)
@@ -100,11 +98,27 @@ def classed_polygons(
 ) -> gpd.GeoDataFrame:
     """Select by class and trace: `to_polygons` with the columns `class_id` and `class_score`."""
     class_id, score = taught.classifier.best(figures_of(plan, part, candidates))
+    whole = _fill_their_tile(plan, part, candidates, records)
+    score = np.where(whole, -1.0, score)  # no label, whatever their class
     chosen = select_classes(candidates, class_id, score, taught.class_thresh, plan.job.limits)
     valid = valid_masks(records, candidates.rules)
     polygons = to_polygons(chosen.candidates, part.scene, part.grid, valid)
     row = _rows_in(chosen.candidates, polygons)
     return polygons.assign(class_id=chosen.class_id[row], class_score=chosen.class_score[row])
+
+
+def _fill_their_tile(
+    plan: Plan, part: ScenePlan, candidates: Candidates, records: Sequence[TileRecord]
+) -> NDArray[np.bool_]:
+    """Mark the candidates that cover more of their tile than a label may."""
+    offer = replace(plan.job.offer, duplicate_iou=None, overlaps="all")
+    valid = valid_masks(records, candidates.rules)
+    names = ("tile_row", "tile_col", "ordinal")
+    kept = offered(candidates, part.grid, valid, offer)
+    there, left = (
+        pd.MultiIndex.from_arrays([c.column(name) for name in names]) for c in (candidates, kept)
+    )
+    return np.asarray(~there.isin(left), bool)
 
 
 def without_class(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
@@ -115,20 +129,6 @@ def without_class(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
 def keep_examples(plan: Plan, taught: Taught) -> None:
     """Write what the classes were taught by into the run folder."""
     taught.examples.write(plan.folder / EXAMPLES)
-
-
-def refuse_to_lose_verdicts(plan: Plan) -> None:
-    """Refuse to replace examples that a person has given and that the job does not name."""
-    path = plan.folder / EXAMPLES
-    given = [plan.job.examples] if isinstance(plan.job.examples, str) else plan.job.examples or []
-    if not path.exists() or any(os.path.abspath(one) == str(path) for one in given):
-        return
-    said = read_examples(path)
-    if said is not None and (said.frame["said_by"] == PERSON).any():
-        raise RunFolderError(
-            f"{path} holds verdicts of a person, which this run would replace. Name it in "
-            "`examples`, too, or move it out of the run folder."
-        )
 
 
 def figures_of(plan: Plan, part: ScenePlan, candidates: Candidates) -> NDArray[np.float32]:
@@ -173,6 +173,7 @@ def _pixel_m(scene: Scene, tile: Tile) -> float:
 def _matched(
     plan: Plan,
     part: ScenePlan,
+    ledger: Ledger,
     labels: gpd.GeoDataFrame,
     area: shapely.Geometry | None,
     known: NDArray[np.object_],
@@ -185,7 +186,7 @@ def _matched(
     reached = set(shapely.STRtree(shapes).query(windows, "intersects")[0].tolist())
     wanted = {part.index(tile) for i, tile in enumerate(part.tiles) if i in reached}
     cores = {(tile.row, tile.col): part.scene.window_polygon(tile.core) for tile in part.tiles}
-    for candidates, records in plan.store.read([part.index(tile) for tile in part.tiles]):
+    for candidates, records in plan.store.read([part.index(t) for t in part.tiles], ledger):
         if not wanted & {record.index for record in records} or not len(candidates):
             continue
         figures = figures_of(plan, part, candidates)

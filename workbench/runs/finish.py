@@ -36,11 +36,11 @@ from workbench.runs.classes import (
     Taught,
     classed_polygons,
     keep_examples,
-    refuse_to_lose_verdicts,
     teach,
     without_class,
 )
 from workbench.runs.folder import refuse_to_lose_review
+from workbench.runs.labels import refuse_to_lose_examples
 from workbench.runs.plan import Plan, load_reference
 from workbench.runs.record import write_job
 from workbench.runs.result import Run
@@ -65,7 +65,7 @@ def finish(plan: Plan) -> Run:
     start = time.perf_counter()
     taught = teach(plan)
     if taught is not None:
-        refuse_to_lose_verdicts(plan)
+        refuse_to_lose_examples(plan.job, plan.folder)
     styles = qgis.styles(plan.job.classes, plan.job.planar)
     ledger = _ledger_layer(plan)
     tally = Tally(ledger)
@@ -212,6 +212,7 @@ def _write(
     start = time.perf_counter()
     folder, classes, scene = result.folder, result.job.classes, result.scenes[0]
     numbers = result.tally.numbers
+    used = result.job.thresholds if taught is None else result.job.limits
     write_job(result.job, folder)
     with atomic_path(folder / "tiles.parquet") as path:
         result.tiles.to_parquet(path, index=False)
@@ -237,9 +238,7 @@ def _write(
         charts={
             "Tiles": charts.tile_maps(result.tiles),
             "Scores and areas": charts.distributions(
-                numbers,
-                result.job.thresholds.pred_iou_thresh,
-                result.job.thresholds.stability_score_thresh,
+                numbers, used.pred_iou_thresh, used.stability_score_thresh
             ),
         },
         tables={

@@ -25,6 +25,7 @@ OUTPUTS = (
     "tiles.parquet",
     "review.qgz",
     "report.html",
+    "examples.parquet",
 )
 LOCK = ".lock"  # says who writes the folder; empty while nobody does
 
@@ -34,13 +35,12 @@ def store_in(folder: Path) -> CandidateStore:
     return CandidateStore(folder / "candidates")
 
 
-# -------------------------------------------------------------------------- who may write it
 def features_in(folder: Path) -> FeatureStore:
     """The features of those candidates, as far as they have been needed."""
     return FeatureStore(folder / "features")
 
 
-# ------------------------------------------------------------------------------ whose it is
+# -------------------------------------------------------------------------- who may write it
 
 
 class FolderLock:

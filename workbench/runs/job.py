@@ -110,7 +110,8 @@ class Job(Parameters):
     max_area_share: Share | None = parameter(
         0.8,
         "drop masks that cover more than this share of their tile's valid pixels, and masks that "
-        "touch three or four edges of the scene; null: keep them",
+        "touch three or four edges of the scene, or of their tile without going on in the next; "
+        "null: keep them",
     )
     duplicate_iou: Share | None = parameter(
         0.7, "drop the worse of two masks whose mask IoU is higher; null: keep both"
@@ -137,7 +138,7 @@ class Job(Parameters):
         None,
         "one or many vector files with `class_id` (0: none of these) that teach classes: reviewed "
         "layers, polygons, `examples.parquet` of other runs; thresholds that are set are then "
-        "lower limits; null: no classes are learned",
+        "lower limits, and each place gets one label; null: no classes are learned",
     )
     labelled_area: Text | None = parameter(
         None,

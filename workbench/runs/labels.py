@@ -10,12 +10,15 @@ import numpy as np
 import pyproj
 import shapely
 
-from workbench.errors import AOIError, ExamplesError
-from workbench.learning.examples import Labels, read_labels
+from workbench.errors import AOIError, ExamplesError, RunFolderError
+from workbench.learning.examples import PERSON, Labels, read_examples, read_labels
+from workbench.learning.features import FEATURES_VERSION
 from workbench.raster.aoi import load_aoi
 from workbench.raster.crs import crs_name
 from workbench.raster.scene import Scene
 from workbench.runs.job import Job
+
+EXAMPLES = "examples.parquet"  # of a run folder: what taught its classes
 
 
 def labels_of(job: Job) -> list[Labels]:
@@ -44,6 +47,26 @@ def check_labels(job: Job, scenes: Sequence[Scene]) -> None:
         there = shapely.STRtree(frames)
         if not any(len(there.query(p.geometry.to_numpy(), "intersects")[0]) for p in polygons):
             raise off_the_scene(labels, scenes)
+
+
+def refuse_to_lose_examples(job: Job, folder: Path) -> None:
+    """Refuse to replace labels in a run folder that would not be among the new examples."""
+    path = folder / EXAMPLES
+    if job.examples is None or not path.exists():
+        return
+    given = [job.examples] if isinstance(job.examples, str) else job.examples
+    said = read_examples(path)
+    if said is None or (said.frame["features_version"] != FEATURES_VERSION).any():
+        raise RunFolderError(
+            f"{path} is not what this version writes, and this run would replace it. Move it out "
+            "of the run folder; `examples` can name it where it is then."
+        )
+    named = any(Path(one).absolute() == path.absolute() for one in given)
+    if not named and (said.frame["said_by"] == PERSON).any():
+        raise RunFolderError(
+            f"{path} holds verdicts of a person, which this run would replace. Name it in "
+            "`examples`, too, or move it out of the run folder."
+        )
 
 
 def on_scene(labels: Labels, crs: pyproj.CRS) -> gpd.GeoDataFrame:

@@ -22,7 +22,7 @@ from workbench.runs import choose
 from workbench.runs.cluster import Share, segmenter_there
 from workbench.runs.folder import FolderLock, refuse_foreign, refuse_to_lose_review, store_in
 from workbench.runs.job import Job
-from workbench.runs.labels import check_labels
+from workbench.runs.labels import check_labels, refuse_to_lose_examples
 from workbench.runs.record import (
     RunRecord,
     claim,
@@ -126,6 +126,7 @@ def prepare(
         refuse_foreign(folder)
         if tiles is None or before is None:  # without resume, a review would lose its candidates
             refuse_to_lose_review(folder)
+            refuse_to_lose_examples(job, folder)
         plan = Plan(job, folder, area, segmenter, record, lock)
         if before is None or pending(plan):
             segmenter.load()

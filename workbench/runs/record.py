@@ -241,7 +241,7 @@ def resolve(job: Job, scenes: Sequence[Scene], segmenter: Segmenter) -> RunRecor
     return RunRecord(
         store_key=_store_key(identity),
         **identity,
-        thresholds=asdict(job.thresholds),
+        thresholds=asdict(job.thresholds if job.examples is None else job.limits),
         scenes=described,
         versions={"python": platform.python_version()} | {p: version(p) for p in packages},
     )
@@ -277,7 +277,9 @@ def continue_run(folder: Path, before: RunRecord | None, resolved: RunRecord) ->
         return resolved
     _refuse_another_run(folder, before, resolved)
     scenes = {scene.name: scene for scene in [*before.scenes, *resolved.scenes]}
-    return before.model_copy(update={"scenes": list(scenes.values())})
+    return before.model_copy(
+        update={"scenes": list(scenes.values()), "thresholds": resolved.thresholds}
+    )
 
 
 def _refuse_another_run(folder: Path, before: RunRecord, resolved: RunRecord) -> None:

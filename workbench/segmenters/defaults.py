@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from workbench.candidates.select import Thresholds
+from workbench.candidates.table import Rules
+
 
 @dataclass(frozen=True)
 class ModelDefaults:
     """What `null` means for a model: where the sliders start, and what is stored."""
 
-    pred_iou_thresh: float = 0.85
-    stability_score_thresh: float = 0.92
-    pred_iou_floor: float = 0.5
-    stability_floor: float = 0.5
+    pred_iou_thresh: float = Thresholds.pred_iou_thresh
+    stability_score_thresh: float = Thresholds.stability_score_thresh
+    pred_iou_floor: float = Rules.pred_iou_floor
+    stability_floor: float = Rules.stability_floor
 
 
 _OF_SAM = ModelDefaults()

@@ -17,6 +17,7 @@ import pyproj
 import shapely
 import traitlets
 
+from workbench.raster.crs import crs_title
 from workbench.raster.scene import Scene
 from workbench.runs.plan import Area
 from workbench.tuning.webmap import Bounds, degrees_from_web, to_web, web_from_degrees
@@ -72,7 +73,7 @@ class SceneMap:
         self._basemap: ipyleaflet.TileLayer | None = None
         self._page = MapPage()
         self.message = SafeHTML()
-        self.cursor = SafeHTML(small(_name_of(self.crs)))
+        self.cursor = SafeHTML(small(crs_title(self.crs)))
         self.imagery = Imagery(self.scenes, self._say)
         self._tile_lines = ipyleaflet.GeoJSON(data=feature(self._tiles, _TILE))
         layers = (*self.imagery.layers, self._frame(), self._tile_lines)
@@ -254,8 +255,3 @@ def feature(polygons: gpd.GeoSeries, style: Mapping[str, Any]) -> dict[str, Any]
     rounded = shapely.transform(shapely.multipolygons(parts), lambda degrees: degrees.round(7))
     geometry = json.loads(str(shapely.to_geojson(rounded)))
     return {"type": "Feature", "geometry": geometry, "properties": {"style": dict(style)}}
-
-
-def _name_of(crs: pyproj.CRS) -> str:
-    epsg = crs.to_epsg()
-    return f"EPSG:{epsg} ({crs.name})" if epsg else crs.name

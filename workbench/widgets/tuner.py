@@ -301,10 +301,11 @@ class TunerPanel:
         except ReviewError as error:
             self.tell(str(error))
             return
-        session.change(
-            pred_iou_thresh=advice.advised.pred_iou_thresh,
-            stability_score_thresh=advice.advised.stability_score_thresh,
-        )
+        if advice.advised != session.job.thresholds:
+            session.change(
+                pred_iou_thresh=advice.advised.pred_iou_thresh,
+                stability_score_thresh=advice.advised.stability_score_thresh,
+            )
         self.message.value = paragraph(str(advice))
 
     def _explain_row(self, row: int) -> None:
