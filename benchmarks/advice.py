@@ -61,13 +61,16 @@ def main() -> None:
                 reference = gpd.read_file(labels)
                 planes += tile_planes(finished, reference, finished.tiles["tile"]).values()
                 seconds += time.perf_counter() - start
-            print(row(folder.name, model, planes, given.draws, seconds), flush=True)
+            told = row(folder.name, model, planes, job.thresholds, given.draws, seconds)
+            print(told, flush=True)
 
 
-def row(name: str, model: str, planes: list[pd.DataFrame], draws: int, seconds: float) -> str:
+def row(
+    name: str, model: str, planes: list[pd.DataFrame], default: Thresholds, draws: int,
+    seconds: float,
+) -> str:  # fmt: skip
     """Score the advice of random thirds of the tiles on the others."""
     rng = np.random.default_rng(0)
-    default = job.thresholds
     results, changed = [], 0
     while len(results) < draws:
         seen = rng.permutation(len(planes)) < len(planes) // 3
