@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from workbench import Job, run
+from workbench.candidates.select import Thresholds
 from workbench.errors import WorkbenchError
 from workbench.evaluation.advice import advise
 from workbench.evaluation.thresholds import best_thresholds, pool_planes
