@@ -82,7 +82,7 @@ def _is_round(geometry: NDArray[np.object_]) -> NDArray[np.bool_]:
     return iou_of(geometry, circles) > ROUND_IOU
 
 
-def _tolerance(geometry: NDArray[np.object_], area_px: NDArray[np.int64], crs: CRS | None) -> float:
+def _tolerance(geometry: NDArray[np.object_], area_px: NDArray[np.int64], crs: CRS) -> float:
     """How far, in map units, an outline may stray from a wall, for polygons of one raster."""
     pixel = np.sqrt(np.median(shapely.area(geometry) / np.maximum(area_px, 1)))
     metre = 1 / np.median(metres_per_unit(geometry, crs))
