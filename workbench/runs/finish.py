@@ -64,11 +64,13 @@ def finish(plan: Plan) -> Run:
         (plan.folder / "prelabels.parquet").unlink(missing_ok=True)
         return ledger.assign(n_polygons=[counts.get(tile, 0) for tile in ledger["tile"]])
 
+    def styles() -> Mapping[str, Mapping[str, str]]:
+        return qgis.styles(plan.job.classes, plan.job.planar, tally.classes)
+
     start = time.perf_counter()
     taught = teach(plan)
     if taught is not None:
         refuse_to_lose_verdicts(plan)
-    styles = qgis.styles(plan.job.classes, plan.job.planar)
     ledger = _ledger_layer(plan)
     tally = Tally(ledger)
     with Topology(plan.folder) as topology:
@@ -237,6 +239,7 @@ def _write(
         tiles=result.tiles,
         aoi=result.aoi,
         planar=result.job.planar,
+        confidence=result.tally.classes,
     )
     write_report(
         folder / "report.html",
