@@ -69,7 +69,7 @@ def main():
         batches = [layer[at : at + BATCH] for at in range(0, len(layer), BATCH)]
         with Topology(folder) as topology:
             passing = counted(batches, tally, topology)
-            files = write_layer(passing, lambda _: tiles, folder, styles=styles)
+            files = write_layer(passing, lambda _: tiles, folder, styles=lambda: styles)
             what = "write GeoPackage, GeoJSON and GeoParquet, counted in passing"
             print(f"| {what} | {since(start, busy)} |", flush=True)
             start, busy = time.perf_counter(), time.process_time()

@@ -57,7 +57,8 @@ def values_of(schema: Mapping[str, Any]) -> str:
         case "array" if "prefixItems" in schema:
             return f"{schema['minItems']} × {values_of(schema['prefixItems'][0])}"
         case "array":
-            return "list of text"
+            kind = values_of(schema["items"])
+            return f"list of {kind}s" if kind == "integer" else f"list of {kind}"
         case "boolean":
             return "true, false"
         case "object":

@@ -66,7 +66,7 @@ def hand_off(folder: Path) -> tuple[Path, list[str]]:
     layer = labels([square(50, 50, 60)], [0.9], named_crs(HOSTILE[0]))
     layer["source"], layer["class_id"] = HOSTILE[0], 1
     crs, here = layer.crs, tile_layer(layer.crs).assign(tile=HOSTILE[:2], error=HOSTILE[2:4])
-    write_layer([layer], lambda _: here, folder, styles=styles(CLASSES))
+    write_layer([layer], lambda _: here, folder, styles=lambda: styles(CLASSES))
     raster = write_raster(folder / "ortho.tif")
     rasters = [raster_of(raster.with_name(f"{n}.tif")) for n in range(len(HOSTILE))]
     for n, each in enumerate(rasters):

@@ -25,6 +25,7 @@ def test_documented_defaults():
         "crop_nms_thresh": 0.7, "max_area_share": 0.8, "duplicate_iou": 0.7, "overlaps": "nested",
         "min_area_px": 500, "min_area_m2": None, "max_area_m2": None,
         "fill_holes_m2": None, "min_solidity": None, "simplify_m": None, "planar": False,
+        "regularize": None,
         "examples": None, "labelled_area": None, "class_thresh": None, "classes": {1: "object"},
         "default_class": None, "reference": None,
         "scheduler": None, "resume": True, "interactive": "auto",

@@ -144,7 +144,7 @@ WORKING = {
 @pytest.mark.parametrize("build", [sample, nothing])
 def test_what_is_written_is_read_again(tmp_path: Path, build: Any, crs: pyproj.CRS) -> None:
     layer = build(crs)
-    files = write_layer(layer, tiles(crs), tmp_path, styles=STYLES)
+    files = write_layer(layer, tiles(crs), tmp_path, styles=lambda: STYLES)
     for path in (files.gpkg, files.parquet):
         again = read_layer(path)
         assert again.crs.equals(crs), path
@@ -161,7 +161,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, build: Any, crs: pyproj.C
 
 def test_geopackage_is_as_qgis_wants_it(tmp_path: Path) -> None:
     for layer in (sample(), nothing()):
-        gpkg = write_layer(layer, tiles(), tmp_path, styles=STYLES).gpkg
+        gpkg = write_layer(layer, tiles(), tmp_path, styles=lambda: STYLES).gpkg
         assert [list(row) for row in pyogrio.list_layers(gpkg)] == [
             ["prelabels", "MultiPolygon"],
             ["tiles", "Polygon"],
@@ -190,7 +190,7 @@ def test_geopackage_is_as_qgis_wants_it(tmp_path: Path) -> None:
 def test_geojson_follows_rfc_7946(tmp_path: Path) -> None:
     layer = sample().set_geometry(shapely.reverse(sample().geometry.array))
     layer.loc[1, "confidence"] = np.nan
-    files = write_layer(layer, tiles(), tmp_path, styles=STYLES)
+    files = write_layer(layer, tiles(), tmp_path, styles=lambda: STYLES)
     written = json.loads(files.geojson.read_text("utf-8"), parse_constant=pytest.fail)
     assert "crs" not in written
     ring, pair = written["features"]
@@ -208,7 +208,7 @@ def test_geojson_follows_rfc_7946(tmp_path: Path) -> None:
 
 
 def test_empty_geojson_is_an_empty_collection(tmp_path: Path) -> None:
-    files = write_layer(nothing(), tiles(), tmp_path, styles=STYLES)
+    files = write_layer(nothing(), tiles(), tmp_path, styles=lambda: STYLES)
     written = json.loads(files.geojson.read_text("utf-8"))
     assert (written["type"], written["features"]) == ("FeatureCollection", [])
 
@@ -233,7 +233,7 @@ def test_geojson_cuts_what_crosses_the_antimeridian(tmp_path: Path) -> None:
     x, y = pyproj.Transformer.from_crs(4326, fiji, always_xy=True).transform(180, -17)
     island = shapely.box(x - 1000, y - 500, x + 1000, y + 500)
     layer = as_layer(polygons([island], fiji))
-    files = write_layer(layer, tiles(fiji), tmp_path, styles=STYLES)
+    files = write_layer(layer, tiles(fiji), tmp_path, styles=lambda: STYLES)
     shape = pyogrio.read_dataframe(files.geojson).geometry[0]
     assert shape.is_valid
     west, east = sorted(shape.geoms, key=lambda part: part.bounds[0])
@@ -245,7 +245,7 @@ def test_geojson_cuts_what_crosses_the_antimeridian(tmp_path: Path) -> None:
 
 
 def test_polygons_drawn_in_qgis_are_read(tmp_path: Path) -> None:
-    gpkg = write_layer(sample(), tiles(), tmp_path, styles=STYLES).gpkg
+    gpkg = write_layer(sample(), tiles(), tmp_path, styles=lambda: STYLES).gpkg
     drawn = gpd.GeoDataFrame({"status": ["edited"]}, geometry=[PAIR], crs=UTM)
     pyogrio.write_dataframe(drawn, gpkg, layer="prelabels", append=True)
     again = read_layer(gpkg)
@@ -256,8 +256,8 @@ def test_polygons_drawn_in_qgis_are_read(tmp_path: Path) -> None:
 
 
 def test_equal_layers_give_equal_files(tmp_path: Path) -> None:
-    first = write_layer(sample(), tiles(), tmp_path / "a", styles=STYLES)
-    again = write_layer(sample(), tiles(), tmp_path / "b", styles=STYLES)
+    first = write_layer(sample(), tiles(), tmp_path / "a", styles=lambda: STYLES)
+    again = write_layer(sample(), tiles(), tmp_path / "b", styles=lambda: STYLES)
     assert first.gpkg.read_bytes() == again.gpkg.read_bytes()
     assert first.geojson.read_bytes() == again.geojson.read_bytes()
     assert first.parquet.read_bytes() == again.parquet.read_bytes()
@@ -266,7 +266,7 @@ def test_equal_layers_give_equal_files(tmp_path: Path) -> None:
 def test_a_crash_leaves_the_old_files_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = write_layer(sample(), tiles(), tmp_path, styles=STYLES)
+    before = write_layer(sample(), tiles(), tmp_path, styles=lambda: STYLES)
     old = before.gpkg.read_bytes()
 
     def crash(*_: Any) -> None:
@@ -274,22 +274,22 @@ def test_a_crash_leaves_the_old_files_whole(
 
     monkeypatch.setattr(layers, "_add_styles", crash)
     with pytest.raises(KeyboardInterrupt):
-        write_layer(nothing(), tiles(), tmp_path, styles=STYLES)
+        write_layer(nothing(), tiles(), tmp_path, styles=lambda: STYLES)
     assert before.gpkg.read_bytes() == old
     assert not list(tmp_path.glob(".tmp*"))
 
 
 def test_a_geopackage_that_qgis_has_open_is_not_replaced(tmp_path: Path) -> None:
-    gpkg = write_layer(sample(), tiles(), tmp_path, styles=STYLES).gpkg
+    gpkg = write_layer(sample(), tiles(), tmp_path, styles=lambda: STYLES).gpkg
     gpkg.with_name("prelabels.gpkg-wal").write_bytes(b"edits")
     with pytest.raises(RunFolderError, match=r"prelabels\.gpkg is open in another program"):
-        write_layer(nothing(), tiles(), tmp_path, styles=STYLES)
+        write_layer(nothing(), tiles(), tmp_path, styles=lambda: STYLES)
     assert len(read_layer(tmp_path / "prelabels.parquet")) == 2
 
 
 def test_layer_and_tiles_must_share_a_crs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one CRS"):
-        write_layer(sample(), tiles(pyproj.CRS.from_epsg(32637)), tmp_path, styles=STYLES)
+        write_layer(sample(), tiles(pyproj.CRS.from_epsg(32637)), tmp_path, styles=lambda: STYLES)
 
 
 def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_a_layer_that_geopandas_has_written_is_read_in_batches(tmp_path: Path) -
 
 
 def test_the_least_certain_label_that_waits_is_found_by_an_index(tmp_path):
-    gpkg = write_layer(sample(), tiles(), tmp_path, styles=STYLES).gpkg
+    gpkg = write_layer(sample(), tiles(), tmp_path, styles=lambda: STYLES).gpkg
     question = (
         "EXPLAIN QUERY PLAN SELECT confidence, fid + 0 FROM prelabels WHERE status = 'unreviewed' "
         "ORDER BY confidence, fid LIMIT 1"

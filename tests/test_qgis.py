@@ -149,7 +149,9 @@ def hand_off(
     aoi: shapely.Geometry | None = None,
 ) -> tuple[LayerFiles, Path]:
     layer = label_layer() if layer is None else layer
-    files = write_layer([layer], lambda _: tile_layer(), folder, styles=styles(CLASSES, planar))
+    files = write_layer(
+        [layer], lambda _: tile_layer(), folder, styles=lambda: styles(CLASSES, planar)
+    )
     project = folder / "review.qgz"
     write_project(project, gpkg=files.gpkg, rasters=rasters, crs=UTM, bounds=BOUNDS,
                   classes=CLASSES, title="A & B <run>", tiles=tile_layer(),
@@ -473,8 +475,9 @@ def test_equal_runs_give_equal_projects(tmp_path: Path) -> None:
 
 
 def test_legend_names_each_class_of_confidence() -> None:
-    assert len(confidence_labels()) == len(CONFIDENCE_CLASSES)
-    assert confidence_labels()[0] == "below 0.7"
+    labels = confidence_labels(CONFIDENCE_CLASSES)
+    assert len(labels) == len(CONFIDENCE_CLASSES)
+    assert labels[0] == "below 0.7"
 
 
 def test_the_code_of_the_buttons_is_python_that_old_qgis_reads() -> None:

@@ -191,7 +191,7 @@ def test_a_layer_in_batches_has_the_same_map_and_summary() -> None:
     for batch in batches:
         tally.add(batch)
     whole = Shown.of(layer)
-    parts = Shown(lambda: iter(batches), tally.by_confidence("left"), UTM)
+    parts = Shown(lambda: iter(batches), tally.by_confidence("left"), UTM, tally.classes)
     parts = replace(parts, counts=parts.counts + tally.by_confidence("scene"))
     one, other = (
         figure_png(draw_map(GREY, VALID, TRANSFORM, shown, tiles=both)) for shown in (whole, parts)

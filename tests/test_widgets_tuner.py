@@ -122,6 +122,19 @@ def test_a_slider_changes_the_job_and_what_is_drawn(tuner):
     assert tuner.job.pred_iou_thresh == pytest.approx(0.9)
 
 
+def test_colours_and_legend_follow_the_samples(tuner, monkeypatch):
+    monkeypatch.setattr("workbench._support.palette.FEWEST_SCORES", 5)
+    assert tuner.panel.overlay.ramp[1][0] == 0.7
+    sampled(tuner, 15)
+    panel = tuner.panel
+    scores = panel.preview.scores[panel.view.kept, 0]
+    lows = [low for low, _ in panel.overlay.ramp]
+    assert scores.min() < lows[1] < lows[-1] <= scores.max()
+    assert f"{lows[1]:g}–{lows[2]:g}" in panel.legend.value
+    panel.controls.of["pred_iou_thresh"].value = 0.905
+    assert [low for low, _ in panel.overlay.ramp] == lows  # a polygon keeps its colour
+
+
 def test_every_control_changes_its_parameter(tuner):
     sampled(tuner)
     values = {

@@ -9,8 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-# lower bound of confidence and colour: fixed, so that a colour means the same in every run
-CONFIDENCE_CLASSES: Sequence[tuple[float, str]] = (
+import numpy as np
+from numpy.typing import ArrayLike
+
+Classes = Sequence[tuple[float, str]]  # lower bound and colour of each class, the lowest first
+
+# of layers that are too small, or too uniform, for classes of their own
+CONFIDENCE_CLASSES: Classes = (
     (0.0, "#d32a8c"),
     (0.7, "#ff6f59"),
     (0.8, "#ffa62b"),
@@ -73,8 +78,36 @@ ADVISED = "#ff4fa3"  # the points of current and advised thresholds in a plane o
 LINE, LINE_RIM = "#ffffff", "#000000"
 
 
-def confidence_labels() -> list[str]:
-    """Return what a legend says of each of `CONFIDENCE_CLASSES`."""
-    lows = [low for low, _ in CONFIDENCE_CLASSES]
+FEWEST_SCORES = 20  # for classes of a layer's own: four in each class
+_STEPS = (0.01, 0.005, 0.001)  # what class bounds are rounded to; the first that tells them apart
+
+
+def confidence_classes(scores: ArrayLike) -> Classes:
+    """Choose five classes of about equal size for the scores `(n,)` of a layer, with round bounds.
+
+    Models differ in the scores that they give, so most of a layer would be in one fixed class.
+    Scores that are NaN do not count. Fewer than `FEWEST_SCORES`, or scores too close for five
+    classes, give `CONFIDENCE_CLASSES`.
+
+    Example:
+        >>> [low for low, _ in confidence_classes(np.linspace(0.5, 1, 101))]
+        [0.0, 0.6, 0.7, 0.8, 0.9]
+    """
+    known = np.asarray(scores, float)
+    known = known[~np.isnan(known)]
+    if len(known) < FEWEST_SCORES:
+        return CONFIDENCE_CLASSES
+    quantiles = np.quantile(known, [0.2, 0.4, 0.6, 0.8])
+    for step in _STEPS:
+        lows = np.round(np.rint(quantiles / step) * step, 3)
+        if (np.bincount(np.digitize(known, lows), minlength=5) > 0).all():
+            colors = [color for _, color in CONFIDENCE_CLASSES]
+            return tuple(zip([0.0, *lows.tolist()], colors, strict=True))
+    return CONFIDENCE_CLASSES
+
+
+def confidence_labels(classes: Classes) -> list[str]:
+    """Return what a legend says of each class of confidence."""
+    lows = [low for low, _ in classes]
     between = [f"{a:g} – {b:g}" for a, b in pairwise(lows[1:])]
     return [f"below {lows[1]:g}", *between, f"{lows[-1]:g} and above"]

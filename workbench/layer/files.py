@@ -69,14 +69,15 @@ def write_layer(
     tiles: Callable[[Mapping[str, int]], gpd.GeoDataFrame],
     folder: Path,
     *,
-    styles: Mapping[str, Mapping[str, str]],
+    styles: Callable[[], Mapping[str, Mapping[str, str]]],
 ) -> LayerFiles:
     """Write `prelabels.gpkg`, `.geojson`, `.parquet` and `.qml`, each whole or not at all.
 
     `layer` comes in batches as `as_layer` makes them, at least one. Each is taken once, goes to all
     files, and is forgotten. `tiles` makes the layer of tiles from the number of polygons by
-    `source_tile`; it is called before any file is replaced. All share one CRS. `styles` holds QML
-    by its name for the layers `prelabels` and `tiles`, the default first. The GeoJSON is RFC 7946
+    `source_tile`; it is called before any file is replaced. All share one CRS. `styles` returns
+    QML by its name for the layers `prelabels` and `tiles`, the default first; it is called after
+    the last batch, because colours follow the whole layer. The GeoJSON is RFC 7946
     (EPSG:4326, 7 decimals), with the CRS of the layer in the property `crs`. Raises
     `RunFolderError` if QGIS has the old GeoPackage open.
     """
@@ -111,10 +112,11 @@ def write_layer(
             if first.crs is None or first.crs != ledger.crs:
                 raise ValueError(f"layer and tiles need one CRS, not {first.crs} and {ledger.crs}")
             write_gpkg_layer(ledger, gpkg, TILES, "Polygon")
-            _add_styles(gpkg, styles)
+            looks = styles()
+            _add_styles(gpkg, looks)
             _add_index(gpkg)
         with atomic_path(files["qml"]) as qml:
-            qml.write_text(next(iter(styles[LABELS].values())), encoding="utf-8")
+            qml.write_text(next(iter(looks[LABELS].values())), encoding="utf-8")
     return LayerFiles(ledger, **files)
 
 

@@ -68,7 +68,7 @@ def clean(polygons: gpd.GeoDataFrame, cleaning: Cleaning) -> gpd.GeoDataFrame:
         polygons, geometry, pixel = polygons[keep], geometry[keep], pixel[keep]
     area_px = np.rint(shapely.area(geometry) / pixel).astype(np.int64)
     if cleaning.simplify_m != 0 and len(geometry):
-        scale = _metres_per_unit(geometry, crs)
+        scale = metres_per_unit(geometry, crs)
         metres = _tolerance_m(cleaning, pixel, scale)
         if cleaning.planar:
             # Visvalingam: a corner goes if its triangle is smaller than the tolerance squared;
@@ -118,7 +118,8 @@ def _meets(geometry: NDArray[np.object_], marked: NDArray[np.bool_]) -> NDArray[
     return marked | (np.bincount(row, minlength=len(geometry)) > 0)
 
 
-def _metres_per_unit(geometry: NDArray[np.object_], crs: pyproj.CRS) -> NDArray[np.float64]:
+def metres_per_unit(geometry: NDArray[np.object_], crs: pyproj.CRS) -> NDArray[np.float64]:
+    """How many ground metres a unit of the CRS is at each of `(n,)` geometries."""
     centres = shapely.centroid(geometry)
     _, _, areal = ground_scale(crs, shapely.get_x(centres), shapely.get_y(centres))
     return np.sqrt(areal)

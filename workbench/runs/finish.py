@@ -30,6 +30,7 @@ from workbench.polygons.areas import inside, lies_in
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
 from workbench.polygons.continuation import Continuations
+from workbench.polygons.regularize import regularized
 from workbench.polygons.seams import merge_seams
 from workbench.raster.tiles import tile_windows
 from workbench.runs.classes import (
@@ -50,8 +51,9 @@ from workbench.samples.demo import sample_truth
 def finish(plan: Plan) -> Run:
     """Make the layer from the stored candidates, and write all files of the run folder.
 
-    The layer is made in batches; it is held whole only if it must not overlap (`planar`). Raises
-    `RunFailedError` after everything is written if tiles have failed.
+    The layer is made in batches; it is held whole only if any polygon may change any other
+    (`planar`, `regularize`). Raises `RunFailedError` after everything is written if tiles have
+    failed.
     """
 
     def with_counts(counts: Mapping[str, int]) -> gpd.GeoDataFrame:
@@ -62,11 +64,13 @@ def finish(plan: Plan) -> Run:
         (plan.folder / "prelabels.parquet").unlink(missing_ok=True)
         return ledger.assign(n_polygons=[counts.get(tile, 0) for tile in ledger["tile"]])
 
+    def styles() -> Mapping[str, Mapping[str, str]]:
+        return qgis.styles(plan.job.classes, plan.job.planar, tally.classes)
+
     start = time.perf_counter()
     taught = teach(plan)
     if taught is not None:
         refuse_to_lose_examples(plan.job, plan.folder)
-    styles = qgis.styles(plan.job.classes, plan.job.planar)
     ledger = _ledger_layer(plan)
     tally = Tally(ledger)
     with Topology(plan.folder) as topology:
@@ -90,15 +94,19 @@ def finish(plan: Plan) -> Run:
 
 
 def layer_batches(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
-    """Select, trace, merge and clean: the layer in batches, by source, tile and ordinal."""
+    """Select, trace, merge, clean and square: the layer in batches, by source, tile and ordinal."""
     offer = plan.job.offer
     if taught is not None:  # which class lies where has been decided tile by tile
         offer = replace(offer, overlaps="all")
     merged = merge_seams(_traced(plan, taught), _windows(plan), plan.folder, offer)
     if plan.job.planar:  # any polygon may cut any other
         merged = iter([pd.concat(merged, ignore_index=True)])
-    for batch in merged:
-        yield _as_layer(_in_aoi(clean(batch, plan.job.cleaning), plan), plan)
+    cleaned = (_with_class(clean(batch, plan.job.cleaning), plan) for batch in merged)
+    if plan.job.regularize is not None:  # a squared polygon may overlap any other
+        whole = pd.concat(cleaned, ignore_index=True)
+        cleaned = (regularized(each, plan.job.regularize) for each in [whole])
+    for batch in cleaned:
+        yield _as_layer(_in_aoi(batch, plan))
 
 
 def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
@@ -160,11 +168,16 @@ def _in_aoi(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
     return polygons[lies_in(polygons.geometry.to_numpy(), plan.area.aoi)].reset_index(drop=True)
 
 
-def _as_layer(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
+def _with_class(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
+    """Give polygons the job's `default_class` unless classes were learned."""
+    if "class_id" in polygons:
+        return polygons
+    default = pd.array([plan.job.default_class] * len(polygons), dtype="Int64")
+    return polygons.assign(class_id=default)
+
+
+def _as_layer(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     tile = _tile_names(polygons)
-    if "class_id" not in polygons:
-        default = pd.array([plan.job.default_class] * len(polygons), dtype="Int64")
-        polygons = polygons.assign(class_id=default)
     return as_layer(
         polygons.assign(id=tile + "/" + polygons["ordinal"].astype(str), source_tile=tile)
     )
@@ -227,6 +240,7 @@ def _write(
         tiles=result.tiles,
         aoi=result.aoi,
         planar=result.job.planar,
+        confidence=result.tally.classes,
     )
     write_report(
         folder / "report.html",

@@ -134,6 +134,11 @@ class Job(Parameters):
         ge=0,
     )
     planar: bool = parameter(False, "no overlaps: smaller polygons on top, edges shared")
+    regularize: bool | list[int] | None = parameter(
+        None,
+        "right angles: true for all polygons, a list of class ids for these; needs the extra "
+        "`regularize`; null: none",
+    )
     examples: Text | list[Text] | None = parameter(
         None,
         "one or many vector files with `class_id` (0: none of these) that teach classes: reviewed "
@@ -197,6 +202,16 @@ class Job(Parameters):
             raise ValueError("two classes have the same number")
         return classes
 
+    @field_validator("regularize", mode="before")
+    @classmethod
+    def _switch_or_classes(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+            value = value.strip().lower() == "true"
+        elif isinstance(value, int | str) and not isinstance(value, bool):
+            # pydantic would read class 1 as true
+            raise ValueError("true, null or a list of class ids expected, for example [1]")
+        return value or None  # false and an empty list switch it off, too
+
     # defined last, because pydantic runs the last of such validators first
     _as_meant = field_validator("*", mode="before")(as_meant)
 
@@ -220,6 +235,8 @@ class Job(Parameters):
                 f"default_class {self.default_class} is not one of classes {self.classes}. Add it "
                 "there, or choose one of them"
             )
+        if isinstance(self.regularize, list):
+            self._refuse_classes_without_polygons(self.regularize)
         for name in ("labelled_area", "class_thresh"):
             if self.examples is None and getattr(self, name) is not None:
                 raise ValueError(
@@ -232,6 +249,18 @@ class Job(Parameters):
                 "that these are for (tiny, vit_b, vit_l, vit_h), or leave checkpoint null"
             )
         return self
+
+    def _refuse_classes_without_polygons(self, regularize: list[int]) -> None:
+        if unknown := sorted(set(regularize) - set(self.classes)):
+            raise ValueError(
+                f"regularize names class {unknown[0]}, which is not one of classes {self.classes}. "
+                "Add it there, or choose among them"
+            )
+        if self.examples is None and self.default_class not in regularize:
+            raise ValueError(
+                f"regularize names classes {regularize}, but no polygon will have one of them: set "
+                "default_class or examples, or set regularize to true"
+            )
 
     def changed(self, **parameters: Any) -> Job:
         """Return this job with other values; a bad one raises `JobError` that names it."""

@@ -12,6 +12,7 @@ import shapely
 
 from workbench.candidates.store import CandidateStore
 from workbench.errors import AOIError, JobError, SceneError
+from workbench.polygons.regularize import require_library
 from workbench.raster.aoi import load_aoi, parts_in
 from workbench.raster.crs import crs_title, to_lonlat
 from workbench.raster.open import open_scene
@@ -105,6 +106,8 @@ def prepare(
     the plan is to store the candidates of these alone and to make no layer, so a folder with a
     reviewed layer is accepted.
     """
+    if job.regularize is not None:
+        require_library()
     scenes = open_scenes(job)
     aoi = load_aoi(job.aoi) if job.aoi is not None else None
     if job.reference is not None:

@@ -92,6 +92,7 @@ class Run:
                 ),
                 self.tally.by_confidence(scene.name),
                 self.tiles.crs,
+                self.tally.classes,
             ),
             tiles=self.tiles,
             aoi=aoi,

@@ -66,7 +66,7 @@ class PolygonOverlay(anywidget.AnyWidget):
     ).tag(sync=True)  # fmt: skip
     ramp = traitlets.List(
         default_value=[[low, colour] for low, colour in CONFIDENCE_CLASSES],
-        help="[lower bound, colour] of each class: those of the QGIS project and the report",
+        help="[lower bound, colour] of each class, the lowest first",
     ).tag(sync=True)
     plain_colour = traitlets.Unicode(
         NO_SCORE_COLOR, help="without a score, and with `colour_by` none"

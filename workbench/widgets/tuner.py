@@ -12,6 +12,7 @@ import ipywidgets as widgets
 import numpy as np
 import shapely
 
+from workbench._support.palette import confidence_classes
 from workbench.errors import ReviewError
 from workbench.evaluation.judged import advise_judged
 from workbench.raster.crs import from_lonlat
@@ -61,7 +62,7 @@ class TunerPanel:
         self.preview = Preview(())
         self.view = self._see()
         self.quiet = QuietMoments(session.get_ready, self._look, self._work)
-        self.figures, self.message = SafeHTML(), SafeHTML()
+        self.figures, self.message, self.legend = SafeHTML(), SafeHTML(), SafeHTML()
         self.controls = Controls(session)
         self.settings = Settings(session)
         self.tiles = SampleTiles(session, self.message, self.quiet.wake)
@@ -124,7 +125,7 @@ class TunerPanel:
         left = widgets.VBox(
             [
                 row(propose, self.n_tiles, clear, self.mode, advise), said,
-                self.scene_map.widget, self.overlay, SafeHTML(legend(_AREA["color"])),
+                self.scene_map.widget, self.overlay, self.legend,
                 self.figures, self.verdicts.text,
             ], layout=widgets.Layout(flex="1 1 500px", min_width="0"),
         )  # fmt: skip
@@ -164,6 +165,10 @@ class TunerPanel:
             self.preview = Preview(session.samples, aoi, before=self.preview)
             self.view = self._see()
             scores = self.preview.scores
+            # by what is shown first: while a slider moves, a polygon keeps its colour
+            classes = confidence_classes(scores[self.view.kept, 0])
+            self.overlay.ramp = [[low, colour] for low, colour in classes]
+            self.legend.value = legend(classes, _AREA["color"])
             with self.plane.hold_sync():
                 self.plane.points = scores.astype("<f4").tobytes()
                 self.plane.state = np.zeros(len(scores), np.uint8).tobytes()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from workbench._support.palette import CONFIDENCE_CLASSES
+from workbench._support.palette import Classes
 from workbench.tuning.preview import Fate, Key, Preview, Verdict, View
 from workbench.widgets.safe_html import Markup, paragraph
 
@@ -71,13 +71,13 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> str:
     ).format(Markup("").join(lines), f"and {more} more" if more > 0 else "")
 
 
-def legend(area_colour: str) -> Markup:
+def legend(confidence: Classes, area_colour: str) -> Markup:
     """Name the colours of polygons and lines on the map."""
-    highs = [*(low for low, _ in CONFIDENCE_CLASSES[1:]), 1.0]
+    highs = [*(low for low, _ in confidence[1:]), 1.0]
     swatch = Markup('<span style="border-bottom: 4px solid {}; padding: 0 3px">{:g}–{:g}</span>')
     classes = [
         swatch.format(colour, low, high)
-        for (low, colour), high in zip(CONFIDENCE_CLASSES, highs, strict=True)
+        for (low, colour), high in zip(confidence, highs, strict=True)
     ]
     return paragraph(
         Markup(

@@ -17,6 +17,7 @@ import shapely
 from rasterio.enums import ColorInterp, MaskFlags
 
 from workbench._support.files import atomic_path
+from workbench._support.palette import CONFIDENCE_CLASSES, Classes
 from workbench.layer import schema
 from workbench.layer.qgis.style import area_symbol, label_styles, tile_style
 from workbench.layer.qgis.xml import VERSION, document, el, style_element, text_of
@@ -86,13 +87,15 @@ def write_project(
     tiles: gpd.GeoDataFrame | None = None,
     aoi: shapely.Geometry | None = None,
     planar: bool = False,
+    confidence: Classes = CONFIDENCE_CLASSES,
 ) -> None:
     """Write the review project (`.qgz`): pre-labels above tiles above imagery.
 
     `gpkg` was written by `write_layer`, in the metric working CRS `crs`. `bounds` is what the
     project shows when it opens (left, bottom, right, top). Each tile becomes a bookmark, unless
     there are more than `MAX_BOOKMARKS`; `aoi`, in `crs`, is an outline above the tiles. In a
-    `planar` layer, drawn polygons cannot overlap others. Local paths are relative to the project,
+    `planar` layer, drawn polygons cannot overlap others. `confidence` are the classes of confidence
+    and their colours. Local paths are relative to the project,
     so that the folder can move together with its imagery.
     """
     folder = path.parent.resolve()
@@ -126,7 +129,7 @@ def write_project(
     _spatial_reference(el(canvas, "destinationsrs"), crs)
 
     projectlayers = el(root, "projectlayers")
-    looks = label_styles(classes, planar)
+    looks = label_styles(classes, planar, confidence)
     for name, style, wkb in (
         (schema.LABELS, next(iter(looks.values())), "MultiPolygon"),
         (schema.TILES, tile_style(), "Polygon"),

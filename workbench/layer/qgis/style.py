@@ -24,6 +24,7 @@ from workbench._support.palette import (
     ROW_KEPT,
     ROW_REJECTED,
     TILE_STATUS_COLORS,
+    Classes,
     confidence_labels,
 )
 from workbench.layer import schema
@@ -63,14 +64,21 @@ def _of_its_tile(name: str) -> str:
     )
 
 
-def styles(classes: Mapping[int, str], planar: bool = False) -> dict[str, dict[str, str]]:
+def styles(
+    classes: Mapping[int, str], planar: bool = False, confidence: Classes = CONFIDENCE_CLASSES
+) -> dict[str, dict[str, str]]:
     """Return QML by name for the layers `prelabels` and `tiles`; the first is the default."""
-    labels = {name: qml(style) for name, style in label_styles(classes, planar).items()}
+    looks = label_styles(classes, planar, confidence)
+    labels = {name: qml(style) for name, style in looks.items()}
     return {schema.LABELS: labels, schema.TILES: {"Tiles": qml(tile_style())}}
 
 
-def label_styles(classes: Mapping[int, str], planar: bool) -> dict[str, list[ET.Element]]:
+def label_styles(
+    classes: Mapping[int, str], planar: bool, confidence: Classes
+) -> dict[str, list[ET.Element]]:
     """Return the looks of the pre-labels, which share their form, actions and table.
+
+    `confidence` are the classes of confidence and their colours.
 
     `planar` also makes QGIS check for overlaps when it saves; other layers may have overlaps.
     """
@@ -80,7 +88,7 @@ def label_styles(classes: Mapping[int, str], planar: bool) -> dict[str, list[ET.
     ]
     by_status = [(status, label, LABEL_STATUS_COLORS[status]) for status, label in STATUSES.items()]
     return {
-        "Confidence": [_confidence_renderer(), *_review(classes, planar)],
+        "Confidence": [_confidence_renderer(confidence), *_review(classes, planar)],
         "Class": [_categorized("class_id", by_class), *_review(classes, planar)],
         "Status": [_categorized("status", by_status), *_review(classes, planar)],
     }
@@ -171,15 +179,15 @@ def area_symbol(item: ET.Element) -> None:
     _outline(symbol, LINE, 0, width=0.6, style="dash")
 
 
-def _confidence_renderer() -> ET.Element:
+def _confidence_renderer(classes: Classes) -> ET.Element:
     # QGIS: NULL is in no range, so a polygon that was just drawn would be invisible
     renderer = el(None, "renderer-v2", type="graduatedSymbol", graduatedMethod="GraduatedColor",
                    attr=f'coalesce("confidence", {NO_SCORE})', forceraster=0)  # fmt: skip
     ranges, symbols = el(renderer, "ranges"), el(renderer, "symbols")
-    lows = [low for low, _ in CONFIDENCE_CLASSES]
+    lows = [low for low, _ in classes]
     edges = [-NO_SCORE, *lows[1:], NO_SCORE - 1]
-    colors = [color for _, color in CONFIDENCE_CLASSES]
-    rows = [*zip(edges, edges[1:], confidence_labels(), colors, strict=False)]
+    colors = [color for _, color in classes]
+    rows = [*zip(edges, edges[1:], confidence_labels(classes), colors, strict=False)]
     # QGIS takes the first range that fits, both ends included: 0.9 belongs to "0.9 – 0.95"
     rows = [*reversed(rows), (NO_SCORE - 0.5, NO_SCORE + 0.5, "no score", NO_SCORE_COLOR)]
     for number, (low, high, label, color) in enumerate(rows):

@@ -33,17 +33,17 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from workbench._support.palette import (
-    CONFIDENCE_CLASSES,
     FAILED,
     LINE,
     LINE_RIM,
     NO_SCORE_COLOR,
+    Classes,
+    confidence_classes,
     confidence_labels,
 )
-from workbench.layer.report.tally import confidence_classes, count_by_confidence
+from workbench.layer.report.tally import class_of, count_by_confidence
 from workbench.raster.crs import crs_name, ground_scale
 
-_COLORS = [color for _, color in CONFIDENCE_CLASSES]
 _FILL = 0.18  # opacity of a polygon on the imagery
 # fonts of Linux, Windows and macOS with Chinese, Japanese and Korean
 _WIDE_FONTS = (
@@ -60,17 +60,20 @@ class Shown:
     """The polygons of a map, which may be too many for memory.
 
     `batches` gives frames with `confidence`; it is called once for each drawing. `counts` is
-    `count_by_confidence` of all of them.
+    `count_by_confidence` of all of them in `classes`.
     """
 
     batches: Callable[[], Iterable[gpd.GeoDataFrame]]
     counts: NDArray[np.int64]
     crs: pyproj.CRS
+    classes: Classes
 
     @classmethod
     def of(cls, layer: gpd.GeoDataFrame) -> Self:
         """Show a layer that is in memory."""
-        return cls(lambda: [layer], count_by_confidence(layer), layer.crs)
+        confidence = layer["confidence"].to_numpy(np.float64)
+        classes = confidence_classes(confidence)
+        return cls(lambda: [layer], count_by_confidence(confidence, classes), layer.crs, classes)
 
 
 def draw_map(
@@ -98,7 +101,7 @@ def draw_map(
         _draw_tiles(axes, tiles)
     _draw_aoi(axes, aoi, shown.crs)
     axes.add_artist(_Polygons(shown))
-    _legend(figure, axes, shown.counts[: len(_COLORS)])
+    _legend(figure, axes, shown)
     return figure
 
 
@@ -247,9 +250,11 @@ class _Polygons(Artist):
         assert self.axes is not None  # it has been added to a map
         assert isinstance(renderer, RendererAgg)  # `figure_png` has no other
         above = RendererAgg(renderer.width, renderer.height, renderer.dpi)
+        classes = self._shown.classes
+        palette = np.array([*(color for _, color in classes), NO_SCORE_COLOR])
         for batch in self._shown.batches():
             outlines = _outlines(batch.geometry)
-            colors = np.array([*_COLORS, NO_SCORE_COLOR])[confidence_classes(batch)]
+            colors = palette[class_of(batch["confidence"].to_numpy(np.float64), classes)]
             for drawn, canvas in (
                 (_rims(outlines, self._width), renderer),
                 (_polygons(outlines, self._width, colors=colors, fill=_FILL), above),
@@ -371,15 +376,18 @@ def _scale_bar(axes: Axes, crs: pyproj.CRS) -> None:
     )
 
 
-def _legend(figure: Figure, axes: Axes, counts: NDArray[np.int64]) -> None:
+def _legend(figure: Figure, axes: Axes, shown: Shown) -> None:
     """Name the classes of confidence, in the same colours as in QGIS."""
-    norm = BoundaryNorm(range(len(_COLORS) + 1), len(_COLORS))
+    colors = [color for _, color in shown.classes]
+    norm = BoundaryNorm(range(len(colors) + 1), len(colors))
     bar = figure.colorbar(
-        ScalarMappable(norm, ListedColormap(_COLORS)), ax=axes, shrink=0.6, aspect=12, pad=0.02
+        ScalarMappable(norm, ListedColormap(colors)), ax=axes, shrink=0.6, aspect=12, pad=0.02
     )
+    counts = shown.counts[: len(colors)]  # the last: without a confidence
     labels = [
-        f"{label}\n({count:,})" for label, count in zip(confidence_labels(), counts, strict=True)
+        f"{label}\n({count:,})"
+        for label, count in zip(confidence_labels(shown.classes), counts, strict=True)
     ]
-    bar.set_ticks([i + 0.5 for i in range(len(_COLORS))], labels=labels, fontsize=8)
+    bar.set_ticks([i + 0.5 for i in range(len(colors))], labels=labels, fontsize=8)
     bar.ax.tick_params(length=0)
     bar.ax.set_title("confidence", fontsize=9, loc="left")

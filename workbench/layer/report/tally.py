@@ -16,7 +16,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.features import rasterize
 
-from workbench._support.palette import CONFIDENCE_CLASSES
+from workbench._support.palette import Classes, confidence_classes
 from workbench._support.text import duration, text_of
 from workbench.layer.schema import BATCH
 from workbench.polygons.on_disk import SpilledPolygons
@@ -24,8 +24,6 @@ from workbench.polygons.on_disk import SpilledPolygons
 MAX_CHECKED = 50_000  # polygons; checking all pairs of more would take minutes
 _COVERAGE_PX = 2048  # the longer side of the grid on which the covered area is counted
 _NUMBERS = ["confidence", "stability", "area_m2", "n_tiles", "at_edge"]
-_LOWS = [low for low, _ in CONFIDENCE_CLASSES]
-_N_CLASSES = len(CONFIDENCE_CLASSES) + 1  # the last one: without a confidence
 
 
 class Tally:
@@ -39,24 +37,30 @@ class Tally:
         self._tiles = tiles
         self._covered = _Coverage(tiles)
         self._numbers: list[pd.DataFrame] = []
-        self._by_confidence: dict[str, NDArray[np.int64]] = {}
+        self._confidence: dict[str, list[NDArray[np.float64]]] = {}
 
     def add(self, batch: gpd.GeoDataFrame) -> None:
         """Count the polygons of a batch."""
         self._numbers.append(pd.DataFrame(batch[_NUMBERS]))
         for source, part in batch.groupby("source", sort=False):
             self._covered.add(source, part.geometry)
-            known = self._by_confidence.get(source, np.zeros(_N_CLASSES, np.int64))
-            self._by_confidence[source] = known + count_by_confidence(part)
+            confidence = part["confidence"].to_numpy(np.float64)
+            self._confidence.setdefault(source, []).append(confidence)
 
     @property
     def numbers(self) -> pd.DataFrame:
         """Scores, areas and counts of all polygons, a row for each."""
         return pd.concat(self._numbers, ignore_index=True)
 
+    @property
+    def classes(self) -> Classes:
+        """The classes of confidence that fit the layer as a whole, see `confidence_classes`."""
+        return confidence_classes(self.numbers["confidence"])
+
     def by_confidence(self, source: str) -> NDArray[np.int64]:
-        """Count the polygons of a raster as `count_by_confidence` does."""
-        return self._by_confidence.get(source, np.zeros(_N_CLASSES, np.int64))
+        """Count the polygons of a raster in `classes`, as `count_by_confidence` does."""
+        confidence = np.concatenate([np.zeros(0), *self._confidence.get(source, [])])
+        return count_by_confidence(confidence, self.classes)
 
     def summary(self) -> pd.DataFrame:
         """Sum up for a person: one row for each quantity, its text in the column `value`."""
@@ -101,15 +105,16 @@ def seams(layer: pd.DataFrame) -> dict[str, int]:
     return {f"seen by {n} tile{'' if n == 1 else 's'}": int(count) for n, count in counts.items()}
 
 
-def confidence_classes(layer: gpd.GeoDataFrame) -> NDArray[np.int64]:
-    """Find the place of each polygon in `CONFIDENCE_CLASSES`; after the last: no confidence."""
-    confidence = layer["confidence"].to_numpy(np.float64)
-    return np.where(np.isnan(confidence), _N_CLASSES - 1, np.digitize(confidence, _LOWS[1:]))
+def class_of(confidence: NDArray[np.float64], classes: Classes) -> NDArray[np.int64]:
+    """Find the class of each confidence `(n,)`, by its place; NaN is after the last."""
+    lows = [low for low, _ in classes[1:]]
+    return np.where(np.isnan(confidence), len(classes), np.digitize(confidence, lows))
 
 
-def count_by_confidence(layer: gpd.GeoDataFrame) -> NDArray[np.int64]:
-    """Count the polygons in each of `CONFIDENCE_CLASSES`, and last those without a confidence."""
-    return np.bincount(confidence_classes(layer), minlength=_N_CLASSES).astype(np.int64)
+def count_by_confidence(confidence: NDArray[np.float64], classes: Classes) -> NDArray[np.int64]:
+    """Count the polygons in each class of confidence, and last those without a confidence."""
+    counts = np.bincount(class_of(confidence, classes), minlength=len(classes) + 1)
+    return counts.astype(np.int64)
 
 
 @dataclass(frozen=True)
