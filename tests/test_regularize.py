@@ -13,7 +13,7 @@ from shapely import affinity
 import workbench
 from workbench.errors import JobError
 from workbench.layer.files import read_layer
-from workbench.polygons.overlap import common_area, iou_of
+from workbench.polygons.overlap import HOLDS, common_area, iou_of
 from workbench.polygons.regularize import LEAST_IOU, regularized
 from workbench.raster.crs import ground_area_m2
 from workbench.runs.job import Job
@@ -143,6 +143,14 @@ def test_a_part_on_its_whole_is_squared():
     before = frame(jagged(40, 24)[0], jagged(12, 9, x=10, y=8)[0])
     after = regularized(before, True)
     assert not after.geometry.geom_equals_exact(before.geometry, 0).any()
+    # in a corner, where squared parts stick out, they do so by no more than a review accepts
+    whole = jagged(40, 24)[0]
+    for x in (2, 4, 6):
+        part = whole.intersection(jagged(12, 9, 60, x=x, y=8)[0])
+        assert part.geom_type == "Polygon"
+        after = regularized(frame(whole, part), True).geometry
+        outside = after[1].difference(after[0]).area
+        assert outside <= (1 - HOLDS) * after[1].area
 
 
 def test_a_list_squares_its_classes_only():
