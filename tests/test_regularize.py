@@ -13,7 +13,7 @@ from shapely import affinity
 import workbench
 from workbench.errors import JobError
 from workbench.layer.files import read_layer
-from workbench.polygons.overlap import common_area, iou_of
+from workbench.polygons.overlap import HOLDS, common_area, iou_of
 from workbench.polygons.regularize import LEAST_IOU, regularized
 from workbench.raster.crs import ground_area_m2
 from workbench.runs.job import Job
@@ -143,6 +143,16 @@ def test_a_part_on_its_whole_is_squared():
     before = frame(jagged(40, 24)[0], jagged(12, 9, x=10, y=8)[0])
     after = regularized(before, True)
     assert not after.geometry.geom_equals_exact(before.geometry, 0).any()
+
+
+def test_a_squared_part_sticks_out_no_further_than_a_review_accepts():
+    whole = shapely.Polygon([(0, 0), (60, 0), (0, 30)])  # squaring would spoil it
+    part = shapely.box(22, 9.5, 30, 17.5).intersection(whole)  # without one corner
+    alone = regularized(frame(part), True).geometry[0]
+    assert alone.difference(whole).area > (1 - HOLDS) * alone.area
+    before = frame(whole, part)
+    after = regularized(before, True)
+    assert after.geometry.geom_equals_exact(before.geometry, 0).all()
 
 
 def test_a_list_squares_its_classes_only():

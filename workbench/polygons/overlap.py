@@ -10,6 +10,7 @@ from workbench.candidates.offer import APART, Offer
 
 # a quotient of areas carries rounding errors
 SLACK = 1e-9
+HOLDS = 0.95  # share of the smaller label on the larger one: a part on its whole is no overlap
 
 
 def common_area(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.float64]:

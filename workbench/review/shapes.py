@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from workbench._support.files import atomic_path
 from workbench.layer.files import write_gpkg_layer
 from workbench.polygons.clean import only_polygons, regroup
-from workbench.polygons.overlap import iou
+from workbench.polygons.overlap import HOLDS, iou
 from workbench.raster.crs import ground_area_m2
 
 DUPLICATE_IOU = 0.9
-HOLDS = 0.95  # share of the smaller label on the larger one: a part on its whole is no overlap
 _UNDER = 0.999  # pixels; a gap of a whole pixel is one that the model saw
 _GAP_LENGTH = 2  # pixels; shorter gaps are corners between two labels
 _GAP_WIDTH = 1e-4  # pixels; thinner gaps are rounding
