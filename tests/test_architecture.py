@@ -17,7 +17,7 @@ ROOMS = [
     "evaluation", "learning", "runs", "dataset", "review", "tuning", "widgets", "teaching",
 ]  # fmt: skip
 # a module longer than this says why in its docstring
-LONGEST = 456
+LONGEST = 450
 
 
 def modules():
