@@ -55,7 +55,7 @@ lab: $(READY) prelabel.ipynb  ## open your copy of the notebook in JupyterLab
 		--LabApp.default_url=/lab/tree/prelabel.ipynb
 
 # JupyterLab saves by itself: what is set by hand must not become the defaults of batch jobs.
-# Made only where there is none, for it is the user's.
+# Made only if there is none, because it belongs to the user.
 prelabel.ipynb:
 	cp notebooks/prelabel.ipynb $@
 

@@ -113,8 +113,8 @@ class CandidateStore:
     ) -> Iterator[tuple[Candidates, list[TileRecord]]]:
         """Yield the candidates of the given tiles, file by file, each with its ledger rows.
 
-        Who reads several times gives the ledger that is `known`: each look through the folder
-        takes as long as it has files.
+        If you read several times, pass the ledger as `known`: looking through the folder takes
+        longer the more files it has.
         """
         ledger = self.ledger() if known is None else known
         by_file: dict[Path, list[TileRecord]] = {}

@@ -1,4 +1,4 @@
-"""Which thresholds the labels of a few tiles speak for, and how sure that is.
+"""Thresholds recommended from the labels of a few tiles, and how sure that is.
 
 The stored candidates of the labelled tiles are counted at every pair of thresholds, tile by tile.
 Tiles are what is resampled and held out: objects of one tile are alike, so to count them as
@@ -38,7 +38,7 @@ class Rate:
 
 @dataclass(frozen=True, eq=False)
 class Advice:
-    """The thresholds that the labels speak for.
+    """The thresholds recommended from the labels.
 
     `plane` has a row for each pair of thresholds: the counts and rates of `threshold_plane` over
     all labelled tiles, and `as_good`, whether the labels cannot tell it from the best. `at_current`

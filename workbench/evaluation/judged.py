@@ -1,4 +1,4 @@
-"""Which thresholds part the polygons that somebody has called good from those called bad.
+"""Thresholds that separate the polygons somebody has called good from those called bad.
 
 Verdicts on a few polygons say nothing of what nobody has judged, so neither precision nor recall of
 a tile is known: precision, recall and F1 are those among the judged objects alone. To count the

@@ -170,7 +170,7 @@ def calibration(
     """Compare scores `(n,)` with `Pairs.true_iou`, both of the proposals that count.
 
     All of them count where everything is labelled, else those that are `about` a reference. Bins
-    part 0 to 1 evenly; scores beyond, which SAM gives at times, count in the first and last, and
+    divide 0 to 1 evenly; scores beyond, which SAM gives at times, count in the first and last, and
     NaN not at all.
     """
     score = np.asarray(scores, float)

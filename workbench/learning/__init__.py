@@ -2,4 +2,5 @@
 
 `features` describes candidates by plain figures, `examples` are described objects whose class is
 known, `classifier` learns from them, `choose` keeps what has a class, once at each place.
+`held_out` says what to expect on other tiles, `store` keeps the figures in the run folder.
 """

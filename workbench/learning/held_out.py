@@ -1,4 +1,4 @@
-"""What classes are worth on tiles that have not taught them, and the threshold that follows.
+"""How good classes are on tiles that did not teach them, and the threshold that follows.
 
 Objects of one tile are alike, so tiles are held out, not objects: each is scored by a classifier
 that has not seen it. Of a single tile the four quarters are held out instead.

@@ -4,13 +4,13 @@ All verdicts are about pairs of polygons of two overlapping windows. A polygon i
 neighbour if it touches an edge of its own window inside the neighbour's: the neighbour sees what
 lies beyond. Two polygons that agree inside the shared overlap are the same object, and then
 
-- of two that both windows see whole, the worse one goes (a duplicate), or the cut one,
-- what the other window sees whole goes, if the other polygon reaches beyond this window,
+- if both windows see both whole, the worse one is dropped (a duplicate), or the cut one,
+- what the other window sees whole is dropped if the other polygon reaches beyond this window,
 - otherwise both are pieces, and the object is their union.
 
 A polygon that agrees with none of a neighbour, though the neighbour sees all of it uncut, is the
-neighbour's to decide if it is cut here, or nearer to the neighbour's centre: it goes, as it would
-have in one large tile. Otherwise overlaps would hold the proposals of two tiles, not of one.
+neighbour's to decide if it is cut here, or nearer to the neighbour's centre: it is dropped, as it
+would be in one large tile. Otherwise overlaps would hold the proposals of two tiles, not of one.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _decide(
 
     `rank` is the place of each row, best first.
     """
-    # of most pairs there is nothing to say: what is said is kept, and not that it was asked
+    # most pairs yield no verdict, so only verdicts are kept
     said = [bytearray(), bytearray(), bytearray()]
     for verdicts in compare_neighbours(shapes, tile, windows):
         for all_of, of_pair in zip(said, verdicts, strict=True):

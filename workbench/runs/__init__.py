@@ -2,6 +2,7 @@
 
 `run` does all of it: `plan` checks everything before long work starts, `segment` computes the tiles
 (with `tile_stream` here, with `cluster` on Dask workers), `finish` makes the layer and its files.
-`job` holds the parameters, `folder` and `record` the run folder, `choose` the model, `result` a
-finished run.
+`job` holds the parameters (`parameters` reads what papermill delivers), `folder` and `record` the
+run folder, `choose` the model, `labels` and `classes` what `examples` teach, `result` a finished
+run.
 """

@@ -2,6 +2,11 @@
 
 A job comes in; the same job goes out with what a person has changed by hand, or a run of it. The
 widgets decide nothing themselves: they call the functions that a batch run calls.
+
+`area`, `tuner` and `run_panel` are what the notebook shows; each keeps its panel through `cells`,
+and all share a `session`. `map`, `imagery`, `overlay` and `drawn_polygons` are the map,
+`score_plane` the scatter of candidates, `controls`, `presets`, `sample_tiles` and `verdicts` the
+parts of the tuner, `safe_html` the only owner of HTML.
 """
 
 from workbench.widgets.area import AOIPicker

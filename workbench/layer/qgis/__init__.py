@@ -1,4 +1,8 @@
-"""The hand-off to QGIS: styles and the review project, written without QGIS."""
+"""The hand-off to QGIS: styles and the review project, written without QGIS.
+
+`style` has colours and forms, `project` the `.qgz`, `actions` the code of its buttons, `xml` and
+`expressions` what must be escaped.
+"""
 
 from workbench.layer.qgis.project import AREA, ProjectRaster, scene_raster, write_project
 from workbench.layer.qgis.style import styles
