@@ -563,3 +563,12 @@ def test_an_area_that_cannot_be_used_is_refused_with_its_reason(panel, tuner):
     panel.start()
     assert "does not intersect" in panel.message.value
     assert json.loads(json.dumps(tuner.job.aoi)) == square
+
+
+def test_a_job_with_examples_says_that_classes_are_not_shown(tuner, tmp_path):
+    sampled(tuner)
+    tuner.panel._show_figures()
+    assert "examples" not in tuner.panel.figures.value
+    tuner.session.change(examples=str(tmp_path / "roofs.gpkg"))
+    tuner.panel._show_figures()
+    assert "without classes" in tuner.panel.figures.value

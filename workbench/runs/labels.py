@@ -42,7 +42,7 @@ def check_labels(job: Job, scenes: Sequence[Scene]) -> None:
     labels = labels_of(job)
     labelled_area_of(job)
     if labels and all(one.examples is None for one in labels):
-        polygons = [on_scene(one, scene.crs) for one in labels for scene in scenes]
+        polygons = [on_scene(one, scenes[0].crs) for one in labels]  # all scenes share one CRS
         frames = np.array([scene.window_polygon(scene.window) for scene in scenes])
         there = shapely.STRtree(frames)
         if not any(len(there.query(p.geometry.to_numpy(), "intersects")[0]) for p in polygons):

@@ -35,6 +35,10 @@ from workbench.widgets.tuner_text import IN_PLANE, figures_text, legend
 from workbench.widgets.verdicts import Verdicts
 
 AHEAD_AT_MOST = 30_000  # candidates that are traced before a slider asks for them
+UNCLASSED = (
+    "This job has examples: a run keeps what looks like them. Shown here is what the thresholds keep, "
+    "without classes."
+)
 AHEAD_AT_ONCE = 20  # a slider waits for no more than these
 _AREA: dict[str, Any] = {"color": "#d500f9", "weight": 2, "fill": False, "interactive": False}
 _WINDOW = _AREA | {"color": "#ffffff"}
@@ -242,7 +246,10 @@ class TunerPanel:
             preview, view = self.preview, self.view
         area = session.area
         forecast = "" if area is None else session.forecast.text(area.n_tiles)
-        self.figures.value = figures_text(preview, view, session.judged, forecast)
+        text = figures_text(preview, view, session.judged, forecast)
+        if session.job.examples is not None:
+            text += paragraph(UNCLASSED)
+        self.figures.value = text
 
     # --------------------------------------------------------------------------- buttons and clicks
 
