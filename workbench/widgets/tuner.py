@@ -36,8 +36,8 @@ from workbench.widgets.verdicts import Verdicts
 
 AHEAD_AT_MOST = 30_000  # candidates that are traced before a slider asks for them
 UNCLASSED = (
-    "This job has examples: a run keeps what looks like them. Shown here is what the thresholds keep, "
-    "without classes."
+    "This job has examples: a run keeps what looks like them. Shown here is what the thresholds "
+    "keep, without classes."
 )
 AHEAD_AT_ONCE = 20  # a slider waits for no more than these
 _AREA: dict[str, Any] = {"color": "#d500f9", "weight": 2, "fill": False, "interactive": False}
