@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from workbench.candidates.rle import damaged, encode_masks
@@ -171,6 +171,8 @@ def test_damaged_masks_are_refused_before_any_c_code_sees_them(
 
 
 @given(st.lists(st.binary(max_size=8), max_size=5), st.integers(0, 5))
+@example([b"\x10\x10\x10", b"\x10\x10\x10"], 2)
+@example([b"PPPPPPP0"], 0)
 def test_any_bytes_among_good_masks_are_told_apart(found: list[bytes], place: int) -> None:
     told = damaged([*found[:place], *MASKS, *found[place:]], 100, 100)
     at = min(place, len(found))

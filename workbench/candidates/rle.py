@@ -115,8 +115,9 @@ def damaged(counts: Sequence[bytes], height: int, width: int) -> NDArray[np.bool
     broken[np.searchsorted(ends, np.flatnonzero(code > 0x3F), side="right")] = True  # no digit
     whole = np.flatnonzero(~broken)
     broken[whole] = code[ends[whole] - 1] & 0x20 != 0
-    # seven digits are 35 bits: more pixels than a tile can have
-    broken[np.searchsorted(ends, end[digits > 6], side="right")] = True
+    if not broken.any():  # else a number may have taken the digits of a broken mask before it
+        # seven digits are 35 bits: more pixels than a tile can have
+        broken[np.searchsorted(ends, end[digits > 6], side="right")] = True
     if broken.any():
         whole = np.flatnonzero(~broken)
         broken[whole] = damaged([counts[i] for i in whole.tolist()], height, width)
