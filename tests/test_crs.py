@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.raster.crs import (
+    crs_short,
     ground_area_m2,
     ground_scale,
     is_earth,
@@ -143,3 +144,9 @@ def test_nothing_has_no_area():
 def test_lonlat_is_in_degrees_longitude_first():
     lon, lat = to_lonlat(pyproj.CRS("EPSG:2056"), [2_600_000.0], [1_200_000.0])
     assert (lon[0], lat[0]) == (pytest.approx(7.4386, abs=1e-3), pytest.approx(46.9511, abs=1e-3))
+
+
+def test_a_short_text_of_a_crs_is_its_code_or_its_name():
+    assert crs_short(pyproj.CRS(32633)) == "EPSG:32633"
+    local = pyproj.CRS.from_proj4("+proj=tmerc +lon_0=12.345 +ellps=WGS84 +units=m")
+    assert crs_short(local) == local.name

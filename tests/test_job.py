@@ -123,7 +123,10 @@ def test_values_are_taken_as_meant(given, name, meant):
         ({"simplify_m": float("inf")}, "`simplify_m`"),
         ({"min_area_m2": float("nan")}, "`min_area_m2`"),
         ({"classes": "{1: no}"}, "`classes`: class 1 is called False"),
-        ({"classes": {1: "roof", "1": "tree"}}, "`classes`: two classes have the same number"),
+        (
+            {"classes": {1: "roof", "1": "tree"}},
+            "`classes`: two classes have the same number: give each one",
+        ),
         ({"crs": "²"}, "`crs`: no CRS"),
     ],
 )

@@ -24,7 +24,7 @@ from workbench.candidates.table import Candidates
 from workbench.polygons.seam_pairs import AGREE
 from workbench.raster.tiles import Tile, TileGrid
 
-Index = tuple[int, int]
+RowCol = tuple[int, int]
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of a tile, end exclusive
 
 
@@ -53,11 +53,11 @@ class Continuations:
 
     def __init__(self, grid: TileGrid) -> None:
         self._grid = grid
-        self._waiting: dict[tuple[Index, Index], _Part] = {}  # until the neighbour is seen
-        self._pieces: dict[Index, list[_Piece]] = {}
+        self._waiting: dict[tuple[RowCol, RowCol], _Part] = {}  # until the neighbour is seen
+        self._pieces: dict[RowCol, list[_Piece]] = {}
 
     @property
-    def wanted(self) -> list[Index]:
+    def wanted(self) -> list[RowCol]:
         """The tiles (row, column) that may continue something, in order."""
         return sorted(self._pieces)
 

@@ -178,6 +178,12 @@ def crs_name(crs: CRS) -> str:
     return f"EPSG:{epsg}" if epsg else crs.to_wkt()
 
 
+def crs_short(crs: CRS) -> str:
+    """Name a CRS for people in a few characters: `EPSG:xxxx`, or its name if EPSG has no such."""
+    epsg = crs.to_epsg()
+    return f"EPSG:{epsg}" if epsg else str(crs.name)
+
+
 def crs_title(crs: CRS) -> str:
     """Name a CRS for people, as in `EPSG:32633 (WGS 84 / UTM zone 33N)`."""
     epsg = crs.to_epsg()

@@ -14,7 +14,7 @@ from workbench.errors import ReviewError
 from workbench.evaluation.advice import Advice, advise
 from workbench.layer.cores import reviewed_tiles, tiles_of
 from workbench.polygons.areas import area_of, with_area
-from workbench.raster.crs import crs_name
+from workbench.raster.crs import crs_short
 from workbench.review.changes import changes
 from workbench.review.job import ReviewJob
 from workbench.review.tile_planes import tile_planes
@@ -88,7 +88,7 @@ def _of_run(run: Run, name: str, path: str) -> gpd.GeoDataFrame:
         )
         raise ReviewError(
             f"{name} {path} lies outside the run: its bounds are {theirs}, those of the run {ours} "
-            f"({crs_name(run.layer.crs)}). Give the file of this scene, and check its CRS."
+            f"({crs_short(run.layer.crs)}). Give the file of this scene, and check its CRS."
         )
     return frame
 

@@ -17,7 +17,7 @@ from workbench.errors import ReviewError
 from workbench.layer import schema
 from workbench.layer.schema import LABELS, Status
 from workbench.polygons.clean import only_polygons
-from workbench.raster.crs import crs_name, is_same_on
+from workbench.raster.crs import crs_short, is_same_on
 from workbench.runs.result import Run
 
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -106,9 +106,9 @@ def _refuse_another_layer(gpkg: Path, labels: gpd.GeoDataFrame, run: Run) -> Non
         )
     crs = run.layer.crs
     if labels.crs is None or not is_same_on(run.tiles.total_bounds, labels.crs, crs):
-        theirs = "no CRS" if labels.crs is None else crs_name(labels.crs)
+        theirs = "no CRS" if labels.crs is None else crs_short(labels.crs)
         raise ReviewError(
-            f"{gpkg} is in {theirs}, the run in {crs_name(crs)}. Give the file that was reviewed, "
+            f"{gpkg} is in {theirs}, the run in {crs_short(crs)}. Give the file that was reviewed, "
             "not an export of it in another CRS."
         )
     if len(labels) and len(run.layer) and not labels["id"].isin(run.layer["id"]).any():

@@ -25,6 +25,7 @@ from workbench.learning.held_out import HeldOut, held_out
 from workbench.polygons.areas import lies_in
 from workbench.polygons.build import to_polygons
 from workbench.raster.scene import Scene
+from workbench.raster.tiles import tile_names
 from workbench.runs.folder import features_in
 from workbench.runs.labels import EXAMPLES, labelled_area_of, labels_of, off_the_scene, on_scene
 from workbench.runs.plan import Plan
@@ -190,13 +191,9 @@ def _matched(
         home = np.flatnonzero(lies_in(polygons.geometry.to_numpy(), np.array(core, object)))
         polygons = polygons.iloc[home]
         figures = figures[_rows_in(candidates, polygons)]
-        row, col = polygons["tile_row"].astype(str), polygons["tile_col"].astype(str)
         described = gpd.GeoDataFrame(
             dict(zip(FEATURES, figures.T, strict=True))
-            | {
-                "source": part.scene.name,
-                "tile": (part.scene.name + "/r" + row + "c" + col).to_numpy(),
-            },
+            | {"source": part.scene.name, "tile": tile_names(polygons).to_numpy()},
             geometry=polygons.geometry.to_numpy(),
             crs=polygons.crs,
         )

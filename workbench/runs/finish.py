@@ -33,7 +33,7 @@ from workbench.polygons.clean import clean
 from workbench.polygons.continuation import Continuations
 from workbench.polygons.regularize import regularized
 from workbench.polygons.seams import merge_seams
-from workbench.raster.tiles import tile_windows
+from workbench.raster.tiles import tile_names, tile_windows
 from workbench.runs.classes import (
     Taught,
     classed_polygons,
@@ -181,15 +181,10 @@ def _with_class(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
 
 
 def _as_layer(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    tile = _tile_names(polygons)
+    tile = tile_names(polygons)
     return as_layer(
         polygons.assign(id=tile + "/" + polygons["ordinal"].astype(str), source_tile=tile)
     )
-
-
-def _tile_names(frame: pd.DataFrame) -> pd.Series:
-    row, col = frame["tile_row"].astype(str), frame["tile_col"].astype(str)
-    return frame["source"].astype(str) + "/r" + row + "c" + col
 
 
 def _ledger_layer(plan: Plan) -> gpd.GeoDataFrame:
@@ -198,7 +193,7 @@ def _ledger_layer(plan: Plan) -> gpd.GeoDataFrame:
     rows = [asdict(known[part.index(tile)][0]) for part in plan.scenes for tile in part.tiles]
     cores = [part.scene.window_polygon(tile.core) for part in plan.scenes for tile in part.tiles]
     ledger = gpd.GeoDataFrame(rows, geometry=cores, crs=plan.crs)
-    ledger["tile"] = _tile_names(ledger)
+    ledger["tile"] = tile_names(ledger)
     return as_tiles(ledger.assign(n_polygons=0))
 
 

@@ -35,7 +35,7 @@ from workbench.runs.parameters import (
 )
 from workbench.segmenters.defaults import defaults_of
 
-Model = Literal["tiny", "classic", "vit_b", "vit_l", "vit_h"]
+ModelName = Literal["tiny", "classic", "vit_b", "vit_l", "vit_h"]
 TRUST = "WORKBENCH_TRUST_SCHEDULER"  # names the scheduler that a job file may name, too
 
 
@@ -61,7 +61,7 @@ class Job(Parameters):
         "point is inside are kept, unclipped; null: the whole raster",
     )
     out_dir: Text | None = parameter(None, "the run folder; null: `runs/<scene>`")
-    model: Model = parameter(
+    model: ModelName = parameter(
         "classic",
         "`tiny`: a small SAM that comes with the package; `classic`: a baseline without weights; "
         "`vit_b`, `vit_l`, `vit_h`: Meta's SAM, downloaded on first use",
@@ -199,7 +199,7 @@ class Job(Parameters):
                 )
         classes: dict[int, str] = validate(value)
         if len(classes) < len(value):
-            raise ValueError("two classes have the same number")
+            raise ValueError("two classes have the same number: give each one its own")
         return classes
 
     @field_validator("regularize", mode="before")

@@ -20,7 +20,7 @@ from workbench.raster.scene import Scene
 from workbench.raster.sources import find_sources
 from workbench.raster.tiles import Tile, TileGrid, tiles_over
 from workbench.runs import choose
-from workbench.runs.cluster import Share, segmenter_there
+from workbench.runs.cluster import SharedRun, segmenter_there
 from workbench.runs.folder import FolderLock, refuse_foreign, refuse_to_lose_review, store_in
 from workbench.runs.job import Job
 from workbench.runs.labels import check_labels, refuse_to_lose_examples
@@ -145,7 +145,7 @@ def _segmenter(job: Job, lock: FolderLock, before: RunRecord | None) -> Segmente
     key = before.segmenter if before is not None else {}
     if job.scheduler is None:
         return choose.segmenter_for(job, key)
-    share = Share(job, lock.folder, lock.owner, choose.segmenter_for)
+    share = SharedRun(job, lock.folder, lock.owner, choose.segmenter_for)
     return segmenter_there(job.scheduler, share, key)
 
 
