@@ -501,5 +501,5 @@ def test_the_code_of_the_buttons_is_python_that_old_qgis_reads() -> None:
         (*_, call) = ast.parse(filled, feature_version=(3, 9)).body
         assert ast.unparse(call).startswith(f"review('layer', '7', '{status}'")
     # with one class there is nothing to ask
-    assert "ask_for_class=True" in code["Accept"].splitlines()[-1]
-    assert "ask_for_class=True" not in styles({1: "roof"})["prelabels"]["Confidence"]
+    assert "classes_matter=True" in code["Accept"].splitlines()[-1]
+    assert "classes_matter=True" not in styles({1: "roof"})["prelabels"]["Confidence"]

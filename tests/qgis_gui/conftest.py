@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +15,8 @@ from typing import Any
 import pytest
 from desktop import Desktop, missing
 from scene import hand_off
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -27,11 +32,32 @@ def desktop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desktop]:
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Keep a picture of the screen when a test fails."""
     outcome = yield
-    running = getattr(item, "funcargs", {}).get("desktop")
+    used = getattr(item, "funcargs", {})
+    running = used.get("desktop_with_plugin") or used.get("desktop")
     if running is not None and outcome.get_result().failed:
         folder = os.environ.get("WORKBENCH_GUI_PICTURES")
         if folder:
             running.picture(Path(folder) / f"{item.name}.png")
+
+
+@pytest.fixture(scope="session")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plugin as its zip installs it."""
+    archive, folder = tmp_path_factory.mktemp("zip") / "plugin.zip", tmp_path_factory.mktemp("at")
+    subprocess.run([sys.executable, ROOT / "qgis_plugin" / "build.py", archive], check=True)
+    shutil.unpack_archive(archive, folder)
+    return folder / "sam_workbench_review"
+
+
+@pytest.fixture(scope="session")
+def desktop_with_plugin(
+    plugin: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Desktop]:
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    with Desktop(None, plugin=plugin, home=tmp_path_factory.mktemp("plugin_home")) as running:
+        yield running
 
 
 class Review:
@@ -101,9 +127,28 @@ class Review:
 @pytest.fixture
 def review(desktop: Desktop, tmp_path: Path) -> Iterator[Review]:
     """256 labels in four tiles, open and editable."""
-    project = hand_off(tmp_path / "run")
+    yield from opened_review(desktop, hand_off(tmp_path / "run"))
+
+
+@pytest.fixture
+def tour(desktop_with_plugin: Desktop, tmp_path: Path) -> Iterator[Review]:
+    """The same with the plugin, whose dock is open."""
+    for review in opened_review(desktop_with_plugin, hand_off(tmp_path / "run")):
+        review.ask(
+            "a = iface.mainWindow().findChild(QAction, 'sam_workbench_review')\n"
+            "a.isChecked() or a.trigger()\n"
+            "import qgis.utils\n"
+            "dock = qgis.utils.plugins['sam_workbench_review'].dock"
+        )
+        desktop_with_plugin.wait(0.5)
+        yield review
+
+
+def opened_review(desktop: Desktop, project: Path) -> Iterator[Review]:
+    """Open a project, and close what is open when the test is over."""
     opened = Review(desktop, project)
     desktop.ask(
+        "from qgis.PyQt.QtWidgets import QAction, QDialog\n"
         "QgsProject.instance().setDirty(False)\n"
         f"answer = iface.addProject({str(project)!r})\n"
         "layer = QgsProject.instance().mapLayersByName('prelabels')[0]\n"

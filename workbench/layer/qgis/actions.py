@@ -23,7 +23,7 @@ from qgis.PyQt.QtWidgets import QWidget
 from qgis.utils import iface
 
 VERBS = {"accepted": "Accept", "rejected": "Reject", "unreviewed": "Reopen"}
-KEPT = ("accepted", "edited")
+TAKE_BACK = "Take back: "
 SHARE = 0.2  # of the view is filled by the label that is shown
 WIDEST = 0.8  # of a side of the view, for labels that are long and thin
 
@@ -31,11 +31,11 @@ WIDEST = 0.8  # of a side of the view, for labels that are long and thin
 # ------------------------------------------------------------------- what the buttons call
 
 
-def review(layer_id, fid, status, *, ask_for_class=False):
+def review(layer_id, fid, status, *, classes_matter=False):
     """Give the label of a button a status, and go to the next one that waits for review.
 
     `fid` is a number or its text. A button in a form decides about the label that is highlighted
-    on the map, because the form may lag behind. `ask_for_class` warns, once for each open layer,
+    on the map, because the form may lag behind. `classes_matter` warns, once for each open layer,
     when a label without a class is accepted.
     """
     layer = editable(layer_id)
@@ -51,11 +51,11 @@ def review(layer_id, fid, status, *, ask_for_class=False):
     decide(layer, [fid], status)
     after = next_label(layer)
     show(layer, after, instead_of=fid)
-    if ask_for_class and status == "accepted":
-        _ask_for_class(layer, [fid])
+    if classes_matter and status == "accepted":
+        ask_for_class(layer, [fid])
 
 
-def review_selected(layer_id, status, *, ask_for_class=False):
+def review_selected(layer_id, status, *, classes_matter=False):
     """Give all selected labels a status, as one step that can be undone."""
     layer = editable(layer_id)
     if layer is None:
@@ -66,14 +66,13 @@ def review_selected(layer_id, status, *, ask_for_class=False):
         return
     decide(layer, fids, status)
     say(f"{VERBS[status]}: {_counted(len(fids))}", "Edit > Undo takes it back.")
-    if ask_for_class and status == "accepted":
-        _ask_for_class(layer, fids)
+    if classes_matter and status == "accepted":
+        ask_for_class(layer, fids)
 
 
 def switch_zoom():
     """Let the map zoom to each label, or only move to it."""
-    project = QgsProject.instance()
-    project.writeEntryBool("SamWorkbench", "zoom", not _zooms())
+    set_zoom(not _zooms())
     say("Zoom to each label", "is on" if _zooms() else "is off: the map only moves to the label")
 
 
@@ -95,13 +94,14 @@ def editable(layer_id):
 def decide(layer, fids, status, class_id=None):
     """Give labels a status, and a class unless it is None, as one step that can be undone.
 
-    A label whose shape was edited stays `edited` when it is accepted.
+    A label whose shape was edited stays `edited` when it is accepted. Returns the name of the step.
     """
     fields = layer.fields()
     status_field, class_field = fields.indexOf("status"), fields.indexOf("class_id")
     what = _counted(len(fids)) if len(fids) != 1 else f"label {fids[0]}"
-    layer.beginEditCommand(f"{VERBS[status]} {what}")
-    for feature in layer.getFeatures(_only(fids, [status_field, class_field])):
+    name = f"{VERBS[status]} {what}"
+    layer.beginEditCommand(name)
+    for feature in layer.getFeatures(only(fids, [status_field, class_field])):
         # without the defaults: nothing but the decision changes
         if not (status == "accepted" and feature["status"] == "edited"):
             layer.changeAttributeValue(feature.id(), status_field, status, feature["status"], True)
@@ -110,6 +110,18 @@ def decide(layer, fids, status, class_id=None):
                 feature.id(), class_field, class_id, feature["class_id"], True
             )
     layer.endEditCommand()
+    return name
+
+
+def restore(layer, name, before):
+    """Give labels back the status and the class that they had: `{fid: (status, class)}`."""
+    fields = layer.fields()
+    layer.beginEditCommand(f"{TAKE_BACK}{name}")
+    for fid, (status, class_id) in before.items():
+        layer.changeAttributeValue(fid, fields.indexOf("status"), status, NULL, True)
+        layer.changeAttributeValue(fid, fields.indexOf("class_id"), class_id, NULL, True)
+    layer.endEditCommand()
+    say("Taken back", name)
 
 
 def next_label(layer):
@@ -164,7 +176,8 @@ def stored(layer, columns, where):
     return metadata.createConnection(place["path"], {}).executeSql(query)
 
 
-def _only(fids, fields):
+def only(fids, fields):
+    """Return a request for some labels and fields, without shapes."""
     request = QgsFeatureRequest().setFilterFids(list(fids))
     return request.setSubsetOfAttributes(list(fields)).setFlags(QgsFeatureRequest.NoGeometry)
 
@@ -189,11 +202,12 @@ def say(title, text):
         iface.messageBar().pushInfo(title, text)
 
 
-def _ask_for_class(layer, fids):
+def ask_for_class(layer, fids):
+    """Warn, once for each open layer, if one of these labels has no class."""
     if iface is None or layer.property("said_no_class"):  # kept with the open layer only
         return
     classes = layer.fields().indexOf("class_id")
-    if any(f["class_id"] == NULL for f in layer.getFeatures(_only(fids, [classes]))):
+    if any(f["class_id"] == NULL for f in layer.getFeatures(only(fids, [classes]))):
         iface.messageBar().pushWarning(
             "No class",
             "You accepted a label without a class. Set its class in the form. Or name one "
@@ -251,6 +265,11 @@ def view_of(box, width, height):
     middle = box.center()
     x, y = width / scale / 2, height / scale / 2
     return QgsRectangle(middle.x() - x, middle.y() - y, middle.x() + x, middle.y() + y)
+
+
+def set_zoom(on):
+    """Let the map zoom to each label from now on, or only move to it; the project keeps it."""
+    QgsProject.instance().writeEntryBool("SamWorkbench", "zoom", on)
 
 
 def _zooms():

@@ -423,7 +423,7 @@ _MAP_TIP = (
 
 def _actions(classes: Mapping[int, str]) -> tuple[_Action, ...]:
     # with several classes, a label without one is not exported: warn at the first
-    ask = ", ask_for_class=True" if len(classes) > 1 else ""
+    ask = ", classes_matter=True" if len(classes) > 1 else ""
     one, some = "review('[% @layer_id %]', '[% $id %]', ", "review_selected('[% @layer_id %]', "
     return (
         _Action("Accept", _code(f"{one}'accepted'{ask})")),
