@@ -200,8 +200,8 @@ def _crs(path: Path, labels: gpd.GeoDataFrame, run: Run, notes: list[str]) -> gp
         return labels.to_crs(crs)
     except pyproj.exceptions.ProjError as error:
         raise ReviewError(
-            f"{path} is in {crs_short(labels.crs)}, from where no way leads to {crs_short(crs)}, the "
-            f"CRS of the run ({error}). Save it in that CRS."
+            f"{path} is in {crs_short(labels.crs)}, from where no way leads to {crs_short(crs)}, "
+            f"the CRS of the run ({error}). Save it in that CRS."
         ) from error
 
 
