@@ -67,9 +67,14 @@ class Verdicts(NamedTuple):
 def compare_neighbours(
     shapes: SpilledPolygons, tile: NDArray[np.int64], windows: gpd.GeoDataFrame
 ) -> Iterator[Verdicts]:
-    """Compare all pairs of overlapping windows; what is held in memory is that of a few pairs."""
+    """Compare all pairs of overlapping windows of one scale.
+
+    What is held in memory is that of a few pairs.
+    """
     boxes, touch = windows.geometry.to_numpy(), TOUCH_PX * windows["pixel"].to_numpy()
     a, b = shapely.STRtree(boxes).query(boxes)
+    scale = windows["scale"].to_numpy()
+    a, b = a[scale[a] == scale[b]], b[scale[a] == scale[b]]
     bounds = shapes.bounds
     starts = np.searchsorted(tile, np.arange(len(boxes) + 1))
 

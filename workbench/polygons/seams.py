@@ -11,6 +11,8 @@ lies beyond. Two polygons that agree inside the shared overlap are the same obje
 A polygon that agrees with none of a neighbour, though the neighbour sees all of it uncut, is the
 neighbour's to decide if it is cut here, or nearer to the neighbour's centre: it is dropped, as it
 would be in one large tile. Otherwise overlaps would hold the proposals of two tiles, not of one.
+
+Windows of different scales are not compared so: `scales` says which scale shows an object.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ from workbench.candidates.offer import SIDES, TOUCH_PX, Offer, Reason, Shared, o
 from workbench.polygons.clean import only_polygons
 from workbench.polygons.on_disk import SpilledPolygons
 from workbench.polygons.overlap import common_area, may_conflict, may_repeat
+from workbench.polygons.scales import not_at_their_scale
 from workbench.polygons.seam_pairs import BATCH, MATCH, SUREST, compare_neighbours
+from workbench.raster.scene import raster_of
 
 KEY = ["source", "tile_row", "tile_col"]
 
@@ -53,7 +57,7 @@ def merge_seams(
 
     Args:
         polygons: Frames of `to_polygons`, at least one, not cleaned. Scenes may be mixed.
-        windows: The windows of all tiles that were segmented, from `tile_windows`.
+        windows: The windows of all tiles that were segmented, at all scales, from `tile_windows`.
         folder: Where to put the temporary file; None is the system's folder for such files.
         offer: Which duplicates, overlaps and tile-wide shapes to leave out.
 
@@ -67,22 +71,30 @@ def merge_seams(
     Example:
         >>> layer = pd.concat(merge_seams([polygons], tile_windows(scene, list(grid))))
     """
-    windows = windows.sort_values(KEY, kind="stable").reset_index(drop=True)
+    windows = _in_order(windows)
     with closing(SpilledPolygons(folder)) as shapes:
         rows = _put_away(polygons, windows, shapes)
         tile, rank = rows.pop("tile").to_numpy(), _ranks(rows)
         class_id = rows["class_id"].to_numpy() if "class_id" in rows else None
         groups, keep, unfinished = _decide(shapes, tile, rank, windows, class_id)
-        at_edge = rows["at_edge"].to_numpy() | unfinished | _reach_the_end(shapes, windows)
+        at_edge = rows["at_edge"].to_numpy() | unfinished | _reach_the_end(shapes, tile, windows)
         rows = _unite(rows.assign(n_tiles=1, at_edge=at_edge), shapes, groups, keep, tile, rank)
         if offer.max_area_share is not None:
             keep[_spans_its_tile(shapes, groups, tile, windows)] = False
         seen_by = partial(_seen_by, groups, tile)
+        keep[not_at_their_scale(shapes, np.flatnonzero(keep), tile, windows, seen_by)] = False
         keep[_not_offered(shapes, np.flatnonzero(keep), windows, seen_by, rank, offer)] = False
         for batch in _in_batches(np.flatnonzero(keep)):
             key = windows[KEY].iloc[tile[batch]].reset_index(drop=True)
             frame = pd.concat([key, rows.iloc[batch].reset_index(drop=True)], axis=1)
             yield gpd.GeoDataFrame(frame, geometry=shapes[batch], crs=windows.crs)
+
+
+def _in_order(windows: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Sort by raster, scale and tile; adds the column `raster`."""
+    windows = windows.assign(raster=windows["source"].map(raster_of))
+    order = ["raster", "scale", "tile_row", "tile_col"]
+    return windows.sort_values(order, kind="stable", ignore_index=True)
 
 
 def _put_away(
@@ -278,14 +290,18 @@ def _joined(
     return {id(group): group for group in group_of.values()}.values()
 
 
-def _reach_the_end(shapes: SpilledPolygons, windows: gpd.GeoDataFrame) -> NDArray[np.bool_]:
-    """Whether each polygon touches the outline of all that the windows see together."""
-    outline = windows.union_all().boundary
-    shapely.prepare(outline)
+def _reach_the_end(
+    shapes: SpilledPolygons, tile: NDArray[np.int64], windows: gpd.GeoDataFrame
+) -> NDArray[np.bool_]:
+    """Whether each polygon touches the outline of all that the windows of its scale see."""
     reach = np.zeros(len(shapes), bool)
-    for rows in _in_batches(np.arange(len(reach))):
-        near = rows[shapely.intersects(outline, shapely.box(*shapes.bounds[rows].T))]
-        reach[near] = shapely.intersects(outline, shapes[near])
+    scale = windows["scale"].to_numpy()
+    for level in np.unique(scale):
+        outline = windows.geometry[scale == level].union_all().boundary
+        shapely.prepare(outline)
+        for rows in _in_batches(np.flatnonzero(scale[tile] == level)):
+            near = rows[shapely.intersects(outline, shapely.box(*shapes.bounds[rows].T))]
+            reach[near] = shapely.intersects(outline, shapes[near])
     return reach
 
 

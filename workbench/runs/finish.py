@@ -25,13 +25,14 @@ from workbench.layer.files import write_layer
 from workbench.layer.report import charts
 from workbench.layer.report.page import write_report
 from workbench.layer.report.tally import Tally, Topology, counted, seams
-from workbench.layer.schema import as_layer, as_tiles
+from workbench.layer.schema import as_layer, as_tiles, coarser, finest
 from workbench.polygons.areas import inside, lies_in
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
 from workbench.polygons.continuation import Continuations
 from workbench.polygons.regularize import regularized
 from workbench.polygons.seams import merge_seams
+from workbench.raster.scene import raster_of
 from workbench.raster.tiles import tile_windows
 from workbench.runs.classes import (
     Taught,
@@ -56,13 +57,14 @@ def finish(plan: Plan) -> Run:
     failed.
     """
 
-    def with_counts(counts: Mapping[str, int]) -> gpd.GeoDataFrame:
+    def with_counts(found: Mapping[str, int]) -> gpd.GeoDataFrame:
         # the last moment: a review may have begun during a long run
         refuse_to_lose_review(plan.folder)
         # if the run is killed now, a Parquet file of the old layer must not be compared with the
         # new GeoPackage
         (plan.folder / "prelabels.parquet").unlink(missing_ok=True)
-        return ledger.assign(n_polygons=[counts.get(tile, 0) for tile in ledger["tile"]])
+        counts.update(found)
+        return _counted(finest(ledger), counts)
 
     def styles() -> Mapping[str, Mapping[str, str]]:
         return qgis.styles(plan.job.classes, plan.job.planar, tally.classes)
@@ -72,21 +74,23 @@ def finish(plan: Plan) -> Run:
     if taught is not None:
         refuse_to_lose_examples(plan.job, plan.folder)
     ledger = _ledger_layer(plan)
+    counts: dict[str, int] = {}
     tally = Tally(ledger)
     with Topology(plan.folder) as topology:
         # one pass over the layer; only the map reads it again
         layer = counted(layer_batches(plan, taught), tally, topology)
         tiles = write_layer(layer, with_counts, plan.folder, styles=styles).tiles
-        scenes = tuple(part.scene for part in plan.scenes)
-        result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally)
+        scenes = tuple(part.scene for part in plan.area.finest)
+        coarse = _counted(coarser(ledger), counts)
+        result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally, coarse)
         if taught is not None:
             keep_examples(plan, taught)
         _write(result, taught, topology, plan.record.versions, time.perf_counter() - start)
-    failed = tiles[tiles["status"] == "failed"]
+    failed = ledger[ledger["status"] == "failed"]
     if len(failed):
         first = failed.iloc[0]
         raise RunFailedError(
-            f"{len(failed)} of {len(tiles)} tiles failed, the first is {first['tile']}: "
+            f"{len(failed)} of {len(ledger)} tiles failed, the first is {first['tile']}: "
             f"{first['error']}\nThe other tiles are in {plan.folder}, with all errors in "
             "tiles.parquet. Run again to try the failed tiles again."
         )
@@ -179,7 +183,11 @@ def _with_class(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
 def _as_layer(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     tile = _tile_names(polygons)
     return as_layer(
-        polygons.assign(id=tile + "/" + polygons["ordinal"].astype(str), source_tile=tile)
+        polygons.assign(
+            id=tile + "/" + polygons["ordinal"].astype(str),
+            source_tile=tile,
+            source=polygons["source"].map(raster_of).astype(object),
+        )
     )
 
 
@@ -196,6 +204,10 @@ def _ledger_layer(plan: Plan) -> gpd.GeoDataFrame:
     ledger = gpd.GeoDataFrame(rows, geometry=cores, crs=plan.crs)
     ledger["tile"] = _tile_names(ledger)
     return as_tiles(ledger.assign(n_polygons=0))
+
+
+def _counted(tiles: gpd.GeoDataFrame, counts: Mapping[str, int]) -> gpd.GeoDataFrame:
+    return tiles.assign(n_polygons=[counts.get(tile, 0) for tile in tiles["tile"]])
 
 
 def _quality(result: Run) -> dict[str, dict[str, str]]:
@@ -228,7 +240,7 @@ def _write(
     used = result.job.thresholds if taught is None else result.job.limits
     write_job(result.job, folder)
     with atomic_path(folder / "tiles.parquet") as path:
-        result.tiles.to_parquet(path, index=False)
+        result.ledger.to_parquet(path, index=False)
     qgis.write_project(
         folder / "review.qgz",
         gpkg=folder / "prelabels.gpkg",
@@ -248,7 +260,7 @@ def _write(
         picture_png=result.picture(),
         summary=result.summary,
         parameters=result.job.parameters(),
-        tiles=result.tiles,
+        tiles=result.ledger,
         charts={
             "Tiles": charts.tile_maps(result.tiles),
             "Scores and areas": charts.distributions(
@@ -262,7 +274,7 @@ def _write(
             "Topology": topology.table(),
             "Time": {
                 "finished": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
-                "segmenting, sum over tiles": duration(float(result.tiles["seconds"].sum())),
+                "segmenting, sum over tiles": duration(float(result.ledger["seconds"].sum())),
                 "polygons, seams, cleaning and the layer's files": duration(seconds),
                 "the other files": duration(time.perf_counter() - start),
             },
