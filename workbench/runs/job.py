@@ -88,8 +88,8 @@ class Job(Parameters):
     )
     scales: list[int] = parameter(
         [1],
-        "1, then how many times as large the pixels are in which the scene is segmented again: "
-        "`[1, 4]` also finds objects that are larger than a tile, and whole",
+        "1, then how many times as large the pixels are with which the scene is segmented again; "
+        "with `[1, 4]`, objects larger than a tile are found whole",
     )
     points_per_side: int = parameter(32, "point prompts per tile side (n × n grid)", ge=1, le=256)
     crop_n_layers: int = parameter(
