@@ -3,17 +3,21 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from known_objects import candidates_of, write_labels
+from known_objects import candidates_of, scene_of, write_labels
 from pycocotools import mask as coco
 
 from workbench import Job, run
 from workbench.candidates.offer import Offer, TileMasks
 from workbench.candidates.rle import cropped, encode_masks
-from workbench.candidates.table import Rules
+from workbench.candidates.table import Candidates, Rules
+from workbench.polygons.build import to_polygons
 from workbench.polygons.continuation import Continuations
-from workbench.raster.tiles import TileGrid
+from workbench.polygons.seams import merge_seams
+from workbench.raster.tiles import TileGrid, tile_windows
 from workbench.runs import choose
 
 # windows are x 0..96 and 72..168
@@ -42,7 +46,7 @@ def continued(left, right, stored, offer=Offer()):  # noqa: B008
     cut.see(one, seen(0, left, [0.95] * len(left)))
     everything = seen(1, [*right, *stored], [0.9] * len(right) + [0.6] * len(stored))
     masks = TileMasks(everything, other, GRID, None)
-    assert set(cut.wanted) <= {(0, 0), (0, 1)}
+    assert set(cut.turn()) <= {(0, 0), (0, 1)}
     return cut.found(other, everything, np.arange(len(right)), masks, offer).tolist()
 
 
@@ -89,6 +93,42 @@ def test_cropping_is_exact(seed, box):
         assert (coco.decode(part).view(bool) == whole[y0:y1, x0:x1]).all()
 
 
+def test_what_continues_a_piece_is_continued_itself():
+    grid = TileGrid(240, 96, 96, 0.25)  # windows are x 0..96, 72..168 and 144..240
+    tiles = list(grid)
+    field = np.zeros((96, 240), bool)
+    field[20:60, 30:220] = True
+
+    def stored(tile, score):
+        x = tile.window.col_off
+        return candidates_of([field[:, x : x + 96]], [score], RULES).at_tile(0, tile.col)
+
+    cut = Continuations(grid)
+    cut.see(tiles[0], stored(tiles[0], 0.95))
+    for tile in tiles[1:]:
+        cut.see(tile, Candidates.empty(RULES))
+    rounds = []
+    while wanted := cut.turn():
+        rounds.append(wanted)
+        for row, col in wanted:
+            there = stored(grid.tile(row, col), 0.6)
+            masks = TileMasks(there, grid.tile(row, col), grid, None)
+            chosen = np.zeros(1 if col == 0 else 0, np.int64)
+            more = cut.found(grid.tile(row, col), there, chosen, masks, Offer())
+            assert more.tolist() == ([0] if len(rounds) == col else [])
+    assert rounds[:2] == [[(0, 1)], [(0, 0), (0, 2)]]
+
+
+def test_what_continues_nothing_is_no_label():
+    scene = scene_of(168, 96)
+    polygons = to_polygons(seen(1, [mask(100, 20, 150, 60)], [0.6]), scene, GRID, {})
+    windows = tile_windows(scene, list(GRID))
+    for continues in (True, False):
+        merged = pd.concat(merge_seams([polygons.assign(continues=continues)], windows))
+        assert len(merged) == (not continues)
+        assert "continues" not in merged
+
+
 class Unsure:
     """Sees one field, and is less sure of it where it sees less of it."""
 
@@ -127,3 +167,38 @@ def test_a_run_leaves_no_straight_cut_where_the_rest_is_stored(tmp_path: Path, m
     assert layer["area_px"].tolist() == [50 * 80]
     assert layer["n_tiles"].tolist() == [2]
     assert not layer["at_edge"].any()
+
+
+class Sure(Unsure):
+    """Sees one lake, as surely in every tile."""
+
+    def propose(self, image, watch=None):
+        there = image[..., 0] == 1
+        return candidates_of([there] if there.any() else [], [0.95], Rules(*there.shape))
+
+
+@pytest.mark.parametrize(("width", "n_tiles"), [(240, 9), (312, 12)])
+def test_a_lake_keeps_the_tiles_that_lie_in_it(tmp_path: Path, monkeypatch, width, n_tiles):
+    labels = np.zeros((240, width), int)
+    labels[40:200, 40 : width - 40] = 1  # the window of the middle tile is 72..168
+    raster = write_labels(tmp_path / "scene.tif", labels)
+    monkeypatch.setattr(choose, "segmenter_for", lambda job, before: Sure())
+    job = Job.create(
+        source=str(raster), out_dir=str(tmp_path / "run"), tile_size=96, overlap=0.25,
+        min_area_px=0, simplify_m=0,
+    )  # fmt: skip
+    layer = run(job).layer
+    assert layer["area_px"].tolist() == [160 * (width - 80)]
+    assert layer["n_tiles"].tolist() == [n_tiles]
+
+
+def test_a_tile_full_of_background_stays_out(tmp_path: Path, monkeypatch):
+    labels = np.zeros((240, 240), int)
+    labels[72:, 40:200] = 1  # of the middle tile, only two neighbours have a piece
+    raster = write_labels(tmp_path / "scene.tif", labels)
+    monkeypatch.setattr(choose, "segmenter_for", lambda job, before: Sure())
+    job = Job.create(
+        source=str(raster), out_dir=str(tmp_path / "run"), tile_size=96, overlap=0.25,
+        min_area_px=0, simplify_m=0,
+    )  # fmt: skip
+    assert run(job).layer["area_px"].max() < 160 * 168

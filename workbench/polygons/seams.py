@@ -57,6 +57,8 @@ def merge_seams(
 
     Args:
         polygons: Frames of `to_polygons`, at least one, not cleaned. Scenes may be mixed.
+            With a column `continues`, the rows that it marks are no labels without other rows of
+            their object.
         windows: The windows of all tiles that were segmented, at all scales, from `tile_windows`.
         folder: Where to put the temporary file; None is the system's folder for such files.
         offer: Which duplicates, overlaps and tile-wide shapes to leave out.
@@ -75,8 +77,11 @@ def merge_seams(
     with closing(SpilledPolygons(folder)) as shapes:
         rows = _put_away(polygons, windows, shapes)
         tile, rank = rows.pop("tile").to_numpy(), _ranks(rows)
+        continues = rows.pop("continues").to_numpy(bool) if "continues" in rows else None
         class_id = rows["class_id"].to_numpy() if "class_id" in rows else None
         groups, keep, unfinished = _decide(shapes, tile, rank, windows, class_id)
+        if continues is not None:  # what continues nothing that was selected is no label
+            keep &= (np.bincount(groups.label[~continues], minlength=len(keep)) > 0)[groups.label]
         at_edge = rows["at_edge"].to_numpy() | unfinished | _reach_the_end(shapes, tile, windows)
         rows = _unite(rows.assign(n_tiles=1, at_edge=at_edge), shapes, groups, keep, tile, rank)
         if offer.max_area_share is not None:

@@ -127,7 +127,7 @@ def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
             for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
                 yield classed_polygons(plan, taught, part, candidates, records)
             continue
-        yield nothing
+        yield nothing.assign(continues=False)
         cut = Continuations(part.grid)
         for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
             valid = valid_masks(records, candidates.rules)
@@ -135,20 +135,22 @@ def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
             chosen = offered(selected, part.grid, valid, job.offer)
             for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
                 cut.see(tile, chosen.of_tile(tile.row, tile.col))
-            yield to_polygons(chosen, part.scene, part.grid, valid)
-        wanted = [(part.scene.name, *index) for index in cut.wanted]
-        for candidates, records in plan.store.read(wanted, known):
-            valid = valid_masks(records, candidates.rules)
-            selected = select(candidates, job.thresholds)
-            chosen = offered(selected, part.grid, valid, job.offer)
-            for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
-                index = (tile.row, tile.col)
-                stored = candidates.of_tile(*index)
-                masks = TileMasks(stored, tile, part.grid, valid.get(index))
-                labels = chosen.of_tile(*index).column("ordinal")
-                rows = np.flatnonzero(np.isin(stored.column("ordinal"), labels))
-                more = stored.take(cut.found(tile, stored, rows, masks, job.offer))
-                yield to_polygons(more, part.scene, part.grid, valid)
+            polygons = to_polygons(chosen, part.scene, part.grid, valid)
+            yield polygons.assign(continues=False)
+        while wanted := [(part.scene.name, *index) for index in cut.turn()]:
+            for candidates, records in plan.store.read(wanted, known):
+                valid = valid_masks(records, candidates.rules)
+                selected = select(candidates, job.thresholds)
+                chosen = offered(selected, part.grid, valid, job.offer)
+                for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
+                    index = (tile.row, tile.col)
+                    stored = candidates.of_tile(*index)
+                    masks = TileMasks(stored, tile, part.grid, valid.get(index))
+                    labels = chosen.of_tile(*index).column("ordinal")
+                    rows = np.flatnonzero(np.isin(stored.column("ordinal"), labels))
+                    more = stored.take(cut.found(tile, stored, rows, masks, job.offer))
+                    polygons = to_polygons(more, part.scene, part.grid, valid)
+                    yield polygons.assign(continues=True)
 
 
 def _windows(plan: Plan) -> gpd.GeoDataFrame:
