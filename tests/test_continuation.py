@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 from hypothesis import given
 from hypothesis import strategies as st
-from known_objects import candidates_of, scene_of, write_labels
+from known_objects import TRANSFORM, candidates_of, scene_of, write_labels
 from pycocotools import mask as coco
 
 from workbench import Job, run
@@ -73,10 +74,42 @@ def test_what_is_not_cut_is_not_continued():
     assert continued([mask(76, 20, 96, 60)], [], [FIELD]) == []
 
 
-def test_it_must_be_free_to_stand_beside_what_is_selected():
+@pytest.mark.parametrize("score", [0.95, 0.8])
+def test_it_competes_with_what_it_overlaps_by_the_score_of_the_piece(score):
     other = mask(100, 10, 160, 60)
-    assert continued([FIELD], [other], [FIELD]) == []
-    assert continued([FIELD], [other], [FIELD], Offer(overlaps="all")) == [1]
+    assert continued([FIELD], [other], [FIELD]) == [1]
+    scene = scene_of(168, 96)
+    selected = [seen(0, [FIELD], [0.9]), seen(1, [other], [score])]
+    more = seen(1, [FIELD], [0.6]).with_column("ordinal", [1])
+    frames = [to_polygons(c, scene, GRID, {}).assign(continues=False) for c in selected]
+    frames.append(to_polygons(more, scene, GRID, {}).assign(continues=True))
+    merged = pd.concat(merge_seams(frames, tile_windows(scene, list(GRID))))
+    assert merged["area_px"].tolist() == [60 * 50 if score > 0.9 else 110 * 40]
+
+
+def test_a_stub_that_the_neighbour_does_not_show_is_no_part_of_the_object():
+    scene = scene_of(168, 96)
+    windows = tile_windows(scene, list(GRID))
+    with_stub = FIELD | mask(90, 20, 96, 80)  # up to the edge of the left window, 96
+    one, other = seen(0, [with_stub], [0.95]), seen(1, [FIELD], [0.95])
+    polygons = [to_polygons(c, scene, GRID, {}) for c in (one, other)]
+    (merged,) = pd.concat(merge_seams(polygons, windows)).geometry
+    (x0, y0), (x1, y1) = TRANSFORM @ (30, 20), TRANSFORM @ (140, 60)
+    assert shapely.equals(merged, shapely.box(x0, y1, x1, y0))
+
+
+def test_of_two_that_the_same_mask_continues_the_other_is_no_label():
+    scene = scene_of(168, 96)
+    part = mask(60, 22, 140, 58)
+    polygons = [
+        to_polygons(c, scene, GRID, {})
+        for c in (seen(0, [FIELD, part], [0.95, 0.9]), seen(1, [FIELD], [0.95]))
+    ]
+    merged = pd.concat(merge_seams(polygons, tile_windows(scene, list(GRID))))
+    assert merged["area_px"].tolist() == [110 * 40]
+
+
+def test_what_fills_its_tile_continues_nothing_on_one_side():
     assert continued([mask(30, 0, 168, 95)], [], [mask(30, 0, 168, 95)]) == []  # all of its tile
 
 

@@ -10,9 +10,8 @@ by `merge_seams`, as those of all tiles are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -96,8 +95,8 @@ class Continuations:
         """Return the rows of `stored`, ascending, that continue a piece of a neighbour.
 
         `stored` are all candidates of the tile, `masks` the same, and `chosen` the rows that become
-        labels. A row is taken only if `offer` lets it stand beside those. As large as its tile it
-        may be if it continues pieces on three or four sides.
+        labels. `merge_seams` decides whether the object or the labels that it overlaps stay. A row
+        that is as large as its tile is taken only if it continues pieces on three or four sides.
         """
         index = (tile.row, tile.col)
         before = np.isin(stored.column("ordinal"), sorted(self._taken.get(index, ())))
@@ -111,8 +110,8 @@ class Continuations:
             if np.isin(near, there).any():
                 continue
             for row in near[np.argsort(-alike, kind="stable")].tolist():
-                enclosed = partial(self._is_enclosed, index, stored, row)
-                if _may_stand(row, there, masks, offer, enclosed):
+                reason = masks.offered(np.array([row]), offer).reason[row]
+                if reason == Reason.OFFERED or self._is_enclosed(index, stored, row):
                     there = np.union1d(there, [row])
                     new.append(row)
                     break
@@ -151,18 +150,6 @@ class Continuations:
             r, c = tile.row + row, tile.col + col
             if 0 <= r < self._grid.n_rows and 0 <= c < self._grid.n_cols:
                 yield self._grid.tile(r, c)
-
-
-def _may_stand(
-    row: int, there: NDArray[np.int64], masks: TileMasks, offer: Offer,
-    enclosed: Callable[[], bool],
-) -> bool:  # fmt: skip
-    """Whether a mask may stand beside others; `enclosed` says whether it may fill its tile."""
-    beside = np.union1d(there, [row])
-    reason = masks.offered(beside, offer, last=row).reason[row]
-    if reason == Reason.WHOLE_TILE and enclosed():
-        reason = masks.offered(beside, replace(offer, max_area_share=None), last=row).reason[row]
-    return bool(reason == Reason.OFFERED)
 
 
 def _overlap(tile: Tile, neighbour: Tile) -> Box:

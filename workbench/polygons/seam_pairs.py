@@ -112,6 +112,34 @@ def compare_neighbours(
         yield from _THREADS.map(compare, *pairs[start : start + BATCH].T.tolist())
 
 
+def without_stubs(
+    pieces: NDArray[np.object_], tile: NDArray[np.int64], windows: gpd.GeoDataFrame
+) -> NDArray[np.object_]:
+    """Take the stubs off the `(n,)` pieces of one object, which come from the windows `tile`.
+
+    A stub lies in the overlap of two windows, is shown by one of them alone, and ends at that
+    window's edge, beyond which the other one sees. With it, the union of the pieces would end there
+    in a straight line.
+    """
+    boxes, touch = windows.geometry.to_numpy(), TOUCH_PX * windows["pixel"].to_numpy()
+    of_tile = {here: shapely.union_all(pieces[tile == here]) for here in np.unique(tile).tolist()}
+    cleared = pieces.copy()
+    for n, here in enumerate(tile.tolist()):
+        for there, other in of_tile.items():
+            overlap = shapely.intersection(boxes[here], boxes[there])
+            if here == there or not overlap.area:
+                continue
+            alone = shapely.difference(shapely.intersection(pieces[n], overlap), other)
+            parts = shapely.get_parts(alone)
+            own, its = (
+                _cut_strip(boxes[a], boxes[b], touch[a]) for a, b in ((here, there), (there, here))
+            )
+            stubs = parts[shapely.intersects(parts, own) & ~shapely.intersects(parts, its)]
+            if len(stubs):
+                cleared[n] = shapely.difference(cleared[n], shapely.union_all(stubs))
+    return cleared
+
+
 def _pairs(*pairs: tuple[NDArray[np.int64], int]) -> NDArray[np.int64]:
     """Rows, and the window that they have in common, as `(n, 2)`."""
     columns = [np.column_stack((rows, np.full(len(rows), window))) for rows, window in pairs]
