@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from workbench.candidates.offer import SIDES, TOUCH_PX, Offer, Reason, TileMasks
+from workbench.candidates.offer import SIDES, TOUCH_PX, Offer, TileMasks
 from workbench.candidates.rle import cropped
 from workbench.candidates.table import Candidates
 from workbench.polygons.seam_pairs import AGREE
@@ -110,8 +110,8 @@ class Continuations:
             if np.isin(near, there).any():
                 continue
             for row in near[np.argsort(-alike, kind="stable")].tolist():
-                reason = masks.offered(np.array([row]), offer).reason[row]
-                if reason == Reason.OFFERED or self._is_enclosed(index, stored, row):
+                alone = masks.may_join(row, np.empty(0, np.int64), offer)
+                if alone or self._is_enclosed(index, stored, row):
                     there = np.union1d(there, [row])
                     new.append(row)
                     break
