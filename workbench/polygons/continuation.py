@@ -101,10 +101,10 @@ class Continuations:
         index = (tile.row, tile.col)
         before = np.isin(stored.column("ordinal"), sorted(self._taken.get(index, ())))
         there = np.union1d(chosen, np.flatnonzero(before))
-        boxes = _exclusive(stored.boxes)
+        boxes, area = _exclusive(stored.boxes), stored.column("area_px")
         new: list[int] = []
         for piece in self._now.get(index, []):
-            near = np.flatnonzero(_may_agree(boxes, piece))
+            near = np.flatnonzero(_may_agree(boxes, area, piece))
             alike = _iou([piece.rle], _in_overlap(stored, near, piece.overlap))[0]
             near, alike = near[alike >= AGREE], alike[alike >= AGREE]
             if np.isin(near, there).any():
@@ -188,15 +188,17 @@ def _in_overlap(
     return cropped(counts, candidates.rules.height, candidates.rules.width, overlap)
 
 
-def _may_agree(boxes: NDArray[np.int64], piece: _Piece) -> NDArray[np.bool_]:
-    """Whether the box of each mask has room for what it must share with a piece."""
+def _may_agree(
+    boxes: NDArray[np.int64], area: NDArray[np.int64], piece: _Piece
+) -> NDArray[np.bool_]:
+    """Whether the box and the area of each mask have room for what it must share with a piece."""
     left, top, wide, tall = np.asarray(coco.toBbox([piece.rle]))[0]
     x0, y0, x1, y1 = piece.overlap
     sides = [
         np.minimum(boxes[:, 2], min(x1, x0 + left + wide)) - np.maximum(boxes[:, 0], x0 + left),
         np.minimum(boxes[:, 3], min(y1, y0 + top + tall)) - np.maximum(boxes[:, 1], y0 + top),
     ]
-    shared = np.maximum(sides[0], 0) * np.maximum(sides[1], 0)
+    shared = np.minimum(area, np.maximum(sides[0], 0) * np.maximum(sides[1], 0))
     return np.asarray(shared >= AGREE * float(coco.area([piece.rle])[0]), bool)
 
 
