@@ -41,8 +41,8 @@ def main() -> None:
         objects = objects[objects["kind"].isin(OUTLINED) & (objects.area > 45)]
         whole = run_in_tiles(raster, Path(folder) / "whole", SIZE, given.model)
         untiled = match(whole.layer, objects).best_iou() >= 0.5
-        print("| model | tile | tiles | objects on seams | recall tiled / untiled | others | recall "
-              "tiled / untiled | polygons tiled / untiled | repeated | cut |")  # fmt: skip
+        print("| model | tile | tiles | objects on seams | recall tiled / untiled | others "
+              "| recall tiled / untiled | polygons tiled / untiled | repeated | cut |")  # fmt: skip
         print("|---|---|---|---|---|---|---|---|---|---|")
         for size in given.sizes:
             result = run_in_tiles(raster, Path(folder) / str(size), size, given.model)
