@@ -8,7 +8,7 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
-from known_objects import TRANSFORM, candidates_of
+from known_objects import TRANSFORM, candidates_of, scene_of
 from known_runs import equal_layers
 from rasterio.windows import Window
 
@@ -16,6 +16,7 @@ from workbench import Job, read_run, run
 from workbench.candidates.table import Rules
 from workbench.errors import JobError, RunFailedError
 from workbench.polygons.build import to_polygons
+from workbench.polygons.clean import Cleaning, clean
 from workbench.polygons.overlap import iou_of
 from workbench.polygons.seams import merge_seams
 from workbench.raster.open import open_scene
@@ -230,6 +231,24 @@ def test_a_scene_that_one_tile_shows_is_not_segmented_again(raster):
     scene = open_scene(str(raster))
     job = job_for(raster, "unused", tile_size=384, scales=[1, 4])
     assert plan_tiles(job, [scene], None).n_tiles == 1
+
+
+def test_cleaning_acts_in_ground_units_and_in_pixels_of_the_working_grid():
+    slope = np.tri(90, 90, dtype=bool)  # a staircase of large pixels, of 2 m
+    scene, grid = scene_of(400, 400).coarser(4), TileGrid(100, 100, 100)
+    slope = np.pad(slope, ((0, 10), (0, 10)))
+    polygons = to_polygons(candidates_of([slope], [0.9], Rules(100, 100)), scene, grid, {})
+    assert polygons["area_px"].tolist() == [16 * slope.sum()]
+
+    def corners(**how):
+        (shape,) = clean(polygons, Cleaning(min_area_px=0, **how)).geometry
+        return shapely.get_num_coordinates(shape)
+
+    assert corners(simplify_m=0) > 180
+    assert corners() < 10
+    assert corners(simplify_m=0.5) > 180  # metres are metres
+    assert len(clean(polygons, Cleaning(min_area_px=int(16 * slope.sum()), simplify_m=0))) == 1
+    assert len(clean(polygons, Cleaning(min_area_px=int(16 * slope.sum()) + 1))) == 0
 
 
 @pytest.mark.parametrize("crs", ["EPSG:32633", "EPSG:4326"])

@@ -113,15 +113,19 @@ def compare_neighbours(
 
 
 def without_stubs(
-    pieces: NDArray[np.object_], tile: NDArray[np.int64], windows: gpd.GeoDataFrame
+    pieces: NDArray[np.object_],
+    tile: NDArray[np.int64],
+    boxes: NDArray[np.object_],
+    pixel: NDArray[np.float64],
 ) -> NDArray[np.object_]:
     """Take the stubs off the `(n,)` pieces of one object, which come from the windows `tile`.
+
+    `boxes` and `pixel` are those of all windows.
 
     A stub lies in the overlap of two windows, is shown by one of them alone, and ends at that
     window's edge, beyond which the other one sees. With it, the union of the pieces would end there
     in a straight line.
     """
-    boxes, touch = windows.geometry.to_numpy(), TOUCH_PX * windows["pixel"].to_numpy()
     of_tile = {here: shapely.union_all(pieces[tile == here]) for here in np.unique(tile).tolist()}
     cleared = pieces.copy()
     for n, here in enumerate(tile.tolist()):
@@ -132,7 +136,8 @@ def without_stubs(
             alone = shapely.difference(shapely.intersection(pieces[n], overlap), other)
             parts = shapely.get_parts(alone)
             own, its = (
-                _cut_strip(boxes[a], boxes[b], touch[a]) for a, b in ((here, there), (there, here))
+                _cut_strip(boxes[a], boxes[b], TOUCH_PX * pixel[a])
+                for a, b in ((here, there), (there, here))
             )
             stubs = parts[shapely.intersects(parts, own) & ~shapely.intersects(parts, its)]
             if len(stubs):

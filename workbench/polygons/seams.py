@@ -210,6 +210,7 @@ def _unite(
 ) -> pd.DataFrame:
     """Unite what is kept of each group in its best row; clears `keep` of the other rows."""
     columns = {name: rows[name].to_numpy().copy() for name in ("at_edge", "area_px", "n_tiles")}
+    boxes, pixel = windows.geometry.to_numpy(), windows["pixel"].to_numpy()
     for members in groups:
         left = members[keep[members]]
         if not len(left):
@@ -219,7 +220,7 @@ def _unite(
         columns["at_edge"][best] = columns["at_edge"][left].any()
         if len(left) > 1:
             per_area = columns["area_px"][best] / shapes.area[best]
-            whole = shapely.union_all(without_stubs(shapes[left], tile[left], windows))
+            whole = shapely.union_all(without_stubs(shapes[left], tile[left], boxes, pixel))
             shapes.replace(best, only_polygons(np.array([whole]))[0])
             columns["area_px"][best] = round(shapes.area[best] * per_area)
         keep[left] = left == best
