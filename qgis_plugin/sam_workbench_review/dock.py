@@ -37,7 +37,10 @@ class ReviewDock(QDockWidget):
         self.times = deque(maxlen=500)
         self.history = []  # name of each decision, and {fid: (status, class)} before it
         self.drawing = None  # what was selected when a drawing began
-        self.keys = Keys(iface.mainWindow())
+        self.keys = Keys(iface.mainWindow(), self._refresh)
+        self.soon = QTimer(self)  # one step changes several things, and they are shown once
+        self.soon.setSingleShot(True)
+        self.soon.timeout.connect(self._show_state)
         self._build()
         QgsProject.instance().layersWillBeRemoved.connect(self._layers_go)
         QgsProject.instance().readProject.connect(lambda *_: self.isVisible() and self.start())
@@ -65,6 +68,7 @@ class ReviewDock(QDockWidget):
         self.tour.entered = self._tile_begins
         self._sort_tiles()
         actions.PLANS[self.layer.id()] = self.tour.next
+        self.times.clear()
         self.index = self.layer.undoStack().index()
         for signal, slot in self._signals():
             signal.connect(slot)
@@ -260,6 +264,8 @@ class ReviewDock(QDockWidget):
         self.now.setWordWrap(True)
         self.tile_bar, self.all_bar = QProgressBar(), QProgressBar()
         self.pace = QLabel("")
+        self.keys_line = QLabel("")
+        self.keys_line.setWordWrap(True)
         decide = QGridLayout()
         for i, (text, call, tip) in enumerate(
             [
@@ -287,8 +293,8 @@ class ReviewDock(QDockWidget):
         self.saves.setChecked(True)
         column = QVBoxLayout()
         for part in (
-            self.now, decide, self.class_grid, self.rest_button, self.tile_bar, self.all_bar,
-            self.pace, self.order, self.zooms, self.saves,
+            self.now, self.keys_line, decide, self.class_grid, self.rest_button, self.tile_bar,
+            self.all_bar, self.pace, self.order, self.zooms, self.saves,
         ):  # fmt: skip
             (column.addWidget if isinstance(part, QWidget) else column.addLayout)(part)
         column.addStretch(1)
@@ -329,8 +335,14 @@ class ReviewDock(QDockWidget):
         return done, self.total - len(gone) + len(added)
 
     def _refresh(self, *_):
+        self.soon.start(0)
+
+    def _show_state(self):
         if self.layer is None:
             return
+        self.keys_line.setText(
+            "" if self.keys.work else "<i>The keys wait: click on the map to use them.</i>"
+        )
         chosen = self.layer.selectedFeatureIds()
         if len(chosen) == 1:
             feature = self.layer.getFeature(chosen[0])
