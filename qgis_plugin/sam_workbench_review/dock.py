@@ -148,19 +148,24 @@ class ReviewDock(QDockWidget):
         elif self.history:  # saved in the meantime
             name, before = self.history.pop()
             actions.restore(self.layer, name, before)
-            if len(before) == 1:
-                actions.show(self.layer, next(iter(before)))
-        self._refresh()
+            self._show_again(before)
+        if self.layer.selectedFeatureCount() > 1:  # the next key would decide about all of them
+            self._go()
 
     def _stepped(self, index):
-        """Forget a decision that was undone, by Z or from the menu."""
+        """Forget decisions that were undone, by Z or from the menu."""
         stack, before, self.index = self.layer.undoStack(), self.index, index
-        undone = stack.text(index) if index < min(before, stack.count()) else None
-        if undone and self.history and self.history[-1][0] == undone:
-            self.history.pop()
-            if self.times:
-                self.times.pop()
+        for step in range(min(before, stack.count()) - 1, index - 1, -1):
+            if self.history and self.history[-1][0] == stack.text(step):
+                self._show_again(self.history.pop()[1])
+                if self.times:
+                    self.times.pop()
         self._refresh()
+
+    def _show_again(self, before):
+        """Show the label of a decision that was taken back, if it was one."""
+        if len(before) == 1 and self.layer.selectedFeatureIds() != list(before):
+            actions.show(self.layer, next(iter(before)))
 
     def skip(self):
         """Leave the label for later."""
@@ -198,9 +203,12 @@ class ReviewDock(QDockWidget):
         now = time.monotonic()
         self.times.extend([now] * len(fids))
         self._put_tool_away()
+        if len(fids) > 1:
+            actions.say(name, "Z takes it back.")
 
     def _put_tool_away(self):
         """Go back to moving the map, if a tool that edits is in the hand."""
+        self.drawing = None
         tool = self.iface.mapCanvas().mapTool()
         if tool is not None and tool.flags() & QgsMapTool.EditTool:
             self.iface.actionPan().trigger()

@@ -208,3 +208,27 @@ def test_the_dock_tells_how_far_the_review_is(tour, desktop, tmp_path):
     assert everything == "All: 6 of 256"
     assert "labels a minute" in pace
     assert Path(desktop.picture(tmp_path / "dock.png")).stat().st_size > 10_000
+
+
+def test_z_after_an_edit_goes_back_to_the_label(tour, desktop):
+    fid = selected(tour)
+    tour.ask(f"g = layer.getFeature({fid}).geometry()\ng.translate(1, 1)\n"
+             f"layer.beginEditCommand('Moved')\nlayer.changeGeometry({fid}, g)\n"
+             "layer.endEditCommand()")  # fmt: skip
+    desktop.key("a")
+    desktop.wait(0.2)
+    assert (tour.status(fid), selected(tour) == fid) == ("edited", False)
+    desktop.key("z")
+    desktop.wait(0.2)
+    assert (tour.status(fid), selected(tour)) == ("edited", fid)
+    desktop.key("z")  # and once more: the shape
+    desktop.wait(0.2)
+    assert (tour.status(fid), selected(tour)) == ("unreviewed", fid)
+
+
+def test_keys_are_off_when_the_dock_is_closed(tour, desktop):
+    fid = selected(tour)
+    tour.ask("dock.close()")
+    desktop.key("a")
+    desktop.wait(0.2)
+    assert tour.status(fid) == "unreviewed"

@@ -323,7 +323,8 @@ class _Undo:
         # saving empties the stack, which is no undo
         if index >= before or index >= stack.count():
             return
-        say("Undone", stack.text(index))
+        steps = before - index
+        say("Undone", stack.text(index) if steps == 1 else f"{steps} steps")
         back = [fid for fid in touched if self.layer.getFeature(fid).isValid()]
         if len(back) == 1:
             show(self.layer, back[0])
