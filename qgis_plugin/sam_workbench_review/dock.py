@@ -3,7 +3,7 @@
 import time
 from collections import deque
 
-from qgis.core import QgsProject
+from qgis.core import QgsExpressionContextUtils, QgsProject
 from qgis.gui import QgsMapTool
 from qgis.PyQt.QtCore import Qt, QTimer
 from qgis.PyQt.QtWidgets import (
@@ -73,7 +73,7 @@ class ReviewDock(QDockWidget):
         for signal, slot in self._signals():
             signal.connect(slot)
         self._classes()
-        self._count()
+        self._saved()
         self.keys.set(self._calls())
         self.keys.turn(True)
         self._go()
@@ -94,6 +94,7 @@ class ReviewDock(QDockWidget):
             (self.layer.selectionChanged, self._refresh),
             (self.layer.featureAdded, self._drawn),
             (self.layer.undoStack().indexChanged, self._stepped),
+            (self.layer.afterCommitChanges, self._saved),
         )
 
     def _layers_go(self, ids):
@@ -229,7 +230,15 @@ class ReviewDock(QDockWidget):
             saved = self.layer.commitChanges(False)
             if not saved:
                 actions.say("Not saved", "; ".join(self.layer.commitErrors()))
-            self._count()
+
+    def _saved(self):
+        """Count again, and let the layer of tiles show which are reviewed to their end."""
+        self._count()
+        names = "|".join(self.tour.finished())
+        for tiles in QgsProject.instance().mapLayersByName("tiles"):
+            QgsExpressionContextUtils.setLayerVariable(tiles, "reviewed_tiles", names)
+            tiles.triggerRepaint()
+        self._refresh()
 
     def _drawn(self, fid):
         if self.drawing is None:

@@ -129,6 +129,18 @@ def test_the_rest_of_a_tile_is_rejected_at_once_and_comes_back(tour, desktop):
     here = [row["status"] for row in tour.rows().values() if row["source_tile"] == tile]
     assert (here.count("accepted"), here.count("rejected")) == (5, 59)
     assert tour.ask("answer = dock.tour.tile") != tile
+    # the layer of tiles shows it
+    drawn = tour.ask(
+        "tiles = QgsProject.instance().mapLayersByName('tiles')[0]\n"
+        "context = QgsExpressionContext("
+        "QgsExpressionContextUtils.globalProjectLayerScopes(tiles))\n"
+        "e = QgsExpression(tiles.renderer().classAttribute())\n"
+        "answer = []\n"
+        "for f in tiles.getFeatures():\n"
+        "    context.setFeature(f)\n"
+        "    answer.append([f['tile'], e.evaluate(context)])"
+    )
+    assert [name for name, status in drawn if status == "reviewed"] == [tile]
     desktop.key("z")
     desktop.wait(0.3)
     tour.ask("assert layer.commitChanges(False)")
