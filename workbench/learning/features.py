@@ -126,39 +126,42 @@ class _Pyramid:
     @classmethod
     def of(cls, colours: NDArray[np.uint8], valid: NDArray[np.bool_]) -> _Pyramid:
         """Halve the colours and validity of a tile again and again."""
-        brightness = np.ascontiguousarray(colours[..., 0])
-        fine = cv2.absdiff(brightness, cv2.GaussianBlur(brightness, (0, 0), 1.5))
-        level = np.dstack((colours, fine * np.uint8(1), valid.view(np.uint8) * np.uint8(255)))
+        channels = cv2.split(colours)
+        fine = cv2.absdiff(channels[0], cv2.GaussianBlur(channels[0], (0, 0), 1.5))
+        level = [*channels, fine, valid.view(np.uint8) * np.uint8(255)]
         tables, sizes = [], []
         for _ in range(_LEVELS):
-            tables.append(np.dstack((level, _edges(level[..., :3]))).reshape(-1, 6))
-            sizes.append(level.shape[:2])
-            height, width = (max(1, side // 2) for side in level.shape[:2])
-            halves = [
-                cv2.resize(np.ascontiguousarray(level[..., part]), (width, height),
-                           interpolation=cv2.INTER_AREA)
-                for part in (slice(0, 3), slice(3, 5))
-            ]  # fmt: skip
-            level = np.dstack(halves)
+            tables.append(cv2.merge([*level, _edges(cv2.merge(level[:3]))]).reshape(-1, 6))
+            sizes.append(level[0].shape)
+            height, width = (max(1, side // 2) for side in level[0].shape)
+            level = [
+                cv2.resize(one, (width, height), interpolation=cv2.INTER_AREA) for one in level
+            ]
         start = np.cumsum([0, *(len(table) for table in tables[:-1])])
         height_of, width_of = np.array(sizes).T
         return cls(np.concatenate(tables), start, width_of, height_of)
 
     def at(self, level: NDArray[np.int64], x: NDArray[np.int64], y: NDArray[np.int64]) -> Float:
-        """Pixels at places of the tile, each seen at a level: one more axis, of 6."""
-        level, x, y = np.broadcast_arrays(level, x, y)
-        column = np.minimum(x >> level, self.width[level] - 1)
-        row = np.minimum(y >> level, self.height[level] - 1)
-        return self.pixels[self.start[level] + row * self.width[level] + column].astype(np.float32)
+        """Pixels at the places `x`, `y` `(n, g)` of `n` grids, each seen at its level `(n,)`.
+
+        Returns `(n, 6, g * g)`, x first.
+        """
+        level = level[:, None]
+        width = self.width[level]
+        column = np.minimum(x >> level, width - 1)
+        row = self.start[level] + np.minimum(y >> level, self.height[level] - 1) * width
+        place = (column[:, :, None] + row[:, None, :]).reshape(len(x), -1)
+        return self.pixels.take(place, axis=0).transpose(0, 2, 1).astype(np.float32, order="C")
 
 
 def _edges(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Strength of the strongest edge of three channels, 0 to 255."""
-    smooth = cv2.blur(np.ascontiguousarray(colours), (3, 3))
-    along = [
-        np.abs(cv2.Sobel(smooth, cv2.CV_16S, *d, ksize=1)).max(axis=2) for d in ((1, 0), (0, 1))
-    ]
-    return np.minimum(along[0] + along[1], 255).astype(np.uint8)
+    smooth = cv2.split(cv2.blur(colours, (3, 3)))
+    along = []
+    for direction in ((1, 0), (0, 1)):
+        steps = [np.abs(cv2.Sobel(one, cv2.CV_16S, *direction, ksize=1)) for one in smooth]
+        along.append(cv2.max(cv2.max(steps[0], steps[1]), steps[2]))
+    return cv2.convertScaleAbs(cv2.add(*along))
 
 
 # --------------------------------------------------------------------- what a mask looks like
@@ -188,23 +191,21 @@ def _seen(runs: Runs, pyramid: _Pyramid) -> _Seen:
     column, row = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
     there_x, there_y = (column >= 0) & (column < runs.width), (row >= 0) & (row < runs.height)
     values = pyramid.at(
-        level[:, None, None],
-        np.clip(column, 0, runs.width - 1)[:, :, None],
-        np.clip(row, 0, runs.height - 1)[:, None, :],
-    ).reshape(runs.n, _GRID * _GRID, 6)
+        level, np.clip(column, 0, runs.width - 1), np.clip(row, 0, runs.height - 1)
+    )
     there = (there_x[:, :, None] & there_y[:, None, :]).reshape(runs.n, -1)
-    there &= values[..., 4] > 127
+    there &= values[:, 4] > 127
     weights = np.stack([m.reshape(runs.n, -1) & there for m in masks], axis=1).astype(np.float32)
     count = np.maximum(weights.sum(axis=2), 1e-6)[..., None]
-    mean = weights @ values / count
-    square = weights[:, :2] @ values[..., :3] ** 2 / count[:, :2]
+    mean = weights @ values.transpose(0, 2, 1) / count
+    square = weights[:, :2] @ (values[:, :3] ** 2).transpose(0, 2, 1) / count[:, :2]
     spread = np.sqrt(np.maximum(square - mean[:, :2, :3] ** 2, 0))
     # without a ring in the picture there is no contrast to be known
     inside, ring, outline = mean[:, 0], mean[:, 1], mean[:, 2]
     ring = np.where(count[:, 1] > 0.5, ring, inside)
     contrast = inside[:, :3] - ring[:, :3]
     within = np.sqrt((spread[:, 0] ** 2).sum(axis=1) + (spread[:, 1] ** 2).sum(axis=1))
-    sides = (weights[:, 1] * values[..., 0]) @ _SECTOR_OF
+    sides = (weights[:, 1] * values[:, 0]) @ _SECTOR_OF
     samples = weights[:, 1] @ _SECTOR_OF
     side = np.where(samples > 0, sides / np.maximum(samples, 1), ring[:, :1]) - inside[:, :1]
     figures = np.column_stack(
@@ -294,10 +295,7 @@ def _shape(runs: Runs, perimeter: Float, pixel_m: float) -> Float:
 
     # how far each mask reaches in 24 directions tells its convex hull, to 1 % of a circle
     angle = np.arange(_DIRECTIONS) * (2 * np.pi / _DIRECTIONS)
-    c, s = np.cos(angle), np.sin(angle)
-    reach = np.maximum.reduceat(
-        runs.x[:, None] * c + np.maximum(runs.y0[:, None] * s, runs.y1[:, None] * s), first
-    ) + np.maximum(c, 0)
+    reach = _reach(runs, first, angle)
     turn = 2 * np.pi / _DIRECTIONS
     side = np.roll(reach, 1, axis=1) + np.roll(reach, -1, axis=1) - 2 * reach * np.cos(turn)
     side = np.maximum(side, 0) / np.sin(turn)
@@ -326,6 +324,27 @@ def _shape(runs: Runs, perimeter: Float, pixel_m: float) -> Float:
         )
     )
     return shape
+
+
+def _reach(runs: Runs, first: NDArray[np.int64], angle: NDArray[np.float64]) -> NDArray[Any]:
+    """How far masks reach in each direction, `(masks, directions)`; `first` are their first runs.
+
+    The second half of the directions is opposite to the first.
+    """
+    # of a column only the lowest and the highest pixel can be on the hull
+    new = np.flatnonzero(np.diff(runs.mask * (runs.width + 1) + runs.x, prepend=-1))
+    x = runs.x[new].astype(np.float32)
+    low = np.minimum.reduceat(runs.y0, new).astype(np.float32)
+    high = np.maximum.reduceat(runs.y1, new).astype(np.float32)
+    begin = np.searchsorted(new, first)
+    reach = np.empty((len(angle), len(first)), np.float32)
+    half = len(angle) // 2
+    for i, (c, s) in enumerate(zip(np.cos(angle[:half]), np.sin(angle[:half]), strict=True)):
+        along = x * np.float32(c)
+        reach[i] = np.maximum.reduceat(along + high * np.float32(s), begin)
+        reach[half + i] = -np.minimum.reduceat(along + low * np.float32(s), begin)
+    # a pixel is as wide as its column
+    return reach.T.astype(np.float64) + np.maximum(np.cos(angle), 0)
 
 
 def _neighbours(candidates: Candidates) -> Float:
