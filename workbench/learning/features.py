@@ -28,11 +28,13 @@ FEATURES = (
       for channel in ("brightness", "red_green", "yellow_blue")),
     "separation", "edge_inside", "edge_outline", "edge_ring", "edge_ratio",
     "texture_inside", "texture_ring", "spread_ring_brightness",
-    "darkest_side", "brightest_side", "valid_share",
+    "darkest_side", "brightest_side", "weakest_side", "weak_sides", "weakest_edge", "weak_edges",
+    "tones", "inner_edges", "edge_spread", "valid_share",
     "log_area", "log_perimeter", "log_width", "compactness", "solidity", "convexity",
     "rectangularity", "rectangle_ratio", "elongation", "box_fill",
     "pred_iou", "stability_score",
     "log_parts", "log_parents", "log_doubles", "share_of_parent", "lead",
+    "largest_part", "parts_cover", "tile_sides",
 )  # fmt: skip
 
 Float = NDArray[np.float32]
@@ -104,7 +106,7 @@ def describe(
             (seen.figures, shape)
         )
     scores = [candidates.column(name) for name in ("pred_iou", "stability_score")]
-    figures[:, -7:] = np.column_stack((*scores, _neighbours(candidates)))
+    figures[:, -10:] = np.column_stack((*scores, _neighbours(candidates)))
     return np.nan_to_num(figures, posinf=0, neginf=0)
 
 
@@ -205,16 +207,33 @@ def _seen(runs: Runs, pyramid: _Pyramid) -> _Seen:
     ring = np.where(count[:, 1] > 0.5, ring, inside)
     contrast = inside[:, :3] - ring[:, :3]
     within = np.sqrt((spread[:, 0] ** 2).sum(axis=1) + (spread[:, 1] ** 2).sum(axis=1))
-    sides = (weights[:, 1] * values[:, 0]) @ _SECTOR_OF
-    samples = weights[:, 1] @ _SECTOR_OF
-    side = np.where(samples > 0, sides / np.maximum(samples, 1), ring[:, :1]) - inside[:, :1]
+    # colours of the ring, and of the inside, and edges of the outline, by sectors
+    around, there_r = _by_sector(weights[:, 1], values[:, :3])
+    around = np.where(there_r, around, ring[:, :3, None]) - inside[:, :3, None]
+    side = around[:, 0]
+    far = np.sqrt((around**2).sum(axis=1)) / (within + 8)[:, None]
+    far.sort(axis=1)
+    within_sector, there_i = _by_sector(weights[:, 0], values[:, :3])
+    tone = np.where(there_i, within_sector, inside[:, :3, None]) - inside[:, :3, None]
+    tones = np.sqrt((tone**2).sum(axis=1)).max(axis=1)
+    edges, there_o = _by_sector(weights[:, 2], values[:, 5:])
+    edge = np.where(there_o, edges, outline[:, 5:, None])[:, 0]
+    edge = (edge + 4) / (inside[:, 5:] + 4)
+    edge.sort(axis=1)
+    core_w = (core.reshape(runs.n, -1) & there).astype(np.float32)
+    core_n = np.maximum(core_w.sum(axis=1), 1)
+    strong = (core_w * (values[:, 5] > outline[:, 5, None])).sum(axis=1) / core_n
+    edge_square = (core_w * values[:, 5] ** 2).sum(axis=1) / core_n
+    edge_mean = (core_w * values[:, 5]).sum(axis=1) / core_n
+    edge_spread = np.sqrt(np.maximum(edge_square - edge_mean**2, 0))
     figures = np.column_stack(
         (
             inside[:, :3] - _NEUTRAL, spread[:, 0], ring[:, :3] - _NEUTRAL, contrast,
             np.sqrt((contrast**2).sum(axis=1)) / (within + 8),
             inside[:, 5], outline[:, 5], ring[:, 5], (outline[:, 5] + 4) / (inside[:, 5] + 4),
             inside[:, 3], ring[:, 3], spread[:, 1, 0],
-            side.min(axis=1), side.max(axis=1),
+            side.min(axis=1), side.max(axis=1), far[:, 0], far[:, 2], edge[:, 0], edge[:, 2],
+            tones, strong, edge_spread,
             weights[:, 0].sum(axis=1) / np.maximum(mask.sum(axis=(1, 2)), 1),
         )
     ).astype(np.float32)  # fmt: skip
@@ -232,6 +251,12 @@ def _sector_of() -> Float:
 
 
 _SECTOR_OF = _sector_of()
+
+
+def _by_sector(weights: Float, values: Float) -> tuple[Float, NDArray[np.bool_]]:
+    """Means of `values` `(n, c, 1024)` in each sector, and where there is one `(n, 1, 8)`."""
+    samples = (weights @ _SECTOR_OF)[:, None]
+    return (weights[:, None] * values) @ _SECTOR_OF / np.maximum(samples, 1), samples > 0
 
 
 def _sampled(runs: Runs, x: NDArray[Any], y: NDArray[Any], cell: NDArray[Any]) -> NDArray[np.bool_]:
@@ -357,7 +382,9 @@ def _neighbours(candidates: Candidates) -> Float:
     size = (x1 - x0) * (y1 - y0)
     area = candidates.column("area_px").astype(np.float32)
     score = candidates.column("pred_iou")
-    figures = np.zeros((len(size), 5), np.float32)
+    figures = np.zeros((len(size), 8), np.float32)
+    rules = candidates.rules
+    sides = np.sum((x0 <= 1, y0 <= 1, x1 >= rules.width - 1, y1 >= rules.height - 1), axis=0)
     for start in range(0, len(size), 256):
         i = np.s_[start : start + 256, None]
         wide = np.minimum(x1[i], x1) - np.maximum(x0[i], x0)
@@ -377,6 +404,9 @@ def _neighbours(candidates: Candidates) -> Float:
                 np.log1p(double.sum(axis=1) - 1),
                 area[rows] / around,
                 np.where(np.isfinite(best), score[rows] - best, 0.5),
+                np.where(part, area, 0).max(axis=1) / area[rows],
+                np.minimum(np.where(part, area, 0).sum(axis=1) / area[rows], 4),
+                sides[rows],
             )
         )  # fmt: skip
     return figures
