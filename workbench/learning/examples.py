@@ -57,6 +57,13 @@ class Examples:
         """The classes, `(n,)`, 0 for none of these."""
         return np.asarray(self.frame["class_id"].to_numpy(np.int64))
 
+    @property
+    def weight(self) -> NDArray[np.float64]:
+        """How much each counts, `(n,)`: all candidates that show one object as much as one."""
+        named = self.frame["label"] != ""
+        shown_by = self.frame.groupby(["source", "label", "class_id"])["label"].transform("size")
+        return np.where(named, 1 / shown_by.to_numpy(float), 1.0)
+
     def objects(self) -> pd.Series:
         """Count the labelled objects of each class."""
         named = self.frame[self.frame["label"] != ""]

@@ -22,7 +22,7 @@ from workbench.candidates.rle import Runs, decode_runs
 from workbench.candidates.table import Candidates
 from workbench.raster.scene import Scene
 
-FEATURES_VERSION = 1  # to be raised when any figure below changes its meaning
+FEATURES_VERSION = 2  # to be raised when any figure below changes its meaning
 FEATURES = (
     *(f"{name}_{channel}" for name in ("inside", "spread", "ring", "contrast")
       for channel in ("brightness", "red_green", "yellow_blue")),
@@ -192,54 +192,56 @@ def _seen(runs: Runs, pyramid: _Pyramid) -> _Seen:
     level = np.clip(np.log2(np.maximum(cell, 1)).astype(np.int64), 0, _LEVELS - 1)
     column, row = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
     there_x, there_y = (column >= 0) & (column < runs.width), (row >= 0) & (row < runs.height)
-    values = pyramid.at(
-        level, np.clip(column, 0, runs.width - 1), np.clip(row, 0, runs.height - 1)
-    )
+    values = pyramid.at(level, np.clip(column, 0, runs.width - 1), np.clip(row, 0, runs.height - 1))
     there = (there_x[:, :, None] & there_y[:, None, :]).reshape(runs.n, -1)
     there &= values[:, 4] > 127
-    weights = np.stack([m.reshape(runs.n, -1) & there for m in masks], axis=1).astype(np.float32)
+    areas = [part.reshape(runs.n, -1) & there for part in (*masks, core)]
+    weights = np.stack(areas, axis=1).astype(np.float32)
+    valid = weights[:, 0].sum(axis=1) / np.maximum(mask.sum(axis=(1, 2)), 1)
+    figures = np.column_stack((_colours_and_edges(values, weights), valid)).astype(np.float32)
+    across = (mask[:, 1:] != mask[:, :-1]).sum(axis=(1, 2))
+    down = (mask[:, :, 1:] != mask[:, :, :-1]).sum(axis=(1, 2))
+    return _Seen(figures, (np.pi / 4 * (across + down) * cell).astype(np.float32))
+
+
+def _colours_and_edges(values: Float, weights: Float) -> Float:
+    """Figures of the samples `values` `(n, 6, 1024)`, `(n, k)`.
+
+    `weights` `(n, 4, 1024)` say which of them are inside, in the ring, at the outline and in the
+    core: inside, and clear of the outline.
+    """
     count = np.maximum(weights.sum(axis=2), 1e-6)[..., None]
     mean = weights @ values.transpose(0, 2, 1) / count
     square = weights[:, :2] @ (values[:, :3] ** 2).transpose(0, 2, 1) / count[:, :2]
     spread = np.sqrt(np.maximum(square - mean[:, :2, :3] ** 2, 0))
     # without a ring in the picture there is no contrast to be known
-    inside, ring, outline = mean[:, 0], mean[:, 1], mean[:, 2]
+    inside, ring, outline, core = mean.transpose(1, 0, 2)
     ring = np.where(count[:, 1] > 0.5, ring, inside)
     contrast = inside[:, :3] - ring[:, :3]
-    within = np.sqrt((spread[:, 0] ** 2).sum(axis=1) + (spread[:, 1] ** 2).sum(axis=1))
-    # colours of the ring, and of the inside, and edges of the outline, by sectors
-    around, there_r = _by_sector(weights[:, 1], values[:, :3])
-    around = np.where(there_r, around, ring[:, :3, None]) - inside[:, :3, None]
-    side = around[:, 0]
-    far = np.sqrt((around**2).sum(axis=1)) / (within + 8)[:, None]
-    far.sort(axis=1)
-    within_sector, there_i = _by_sector(weights[:, 0], values[:, :3])
-    tone = np.where(there_i, within_sector, inside[:, :3, None]) - inside[:, :3, None]
-    tones = np.sqrt((tone**2).sum(axis=1)).max(axis=1)
-    edges, there_o = _by_sector(weights[:, 2], values[:, 5:])
-    edge = np.where(there_o, edges, outline[:, 5:, None])[:, 0]
-    edge = (edge + 4) / (inside[:, 5:] + 4)
-    edge.sort(axis=1)
-    core_w = (core.reshape(runs.n, -1) & there).astype(np.float32)
-    core_n = np.maximum(core_w.sum(axis=1), 1)
-    strong = (core_w * (values[:, 5] > outline[:, 5, None])).sum(axis=1) / core_n
-    edge_square = (core_w * values[:, 5] ** 2).sum(axis=1) / core_n
-    edge_mean = (core_w * values[:, 5]).sum(axis=1) / core_n
-    edge_spread = np.sqrt(np.maximum(edge_square - edge_mean**2, 0))
-    figures = np.column_stack(
+    within = np.sqrt((spread[:, 0] ** 2).sum(axis=1) + (spread[:, 1] ** 2).sum(axis=1)) + 8
+
+    # by sectors: half a roof has no contrast on the side of the other half
+    sides = _by_sector(weights[:, 1], values[:, :3], ring[:, :3]) - inside[:, :3, None]
+    apart = np.sort(np.sqrt((sides**2).sum(axis=1)) / within[:, None], axis=1)
+    tones = _by_sector(weights[:, 0], values[:, :3], inside[:, :3]) - inside[:, :3, None]
+    edges = _by_sector(weights[:, 2], values[:, 5:], outline[:, 5:])[:, 0]
+    edges = np.sort((edges + 4) / (inside[:, 5:] + 4), axis=1)
+
+    # two roofs in one have edges inside that are as strong as their outline
+    strong = (weights[:, 3] * (values[:, 5] > outline[:, 5:])).sum(axis=1) / count[:, 3, 0]
+    edge_square = (weights[:, 3] * values[:, 5] ** 2).sum(axis=1) / count[:, 3, 0]
+    return np.column_stack(
         (
             inside[:, :3] - _NEUTRAL, spread[:, 0], ring[:, :3] - _NEUTRAL, contrast,
-            np.sqrt((contrast**2).sum(axis=1)) / (within + 8),
+            np.sqrt((contrast**2).sum(axis=1)) / within,
             inside[:, 5], outline[:, 5], ring[:, 5], (outline[:, 5] + 4) / (inside[:, 5] + 4),
             inside[:, 3], ring[:, 3], spread[:, 1, 0],
-            side.min(axis=1), side.max(axis=1), far[:, 0], far[:, 2], edge[:, 0], edge[:, 2],
-            tones, strong, edge_spread,
-            weights[:, 0].sum(axis=1) / np.maximum(mask.sum(axis=(1, 2)), 1),
+            sides[:, 0].min(axis=1), sides[:, 0].max(axis=1),
+            apart[:, 0], apart[:, 2], edges[:, 0], edges[:, 2],
+            np.sqrt((tones**2).sum(axis=1)).max(axis=1), strong,
+            np.sqrt(np.maximum(edge_square - core[:, 5] ** 2, 0)),
         )
-    ).astype(np.float32)  # fmt: skip
-    across = (mask[:, 1:] != mask[:, :-1]).sum(axis=(1, 2))
-    down = (mask[:, :, 1:] != mask[:, :, :-1]).sum(axis=(1, 2))
-    return _Seen(figures, (np.pi / 4 * (across + down) * cell).astype(np.float32))
+    )  # fmt: skip
 
 
 def _sector_of() -> Float:
@@ -253,10 +255,11 @@ def _sector_of() -> Float:
 _SECTOR_OF = _sector_of()
 
 
-def _by_sector(weights: Float, values: Float) -> tuple[Float, NDArray[np.bool_]]:
-    """Means of `values` `(n, c, 1024)` in each sector, and where there is one `(n, 1, 8)`."""
+def _by_sector(weights: Float, values: Float, instead: Float) -> Float:
+    """Means of `values` `(n, c, 1024)` in each sector, `(n, c, 8)`; `instead` `(n, c)` if empty."""
     samples = (weights @ _SECTOR_OF)[:, None]
-    return (weights[:, None] * values) @ _SECTOR_OF / np.maximum(samples, 1), samples > 0
+    means = (weights[:, None] * values) @ _SECTOR_OF / np.maximum(samples, 1)
+    return np.where(samples > 0, means, instead[..., None])
 
 
 def _sampled(runs: Runs, x: NDArray[Any], y: NDArray[Any], cell: NDArray[Any]) -> NDArray[np.bool_]:
@@ -373,10 +376,11 @@ def _reach(runs: Runs, first: NDArray[np.int64], angle: NDArray[np.float64]) -> 
 
 
 def _neighbours(candidates: Candidates) -> Float:
-    """Where each candidate stands among those of its tile, by their boxes, `(n, 5)`.
+    """Where each candidate stands among those of its tile, by their boxes, `(n, 8)`.
 
     How many lie inside it, around it and at its very place (logarithms), which share it is of the
-    smallest around it, and by how much its predicted IoU leads those at its place.
+    smallest around it, by how much its predicted IoU leads those at its place, how much of it the
+    largest inside it covers, and all of them, and how many edges of the tile it touches.
     """
     x0, y0, x1, y1 = (candidates.boxes + (0, 0, 1, 1)).T.astype(np.float32)
     size = (x1 - x0) * (y1 - y0)
@@ -397,6 +401,7 @@ def _neighbours(candidates: Candidates) -> Float:
         rival = np.where(common > 0.5 * (size[i] + size - common), score, -np.inf)
         np.put_along_axis(rival, np.arange(start, start + len(rival))[:, None], -np.inf, 1)
         best = rival.max(axis=1)
+        inside = np.where(part, area, 0)
         rows = slice(start, start + len(rival))
         figures[rows] = np.column_stack(
             (
@@ -404,8 +409,8 @@ def _neighbours(candidates: Candidates) -> Float:
                 np.log1p(double.sum(axis=1) - 1),
                 area[rows] / around,
                 np.where(np.isfinite(best), score[rows] - best, 0.5),
-                np.where(part, area, 0).max(axis=1) / area[rows],
-                np.minimum(np.where(part, area, 0).sum(axis=1) / area[rows], 4),
+                inside.max(axis=1) / area[rows],
+                np.minimum(inside.sum(axis=1) / area[rows], 4),
                 sides[rows],
             )
         )  # fmt: skip
