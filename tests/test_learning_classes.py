@@ -264,11 +264,24 @@ def labels(shapes, class_id=1):
 def test_labels_are_matched_and_the_rest_of_the_area_is_none():
     table = described(10)
     shown = [shapely.box(0, 0, 8, 7), shapely.box(20, 0, 28, 8)]
-    half = [shapely.box(40, 0, 48, 4)]  # an IoU of 0.5: neither shown nor none
+    half = [shapely.box(40, 0, 48, 3.6)]  # an IoU of 0.45: neither shown nor none
     examples = match_labels(labels(shown + half), table, shapely.box(0, 0, 58, 10))
     said = zip(examples.frame["label"], examples.class_id.tolist(), strict=True)
     assert sorted(said) == [("", 0), ("", 0), ("", 0), ("0", 1), ("1", 1)]
     assert set(examples.frame["features_version"]) == {FEATURES_VERSION}
+
+
+def test_an_object_that_no_candidate_fits_well_is_shown_by_the_best():
+    table = described(3, tiles=1)
+    shapes = [shapely.box(0, 0, 8, 7), shapely.box(0, 0, 8, 4.5), shapely.box(0, 0, 8, 4.2)]
+    one = labels([shapely.box(0, 0, 8, 8)])
+    examples = match_labels(one, table.set_geometry(shapes, crs=table.crs), None)
+    assert examples.frame.geometry.tolist() == shapes[:1]  # 0.88 is enough: 0.56 shows nothing
+    worse = table.set_geometry([shapely.box(50, 0, 58, 8), *shapes[1:]], crs=table.crs)
+    assert match_labels(one, worse, None).frame.geometry.tolist() == shapes[1:2]
+    # each tile decides alone, so that it does not matter which are looked at together
+    apart = worse.assign(tile=["s/a", "s/a", "s/b"])
+    assert len(match_labels(one, apart, None)) == 2
 
 
 def test_without_an_area_only_labels_count():
