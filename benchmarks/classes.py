@@ -17,7 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -46,7 +46,7 @@ from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
 from workbench.raster.open import open_scene
 from workbench.raster.tiles import TileGrid
-from workbench.runs.classes import described, fill_their_tile
+from workbench.runs.classes import described
 from workbench.runs.folder import store_in
 from workbench.runs.result import Run, read_run
 from workbench.runs.tile_stream import ScenePlan
@@ -210,8 +210,8 @@ def load(finished: Run, labels: gpd.GeoDataFrame, compared: Shape) -> Labelled:
     cleaned = clean(traced.assign(row=np.arange(len(traced))), job.cleaning)
     is_box = compared is boxes
     selected = offered(select(candidates, job.thresholds), grid, valid, job.offer)
-    able = passes(candidates, job.limits) & ~fill_their_tile(candidates, grid, valid, job.offer)
-    keys = pd.MultiIndex.from_arrays([selected.column(name) for name in KEYS])
+    wide = replace(job.offer, duplicate_iou=None, overlaps="all")
+    able = passes(candidates, job.limits) & among(offered(candidates, grid, valid, wide), traced)
     return Labelled(
         candidates,
         frame,
@@ -225,8 +225,14 @@ def load(finished: Run, labels: gpd.GeoDataFrame, compared: Shape) -> Labelled:
         cleaned["row"].to_numpy(),
         match(compared(cleaned), compared(reference)),
         0.4 if is_box else 0.5,
-        pd.MultiIndex.from_frame(traced[KEYS]).isin(keys),
+        among(selected, traced),
     )
+
+
+def among(candidates: Candidates, traced: gpd.GeoDataFrame) -> NDArray[np.bool_]:
+    """Mark the polygons whose masks are among some candidates."""
+    keys = pd.MultiIndex.from_arrays([candidates.column(name) for name in KEYS])
+    return np.asarray(pd.MultiIndex.from_frame(traced[KEYS]).isin(keys), bool)
 
 
 def shared_within(candidates: Candidates, tile: NDArray[np.int64]) -> Shared:
@@ -320,7 +326,7 @@ def with_classes(
     examples = join([Examples(one.frame.to_crs(found[0].frame.crs)) for one in found])
     check(examples)
     thresh = held_out(examples).class_thresh
-    classifier = Classifier.fit(examples.figures, examples.class_id, examples.weight)
+    classifier = Classifier.fit(examples.figures, examples.class_id, weight=examples.weight)
     kept, scores = [], []
     for scene in scenes:
         _, score = classifier.best(scene.frame[list(FEATURES)].to_numpy(np.float32))

@@ -14,7 +14,7 @@ from workbench.learning.choose import select_classes
 from workbench.learning.classifier import Classifier
 from workbench.learning.examples import check, examples_from, join, match_labels, read_labels
 from workbench.learning.features import FEATURES, FEATURES_VERSION
-from workbench.learning.held_out import USUAL, held_out
+from workbench.learning.held_out import FALLBACK, held_out
 
 SIZE = 64
 LOOSE = Thresholds(0.5, 0.5)
@@ -188,7 +188,7 @@ def test_weights_are_learned_from():
     figures, class_id = examples.figures, examples.class_id
     light = np.where(class_id == 1, 0.01, 1.0)
     one = Classifier.fit(figures, class_id, trees=20).best(figures)[1]
-    other = Classifier.fit(figures, class_id, light, trees=20).best(figures)[1]
+    other = Classifier.fit(figures, class_id, 20, light).best(figures)[1]
     assert other.mean() < one.mean() - 0.1
 
 
@@ -222,7 +222,7 @@ def test_of_one_tile_its_quarters_are_held_out():
 def test_where_nothing_can_be_held_out_nothing_is_promised():
     two = type(known())(known(tiles=2).frame.iloc[[0, 1, 2, 59]])  # a class in one tile only
     result = held_out(two)
-    assert (result.n_tiles, result.class_thresh) == (0, USUAL)
+    assert (result.n_tiles, result.class_thresh) == (0, FALLBACK)
     assert "not known" in result.text()
 
 
@@ -238,7 +238,7 @@ def test_few_labels_do_not_move_the_threshold_far():
     noise = np.random.default_rng(3).normal(size=(24, len(FEATURES))).astype(np.float32)
     few = known(24)
     frame = few.frame.assign(**dict(zip(FEATURES, noise.T, strict=True)))
-    assert abs(held_out(type(few)(frame)).class_thresh - USUAL) <= 0.2
+    assert abs(held_out(type(few)(frame)).class_thresh - FALLBACK) <= 0.2
 
 
 def test_a_given_threshold_is_kept():

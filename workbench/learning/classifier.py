@@ -39,8 +39,8 @@ class Classifier:
         cls,
         figures: NDArray[np.float32],
         class_id: NDArray[np.int64],
-        weight: NDArray[np.float64] | None = None,
         trees: int = TREES,
+        weight: NDArray[np.float64] | None = None,
     ) -> Classifier:
         """Learn from figures `(n, k)` and classes `(n,)`, two at least, 0 for none of these.
 

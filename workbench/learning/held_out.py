@@ -28,8 +28,8 @@ TREES = 100  # enough to see where the threshold lies, in a third of the time
 STEPS = tuple(p / 100 for p in range(5, 95, 5))  # the thresholds that are tried
 # cheapest on average over the scenes of benchmarks/classes.py; where the labels of a third of the
 # tiles decided alone, F1 on the others was lower by 0.02, and review dearer
-USUAL = 0.25
-FIRM = 60.0  # objects: that many times the square of the distance from `USUAL` is drawn besides
+FALLBACK = 0.25
+FIRM = 60.0  # objects: that many times the square of the distance from `FALLBACK` is drawn besides
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ def held_out(examples: Examples, class_thresh: float | None = None) -> HeldOut:
     candidates that show it is shown in its class.
     """
     fold = _folds(examples)
-    unknown = HeldOut(USUAL if class_thresh is None else class_thresh, 0, 0, 0, 0)
+    unknown = HeldOut(FALLBACK if class_thresh is None else class_thresh, 0, 0, 0, 0)
     class_id, score = np.zeros(len(fold), np.int64), np.zeros(len(fold))
     figures, truth, weight = examples.figures, examples.class_id, examples.weight
     scored = np.zeros(len(fold), bool)
     for number in np.unique(fold):
         test = fold == number
         if len(set(truth[~test].tolist())) > 1:
-            classifier = Classifier.fit(figures[~test], truth[~test], weight[~test], TREES)
+            classifier = Classifier.fit(figures[~test], truth[~test], TREES, weight[~test])
             class_id[test], score[test] = classifier.best(figures[test])
             scored |= test
     if not (truth[scored] != NONE).any():
@@ -100,7 +100,7 @@ def held_out(examples: Examples, class_thresh: float | None = None) -> HeldOut:
     seconds = np.array([result.seconds for result in results])
     # neighbours are nearly as good: a single low one is chance
     smooth = np.convolve(np.pad(seconds, 1, mode="edge"), np.full(3, 1 / 3), "valid")
-    unusual = FIRM * DRAW_S * (np.array(tried) - USUAL) ** 2
+    unusual = FIRM * DRAW_S * (np.array(tried) - FALLBACK) ** 2
     return results[int(np.argmin(smooth + unusual))]
 
 

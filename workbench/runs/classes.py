@@ -14,7 +14,7 @@ import shapely
 from numpy.typing import NDArray
 
 from workbench._support.cores import usable_cores
-from workbench.candidates.offer import Offer, offered
+from workbench.candidates.offer import offered
 from workbench.candidates.store import Ledger, TileRecord, valid_masks
 from workbench.candidates.table import Candidates
 from workbench.learning.choose import select_classes
@@ -25,7 +25,6 @@ from workbench.learning.held_out import HeldOut, held_out
 from workbench.polygons.areas import lies_in
 from workbench.polygons.build import to_polygons
 from workbench.raster.scene import Scene
-from workbench.raster.tiles import TileGrid
 from workbench.runs.folder import features_in
 from workbench.runs.labels import EXAMPLES, labelled_area_of, labels_of, off_the_scene, on_scene
 from workbench.runs.plan import Plan
@@ -85,7 +84,7 @@ def teach(plan: Plan) -> Taught | None:
     examples = join(found)
     notes += check(examples)
     expected = held_out(examples, plan.job.class_thresh)
-    classifier = Classifier.fit(examples.figures, examples.class_id, examples.weight)
+    classifier = Classifier.fit(examples.figures, examples.class_id, weight=examples.weight)
     return Taught(classifier, expected.class_thresh, examples, expected, tuple(notes))
 
 
@@ -98,24 +97,23 @@ def classed_polygons(
 ) -> gpd.GeoDataFrame:
     """Select by class and trace: `to_polygons` with the columns `class_id` and `class_score`."""
     class_id, score = taught.classifier.best(figures_of(plan, part, candidates))
-    valid = valid_masks(records, candidates.rules)
-    whole = fill_their_tile(candidates, part.grid, valid, plan.job.offer)
+    whole = _fill_their_tile(plan, part, candidates, records)
     score = np.where(whole, -1.0, score)  # no label, whatever their class
     chosen = select_classes(candidates, class_id, score, taught.class_thresh, plan.job.limits)
+    valid = valid_masks(records, candidates.rules)
     polygons = to_polygons(chosen.candidates, part.scene, part.grid, valid)
     row = _rows_in(chosen.candidates, polygons)
     return polygons.assign(class_id=chosen.class_id[row], class_score=chosen.class_score[row])
 
 
-def fill_their_tile(
-    candidates: Candidates,
-    grid: TileGrid,
-    valid: Mapping[tuple[int, int], NDArray[np.bool_]],
-    offer: Offer,
+def _fill_their_tile(
+    plan: Plan, part: ScenePlan, candidates: Candidates, records: Sequence[TileRecord]
 ) -> NDArray[np.bool_]:
-    """Mark the candidates that cover more of their tile than a label may; see `offered`."""
+    """Mark the candidates that cover more of their tile than a label may."""
+    offer = replace(plan.job.offer, duplicate_iou=None, overlaps="all")
+    valid = valid_masks(records, candidates.rules)
     names = ("tile_row", "tile_col", "ordinal")
-    kept = offered(candidates, grid, valid, replace(offer, duplicate_iou=None, overlaps="all"))
+    kept = offered(candidates, part.grid, valid, offer)
     there, left = (
         pd.MultiIndex.from_arrays([c.column(name) for name in names]) for c in (candidates, kept)
     )
