@@ -18,7 +18,7 @@ from workbench._support.text import duration
 from workbench.candidates.offer import TileMasks, offered
 from workbench.candidates.select import select
 from workbench.candidates.store import valid_masks
-from workbench.candidates.table import Candidates
+from workbench.candidates.table import Candidates, concat
 from workbench.errors import RunFailedError
 from workbench.evaluation.against import AgainstReference
 from workbench.layer import qgis
@@ -141,13 +141,14 @@ def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
         wanted = [(part.scene.name, *index) for index in cut.wanted]
         for candidates, records in plan.store.read(wanted, known):
             valid = valid_masks(records, candidates.rules)
+            more = [Candidates.empty(candidates.rules)]
             for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
                 index = (tile.row, tile.col)
                 stored = candidates.of_tile(*index)
                 masks = TileMasks(stored, tile, part.grid, valid.get(index))
                 rows = np.flatnonzero(np.isin(stored.column("ordinal"), labels[index]))
-                more = stored.take(cut.found(tile, stored, rows, masks, job.offer))
-                yield to_polygons(more, part.scene, part.grid, valid)
+                more.append(stored.take(cut.found(tile, stored, rows, masks, job.offer)))
+            yield to_polygons(concat(more), part.scene, part.grid, valid)
 
 
 def _windows(plan: Plan) -> gpd.GeoDataFrame:
