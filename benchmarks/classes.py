@@ -280,12 +280,13 @@ def row(name: str, model: str, scenes: Sequence[Labelled], draws: Iterator[Draw]
     for draw in draws:
         plain = total(scenes, draw, [scene.by_default for scene in scenes])
         try:
-            n, kept, scores = with_classes(scenes, draw)
+            n, thresh, places = with_classes(scenes, draw)
         except ExamplesError:  # no candidate shows any of the labels
             continue
         before.append(plain.rates())
+        kept = [one.worth_most(thresh) for one in places]
         after.append(total(scenes, draw, kept).rates())
-        alike.append(precision_at(scenes, draw, scores, plain.rates()[2]))
+        alike.append(precision_at(scenes, draw, places, plain.rates()[2]))
         taught.append(n)
         # on the way, for it may take long
         print(f"{name}, {len(after)} draws: {rates_of(before, after)}", file=sys.stderr, flush=True)
@@ -302,13 +303,8 @@ def rates_of(before: list[list[float]], after: list[list[float]]) -> str:
     return " | ".join(f"{value:.2f}" for value in means)
 
 
-Scores = list[NDArray[np.float64]]
-
-
-def with_classes(
-    scenes: Sequence[Labelled], draw: Draw
-) -> tuple[int, list[NDArray[np.bool_]], Scores]:
-    """Teach by the labels of a draw; the number of labels, what is kept, and all class scores."""
+def with_classes(scenes: Sequence[Labelled], draw: Draw) -> tuple[int, float, list[Places]]:
+    """Teach by the labels of a draw: the number of labels, the threshold, and scores at places."""
     found, n = [], 0
     for scene, (taught, _) in zip(scenes, draw, strict=True):
         here = np.flatnonzero(taught[scene.tile] & scene.home)
@@ -327,25 +323,26 @@ def with_classes(
     check(examples)
     thresh = held_out(examples).class_thresh
     classifier = Classifier.fit(examples.figures, examples.class_id, weight=examples.weight)
-    kept, scores = [], []
+    places = []
     for scene in scenes:
         _, score = classifier.best(scene.frame[list(FEATURES)].to_numpy(np.float32))
-        kept.append(chosen(scene, score, thresh))
-        scores.append(score)
-    return n, kept, scores
+        places.append(places_of(scene, score))
+    return n, thresh, places
 
 
-def chosen(scene: Labelled, score: NDArray[np.float64], thresh: float) -> NDArray[np.bool_]:
-    """Mark what selection with classes keeps, as `select_classes` does."""
+def places_of(scene: Labelled, score: NDArray[np.float64]) -> Places:
+    """What `select_classes` decides by."""
     area = scene.candidates.column("area_px").astype(float)
-    return Places.of(scene.shared, area, np.where(scene.able, score, -1.0)).worth_most(thresh)
+    return Places.of(scene.shared, area, np.where(scene.able, score, -1.0))
 
 
-def precision_at(scenes: Sequence[Labelled], draw: Draw, scores: Scores, recall: float) -> float:
+def precision_at(
+    scenes: Sequence[Labelled], draw: Draw, places: list[Places], recall: float
+) -> float:
     """Precision of the highest threshold whose recall is no lower than one without classes."""
     best = float("nan")
     for percent in range(5, 100, 5):
-        kept = [chosen(s, one, percent / 100) for s, one in zip(scenes, scores, strict=True)]
+        kept = [one.worth_most(percent / 100) for one in places]
         _, precision, reached, _ = total(scenes, draw, kept).rates()
         if reached < recall:
             break
