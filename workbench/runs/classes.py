@@ -85,7 +85,7 @@ def teach(plan: Plan) -> Taught | None:
     examples = join(found)
     notes += check(examples)
     expected = held_out(examples, plan.job.class_thresh)
-    classifier = Classifier.fit(examples.figures, examples.class_id)
+    classifier = Classifier.fit(examples.figures, examples.class_id, weight=examples.weight)
     return Taught(classifier, expected.class_thresh, examples, expected, tuple(notes))
 
 

@@ -158,7 +158,8 @@ class Job(Parameters):
     )
     class_thresh: Share | None = parameter(
         None,
-        "keep objects whose class scores at least this; null: chosen on labelled tiles held out",
+        "keep objects whose class scores at least this; null: what costs least review, estimated "
+        "on labelled tiles held out",
     )
     classes: dict[int, str] = parameter(
         {1: "object"}, "numbers and names of the classes for the review"
