@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import pyproj
 import shapely
 from numpy.typing import NDArray
 
 from workbench._support.cores import usable_cores
-from workbench.candidates.offer import offered
 from workbench.candidates.store import Ledger, TileRecord, valid_masks
 from workbench.candidates.table import Candidates
-from workbench.learning.choose import select_classes
 from workbench.learning.classifier import NONE, Classifier
 from workbench.learning.examples import Examples, check, join, match_labels
 from workbench.learning.features import FEATURES, SceneColours, describe
@@ -29,6 +28,7 @@ from workbench.raster.tiles import Tile
 from workbench.runs.folder import features_in
 from workbench.runs.labels import EXAMPLES, labelled_area_of, labels_of, off_the_scene, on_scene
 from workbench.runs.plan import Plan
+from workbench.runs.said import Said, fill_their_tile, select_said, traced_rows
 from workbench.runs.tile_stream import ScenePlan
 
 
@@ -40,6 +40,7 @@ class Taught:
     class_thresh: float
     examples: Examples
     expected: HeldOut
+    said: Said
     notes: tuple[str, ...]
 
     def summary(self, classes: Mapping[int, str]) -> dict[str, str]:
@@ -82,11 +83,21 @@ def teach(plan: Plan) -> Taught | None:
             found += list(_matched(plan, part, ledger, wanted, complete, objects))
     if not found:
         raise off_the_scene(labels, [part.scene for part in plan.scenes])
-    examples = join(found)
-    notes += check(examples)
-    expected = held_out(examples, plan.job.class_thresh)
+    return learn(join(found), plan.job.class_thresh, plan.crs, notes)
+
+
+def learn(
+    examples: Examples, class_thresh: float | None, crs: pyproj.CRS, notes: Sequence[str] = ()
+) -> Taught:
+    """Learn classes from examples; without a threshold the best one on tiles held out is taken.
+
+    Raises `ExamplesError` if nothing can be learned.
+    """
+    notes = (*notes, *check(examples))
+    expected = held_out(examples, class_thresh)
     classifier = Classifier.fit(examples.figures, examples.class_id)
-    return Taught(classifier, expected.class_thresh, examples, expected, tuple(notes))
+    said = Said.by(examples, crs)
+    return Taught(classifier, expected.class_thresh, examples, expected, said, notes)
 
 
 def classed_polygons(
@@ -98,27 +109,13 @@ def classed_polygons(
 ) -> gpd.GeoDataFrame:
     """Select by class and trace: `to_polygons` with the columns `class_id` and `class_score`."""
     class_id, score = taught.classifier.best(figures_of(plan, part, candidates))
-    whole = _fill_their_tile(plan, part, candidates, records)
-    score = np.where(whole, -1.0, score)  # no label, whatever their class
-    chosen = select_classes(candidates, class_id, score, taught.class_thresh, plan.job.limits)
+    whole = fill_their_tile(plan.job, part, candidates, records)
+    about = taught.said.about(part, candidates, records)
+    chosen = select_said(candidates, class_id, score, taught.class_thresh, plan.job, whole, about)
     valid = valid_masks(records, candidates.rules)
     polygons = to_polygons(chosen.candidates, part.scene, part.grid, valid)
-    row = _rows_in(chosen.candidates, polygons)
+    row = traced_rows(chosen.candidates, polygons)
     return polygons.assign(class_id=chosen.class_id[row], class_score=chosen.class_score[row])
-
-
-def _fill_their_tile(
-    plan: Plan, part: ScenePlan, candidates: Candidates, records: Sequence[TileRecord]
-) -> NDArray[np.bool_]:
-    """Mark the candidates that cover more of their tile than a label may."""
-    offer = replace(plan.job.offer, duplicate_iou=None, overlaps="all")
-    valid = valid_masks(records, candidates.rules)
-    names = ("tile_row", "tile_col", "ordinal")
-    kept = offered(candidates, part.grid, valid, offer)
-    there, left = (
-        pd.MultiIndex.from_arrays([c.column(name) for name in names]) for c in (candidates, kept)
-    )
-    return np.asarray(~there.isin(left), bool)
 
 
 def without_class(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
@@ -199,7 +196,7 @@ def _matched(
         # what two tiles see alike would count twice
         home = np.flatnonzero(shapely.intersects(np.array(core, object), middle))
         polygons = polygons.iloc[home]
-        figures = figures[_rows_in(candidates, polygons)]
+        figures = figures[traced_rows(candidates, polygons)]
         row, col = polygons["tile_row"].astype(str), polygons["tile_col"].astype(str)
         described = gpd.GeoDataFrame(
             dict(zip(FEATURES, figures.T, strict=True))
@@ -211,10 +208,3 @@ def _matched(
             crs=polygons.crs,
         )
         yield match_labels(labels, described, area, known)
-
-
-def _rows_in(candidates: Candidates, polygons: gpd.GeoDataFrame) -> NDArray[np.int64]:
-    """The row of each polygon's candidate: masks without a valid pixel have no polygon."""
-    names = ["tile_row", "tile_col", "ordinal"]
-    keys = pd.MultiIndex.from_arrays([candidates.column(name) for name in names])
-    return np.asarray(keys.get_indexer(pd.MultiIndex.from_frame(polygons[names])), np.int64)
