@@ -162,6 +162,11 @@ class TileMasks:
         """Return those of the selected `rows` that are offered."""
         return rows[self.offered(rows, offer).reason[rows] == Reason.OFFERED]
 
+    def shared(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """All pairs of rows `(m,)` that have an area in common, and its size in pixels."""
+        self._compare(np.arange(len(self._rles)))
+        return self._i, self._j, self._common
+
     def _compare(self, rows: NDArray[np.int64]) -> None:
         """Find the pairs of these rows that share an area."""
         new = rows[~self._compared[rows]]

@@ -35,6 +35,7 @@ class HeldOut:
     n_right: int
     n_known: int
     n_tiles: int
+    by_class: tuple[tuple[int, HeldOut], ...] = ()  # the same for each class by its number
 
     @property
     def f1(self) -> float:
@@ -81,9 +82,23 @@ def held_out(examples: Examples, class_thresh: float | None = None) -> HeldOut:
     for step in tried:
         shown = _best_of(score, score >= step, pairs)
         right = shown & named & (class_id == truth)
+        by_class = tuple(
+            (
+                number,
+                HeldOut(
+                    step, int((shown & (class_id == number)).sum()),
+                    len(set(label[right & (truth == number)])),
+                    len(set(label[named & (truth == number)])), n_tiles,
+                ),
+            )
+            for number in np.unique(truth[named]).tolist()
+        )  # fmt: skip
         results.append(
-            HeldOut(step, int(shown.sum()), len(set(label[right])), len(set(label[named])), n_tiles)
-        )
+            HeldOut(
+                step, int(shown.sum()), len(set(label[right])), len(set(label[named])), n_tiles,
+                by_class,
+            )
+        )  # fmt: skip
     best = max(result.f1 for result in results)
     # the middle of those that are as good: the ends of a plateau are chance
     good = [result for result in results if result.f1 >= best - 0.01]

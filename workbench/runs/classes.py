@@ -15,8 +15,10 @@ import shapely
 from numpy.typing import NDArray
 
 from workbench._support.cores import usable_cores
+from workbench.candidates.select import Thresholds
 from workbench.candidates.store import Ledger, TileRecord, valid_masks
 from workbench.candidates.table import Candidates
+from workbench.learning.choose import select_classes
 from workbench.learning.classifier import NONE, Classifier
 from workbench.learning.examples import Examples, check, join, match_labels
 from workbench.learning.features import FEATURES, SceneColours, describe
@@ -28,7 +30,7 @@ from workbench.raster.tiles import Tile
 from workbench.runs.folder import features_in
 from workbench.runs.labels import EXAMPLES, labelled_area_of, labels_of, off_the_scene, on_scene
 from workbench.runs.plan import Plan
-from workbench.runs.said import Said, fill_their_tile, select_said, traced_rows
+from workbench.runs.said import Said, fill_their_tile, rows_of, select_said, traced_rows
 from workbench.runs.tile_stream import ScenePlan
 
 
@@ -110,11 +112,18 @@ def classed_polygons(
     """Select by class and trace: `to_polygons` with the columns `class_id` and `class_score`."""
     class_id, score = taught.classifier.best(figures_of(plan, part, candidates))
     whole = fill_their_tile(plan.job, part, candidates, records)
-    about = taught.said.about(part, candidates, records)
-    chosen = select_said(candidates, class_id, score, taught.class_thresh, plan.job, whole, about)
-    valid = valid_masks(records, candidates.rules)
-    polygons = to_polygons(chosen.candidates, part.scene, part.grid, valid)
-    row = traced_rows(chosen.candidates, polygons)
+    about = taught.said.about(len(candidates), taught.said.shown_by(part, candidates, records))
+
+    def choose(
+        class_id: NDArray[np.int64], score: NDArray[np.float64], least: Thresholds
+    ) -> NDArray[np.int64]:
+        kept = select_classes(candidates, class_id, score, taught.class_thresh, least)
+        return rows_of(candidates, kept.candidates)
+
+    chosen = select_said(candidates, class_id, score, plan.job, whole, about, choose)
+    kept = candidates.take(chosen.rows)
+    polygons = to_polygons(kept, part.scene, part.grid, valid_masks(records, candidates.rules))
+    row = chosen.rows[traced_rows(kept, polygons)]
     return polygons.assign(class_id=chosen.class_id[row], class_score=chosen.class_score[row])
 
 

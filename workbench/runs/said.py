@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import geopandas as gpd
@@ -17,7 +17,6 @@ from workbench.candidates.select import Thresholds, passes
 from workbench.candidates.store import TileRecord, valid_masks
 from workbench.candidates.table import Candidates
 from workbench.evaluation.matching import pairs_of
-from workbench.learning.choose import Classed, select_classes
 from workbench.learning.classifier import NONE
 from workbench.learning.examples import PERSON, SAME, Examples
 from workbench.polygons.build import to_polygons
@@ -49,25 +48,28 @@ class Said:
         number = frame.groupby(["source", "label"], sort=False).ngroup().to_numpy(np.int64)
         return cls(frame.geometry.to_numpy(), frame["class_id"].to_numpy(np.int64), number)
 
-    def about(
+    def shown_by(
         self, part: ScenePlan, candidates: Candidates, records: Sequence[TileRecord]
-    ) -> About:
+    ) -> Shown:
         """Find the candidates of some tiles of a scene that show these objects: IoU 0.6 or more."""
         rows = self._possible(part, candidates)
-        found = About.nothing(len(candidates))
         if not len(rows):
-            return found
-        polygons = to_polygons(
-            candidates.take(rows), part.scene, part.grid, valid_masks(records, candidates.rules)
-        )
-        at = rows[traced_rows(candidates.take(rows), polygons)]
+            return Shown(rows, rows, np.empty(0))
+        some = candidates.take(rows)
+        polygons = to_polygons(some, part.scene, part.grid, valid_masks(records, candidates.rules))
+        at = rows[traced_rows(some, polygons)]
         pairs = pairs_of(polygons.geometry.to_numpy(), self.shapes, at_least=SAME)
-        order = np.argsort(pairs.iou, kind="stable")  # the best is written last, and stays
-        mine = at[pairs.predicted[order]]
-        found.class_id[mine] = self.class_id[pairs.reference[order]]
-        found.object[mine] = self.object[pairs.reference[order]]
-        found.iou[mine] = pairs.iou[order]
-        return found
+        return Shown(at[pairs.predicted], pairs.reference, pairs.iou)
+
+    def about(self, n: int, shown: Shown) -> About:
+        """What is said of `n` candidates, by the shape that each of them fits best."""
+        about = About(np.full(n, -1), np.full(n, -1), np.zeros(n))
+        # what is written last stays: the best fit, of equal ones the last shape
+        order = np.lexsort((shown.shape, shown.iou))
+        row, shape = shown.row[order], shown.shape[order]
+        about.class_id[row], about.object[row] = self.class_id[shape], self.object[shape]
+        about.iou[row] = shown.iou[order]
+        return about
 
     def accepts(self, layer: gpd.GeoDataFrame) -> NDArray[np.bool_]:
         """Mark the polygons `(n,)` of a layer that a person has seen and given their class.
@@ -108,6 +110,15 @@ class Said:
 
 
 @dataclass(frozen=True, eq=False)
+class Shown:
+    """Pairs `(m,)` of a candidate and a shape of `Said` that it shows, and their IoU."""
+
+    row: NDArray[np.int64]
+    shape: NDArray[np.int64]
+    iou: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
 class About:
     """What is said of candidates `(n,)`: class (-1: nothing), object (-1: none) and IoU with it."""
 
@@ -115,25 +126,34 @@ class About:
     object: NDArray[np.int64]
     iou: NDArray[np.float64]
 
-    @classmethod
-    def nothing(cls, n: int) -> About:
-        """Nothing is said."""
-        return cls(np.full(n, -1), np.full(n, -1), np.zeros(n))
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The rows that are kept, ascending, and the class and score of all candidates `(n,)`."""
+
+    rows: NDArray[np.int64]
+    class_id: NDArray[np.int64]
+    class_score: NDArray[np.float64]
+
+
+# which rows are kept, by class, score and the least scores
+Choose = Callable[[NDArray[np.int64], NDArray[np.float64], Thresholds], NDArray[np.int64]]
 
 
 def select_said(
     candidates: Candidates,
     class_id: NDArray[np.int64],
     class_score: NDArray[np.float64],
-    class_thresh: float,
     job: Job,
     whole: NDArray[np.bool_],
     about: About,
-) -> Classed:
-    """Select by class, but keep each object that a person has given a class, and no other verdict.
+    choose: Choose,
+) -> Chosen:
+    """Let `choose` keep the best at each place, and see to it that a person has the last word.
 
     `class_id` and `class_score` are the classifier's, `whole` marks the candidates that fill their
-    tile, as `fill_their_tile` does. What a person has classed scores 1.
+    tile, as `fill_their_tile` does. What a person has classed scores 1 and is kept; what is none of
+    the classes is not.
     """
     given, refused = about.class_id > NONE, about.class_id == NONE
     fits = passes(candidates, job.limits) & ~whole
@@ -141,20 +161,12 @@ def select_said(
     class_id = np.where(given, about.class_id, class_id)
     rules = job.rules
     floors = Thresholds(rules.pred_iou_floor, rules.stability_floor)
-    chosen = select_classes(candidates, class_id, class_score, class_thresh, floors)
-    if not given.any():
-        return chosen
-    rows = rows_of(candidates, chosen.candidates)
+    rows = choose(class_id, class_score, floors)
     # a person may call both a field and the house on it an object: neither suppresses the other
-    missing = given & ~np.isin(about.object, about.object[rows])
-    best = np.flatnonzero(missing)[np.argsort(-about.iou[missing], kind="stable")]
+    missing = np.flatnonzero(given & ~np.isin(about.object, about.object[rows]))
+    best = missing[np.argsort(-about.iou[missing], kind="stable")]
     best = best[np.unique(about.object[best], return_index=True)[1]]
-    if not len(best):
-        return chosen
-    keys = [candidates.column(name) for name in ("ordinal", "tile_col", "tile_row")]
-    rows = np.concatenate([rows, best])
-    rows = rows[np.lexsort([key[rows] for key in keys])]
-    return Classed(candidates.take(rows), class_id[rows], class_score[rows])
+    return Chosen(np.sort(np.concatenate([rows, best])), class_id, class_score)
 
 
 def fill_their_tile(

@@ -140,7 +140,7 @@ def _size(n: float) -> str:
     return f"{n / scale:.0f} {unit}" if n >= 10 * scale else f"{n / scale:.1f} {unit}"
 
 
-class _Traced:
+class Traced:
     """The polygons of one sample that were needed so far. Rows are counted from its first."""
 
     def __init__(self, sample: SegmentedTile, first: int) -> None:
@@ -209,7 +209,7 @@ class Preview:
     ) -> None:
         """`before` is an earlier preview; its work on samples that are still there is kept."""
         self.aoi = aoi
-        self._parts: list[_Traced] = []
+        self._parts: list[Traced] = []
         self._lock = RLock()
         self.n_candidates = 0
         done = before._parts if before is not None and before.aoi is aoi else []
@@ -217,13 +217,18 @@ class Preview:
             if i < len(done) and done[i].sample is sample and done[i].first == self.n_candidates:
                 self._parts.append(done[i])
             else:
-                self._parts.append(_Traced(sample, self.n_candidates))
+                self._parts.append(Traced(sample, self.n_candidates))
             self.n_candidates += len(sample.candidates)
 
     @property
     def samples(self) -> tuple[SegmentedTile, ...]:
         """The samples, in the order of their rows."""
         return tuple(part.sample for part in self._parts)
+
+    @property
+    def parts(self) -> tuple[Traced, ...]:
+        """The samples with their candidates by ordinal and what was traced of them."""
+        return tuple(self._parts)
 
     @cached_property
     def scores(self) -> NDArray[np.float32]:
@@ -236,7 +241,7 @@ class Preview:
 
     def key(self, row: int) -> Key:
         """Return the key of a candidate, which is the same in every preview of its tile."""
-        part = self._of(row)
+        part = self.part_of(row)
         return (*part.sample.record.index, int(part.candidates.column("ordinal")[row - part.first]))
 
     def row(self, key: Key) -> int:
@@ -283,6 +288,28 @@ class Preview:
                 mine[rows] = part.outcome[rows]
             drawn = tuple(part.cleaned for part in self._parts)
         return View(thresholds, cleaning, offer, fate, drawn)
+
+    def fates(
+        self, chosen: NDArray[np.int64], cleaning: Cleaning
+    ) -> tuple[NDArray[np.uint8], tuple[gpd.GeoDataFrame, ...]]:
+        """Trace and clean chosen rows (ascending), whatever chose them.
+
+        Returns the `Fate` of each, which is kept, cleaned or outside, and the frames of `View`.
+        """
+        with self._lock:
+            rows = [
+                chosen[(chosen >= p.first) & (chosen < p.first + len(p.candidates))] - p.first
+                for p in self._parts
+            ]
+            new = [
+                (part, of)
+                for part, of in zip(self._parts, rows, strict=True)
+                if not part.knows(of, cleaning)
+            ]
+            list(_THREADS.map(lambda one: one[0].find_out(one[1], cleaning, self.aoi), new))
+            found = [part.outcome[of] for part, of in zip(self._parts, rows, strict=True)]
+            drawn = tuple(part.cleaned for part in self._parts)
+        return np.concatenate([np.empty(0, np.uint8), *found]), drawn
 
     def prepare(self, cleaning: Cleaning, limit: int) -> int:
         """Trace and clean up to `limit` more candidates, before other thresholds need them.
@@ -341,7 +368,7 @@ class Preview:
 
     def explain(self, row: int, view: View) -> Verdict:
         """Say why a candidate is shown or not."""
-        part, fate, rival = self._of(row), Fate(view.fate[row]), -1
+        part, fate, rival = self.part_of(row), Fate(view.fate[row]), -1
         if fate == Fate.KEPT:
             reason = "kept"
         elif fate == Fate.BELOW:
@@ -368,12 +395,20 @@ class Preview:
 
     def outline(self, row: int) -> gpd.GeoSeries:
         """Return a candidate's polygon before cleaning; empty if its mask has no valid pixel."""
-        part = self._of(row)
+        part = self.part_of(row)
         with self._lock:
             part.trace(np.array([row - part.first]))
             return part.polygons.geometry[part.polygons["row"] == row]
 
-    def _of(self, row: int) -> _Traced:
+    def polygons_before_cleaning(self, rows: NDArray[np.int64]) -> gpd.GeoDataFrame:
+        """The polygons of some rows of one sample, by row; a mask without valid pixels has none."""
+        part = self.part_of(int(rows[0]))
+        with self._lock:
+            part.trace(rows - part.first)
+            return part.polygons[part.polygons["row"].isin(rows)]
+
+    def part_of(self, row: int) -> Traced:
+        """The sample of a row."""
         if not 0 <= row < self.n_candidates:
             raise IndexError(f"row {row} of {self.n_candidates} candidates")
         return next(part for part in reversed(self._parts) if part.first <= row)
