@@ -29,13 +29,12 @@ def read_looks(folder: Path) -> Looks:
         read = read_yaml((folder / LOOKS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    looks = {}
+    looks: dict[int, tuple[str, str]] = {}
     for number, look in read.items() if isinstance(read, dict) else ():
-        name, color = (
-            (look.get(key) for key in ("name", "color")) if isinstance(look, dict) else ("", "")
-        )
-        if isinstance(number, int) and isinstance(name, str) and is_color(color):
-            looks[number] = name, color
+        if isinstance(number, int) and isinstance(look, dict):
+            name, color = look.get("name"), look.get("color")
+            if isinstance(name, str) and isinstance(color, str) and is_color(color):
+                looks[number] = name, color
     return looks
 
 
@@ -63,6 +62,6 @@ def with_looks(job: Job, looks: Looks) -> tuple[Job, dict[int, str]]:
     return (job if classes == job.classes else job.changed(classes=classes)), colors
 
 
-def is_color(value: object) -> bool:
-    """Whether a value is a colour as `#rrggbb`."""
-    return isinstance(value, str) and re.fullmatch(r"#[0-9a-f]{6}", value) is not None
+def is_color(value: str) -> bool:
+    """Whether a text is a colour as `#rrggbb`."""
+    return re.fullmatch(r"#[0-9a-f]{6}", value) is not None

@@ -29,7 +29,7 @@ from workbench.widgets.session import Session
 MAX_ZOOM = 24  # 7 mm a pixel at the equator: a pixel of 5 cm is seen as a square
 ZOOM_STEP = 0.25  # with whole steps a scene may fill only half of the map
 MOST_TILES = 2000  # outlines that are drawn at once
-WELL_IN_VIEW, LEAST_IN_VIEW = 0.8, 0.03  # shares of the map's width and height
+WELL_IN_VIEW, LEAST_IN_VIEW = 0.8, 0.08  # shares of the map's width and height
 USUAL_PX = (800, 560)  # of a map that no browser has shown yet
 _WORLD = 2 * math.pi * 6_378_137.0  # width of EPSG:3857
 _FRAME = {"color": "#757575", "weight": 2, "fill": False, "interactive": False}

@@ -83,7 +83,9 @@ class PolygonOverlay(anywidget.AnyWidget):
         "`REFUSED`: none of the classes, `UNSAID`: nothing"
     ).tag(sync=True)
     class_scores = traitlets.Bytes(help="float32, one for each polygon").tag(sync=True)
-    class_colours = traitlets.List(help="[number, name, colour] of each class").tag(sync=True)
+    class_colours: list[list[Any]] = traitlets.List(  # type: ignore[assignment]
+        help="[number, name, colour] of each class"
+    ).tag(sync=True)
     hotkeys = traitlets.Unicode(help="keys that are messages while the map has the focus").tag(
         sync=True
     )

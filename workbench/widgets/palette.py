@@ -23,7 +23,7 @@ class ClassPalette(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_suffix(".js")
 
-    classes = traitlets.List().tag(sync=True)
+    classes: list[dict[str, Any]] = traitlets.List().tag(sync=True)  # type: ignore[assignment]
     n_none = traitlets.Int(0).tag(sync=True)
     tool = traitlets.Int(LOOK).tag(sync=True)
 

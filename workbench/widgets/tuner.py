@@ -139,8 +139,8 @@ class TunerPanel:
         left = widgets.VBox(
             [
                 row(propose, self.n_tiles, clear, self.mode, advise), self.teaching.palette, said,
-                self.scene_map.widget, self.overlay, self.legend,
-                self.teaching.text, self.figures, self.verdicts.text,
+                self.scene_map.widget, self.overlay, self.teaching.text, self.legend,
+                self.figures, self.verdicts.text,
             ], layout=widgets.Layout(flex="1 1 500px", min_width="0"),
         )  # fmt: skip
         right = widgets.VBox(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from workbench._support.palette import Classes
 from workbench.tuning.preview import Fate, Key, Preview, Verdict, View
 from workbench.widgets.safe_html import Markup, paragraph
 
@@ -71,7 +71,7 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> str:
     ).format(Markup("").join(lines), f"and {more} more" if more > 0 else "")
 
 
-def confidence_swatches(confidence: Classes) -> Markup:
+def confidence_swatches(confidence: Sequence[Sequence[Any]]) -> Markup:
     """Name the colours of the classes of confidence."""
     highs = [*(low for low, _ in confidence[1:]), 1.0]
     swatch = Markup('<span style="border-bottom: 4px solid {}; padding: 0 3px">{:g}–{:g}</span>')
