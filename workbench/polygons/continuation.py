@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from workbench.candidates.offer import TOUCH_PX, Offer, Reason, TileMasks
+from workbench.candidates.offer import TOUCH_PX, Offer, TileMasks
 from workbench.candidates.rle import cropped
 from workbench.candidates.table import Candidates
 from workbench.polygons.seam_pairs import AGREE
@@ -96,9 +96,8 @@ class Continuations:
             alike = _iou([piece.rle], _in_overlap(stored, near, piece.overlap))[0]
             best = np.argsort(-alike, kind="stable")
             for row in near[best[alike[best] >= AGREE]].tolist():
-                beside = np.append(chosen, [*taken - {row}, row]).astype(np.int64)
-                reason = masks.offered(np.sort(beside), offer, last=row).reason[row]
-                if reason == Reason.OFFERED:
+                beside = np.append(chosen, list(taken - {row})).astype(np.int64)
+                if masks.may_join(row, beside, offer):
                     taken.add(row)
                     break
         return np.array(sorted(taken), np.int64)

@@ -11,6 +11,7 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import shapely
+from numpy.typing import NDArray
 
 from workbench._support.files import atomic_path
 from workbench._support.text import duration
@@ -19,7 +20,7 @@ from workbench.candidates.select import select
 from workbench.candidates.store import valid_masks
 from workbench.candidates.table import Candidates
 from workbench.errors import RunFailedError
-from workbench.evaluation.against import against_reference
+from workbench.evaluation.against import AgainstReference
 from workbench.layer import qgis
 from workbench.layer.files import write_layer
 from workbench.layer.report import charts
@@ -72,16 +73,19 @@ def finish(plan: Plan) -> Run:
     if taught is not None:
         refuse_to_lose_examples(plan.job, plan.folder)
     ledger = _ledger_layer(plan)
-    tally = Tally(ledger)
+    tally, against = Tally(ledger), _against_reference(plan, ledger)
     with Topology(plan.folder) as topology:
         # one pass over the layer; only the map reads it again
-        layer = counted(layer_batches(plan, taught), tally, topology)
+        counting = [tally, topology] if against is None else [tally, topology, against]
+        layer = counted(layer_batches(plan, taught), *counting)
         tiles = write_layer(layer, with_counts, plan.folder, styles=styles).tiles
         scenes = tuple(part.scene for part in plan.scenes)
         result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally)
         if taught is not None:
             keep_examples(plan, taught)
-        _write(result, taught, topology, plan.record.versions, time.perf_counter() - start)
+        quality = {} if against is None else {"Quality": against.rows()}
+        seconds = time.perf_counter() - start
+        _write(result, taught, topology, quality, plan.record.versions, seconds)
     failed = tiles[tiles["status"] == "failed"]
     if len(failed):
         first = failed.iloc[0]
@@ -125,24 +129,23 @@ def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
             continue
         yield nothing
         cut = Continuations(part.grid)
+        labels: dict[tuple[int, int], NDArray[np.int64]] = {}  # ordinals
         for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
             valid = valid_masks(records, candidates.rules)
-            selected = select(candidates, job.thresholds)
-            chosen = offered(selected, part.grid, valid, job.offer)
+            chosen = offered(select(candidates, job.thresholds), part.grid, valid, job.offer)
             for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
-                cut.see(tile, chosen.of_tile(tile.row, tile.col))
+                of_tile = chosen.of_tile(tile.row, tile.col)
+                labels[tile.row, tile.col] = of_tile.column("ordinal")
+                cut.see(tile, of_tile)
             yield to_polygons(chosen, part.scene, part.grid, valid)
         wanted = [(part.scene.name, *index) for index in cut.wanted]
         for candidates, records in plan.store.read(wanted, known):
             valid = valid_masks(records, candidates.rules)
-            selected = select(candidates, job.thresholds)
-            chosen = offered(selected, part.grid, valid, job.offer)
             for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
                 index = (tile.row, tile.col)
                 stored = candidates.of_tile(*index)
                 masks = TileMasks(stored, tile, part.grid, valid.get(index))
-                labels = chosen.of_tile(*index).column("ordinal")
-                rows = np.flatnonzero(np.isin(stored.column("ordinal"), labels))
+                rows = np.flatnonzero(np.isin(stored.column("ordinal"), labels[index]))
                 more = stored.take(cut.found(tile, stored, rows, masks, job.offer))
                 yield to_polygons(more, part.scene, part.grid, valid)
 
@@ -206,26 +209,25 @@ def _ledger_layer(plan: Plan) -> gpd.GeoDataFrame:
     return as_tiles(ledger.assign(n_polygons=0))
 
 
-def _quality(result: Run) -> dict[str, dict[str, str]]:
-    """How good the layer is, where the truth is known: a table of the report."""
-    job = result.job
-    if job.reference is not None:
-        reference = gpd.GeoDataFrame(geometry=load_reference(job.reference))
-    elif job.source is None:
+def _against_reference(plan: Plan, ledger: gpd.GeoDataFrame) -> AgainstReference | None:
+    """What compares the layer with its reference, where there is one: the sample scene's own."""
+    if plan.job.reference is not None:
+        reference = gpd.GeoDataFrame(geometry=load_reference(plan.job.reference))
+    elif plan.job.source is None:
         reference = sample_truth()
     else:
-        return {}
-    reference = reference.to_crs(result.scenes[0].crs)
-    area = gpd.GeoDataFrame(geometry=list(result.tiles.geometry), crs=result.tiles.crs)
-    if result.aoi is not None:
-        area = gpd.GeoDataFrame(geometry=[result.aoi], crs=result.tiles.crs)
-    return {"Quality": against_reference(result.layer, inside(reference, area))}
+        return None
+    area = ledger
+    if plan.area.aoi is not None:
+        area = gpd.GeoDataFrame(geometry=[plan.area.aoi], crs=ledger.crs)
+    return AgainstReference(inside(reference.to_crs(ledger.crs), area))
 
 
 def _write(
     result: Run,
     taught: Taught | None,
     topology: Topology,
+    quality: Mapping[str, Mapping[str, str]],
     versions: Mapping[str, str],
     seconds: float,
 ) -> None:
@@ -265,7 +267,7 @@ def _write(
         },
         tables={
             **({} if taught is None else {"Classes": taught.summary(classes)}),
-            **_quality(result),
+            **quality,
             "Seams": seams(numbers),
             "Topology": topology.table(),
             "Time": {

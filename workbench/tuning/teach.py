@@ -19,10 +19,10 @@ import shapely
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from workbench.candidates.offer import ONE_CLASS_PER_PLACE, Conflicts
 from workbench.candidates.select import Thresholds, passes, suppress
 from workbench.candidates.table import Candidates
 from workbench.errors import ExamplesError
-from workbench.learning.choose import SHARED
 from workbench.learning.classifier import NONE, Classifier
 from workbench.learning.examples import SAME, Examples, join
 from workbench.learning.features import FEATURES
@@ -74,7 +74,7 @@ class _Known:
     figures: NDArray[np.float32]
     whole: NDArray[np.bool_]  # those that fill their tile
     max_area_share: float | None  # for which `whole` holds
-    pairs: NDArray[np.int64]  # (m, 2), that share more than half of the smaller one
+    pairs: NDArray[np.int64]  # (m, 2), of which only one may have a class
 
 
 class Teacher:
@@ -230,11 +230,12 @@ class Teacher:
 
 
 def _sharing(part: Traced) -> NDArray[np.int64]:
-    """Pairs `(m, 2)` of rows of a sample that share more than half of the smaller mask."""
-    i, j, common = part.masks.shared()
-    area = part.candidates.column("area_px")
-    same = np.rint(common) > SHARED * np.minimum(area[i], area[j])
-    return np.column_stack((i[same], j[same]))
+    """Pairs `(m, 2)` of rows of a sample of which only one may have a class."""
+    rows = np.arange(len(part.candidates))
+    pairs = part.masks.pairs
+    pairs.compare(rows)
+    found = Conflicts.of(pairs.shared, pairs.area, rows, ONE_CLASS_PER_PLACE)
+    return np.column_stack((found.better, found.worse))
 
 
 def _best_of_pairs(
