@@ -34,7 +34,7 @@ def described(result):
         (part,) = plan.scenes
         frames = []
         for candidates, _ in plan.store.read([part.index(tile) for tile in part.tiles]):
-            figures = figures_of(plan, part, candidates)
+            figures = figures_of(plan.folder, part, candidates)
             frames.append((candidates, figures))
     layer = result.layer.set_index("id")
     rows = []

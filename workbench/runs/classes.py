@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
@@ -26,7 +27,7 @@ from workbench.learning.held_out import HeldOut, held_out
 from workbench.polygons.areas import lies_in
 from workbench.polygons.build import to_polygons
 from workbench.raster.scene import Scene
-from workbench.runs.folder import features_in
+from workbench.runs.folder import features_in, store_in
 from workbench.runs.labels import EXAMPLES, labelled_area_of, labels_of, off_the_scene, on_scene
 from workbench.runs.plan import Plan
 from workbench.runs.said import Said, fill_their_tile, rows_of, select_said, traced_rows
@@ -81,7 +82,7 @@ def teach(plan: Plan) -> Taught | None:
         complete = None if area is None else shapely.union_all(area.to_crs(crs).to_numpy())
         ledger = plan.store.ledger()  # once: it looks at every file of the store
         for part in plan.scenes:
-            found += list(_matched(plan, part, ledger, wanted, complete, objects))
+            found += list(examples_of(plan.folder, part, ledger, wanted, complete, objects))
     if not found:
         raise off_the_scene(labels, [part.scene for part in plan.scenes])
     return learn(join(found), plan.job.class_thresh, plan.crs, notes)
@@ -109,7 +110,7 @@ def classed_polygons(
     records: Sequence[TileRecord],
 ) -> gpd.GeoDataFrame:
     """Select by class and trace: `to_polygons` with the columns `class_id` and `class_score`."""
-    class_id, score = taught.classifier.best(figures_of(plan, part, candidates))
+    class_id, score = taught.classifier.best(figures_of(plan.folder, part, candidates))
     whole = fill_their_tile(plan.job, part, candidates, records)
     about = taught.said.about(len(candidates), taught.said.shown_by(part, candidates, records))
 
@@ -136,9 +137,9 @@ def keep_examples(plan: Plan, taught: Taught) -> None:
     taught.examples.write(plan.folder / EXAMPLES)
 
 
-def figures_of(plan: Plan, part: ScenePlan, candidates: Candidates) -> NDArray[np.float32]:
+def figures_of(folder: Path, part: ScenePlan, candidates: Candidates) -> NDArray[np.float32]:
     """Features of all stored candidates of a few tiles, from the run folder or computed."""
-    return features_in(plan.folder).figures(
+    return features_in(folder).figures(
         candidates, part.scene.fingerprint, lambda: described(part, candidates)
     )
 
@@ -167,15 +168,18 @@ def _colours_of(scene: Scene) -> SceneColours:
     return SceneColours.of(scene)
 
 
-def _matched(
-    plan: Plan,
+def examples_of(
+    folder: Path,
     part: ScenePlan,
     ledger: Ledger,
     labels: gpd.GeoDataFrame,
     area: shapely.Geometry | None,
-    known: NDArray[np.object_],
+    known: NDArray[np.object_] | None = None,
 ) -> Iterator[Examples]:
-    """Examples from those tiles of a scene that labels or the labelled area reach."""
+    """Make examples from those stored tiles of a scene that labels or the labelled area reach.
+
+    `labels`, `area` and `known` are as for `match_labels`.
+    """
     shapes = labels.geometry.to_numpy()
     if area is not None:
         shapes = np.array([*shapes, area], object)
@@ -183,10 +187,10 @@ def _matched(
     reached = set(shapely.STRtree(shapes).query(windows, "intersects")[0].tolist())
     wanted = {part.index(tile) for i, tile in enumerate(part.tiles) if i in reached}
     cores = {(tile.row, tile.col): part.scene.window_polygon(tile.core) for tile in part.tiles}
-    for candidates, records in plan.store.read([part.index(t) for t in part.tiles], ledger):
+    for candidates, records in store_in(folder).read([part.index(t) for t in part.tiles], ledger):
         if not wanted & {record.index for record in records} or not len(candidates):
             continue
-        figures = figures_of(plan, part, candidates)
+        figures = figures_of(folder, part, candidates)
         valid = valid_masks(records, candidates.rules)
         polygons = to_polygons(candidates, part.scene, part.grid, valid)
         core = [

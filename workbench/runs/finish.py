@@ -43,6 +43,7 @@ from workbench.runs.classes import (
 )
 from workbench.runs.folder import refuse_to_lose_review
 from workbench.runs.labels import refuse_to_lose_examples
+from workbench.runs.looks import class_colors
 from workbench.runs.plan import Plan, load_reference
 from workbench.runs.record import write_job
 from workbench.runs.result import Run
@@ -66,7 +67,8 @@ def finish(plan: Plan) -> Run:
         return ledger.assign(n_polygons=[counts.get(tile, 0) for tile in ledger["tile"]])
 
     def styles() -> Mapping[str, Mapping[str, str]]:
-        return qgis.styles(plan.job.classes, plan.job.planar, tally.classes)
+        learned = None if taught is None else class_colors(plan.folder, plan.job)
+        return qgis.styles(plan.job.classes, plan.job.planar, tally.classes, learned)
 
     start = time.perf_counter()
     taught = teach(plan)
@@ -251,6 +253,7 @@ def _write(
         aoi=result.aoi,
         planar=result.job.planar,
         confidence=result.tally.classes,
+        learned=None if taught is None else class_colors(folder, result.job),
     )
     write_report(
         folder / "report.html",

@@ -62,6 +62,14 @@ def with_looks(job: Job, looks: Looks) -> tuple[Job, dict[int, str]]:
     return (job if classes == job.classes else job.changed(classes=classes)), colors
 
 
+def class_colors(folder: Path, job: Job) -> dict[int, str]:
+    """The colour of each class of a job, as a person has chosen it in this run folder."""
+    looks = read_looks(folder)
+    return {
+        number: looks[number][1] if number in looks else color_of(number) for number in job.classes
+    }
+
+
 def is_color(value: str) -> bool:
     """Whether a text is a colour as `#rrggbb`."""
     return re.fullmatch(r"#[0-9a-f]{6}", value) is not None

@@ -103,6 +103,9 @@ class Teacher:
         with self._lock:
             if self._of(part, job) is not None:
                 return  # another thread has done it
+            import sklearn.ensemble  # takes a second or two: now, not at the first verdict
+            import sklearn.linear_model  # noqa: F401
+
             sample, candidates = part.sample, part.candidates
             figures = described(sample.part, candidates)
             whole = fill_their_tile(job, sample.part, candidates, [sample.record])
@@ -232,8 +235,8 @@ class Teacher:
 def _sharing(part: Traced) -> NDArray[np.int64]:
     """Pairs `(m, 2)` of rows of a sample of which only one may have a class."""
     rows = np.arange(len(part.candidates))
+    part.masks.compare(rows)
     pairs = part.masks.pairs
-    pairs.compare(rows)
     found = Conflicts.of(pairs.shared, pairs.area, rows, ONE_CLASS_PER_PLACE)
     return np.column_stack((found.better, found.worse))
 

@@ -12,6 +12,8 @@ from qgis.utils import iface
 def review(layer_id, fid, status, *, ask_for_class=False):
     """Give a label a status, then select the least certain one that waits for review.
 
+    How certain a label is says its class score, or its confidence if no classes were learned.
+
     `ask_for_class` warns, once for each open layer, when a label without a class is accepted.
     """
     layer = QgsProject.instance().mapLayer(layer_id)
@@ -38,7 +40,7 @@ def review(layer_id, fid, status, *, ask_for_class=False):
 
 
 def _least_certain(layer):
-    """Return the id of the unreviewed label with the lowest confidence, or None."""
+    """Return the id of the unreviewed label that is least certain, or None."""
     edits = layer.editBuffer()
     status = layer.fields().indexOf("status")
     gone = set(edits.deletedFeatureIds())
@@ -49,7 +51,7 @@ def _least_certain(layer):
     }
     seen = [layer.getFeature(fid) for fid, value in now.items() if value == "unreviewed"]
     seen += [f for f in edits.addedFeatures().values() if f["status"] == "unreviewed"]
-    waiting = [(f["confidence"] or 0, f.id()) for f in seen]
+    waiting = [(f["class_score"] or f["confidence"] or 0, f.id()) for f in seen]
     # the stored ones that the edits have not touched
     stored = _stored_unreviewed(layer, len(now) + len(gone) + 1)
     waiting += [(c or 0, fid) for c, fid in stored if fid not in now and fid not in gone]
@@ -57,10 +59,13 @@ def _least_certain(layer):
 
 
 def _stored_unreviewed(layer, limit):
-    """Return confidence and id of at least so many stored labels, the least certain first."""
+    """Return certainty and id of at least so many stored labels, the least certain first."""
     if layer.storageType() != "GPKG":
         request = QgsFeatureRequest().setFilterExpression("\"status\" = 'unreviewed'")
-        return [(f["confidence"], f.id()) for f in layer.dataProvider().getFeatures(request)]
+        return [
+            (f["class_score"] or f["confidence"], f.id())
+            for f in layer.dataProvider().getFeatures(request)
+        ]
     # by the index of the table: a loop over 200,000 labels takes a second
     place = QgsProviderRegistry.instance().decodeUri("ogr", layer.source())
     subset = layer.subsetString() and f"({layer.subsetString()})"
@@ -68,8 +73,8 @@ def _stored_unreviewed(layer, limit):
     table = place["layerName"].replace('"', '""')
     # + 0: GDAL hides a column that is a fid
     query = (
-        f'SELECT confidence, fid + 0 FROM "{table}" WHERE {where} '
-        f"ORDER BY confidence, fid LIMIT {limit}"
+        f'SELECT coalesce(class_score, confidence) AS certainty, fid + 0 FROM "{table}" '
+        f"WHERE {where} ORDER BY certainty, fid LIMIT {limit}"
     )
     metadata = QgsProviderRegistry.instance().providerMetadata("ogr")
     return metadata.createConnection(place["path"], {}).executeSql(query)
