@@ -96,8 +96,8 @@ def write_project(
     project shows when it opens (left, bottom, right, top). Each tile becomes a bookmark, unless
     there are more than `MAX_BOOKMARKS`; `aoi`, in `crs`, is an outline above the tiles. In a
     `planar` layer, drawn polygons cannot overlap others. `confidence` are the classes of confidence
-    and their colours, `learned` the colours of learned classes, as in `label_styles`. Local paths are relative to the project,
-    so that the folder can move together with its imagery.
+    and their colours, `learned` the colours of learned classes, as in `label_styles`.
+    Local paths are relative to the project, so that the folder can move together with its imagery.
     """
     folder = path.parent.resolve()
     source = _local(gpkg, folder)
