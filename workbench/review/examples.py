@@ -63,13 +63,17 @@ def learn_from(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Lessons:
     if judged.empty:
         raise ExamplesError("nobody has judged a label yet: accept or reject some in QGIS first")
     ledger = store_in(run.folder).ledger()
-    found = []
+    parts = []
     for scene in run.scenes:
         grid = TileGrid(scene.width, scene.height, run.job.tile_size, run.job.overlap)
         here = run.tiles[(run.tiles["source"] == scene.name) & run.tiles["status"].eq("ok")]
         tiles = zip(here["tile_row"].tolist(), here["tile_col"].tolist(), strict=True)
-        part = ScenePlan(scene, grid, tuple(grid.tile(row, col) for row, col in tiles))
-        found += list(examples_of(run.folder, part, ledger, judged, complete))
+        parts.append(ScenePlan(scene, grid, tuple(grid.tile(row, col) for row, col in tiles)))
+    found = [
+        one
+        for part in parts
+        for one in examples_of(run.folder, part, parts, ledger, judged, complete)
+    ]
     before = read_examples(run.folder / EXAMPLES)
     if before is not None:
         names = [scene.name for scene in run.scenes]

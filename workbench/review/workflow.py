@@ -13,6 +13,8 @@ from workbench._support.files import atomic_path
 from workbench.dataset.chips import Chips
 from workbench.dataset.write import Dataset, write_dataset
 from workbench.errors import DatasetError, ExamplesError, ReviewError, SceneError
+from workbench.evaluation.advice import Advice
+from workbench.evaluation.judged import JudgedAdvice
 from workbench.layer.report.map import figure_png
 from workbench.review.changes import changes
 from workbench.review.charts import draw_advice, draw_change_map, draw_changes, summary_of
@@ -24,10 +26,15 @@ from workbench.review.next_job import (
     write_advised_job,
     write_taught_job,
 )
-from workbench.review.read import read_reviewed
+from workbench.review.read import Reviewed, read_review
 from workbench.review.shapes import find_issues, write_issues
 from workbench.runs.labels import EXAMPLES
 from workbench.runs.result import Run, read_run
+
+_FEW_TILES = (
+    "Fewer than two tiles are fully reviewed, so the thresholds are those that fit the decisions "
+    "so far. They say nothing about objects that were missed."
+)
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,13 @@ def review(job: ReviewJob) -> Review:
     finished run, and `ReviewError` if the reviewed file is not a review of that run.
     """
     run = read_run(Path(job.run_dir))
-    labels = read_reviewed(job.gpkg, run)
+    reviewed = read_review(job.gpkg, run)
+    labels = reviewed.labels
     thresholds, classes = _for_the_next_scene(job, run, labels)
     return Review(
         folder=job.folder,
         labels=labels,
-        shapes=_shapes(job, run, labels),
+        shapes=_shapes(job, run, reviewed),
         changes=_changes(job, run, labels),
         thresholds=thresholds,
         classes=classes,
@@ -77,7 +85,9 @@ def review(job: ReviewJob) -> Review:
     )
 
 
-def _shapes(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:
+def _shapes(job: ReviewJob, run: Run, reviewed: Reviewed) -> Finding:
+    labels = reviewed.labels
+    read = "".join(f"{note}\n" for note in reviewed.notes)
     finest = min(scene.transform.a for scene in run.scenes)
     issues = find_issues(labels, finest, planar=run.job.planar)
     path = job.folder / "issues.gpkg"
@@ -85,10 +95,10 @@ def _shapes(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:
     counts = issues["kind"].value_counts().rename("labels").to_frame().rename_axis(None)
     n, mended = len(issues), int(issues["mended"].notna().sum())
     if not n:
-        return Finding(f"No issues in {len(labels):,} labels of {job.gpkg}.", table=counts)
+        return Finding(f"{read}No issues in {len(labels):,} labels of {job.gpkg}.", table=counts)
     return Finding(
-        f"{n:,} issues in {len(labels):,} labels of {job.gpkg}, {mended:,} of them with a safe "
-        f"fix: {path}",
+        f"{read}{n:,} issues in {len(labels):,} labels of {job.gpkg}, {mended:,} of them with a "
+        f"safe fix: {path}",
         table=counts,
     )
 
@@ -115,7 +125,7 @@ def _for_the_next_scene(
     except ReviewError as error:
         thresholds = Finding(f"No advice: {error}{forget_advice(job.folder)}")
     else:
-        thresholds = Finding(str(advice), (_saved(job.folder / "advice.png", draw_advice(advice)),))
+        thresholds = _advised(job, advice)
     try:
         lessons = learn_from(job, run, labels)
     except (ExamplesError, ReviewError, SceneError) as error:
@@ -123,7 +133,7 @@ def _for_the_next_scene(
         classes = Finding(f"No examples: {error}")
         if advice is not None:
             path, effect = write_advised_job(job, run, labels, advice)
-            text = f"{advice}\nThe job with the advised thresholds: {path}\n{effect}"
+            text = f"{thresholds.text}\nThe job with the advised thresholds: {path}\n{effect}"
             thresholds = Finding(text, thresholds.pictures)
         return thresholds, classes
     path, effect = write_taught_job(job, run, labels, job.folder / EXAMPLES)
@@ -137,6 +147,14 @@ def _for_the_next_scene(
         effect,
     ]
     return thresholds, Finding("\n".join(lines), table=lessons.table(run.job.classes))
+
+
+def _advised(job: ReviewJob, advice: Advice | JudgedAdvice) -> Finding:
+    picture = job.folder / "advice.png"
+    if isinstance(advice, JudgedAdvice):
+        picture.unlink(missing_ok=True)  # of an earlier review
+        return Finding(f"{_FEW_TILES}\n{advice}")
+    return Finding(str(advice), (_saved(picture, draw_advice(advice)),))
 
 
 def _dataset(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:

@@ -26,7 +26,7 @@ from workbench.learning.features import FEATURES, SceneColours, describe
 from workbench.learning.held_out import HeldOut, held_out
 from workbench.polygons.areas import lies_in
 from workbench.polygons.build import to_polygons
-from workbench.raster.scene import Scene
+from workbench.raster.scene import Scene, raster_of
 from workbench.runs.folder import features_in, store_in
 from workbench.runs.labels import EXAMPLES, labelled_area_of, labels_of, off_the_scene, on_scene
 from workbench.runs.plan import Plan
@@ -82,7 +82,9 @@ def teach(plan: Plan) -> Taught | None:
         complete = None if area is None else shapely.union_all(area.to_crs(crs).to_numpy())
         ledger = plan.store.ledger()  # once: it looks at every file of the store
         for part in plan.scenes:
-            found += list(examples_of(plan.folder, part, ledger, wanted, complete, objects))
+            found += list(
+                examples_of(plan.folder, part, plan.area.finest, ledger, wanted, complete, objects)
+            )
     if not found:
         raise off_the_scene(labels, [part.scene for part in plan.scenes])
     return learn(join(found), plan.job.class_thresh, plan.crs, notes)
@@ -171,6 +173,7 @@ def _colours_of(scene: Scene) -> SceneColours:
 def examples_of(
     folder: Path,
     part: ScenePlan,
+    finest: Sequence[ScenePlan],
     ledger: Ledger,
     labels: gpd.GeoDataFrame,
     area: shapely.Geometry | None,
@@ -178,7 +181,8 @@ def examples_of(
 ) -> Iterator[Examples]:
     """Make examples from those stored tiles of a scene that labels or the labelled area reach.
 
-    `labels`, `area` and `known` are as for `match_labels`.
+    `labels`, `area` and `known` are as for `match_labels`; `finest` are the scenes on the working
+    grid, whose tiles are held out together.
     """
     shapes = labels.geometry.to_numpy()
     if area is not None:
@@ -200,14 +204,27 @@ def examples_of(
         home = np.flatnonzero(lies_in(polygons.geometry.to_numpy(), np.array(core, object)))
         polygons = polygons.iloc[home]
         figures = figures[traced_rows(candidates, polygons)]
-        row, col = polygons["tile_row"].astype(str), polygons["tile_col"].astype(str)
         described = gpd.GeoDataFrame(
             dict(zip(FEATURES, figures.T, strict=True))
             | {
-                "source": part.scene.name,
-                "tile": (part.scene.name + "/r" + row + "c" + col).to_numpy(),
+                "source": raster_of(part.scene.name),
+                "tile": _held_out_with(finest, part, polygons),
             },
             geometry=polygons.geometry.to_numpy(),
             crs=polygons.crs,
         )
         yield match_labels(labels, described, area, known)
+
+
+def _held_out_with(
+    finest: Sequence[ScenePlan], part: ScenePlan, polygons: gpd.GeoDataFrame
+) -> NDArray[np.object_]:
+    """The tile of the working grid that each polygon lies in: what is held out lies together."""
+    (own,) = [one for one in finest if one.scene.name == raster_of(part.scene.name)]
+    tiles = list(zip(polygons["tile_row"], polygons["tile_col"], strict=True))
+    if part.scene.scale > 1:
+        middle = shapely.get_coordinates(shapely.point_on_surface(polygons.geometry.to_numpy()))
+        pixels = [~own.scene.transform @ (x, y) for x, y in middle.tolist()]
+        found = [next(own.grid.within(x, y, x, y)) for x, y in pixels]
+        tiles = [(tile.row, tile.col) for tile in found]
+    return np.array([f"{own.scene.name}/r{row}c{col}" for row, col in tiles], object)

@@ -23,7 +23,6 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from workbench._support.cores import usable_cores
-from workbench._support.text import duration
 from workbench.candidates.offer import Offer, Reason, TileMasks
 from workbench.candidates.select import Selector, Thresholds, passes
 from workbench.candidates.store import valid_masks
@@ -112,32 +111,6 @@ class Verdict:
     area_m2: float
     reason: str
     rival: int = -1
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """Time and storage of a run, estimated from tiles that were timed; None: not known yet."""
-
-    seconds_per_tile: float | None = None
-    bytes_per_tile: float | None = None
-
-    def text(self, n_tiles: int) -> str:
-        """For example "24 tiles · about 3 min · 12 MB of candidates"."""
-        parts = [f"{n_tiles:,} tile{'s' if n_tiles != 1 else ''}"]
-        if self.seconds_per_tile is not None:
-            parts.append(f"about {duration(self.seconds_per_tile * n_tiles)}")
-        if self.bytes_per_tile is not None:
-            parts.append(f"{_size(self.bytes_per_tile * n_tiles)} of candidates")
-        return " · ".join(parts)
-
-
-def _size(n: float) -> str:
-    scale, unit = next(
-        (scale, unit)
-        for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-        if n >= scale or unit == "kB"
-    )
-    return f"{n / scale:.0f} {unit}" if n >= 10 * scale else f"{n / scale:.1f} {unit}"
 
 
 class Traced:
@@ -273,13 +246,7 @@ class Preview:
                 rows[reason[rows] == Reason.OFFERED]
                 for rows, reason in zip(selected, reasons, strict=True)
             ]
-            new = [
-                (part, rows)
-                for part, rows in zip(self._parts, chosen, strict=True)
-                if not part.knows(rows, cleaning)
-            ]
-            # shapely does not hold Python's lock while it works
-            list(_THREADS.map(lambda one: one[0].find_out(one[1], cleaning, self.aoi), new))
+            self._find_out(chosen, cleaning)
             for part, rows, reason in zip(self._parts, chosen, reasons, strict=True):
                 mine = fate[part.first : part.first + len(part.candidates)]
                 mine[passes(part.candidates, thresholds)] = Fate.SUPPRESSED
@@ -301,15 +268,19 @@ class Preview:
                 chosen[(chosen >= p.first) & (chosen < p.first + len(p.candidates))] - p.first
                 for p in self._parts
             ]
-            new = [
-                (part, of)
-                for part, of in zip(self._parts, rows, strict=True)
-                if not part.knows(of, cleaning)
-            ]
-            list(_THREADS.map(lambda one: one[0].find_out(one[1], cleaning, self.aoi), new))
+            self._find_out(rows, cleaning)
             found = [part.outcome[of] for part, of in zip(self._parts, rows, strict=True)]
             drawn = tuple(part.cleaned for part in self._parts)
         return np.concatenate([np.empty(0, np.uint8), *found]), drawn
+
+    def _find_out(self, chosen: Sequence[NDArray[np.int64]], cleaning: Cleaning) -> None:
+        new = [
+            (part, rows)
+            for part, rows in zip(self._parts, chosen, strict=True)
+            if not part.knows(rows, cleaning)
+        ]
+        # shapely does not hold Python's lock while it works
+        list(_THREADS.map(lambda one: one[0].find_out(one[1], cleaning, self.aoi), new))
 
     def prepare(self, cleaning: Cleaning, limit: int) -> int:
         """Compare, trace and clean up to `limit` more candidates, before thresholds need them.
