@@ -284,7 +284,10 @@ def _add_styles(path: Path, styles: Mapping[str, Mapping[str, str]]) -> None:
 def _add_index(path: Path) -> None:
     """Let QGIS find the least certain unreviewed label quickly, among any number."""
     with closing(sqlite3.connect(path)) as db, db:
-        db.execute(f"CREATE INDEX {LABELS}_to_review ON {LABELS} (status, confidence)")
+        db.execute(
+            f"CREATE INDEX {LABELS}_to_review ON {LABELS} "
+            "(status, coalesce(class_score, confidence))"
+        )
 
 
 @contextmanager

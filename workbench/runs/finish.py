@@ -44,6 +44,7 @@ from workbench.runs.classes import (
 )
 from workbench.runs.folder import refuse_to_lose_review
 from workbench.runs.labels import refuse_to_lose_examples
+from workbench.runs.looks import class_colors
 from workbench.runs.plan import Plan, load_reference
 from workbench.runs.record import write_job
 from workbench.runs.result import Run
@@ -68,7 +69,8 @@ def finish(plan: Plan) -> Run:
         return _counted(finest(ledger), counts)
 
     def styles() -> Mapping[str, Mapping[str, str]]:
-        return qgis.styles(plan.job.classes, plan.job.planar, tally.classes)
+        learned = None if taught is None else class_colors(plan.folder, plan.job)
+        return qgis.styles(plan.job.classes, plan.job.planar, tally.classes, learned)
 
     start = time.perf_counter()
     taught = teach(plan)
@@ -114,7 +116,7 @@ def layer_batches(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFram
         whole = pd.concat(cleaned, ignore_index=True)
         cleaned = (regularized(each, plan.job.regularize) for each in [whole])
     for batch in cleaned:
-        yield _as_layer(_in_aoi(batch, plan))
+        yield _as_layer(_with_status(_in_aoi(batch, plan), taught))
 
 
 def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
@@ -186,6 +188,14 @@ def _with_class(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
     return polygons.assign(class_id=default)
 
 
+def _with_status(polygons: gpd.GeoDataFrame, taught: Taught | None) -> gpd.GeoDataFrame:
+    """Mark as accepted what a person has judged already: nobody does it twice."""
+    if taught is None:
+        return polygons
+    accepted = taught.said.accepts(polygons)
+    return polygons.assign(status=np.where(accepted, "accepted", "unreviewed"))
+
+
 def _as_layer(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     tile = tile_names(polygons)
     return as_layer(
@@ -253,6 +263,7 @@ def _write(
         aoi=result.aoi,
         planar=result.job.planar,
         confidence=result.tally.classes,
+        learned=None if taught is None else class_colors(folder, result.job),
     )
     write_report(
         folder / "report.html",

@@ -89,6 +89,7 @@ def write_project(
     aoi: shapely.Geometry | None = None,
     planar: bool = False,
     confidence: Classes = CONFIDENCE_CLASSES,
+    learned: Mapping[int, str] | None = None,
 ) -> None:
     """Write the review project (`.qgz`): pre-labels above tiles above imagery.
 
@@ -96,8 +97,8 @@ def write_project(
     project shows when it opens (left, bottom, right, top). Each tile becomes a bookmark, unless
     there are more than `MAX_BOOKMARKS`; `aoi`, in `crs`, is an outline above the tiles. In a
     `planar` layer, drawn polygons cannot overlap others. `confidence` are the classes of confidence
-    and their colours. Local paths are relative to the project,
-    so that the folder can move together with its imagery.
+    and their colours, `learned` the colours of learned classes, as in `label_styles`.
+    Local paths are relative to the project, so that the folder can move together with its imagery.
     """
     folder = path.parent.resolve()
     source = _local(gpkg, folder)
@@ -131,7 +132,7 @@ def write_project(
     _spatial_reference(el(canvas, "destinationsrs"), crs)
 
     projectlayers = el(root, "projectlayers")
-    looks = label_styles(classes, planar, confidence)
+    looks = label_styles(classes, planar, confidence, learned)
     for name, style, wkb in (
         (schema.LABELS, next(iter(looks.values())), "MultiPolygon"),
         (schema.TILES, tile_style(), "Polygon"),
