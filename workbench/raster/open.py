@@ -5,9 +5,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyproj
@@ -28,6 +26,7 @@ from workbench.raster.bands import (
     open_subset,
     source_layers,
     warp,
+    without,
 )
 from workbench.raster.crs import (
     as_registered,
@@ -48,9 +47,7 @@ from workbench.raster.sources import (
     patiently,
     refuse_impostors,
 )
-
-_SAMPLE_PX = 1024  # longest side of the decimated read behind statistics
-_SAMPLE_PERCENTILES = (2.0, 98.0)
+from workbench.raster.stretch import choose_stretch, fill_value, is_eight_bit, sample
 
 
 def open_scene(
@@ -60,6 +57,7 @@ def open_scene(
     stretch: Stretch | tuple[float, float] | None = None,
     crs: pyproj.CRS | str | int | None = None,
     resolution_m: float | None = None,
+    nodata: float | None = None,
 ) -> Scene:
     """Decide how to read a raster; only a small sample of its pixels is read.
 
@@ -67,14 +65,18 @@ def open_scene(
         source: Path, URL or GDAL name.
         bands: Three 1-based numbers; None goes by colour interpretation.
         stretch: A `Stretch`, or a pair of percentiles; None is 2 and 98, for 8-bit data none.
+            Taken from pixels at full resolution.
         crs: Projected, in metres; None keeps the raster's own if it is, else takes UTM (WGS 84).
         resolution_m: Ground metres per pixel at the scene's centre; None keeps the raster's.
+        nodata: A value that means no data, besides what the file says; None finds one that stands
+            far apart from all others.
 
     Returns:
         The scene on its working grid. One with damaged pixels, or nodata only, opens, too.
 
     Raises:
-        SceneError: Not a readable raster with a place on Earth.
+        SceneError: Not a readable raster with a place on Earth, or its picture would be of nearly
+            one colour.
 
     Example:
         >>> rgb, valid = open_scene("ortho.tif").read(Window(0, 0, 512, 512))
@@ -84,7 +86,7 @@ def open_scene(
 
     def attempt() -> Scene:
         with open_dataset(name) as dataset:
-            return _plan(dataset, name, bands, stretch, crs, resolution_m)
+            return _plan(dataset, name, bands, stretch, crs, resolution_m, nodata)
 
     try:
         return patiently(name, attempt)
@@ -104,6 +106,7 @@ def _plan(
     stretch: Stretch | tuple[float, float] | None,
     crs: pyproj.CRS | str | int | None,
     resolution_m: float | None,
+    nodata: float | None,
 ) -> Scene:
     if any(dtype.startswith("complex") for dtype in dataset.dtypes):
         raise SceneError(
@@ -115,6 +118,9 @@ def _plan(
     alpha = _genuine_alpha(dataset)
     chosen = _choose_bands(dataset, name, bands, alpha)
     layers = source_layers(dataset, chosen, alpha)
+    # before any pixels: after a damaged block GDAL's error would be raised by whatever comes next
+    fingerprint = _fingerprint(dataset, name)
+    nodata, limits = _nodata_and_stretch(layers, name, nodata, stretch)
     scene = Scene(
         source=name,
         name=_stem(name),
@@ -123,10 +129,11 @@ def _plan(
         width=dataset.width,
         height=dataset.height,
         bands=chosen,
-        stretch=_choose_stretch(layers, stretch),
+        stretch=limits,
         alpha=alpha,
         warped=False,
-        fingerprint=_fingerprint(dataset, name),
+        fingerprint=fingerprint,
+        nodata=nodata,
     )
     if not is_in(dataset, working_crs):
         scene = _on_grid(scene, *_suggested_grid(layers, scene))
@@ -136,6 +143,25 @@ def _plan(
         a, _, c, _, e, f = dataset.transform[:6]
         scene = replace(scene, transform=Affine(a, 0.0, c, 0.0, e, f))
     return scene if resolution_m is None else _on_grid(scene, *_square_grid(scene, resolution_m))
+
+
+def _nodata_and_stretch(
+    layers: Layers,
+    name: str,
+    nodata: float | None,
+    stretch: Stretch | tuple[float, float] | None,
+) -> tuple[float | None, Stretch | None]:
+    """The value that means no data besides what the file says, and the stretch of the others."""
+    if nodata is not None:
+        with without(layers, name, nodata) as known:
+            return nodata, choose_stretch(known, stretch, None, name)
+    if layers.palette is not None or is_eight_bit(layers):
+        return None, choose_stretch(layers, stretch, None, name)
+    values = sample(layers)
+    nodata = fill_value(values)
+    if nodata is not None:
+        values = values[:, ~(values == nodata).all(axis=0)]
+    return nodata, choose_stretch(layers, stretch, values, name)
 
 
 def _on_grid(scene: Scene, transform: Affine, width: int, height: int) -> Scene:
@@ -301,7 +327,7 @@ def _upright_grid(dataset: rasterio.DatasetReader) -> tuple[Affine, int, int]:
 def _suggested_grid(layers: Layers, scene: Scene) -> tuple[Affine, int, int]:
     """The north-up grid that GDAL suggests in the scene's CRS: square pixels of like size."""
     with (
-        open_subset(layers, scene.source) as subset,
+        open_subset(layers, scene.source, scene.nodata) as subset,
         warp(subset, scene.crs, Resampling.nearest) as warped,
     ):
         return warped.transform, warped.width, warped.height
@@ -335,7 +361,7 @@ def _genuine_alpha(dataset: rasterio.DatasetReader) -> int | None:
     """
     tagged = [i + 1 for i, tag in enumerate(dataset.colorinterp) if tag == ColorInterp.alpha]
     for band in tagged:
-        values = _sample(Layers(dataset, (band, band, band)))[0]
+        values = sample(Layers(dataset, (band, band, band)))[0]
         if values.size == 0 or np.isin(values, (0, values.max())).mean() > 0.9:
             return band
     return None
@@ -366,37 +392,6 @@ def _choose_bands(
     return grey, grey, grey
 
 
-def _choose_stretch(
-    layers: Layers, stretch: Stretch | tuple[float, float] | None
-) -> Stretch | None:
-    if isinstance(stretch, Stretch):
-        return stretch
-    if layers.palette is not None:
-        return None
-    dtypes = {layers.dataset.dtypes[band - 1] for band in layers.bands}
-    if stretch is None and dtypes == {"uint8"}:
-        return None
-    low_high = _SAMPLE_PERCENTILES if stretch is None else stretch
-    if not (len(low_high) == 2 and 0 <= low_high[0] < low_high[1] <= 100):
-        raise SceneError(
-            f"stretch: {low_high} are not two rising percentiles from 0 to 100. Take, for example, "
-            "2 and 98."
-        )
-    values = _sample(layers)
-    if values.shape[1] == 0:  # no valid pixel: any stretch will do, if it is always the same
-        return Stretch((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
-    limits = []
-    for band in values.astype(np.float64):
-        low, high = np.percentile(band, low_high)
-        if low == high:  # nearly constant: stretch over all values
-            low, high = band.min(), band.max()
-        if low == high:  # constant: mid-grey, since black looks like no data
-            low, high = low - 0.5, high + 0.5
-        limits.append((float(low), float(high)))
-    (r0, r1), (g0, g1), (b0, b1) = limits
-    return Stretch((r0, g0, b0), (r1, g1, b1))
-
-
 def _fingerprint(dataset: rasterio.DatasetReader, name: str) -> str:
     """A digest of the layout and of pieces of the content: quick, so it may miss a change."""
     digest = hashlib.sha256()
@@ -425,26 +420,3 @@ def _fingerprint(dataset: rasterio.DatasetReader, name: str) -> str:
                 file.seek(int(offset))
                 digest.update(file.read(65536))
     return digest.hexdigest()
-
-
-def _sample(layers: Layers) -> NDArray[Any]:
-    """Values `(3, n)` of valid pixels all over the dataset; n is 0 if none was found."""
-    dataset = layers.dataset
-    width, height = dataset.width, dataset.height
-    factor = max(1.0, max(width, height) / _SAMPLE_PX)
-    coarsest = max(dataset.overviews(layers.bands[0]), default=1)
-    if width * height / coarsest**2 <= 64e6:
-        shape = (max(1, round(height / factor)), max(1, round(width / factor)))
-        values, valid = layers.read_decimated(shape, Resampling.nearest)
-        return values[:, valid]
-    # without overviews, decimating would decode the whole file: look at pieces of it instead
-    pieces = []
-    for row in np.linspace(0, height - 256, 6).astype(int):
-        for column in np.linspace(0, width - 256, 6).astype(int):
-            window = Window(max(0, column), max(0, row), min(256, width), min(256, height))
-            try:
-                values, valid = patiently(dataset.name, partial(layers.read, window))
-            except GDAL_ERRORS:
-                continue
-            pieces.append(values[:, valid])
-    return np.concatenate(pieces, axis=1) if pieces else np.zeros((3, 0))

@@ -9,7 +9,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -23,7 +23,15 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from workbench.errors import SceneError
-from workbench.raster.bands import Layers, is_in, open_dataset, open_subset, source_layers, warp
+from workbench.raster.bands import (
+    Layers,
+    is_in,
+    open_dataset,
+    open_subset,
+    source_layers,
+    warp,
+    without,
+)
 from workbench.raster.crs import ground_scale
 from workbench.raster.sources import (
     GDAL_ERRORS,
@@ -52,7 +60,8 @@ class Stretch:
         kind: type[np.floating[Any]] = np.float32 if exact else np.float64
         low: NDArray[Any] = np.array(self.low, kind).reshape(shape)
         span: NDArray[Any] = np.array(self.high, kind).reshape(shape) - low
-        scaled = (raw.astype(kind) - low) * (255 / np.where(span > 0, span, 1))
+        with np.errstate(over="ignore"):  # what is no data may be as large as a number can be
+            scaled = (raw.astype(kind) - low) * (255 / np.where(span > 0, span, 1))
         np.nan_to_num(scaled, copy=False)
         return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
@@ -78,6 +87,7 @@ class Scene:
     alpha: int | None  # the band that is a real alpha, 1-based
     warped: bool  # read through a warp; else the working grid is the source's grid, bit for bit
     fingerprint: str  # changes when the raster's content does
+    nodata: float | None = None  # means no data, though the file does not say so
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
@@ -248,6 +258,7 @@ class Scene:
             "alpha": self.alpha,
             "warped": self.warped,
             "fingerprint": self.fingerprint,
+            "nodata": self.nodata,
         }
 
     @classmethod
@@ -295,7 +306,7 @@ _handles = _Handles()
 def _handle_key(scene: Scene) -> tuple[Any, ...]:
     # the process too: a forked child must not share file positions with its parent
     return (os.getpid(), scene.source, scene.crs.srs, scene.transform, scene.width, scene.height,
-            scene.bands, scene.alpha, scene.warped, scene.fingerprint)  # fmt: skip
+            scene.bands, scene.alpha, scene.warped, scene.fingerprint, scene.nodata)  # fmt: skip
 
 
 def _layers_of(scene: Scene) -> Layers:
@@ -313,8 +324,10 @@ def _open_layers(scene: Scene) -> Layers:
     dataset = open_dataset(scene.source)
     layers = source_layers(dataset, scene.bands, scene.alpha)
     if not scene.warped:
-        return layers
-    subset = open_subset(layers, scene.source)
+        if scene.nodata is None:
+            return layers
+        return replace(without(layers, scene.source, scene.nodata), beneath=(dataset,))
+    subset = open_subset(layers, scene.source, scene.nodata)
     resampling = Resampling.bilinear if layers.palette is None else Resampling.nearest
     beneath: tuple[rasterio.DatasetReader, ...] = (subset, dataset)
     grid = {"transform": scene.transform, "width": scene.width, "height": scene.height}

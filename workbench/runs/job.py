@@ -77,6 +77,11 @@ class Job(Parameters):
     stretch: tuple[Percent, Percent] | None = parameter(
         None, "two percentiles; auto: none for 8-bit rasters, else 2 and 98"
     )
+    nodata: float | None = parameter(
+        None,
+        "a value that means no data, besides what the file says; null: found if it stands far "
+        "apart from all others, for example -9999 in reflectance from 0 to 1",
+    )
     crs: Text | None = parameter(
         None, "metric working CRS; auto: the raster's own if it is in metres, else UTM"
     )

@@ -202,7 +202,12 @@ def _refuse_far_away(scene: Scene, first: Scene) -> None:
 
 def _open(source: str, job: Job, crs: str | None) -> Scene:
     return open_scene(
-        source, bands=job.bands, stretch=job.stretch, crs=crs, resolution_m=job.resolution_m
+        source,
+        bands=job.bands,
+        stretch=job.stretch,
+        crs=crs,
+        resolution_m=job.resolution_m,
+        nodata=job.nodata,
     )
 
 

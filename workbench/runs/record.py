@@ -110,6 +110,7 @@ class SceneRecord(_Record):
     alpha: PositiveInt | None
     warped: bool
     fingerprint: str
+    nodata: float | None = None  # as in runs of earlier versions, which did not look for one
 
     @classmethod
     def of(cls, scene: Scene) -> Self:

@@ -1,0 +1,56 @@
+"""Inputs of the kinds that people reported, against what is right about them."""
+
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import shapely
+from rasterio.features import shapes
+
+from workbench import Job, run
+from workbench.raster.open import open_scene
+
+
+@pytest.fixture(scope="session")
+def field(data_dir: Path) -> Path:
+    if not (data_dir / "field").is_dir():
+        pytest.skip("WORKBENCH_TEST_DATA has no folder `field`")
+    return data_dir / "field"
+
+
+def found(layer: gpd.GeoDataFrame, truth: gpd.GeoDataFrame, least: float = 0.9) -> int:
+    """How many true objects have a label with a higher IoU."""
+    truth = truth.to_crs(layer.crs)
+    true, made = layer.sindex.query(truth.geometry, "intersects")
+    a, b = truth.geometry.to_numpy()[true], layer.geometry.to_numpy()[made]
+    iou = shapely.area(shapely.intersection(a, b)) / shapely.area(shapely.union(a, b))
+    return len(set(true[iou > least].tolist()))
+
+
+def whole_ones(truth: gpd.GeoDataFrame, raster: Path) -> gpd.GeoDataFrame:
+    """The true objects without an invalid pixel."""
+    scene = open_scene(raster)
+    _, valid = scene.read(scene.window)
+    invalid = [
+        shapely.geometry.shape(shape)
+        for shape, _ in shapes((~valid).astype(np.uint8), ~valid, transform=scene.transform)
+    ]
+    return truth[~truth.intersects(shapely.union_all(invalid))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        ("base.tif", 25),
+        ("float_nodata_3.4e38.tif", 20),  # the others are hidden, in part at least
+        ("float_fill_undeclared.tif", 24),
+        ("nbits4.tif", 25),
+    ],
+)
+def test_every_object_of_the_plain_scene_is_found(field, tmp_path, name, whole):
+    truth = whole_ones(gpd.read_file(field / "truth_base.gpkg"), field / name)
+    assert len(truth) == whole
+    made = run(Job.create(source=str(field / name), out_dir=str(tmp_path / "run")))
+    assert found(made.layer, truth) == whole
