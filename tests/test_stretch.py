@@ -93,7 +93,7 @@ def test_a_value_that_means_no_data_can_be_named(tmp_path):
     path = write(tmp_path / "a.tif", image)
     assert whole(open_scene(path))[1].all()
     for place in ({}, {"resolution_m": 0.5 / 1.0001}):
-        rgb, valid = whole(open_scene(path, nodata=0, **place))
+        _, valid = whole(open_scene(path, nodata=0, **place))
         assert not valid[:, :19].any()
         assert valid[1:-1, 21:-1].all()
     # besides the file's own mask, alpha and nodata

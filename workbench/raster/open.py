@@ -14,7 +14,6 @@ from affine import Affine
 from numpy.typing import NDArray
 from pyproj.exceptions import CRSError
 from rasterio.enums import ColorInterp, Resampling
-from rasterio.windows import Window
 
 from workbench.errors import SceneError
 from workbench.raster.bands import (

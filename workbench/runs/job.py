@@ -22,6 +22,7 @@ from workbench.candidates.table import Rules
 from workbench.errors import JobError
 from workbench.polygons.clean import Cleaning
 from workbench.raster.sources import absolute
+from workbench.runs.given import holds_number, texts_in_yaml
 from workbench.runs.parameters import (
     AUTO,
     PATHS,
@@ -278,7 +279,8 @@ class Job(Parameters):
         A scheduler in it must be trusted: see `_refuse_strange_scheduler`.
         """
         try:
-            parameters = read_yaml(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
+            parameters = read_yaml(text)
         except (OSError, ValueError) as error:
             raise JobError(
                 f"{path} cannot be read as a job: {str(error).rstrip('.')}. Mend the file; the "
@@ -289,6 +291,10 @@ class Job(Parameters):
                 f"{path} is not a job: `name: value` lines expected. The job.yaml of a run folder "
                 "shows how it should look."
             )
+        for name in PATHS:
+            value = parameters.get(name)
+            if not isinstance(value, dict) and holds_number(value):  # a folder called 2024_05
+                parameters[name] = texts_in_yaml(text)[name]
         job = cls.create(**parameters)
         _refuse_strange_scheduler(path, job.scheduler)
         return job

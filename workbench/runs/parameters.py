@@ -20,6 +20,7 @@ from pydantic import (
 
 from workbench._support.yaml import read_yaml
 from workbench.errors import JobError
+from workbench.runs.given import text_of_parameter
 
 
 def _without_nul(text: str) -> str:
@@ -82,6 +83,9 @@ class Parameters(BaseModel):
         person at the notebook may have other variables: then only near misses are refused.
         """
         values = {k: v for k, v in namespace.items() if k in cls.model_fields}
+        values |= {
+            k: text_of_parameter(k, v) for k, v in values.items() if k in PATHS and _is_name(v)
+        }
         job = cls.create(**values)
         others = {
             k: v
@@ -154,6 +158,10 @@ def _parse(text: str, name: str) -> Any:
             except ValueError:
                 return text  # it may be the name of a file
     return text
+
+
+def _is_name(value: Any) -> bool:
+    return not isinstance(value, Mapping)  # a geometry
 
 
 def _from_home(value: Any) -> Any:
