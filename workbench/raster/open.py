@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pyproj.exceptions import CRSError
 from rasterio.enums import ColorInterp, Resampling
 
+from workbench._support.secrets import without_secrets
 from workbench.errors import SceneError
 from workbench.raster.bands import (
     Layers,
@@ -41,10 +42,12 @@ from workbench.raster.sources import (
     GDAL_ERRORS,
     absolute,
     cause,
+    harmless,
     is_local,
     is_remote,
     patiently,
     refuse_impostors,
+    signed,
 )
 from workbench.raster.stretch import choose_stretch, fill_value, is_eight_bit, sample
 
@@ -80,27 +83,31 @@ def open_scene(
     Example:
         >>> rgb, valid = open_scene("ortho.tif").read(Window(0, 0, 512, 512))
     """
-    name = absolute(source)
+    address = signed(absolute(source))
+    name = without_secrets(address)
     refuse_impostors(name)
 
     def attempt() -> Scene:
-        with open_dataset(name) as dataset:
-            return _plan(dataset, name, bands, stretch, crs, resolution_m, nodata)
+        with open_dataset(address) as dataset:
+            return _plan(dataset, name, address, bands, stretch, crs, resolution_m, nodata)
 
     try:
-        return patiently(name, attempt)
+        return patiently(address, attempt)
     except (*GDAL_ERRORS, CRSError) as error:
         remedy = (
             "Check the address, the network and the server, and try again."
             if is_remote(name)
             else "Check the file with gdalinfo, and copy, download or export it again."
         )
-        raise SceneError(f"{name} cannot be read as a raster: {cause(error)}. {remedy}") from error
+        raise SceneError(
+            f"{name} cannot be read as a raster: {cause(error)}. {remedy}"
+        ) from harmless(error)
 
 
 def _plan(
     dataset: rasterio.DatasetReader,
     name: str,
+    address: str,
     bands: Sequence[int] | None,
     stretch: Stretch | tuple[float, float] | None,
     crs: pyproj.CRS | str | int | None,
@@ -119,7 +126,7 @@ def _plan(
     layers = source_layers(dataset, chosen, alpha)
     # before any pixels: after a damaged block GDAL's error would be raised by whatever comes next
     fingerprint = _fingerprint(dataset, name)
-    nodata, limits = _nodata_and_stretch(layers, name, nodata, stretch)
+    nodata, limits = _nodata_and_stretch(layers, name, address, nodata, stretch)
     scene = Scene(
         source=name,
         name=_stem(name),
@@ -133,6 +140,7 @@ def _plan(
         warped=False,
         fingerprint=fingerprint,
         nodata=nodata,
+        address="" if address == name else address,
     )
     if not is_in(dataset, working_crs):
         scene = _on_grid(scene, *_suggested_grid(layers, scene))
@@ -147,12 +155,13 @@ def _plan(
 def _nodata_and_stretch(
     layers: Layers,
     name: str,
+    address: str,
     nodata: float | None,
     stretch: Stretch | tuple[float, float] | None,
 ) -> tuple[float | None, Stretch | None]:
     """The value that means no data besides what the file says, and the stretch of the others."""
     if nodata is not None:
-        with without(layers, name, nodata) as known:
+        with without(layers, address, nodata) as known:
             return nodata, choose_stretch(known, stretch, None, name)
     if layers.palette is not None or is_eight_bit(layers):
         return None, choose_stretch(layers, stretch, None, name)
@@ -326,7 +335,7 @@ def _upright_grid(dataset: rasterio.DatasetReader) -> tuple[Affine, int, int]:
 def _suggested_grid(layers: Layers, scene: Scene) -> tuple[Affine, int, int]:
     """The north-up grid that GDAL suggests in the scene's CRS: square pixels of like size."""
     with (
-        open_subset(layers, scene.source, scene.nodata) as subset,
+        open_subset(layers, scene.opened_as, scene.nodata) as subset,
         warp(subset, scene.crs, Resampling.nearest) as warped,
     ):
         return warped.transform, warped.width, warped.height

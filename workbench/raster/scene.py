@@ -9,7 +9,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -38,8 +38,10 @@ from workbench.raster.sources import (
     cause,
     forget,
     gdal_environment,
+    harmless,
     is_remote,
     patiently,
+    signed,
 )
 
 _HANDLES_PER_THREAD = 8
@@ -88,6 +90,13 @@ class Scene:
     warped: bool  # read through a warp; else the working grid is the source's grid, bit for bit
     fingerprint: str  # changes when the raster's content does
     nodata: float | None = None  # means no data, though the file does not say so
+    # with its signature, if it has one: a signature is no part of the raster, and in no file
+    address: str = field(default="", repr=False, compare=False)
+
+    @property
+    def opened_as(self) -> str:
+        """The name by which it is opened: with a signature, its own or one of the environment."""
+        return self.address or signed(self.source)
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
@@ -157,7 +166,7 @@ class Scene:
                 raise
 
         try:
-            layers, raw, inside_valid = patiently(self.source, attempt)
+            layers, raw, inside_valid = patiently(self.opened_as, attempt)
         except GDAL_ERRORS as error:
             remedy = (
                 "The network or the server has failed, or the file is damaged there: run again "
@@ -169,7 +178,7 @@ class Scene:
                 f"{self.source}: the pixels of rows {rows.start}–{rows.stop}, columns "
                 f"{columns.start}–{columns.stop} of its working grid cannot be read: "
                 f"{cause(error)}. {remedy}"
-            ) from error
+            ) from harmless(error)
         target = (
             slice(rows.start - top, rows.stop - top),
             slice(columns.start - left, columns.stop - left),
@@ -204,7 +213,7 @@ class Scene:
         )
         size = (rows.stop - rows.start, columns.stop - columns.start)
         try:
-            with gdal_environment(self.source):
+            with gdal_environment(self.opened_as):
                 layers = _layers_of(self)
                 # colours of a palette cannot be averaged by their index
                 averaged = layers.palette is None and max(wide, tall) > 1
@@ -214,10 +223,10 @@ class Scene:
             raise SceneError(
                 f"{self.source} cannot be read any more: {cause(error)}. Check that it is still "
                 "there and whole."
-            ) from error
+            ) from harmless(error)
         if damage is not None:
             self.close()
-            forget(self.source)
+            forget(self.opened_as)
             tell(
                 f"{self.source}: some of its pixels here cannot be read: {cause(damage)}. The file "
                 "is damaged or incomplete there: copy or download it again."
@@ -305,7 +314,7 @@ _handles = _Handles()
 
 def _handle_key(scene: Scene) -> tuple[Any, ...]:
     # the process too: a forked child must not share file positions with its parent
-    return (os.getpid(), scene.source, scene.crs.srs, scene.transform, scene.width, scene.height,
+    return (os.getpid(), scene.opened_as, scene.crs.srs, scene.transform, scene.width, scene.height,
             scene.bands, scene.alpha, scene.warped, scene.fingerprint, scene.nodata)  # fmt: skip
 
 
@@ -321,13 +330,13 @@ def _layers_of(scene: Scene) -> Layers:
 
 
 def _open_layers(scene: Scene) -> Layers:
-    dataset = open_dataset(scene.source)
+    dataset = open_dataset(scene.opened_as)
     layers = source_layers(dataset, scene.bands, scene.alpha)
     if not scene.warped:
         if scene.nodata is None:
             return layers
-        return replace(without(layers, scene.source, scene.nodata), beneath=(dataset,))
-    subset = open_subset(layers, scene.source, scene.nodata)
+        return replace(without(layers, scene.opened_as, scene.nodata), beneath=(dataset,))
+    subset = open_subset(layers, scene.opened_as, scene.nodata)
     resampling = Resampling.bilinear if layers.palette is None else Resampling.nearest
     beneath: tuple[rasterio.DatasetReader, ...] = (subset, dataset)
     grid = {"transform": scene.transform, "width": scene.width, "height": scene.height}

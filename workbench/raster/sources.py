@@ -13,6 +13,7 @@ import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
+from workbench._support.secrets import has_secrets, without_secrets
 from workbench.errors import SceneError
 
 _RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".j2k", ".img", ".ntf", ".ecw", ".sid", ".bil", ".asc"}
@@ -51,6 +52,8 @@ _REMOTE_OPTIONS = {
     "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
     "VSI_CACHE": "TRUE",
 }
+# full addresses of signed rasters, or of folders of such, separated by spaces
+SIGNED_URLS = "WORKBENCH_SIGNED_URLS"
 RETRY_SECONDS = (1.0, 4.0, 16.0)  # waits between the tries of a remote raster
 
 # some of GDAL's errors pass rasterio unwrapped; their base class has no public name
@@ -112,6 +115,23 @@ def gdal_name(name: str) -> str:
     return name
 
 
+def signed(name: str) -> str:
+    """Add the signature that the environment has for an address, if it has one.
+
+    `WORKBENCH_SIGNED_URLS` holds the full addresses of rasters, or of folders with one signature
+    for all that is in them.
+    """
+    head = "/vsicurl/" if name.startswith("/vsicurl/") else ""
+    address = name.removeprefix(head)
+    for full in os.environ.get(SIGNED_URLS, "").split():
+        place, _, query = full.partition("?")
+        plain = without_secrets(place)
+        if address == plain or address.startswith((plain.rstrip("/") + "/", plain + "?")):
+            joint = "&" if "?" in address else "?"
+            return head + place + address[len(plain) :] + (joint + query if query else "")
+    return name
+
+
 def is_remote(name: str) -> bool:
     """Whether a source is read over a network by GDAL's own means."""
     return gdal_name(name).startswith(_REMOTE_FILE_SYSTEMS)
@@ -156,8 +176,17 @@ def forget(name: str) -> None:
 
 
 def cause(error: BaseException) -> str:
-    """GDAL's own text of an error: rasterio often says only that something failed."""
-    return str(error.__cause__ or error).strip().rstrip(".")
+    """GDAL's own text of an error: rasterio often says only that something failed.
+
+    Without signatures.
+    """
+    return without_secrets(str(error.__cause__ or error)).strip().rstrip(".")
+
+
+def harmless(error: BaseException) -> BaseException | None:
+    """Return the error if a traceback may show it, and None if it has a signature in it."""
+    chain = (error, error.__cause__, error.__context__)
+    return None if any(has_secrets(str(each)) for each in chain) else error
 
 
 def _rasters_in(directory: Path) -> list[str]:

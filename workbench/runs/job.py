@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from workbench._support.secrets import without_secrets
 from workbench._support.yaml import read_yaml
 from workbench.candidates.offer import Offer, Overlaps
 from workbench.candidates.select import Thresholds
@@ -308,7 +309,10 @@ class Job(Parameters):
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     def parameters(self) -> dict[str, Any]:
-        """Return all parameters as plain values, local paths absolute, `auto` written out."""
+        """Return all parameters as plain values, local paths absolute, `auto` written out.
+
+        Signatures and passwords in addresses are left out: these values are written to files.
+        """
         values = self.model_dump(mode="json")
         for name in AUTO:
             values[name] = "auto" if values[name] is None else values[name]
@@ -316,9 +320,9 @@ class Job(Parameters):
         for name in PATHS:
             value = values.get(name)
             if isinstance(value, list):
-                values[name] = [absolute(item) for item in value]
+                values[name] = [without_secrets(absolute(item)) for item in value]
             elif isinstance(value, str):
-                values[name] = absolute(value)
+                values[name] = without_secrets(absolute(value))
         return values
 
     def command(self, notebook: str, output: str, given: Job | None = None) -> str:

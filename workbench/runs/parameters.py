@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import reprlib
 from collections.abc import Mapping
@@ -18,9 +19,12 @@ from pydantic import (
     ValidationInfo,
 )
 
+from workbench._support.secrets import has_secrets, without_secrets
 from workbench._support.yaml import read_yaml
 from workbench.errors import JobError
 from workbench.runs.given import text_of_parameter
+
+_log = logging.getLogger(__name__)
 
 
 def _without_nul(text: str) -> str:
@@ -87,6 +91,14 @@ class Parameters(BaseModel):
             k: text_of_parameter(k, v) for k, v in values.items() if k in PATHS and _is_name(v)
         }
         job = cls.create(**values)
+        signed = [k for k in PATHS if has_secrets(str(values.get(k)))]
+        if signed and not job.is_interactive:
+            _log.warning(
+                "papermill writes `%s` with its signature or password to the output notebook. To "
+                "keep it out, give the address without it, and the full one in the environment "
+                "variable WORKBENCH_SIGNED_URLS.",
+                signed[0],
+            )
         others = {
             k: v
             for k, v in namespace.items()
@@ -132,7 +144,7 @@ def _explain(error: ValidationError, model: type[Parameters]) -> str:
             lines.append(f"Parameter `{name}`: {message} (given: {brief(problem['input'])})")
         else:
             lines.append(message)
-    return "\n".join(dict.fromkeys(lines))
+    return without_secrets("\n".join(dict.fromkeys(lines)))
 
 
 def _unknown(name: str, model: type[Parameters]) -> str:

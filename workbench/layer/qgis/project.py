@@ -56,7 +56,7 @@ class ProjectRaster:
 def scene_raster(scene: Scene) -> ProjectRaster:
     """Show the scene's source file with the bands and the stretch that the model saw."""
     name = gdal_name(scene.source)
-    with gdal_environment(scene.source), open_dataset(name) as dataset:
+    with gdal_environment(scene.opened_as), open_dataset(scene.opened_as) as dataset:
         crs = crs_of(dataset, scene.source)
         palette = dataset.colorinterp[scene.bands[0] - 1] == ColorInterp.palette
         masked = dataset.mask_flag_enums[0] == [MaskFlags.per_dataset]
