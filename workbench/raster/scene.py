@@ -95,8 +95,9 @@ class Scene:
 
     @property
     def opened_as(self) -> str:
-        """The name by which it is opened: with a signature, its own or one of the environment."""
-        return self.address or signed(self.source)
+        """The name by which it is opened: with the environment's signature, or else its own."""
+        fresh = signed(self.source)
+        return fresh if fresh != self.source else self.address or self.source
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:

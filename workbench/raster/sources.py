@@ -1,6 +1,7 @@
 """What a user names as rasters: find the files, refuse look-alikes, give GDAL's names."""
 
 import glob
+import logging
 import os
 import re
 import time
@@ -60,6 +61,18 @@ RETRY_SECONDS = (1.0, 4.0, 16.0)  # waits between the tries of a remote raster
 GDAL_ERRORS = (RasterioError, CPLE_BaseError)
 
 Result = TypeVar("Result")
+
+
+class _WithoutSecrets(logging.Filter):
+    """Leaves signatures out of what rasterio logs of GDAL, which has whole addresses."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = without_secrets(record.getMessage()), ()
+        return True
+
+
+for _name in ("rasterio._env", "rasterio._err", "rasterio._io", "rasterio._base"):
+    logging.getLogger(_name).addFilter(_WithoutSecrets())
 
 
 def find_sources(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
