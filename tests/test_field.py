@@ -9,6 +9,7 @@ import shapely
 from rasterio.features import shapes
 
 from workbench import Job, run
+from workbench.errors import SceneError
 from workbench.raster.open import open_scene
 
 
@@ -54,3 +55,16 @@ def test_every_object_of_the_plain_scene_is_found(field, tmp_path, name, whole):
     assert len(truth) == whole
     made = run(Job.create(source=str(field / name), out_dir=str(tmp_path / "run")))
     assert found(made.layer, truth) == whole
+
+
+def test_the_rasters_of_a_geopackage_are_listed_and_read(field):
+    with pytest.raises(SceneError, match="holds several rasters") as caught:
+        open_scene(field / "two_tables.gpkg")
+    sources = [line.split()[0] for line in str(caught.value).splitlines()[1:]]
+    assert sources == [f"GPKG:{field}/two_tables.gpkg:{table}" for table in "ab"]
+    scenes = [open_scene(source) for source in sources]
+    assert [scene.name for scene in scenes] == ["two_tables_a", "two_tables_b"]
+    for scene in scenes:
+        rgb, valid = scene.read(scene.window)
+        assert valid.all()
+        assert rgb.std() > 20

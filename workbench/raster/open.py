@@ -1,6 +1,5 @@
 """Open a raster as a `Scene`: choose its working grid, bands, validity and stretch."""
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -37,6 +36,7 @@ from workbench.raster.crs import (
     metric_crs,
     to_lonlat,
 )
+from workbench.raster.fingerprint import fingerprint_of
 from workbench.raster.scene import Scene, Stretch
 from workbench.raster.sources import (
     GDAL_ERRORS,
@@ -45,6 +45,7 @@ from workbench.raster.sources import (
     harmless,
     is_local,
     is_remote,
+    is_url,
     patiently,
     refuse_impostors,
     signed,
@@ -119,13 +120,15 @@ def _plan(
             f"{name} holds complex numbers ({dataset.dtypes[0]}). Take the magnitude first, for "
             'example: gdal_calc.py -A in.tif --calc="abs(A)" --type=Float32 --outfile=out.tif'
         )
+    if dataset.count == 0:
+        raise SceneError(_several(dataset, name))
     source_crs = crs_of(dataset, name)
     working_crs = _working_crs(dataset, name, source_crs, crs)
     alpha = _genuine_alpha(dataset)
     chosen = _choose_bands(dataset, name, bands, alpha)
     layers = source_layers(dataset, chosen, alpha)
     # before any pixels: after a damaged block GDAL's error would be raised by whatever comes next
-    fingerprint = _fingerprint(dataset, name)
+    fingerprint = fingerprint_of(dataset, name)
     nodata, limits = _nodata_and_stretch(layers, name, address, nodata, stretch)
     scene = Scene(
         source=name,
@@ -176,8 +179,29 @@ def _on_grid(scene: Scene, transform: Affine, width: int, height: int) -> Scene:
     return replace(scene, transform=transform, width=width, height=height, warped=True)
 
 
+def _several(dataset: rasterio.DatasetReader, name: str) -> str:
+    """Say which rasters a file holds."""
+    tags = dataset.tags(ns="SUBDATASETS")
+    lines = [
+        f"  {each}  ({tags.get(f'SUBDATASET_{number}_DESC', '')})"
+        for number, each in enumerate(dataset.subdatasets, 1)
+    ]
+    if not lines:
+        return f"{name} has no bands. Export it again, or name another raster."
+    more = [f"  and {len(lines) - 20} more (gdalinfo lists them)"] if len(lines) > 20 else []
+    return (
+        f"{name} holds several rasters ({len(lines)}). Name one of them as source:\n"
+        + "\n".join([*lines[:20], *more])
+    )
+
+
 def _stem(name: str) -> str:
-    path = re.sub(r"[?#].*$", "", name) if "://" in name else name
+    if not (is_local(name) or is_url(name) or name.startswith("/vsi")):
+        # a driver, a file and what is in it: GPKG:/data/two.gpkg:a becomes two_a
+        words = [word for word in re.split(r'[:"]+', name)[1:] if word]
+        stems = [Path(word).stem if "." in word else word for word in words]
+        return re.sub(r"[^\w.-]+", "_", "_".join(stems)).strip("._") or "scene"
+    path = re.sub(r"[?#].*$", "", name) if is_url(name) else name
     # a leading dot would hide the files that are named after the scene
     return Path(path).stem.lstrip(".") or "scene"
 
@@ -187,9 +211,10 @@ def crs_of(dataset: rasterio.DatasetReader, name: str) -> pyproj.CRS:
     gcps, gcp_crs = dataset.gcps
     found = gcp_crs if is_by_gcps(dataset) and gcp_crs else dataset.crs
     if not found:
-        raise SceneError(
-            f"{name} has no CRS. If you know it, write it in: gdal_edit.py -a_srs EPSG:… {name}"
-        )
+        how = f"gdal_edit.py -a_srs EPSG:… {name}"
+        if not is_local(name):
+            how = f"gdal_translate -a_srs EPSG:… '{name}' with_crs.tif"
+        raise SceneError(f"{name} has no CRS. If you know it, write it in: {how}")
     if dataset.transform == Affine.identity() and not gcps:
         remedy = (
             "Orthorectify it first (gdalwarp -rpc)."
@@ -398,33 +423,3 @@ def _choose_bands(
         return usable[0], usable[1], usable[2]
     grey = usable[0] if usable else 1
     return grey, grey, grey
-
-
-def _fingerprint(dataset: rasterio.DatasetReader, name: str) -> str:
-    """A digest of the layout and of pieces of the content: quick, so it may miss a change."""
-    digest = hashlib.sha256()
-    digest.update(repr((dataset.profile, dataset.colorinterp, dataset.nodatavals)).encode())
-    if not is_local(name):
-        digest.update(name.encode())
-        if dataset.overviews(1):  # one small request; without overviews it would fetch everything
-            layers = Layers(dataset, (1, 1, 1))
-            digest.update(layers.read_decimated((64, 64), Resampling.nearest)[0].tobytes())
-        return digest.hexdigest()
-    files = [
-        path
-        for path in dataset.files
-        # overviews and statistics are left out: QGIS writes both beside a raster when it shows it
-        if os.path.isfile(path) and not path.lower().endswith((".ovr", ".aux.xml"))
-    ]
-    pieces = max(1, 16 // max(1, len(files)))
-    for path in files:
-        size = os.path.getsize(path)
-        digest.update(f"{os.path.basename(path)} {size}".encode())
-        if len(files) > 256:
-            continue  # a VRT of thousands of tiles: names and sizes must be enough
-        last = max(0, size - 65536)
-        with open(path, "rb") as file:
-            for offset in (*np.linspace(0, last, pieces).astype(int), last):
-                file.seek(int(offset))
-                digest.update(file.read(65536))
-    return digest.hexdigest()

@@ -109,15 +109,48 @@ def find_sources(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str
 
 
 def absolute(source: str | os.PathLike[str]) -> str:
-    """Make the path of a local file absolute; URLs and GDAL's own names stay as they are."""
+    """Make the path of a local file absolute, also inside of one of GDAL's own names.
+
+    URLs stay as they are. Example: `GPKG:two.gpkg:a` becomes `GPKG:/here/two.gpkg:a`.
+    """
     name = os.fspath(source).removeprefix("file://")
-    return os.path.abspath(os.path.expanduser(name)) if is_local(name) else name
+    if is_local(name):
+        return os.path.abspath(os.path.expanduser(name))
+    start, end = _path_in(name)
+    path = os.path.abspath(os.path.expanduser(name[start:end])) if start < end else ""
+    return name[:start] + path + name[end:]
+
+
+def _path_in(name: str) -> tuple[int, int]:
+    """Where in one of GDAL's names a relative path of an existing file stands."""
+    if archive := re.match(r"/vsi(?:zip|tar|gzip|7z|rar)/(?!/|vsi)", name):
+        parts, end = name[archive.end() :].split("/"), archive.end()
+        for part in parts:
+            end += len(part)
+            if os.path.isfile(name[archive.end() : end]):
+                return archive.end(), end
+            end += 1
+    elif virtual := re.match(r"vrt://(?!/)([^?]+)", name):
+        return virtual.span(1)
+    elif not is_url(name):
+        # a driver, and then the file in quotes or among other words: HDF4_SDS:UNKNOWN:"a.hdf":0
+        for part in re.finditer(r'"([^"]+)"|(?<=:)([^":]+)', name):
+            span = part.span(1) if part[1] else part.span(2)
+            path = os.path.expanduser(name[slice(*span)])
+            if not os.path.isabs(path) and os.path.exists(path):
+                return span
+    return 0, 0
 
 
 def is_local(name: str) -> bool:
     """Whether a name is a path, rather than a URL or one of GDAL's own names."""
     # at least two letters before the colon: C:\ is a drive, GPKG: a GDAL driver
     return not re.match(r"/vsi|[A-Za-z][A-Za-z0-9_+.-]+:", name)
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is an address with a scheme, as `https://…` or `s3://…`."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
 
 
 def gdal_name(name: str) -> str:

@@ -17,6 +17,7 @@ from workbench.raster.aoi import load_aoi, parts_in
 from workbench.raster.crs import crs_title, to_lonlat
 from workbench.raster.open import open_scene
 from workbench.raster.scene import Scene
+from workbench.raster.separate_bands import refuse_separate_bands
 from workbench.raster.sources import find_sources
 from workbench.raster.tiles import Tile, TileGrid, tiles_over
 from workbench.runs import choose
@@ -176,6 +177,7 @@ def plan_tiles(job: Job, scenes: Sequence[Scene], aoi: gpd.GeoSeries | None) -> 
 def open_scenes(job: Job) -> list[Scene]:
     """Open all rasters that a job names, in one working CRS."""
     sources = [str(sample_scene())] if job.source is None else find_sources(job.source)
+    refuse_separate_bands(sources)
     first = _open(sources[0], job, job.crs)
     # many rasters share one CRS: that of the first
     crs = first.crs.to_wkt()
