@@ -9,7 +9,8 @@ import shapely
 from rasterio.features import shapes
 
 from workbench import Job, run
-from workbench.errors import SceneError
+from workbench.errors import AOIError, SceneError
+from workbench.raster.aoi import load_aoi
 from workbench.raster.open import open_scene
 
 
@@ -68,3 +69,17 @@ def test_the_rasters_of_a_geopackage_are_listed_and_read(field):
         rgb, valid = scene.read(scene.window)
         assert valid.all()
         assert rgb.std() > 20
+
+
+def test_the_polygon_in_a_collection_is_part_of_the_area(field, caplog):
+    assert load_aoi(str(field / "aoi_collection.gpkg")).union_all().area == pytest.approx(19_000)
+    assert "1 × LineString" in caplog.text
+
+
+def test_the_second_layer_can_be_the_area(field):
+    path = field / "aoi_two_layers.gpkg"
+    with pytest.raises(AOIError, match=r"has 2 layers of polygons") as caught:
+        load_aoi(str(path))
+    assert f"{path}|layername=aoi" in str(caught.value)
+    assert load_aoi(f"{path}|layername=aoi").union_all().area == pytest.approx(15_000)
+    assert load_aoi(f"{path}|layername=parcels").union_all().area == pytest.approx(4_000)

@@ -59,7 +59,8 @@ class Job(Parameters):
     )
     aoi: Text | dict[str, Any] | None = parameter(
         None,
-        "vector file in any CRS, or GeoJSON geometry in EPSG:4326; polygons whose representative "
+        "vector file in any CRS (`file.gpkg|layername=aoi`: one layer of it), or GeoJSON geometry "
+        "in EPSG:4326; polygons whose representative "
         "point is inside are kept, unclipped; null: the whole raster",
     )
     out_dir: Text | None = parameter(None, "the run folder; null: `runs/<scene>`")
