@@ -83,3 +83,29 @@ def test_the_second_layer_can_be_the_area(field):
     assert f"{path}|layername=aoi" in str(caught.value)
     assert load_aoi(f"{path}|layername=aoi").union_all().area == pytest.approx(15_000)
     assert load_aoi(f"{path}|layername=parcels").union_all().area == pytest.approx(4_000)
+
+
+@pytest.mark.slow
+def test_a_mosaic_with_the_pole_in_it_runs_to_its_end(field, tmp_path):
+    """Its objects have the pixels of the plain scene."""
+    made = run(
+        Job.create(
+            source=str(field / "pole_inside_3031.tif"),
+            out_dir=str(tmp_path / "run"),
+            simplify_m=0,
+            min_area_px=20,
+        )
+    )
+    truth = gpd.read_file(field / "truth_base.gpkg")
+    scene = made.scenes[0]
+    assert scene.pixel_m == pytest.approx(514, abs=1)
+    to_pole = (scene.transform @ ~open_scene(field / "base.tif").transform).to_shapely()
+    moved = truth.set_geometry(truth.affine_transform(to_pole), crs=None).set_crs(
+        scene.crs, allow_override=True
+    )
+    assert found(made.layer, moved) == 25
+    written = gpd.read_file(tmp_path / "run" / "prelabels.geojson")
+    assert len(written) == len(made.layer)
+    assert written.is_valid.all()
+    for name in ("report.html", "review.qgz", "tiles.parquet"):
+        assert (tmp_path / "run" / name).exists()
