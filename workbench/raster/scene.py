@@ -42,6 +42,7 @@ from workbench.raster.sources import (
     is_remote,
     patiently,
     signed,
+    why_gone,
 )
 
 _HANDLES_PER_THREAD = 8
@@ -169,6 +170,8 @@ class Scene:
         try:
             layers, raw, inside_valid = patiently(self.opened_as, attempt)
         except GDAL_ERRORS as error:
+            if gone := why_gone(self.opened_as, error):
+                raise SceneError(gone) from harmless(error)
             remedy = (
                 "The network or the server has failed, or the file is damaged there: run again "
                 "when they are back."
@@ -221,6 +224,8 @@ class Scene:
                 resampling = Resampling.average if averaged else Resampling.nearest
                 raw, inside_valid, damage = layers.read_what_is_whole(inside, size, resampling)
         except GDAL_ERRORS as error:
+            if gone := why_gone(self.opened_as, error):
+                raise SceneError(gone) from harmless(error)
             raise SceneError(
                 f"{self.source} cannot be read any more: {cause(error)}. Check that it is still "
                 "there and whole."
@@ -251,6 +256,15 @@ class Scene:
         rgb, valid = self.view(window, shape)
         scale = Affine.scale(window.width / shape[1], window.height / shape[0])
         return rgb, valid, self.window_transform(window) @ scale
+
+    def problem(self) -> str | None:
+        """Say why the raster cannot be opened any more, and what to do; None if it can."""
+        self.close()
+        try:
+            self.view(Window(0, 0, 1, 1), (1, 1))
+        except SceneError as error:
+            return str(error)
+        return None
 
     def describe(self) -> dict[str, Any]:
         """Return what was decided about the raster, as plain values for YAML and JSON."""

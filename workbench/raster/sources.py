@@ -229,6 +229,31 @@ def cause(error: BaseException) -> str:
     return without_secrets(str(error.__cause__ or error)).strip().rstrip(".")
 
 
+def why_gone(name: str, error: BaseException) -> str | None:
+    """Say that a raster is not there any more, and what to do; None if that is not the cause."""
+    plain, words = without_secrets(name), cause(error)
+    if is_local(name):
+        if os.path.exists(name):
+            return None
+        return (
+            f"There is no file {plain} any more: it was moved, renamed or deleted. Put it back, or "
+            "run again with `source` where it is now: finished tiles are kept."
+        )
+    status = re.search(r"response code: (401|403|404|410)", words)
+    if status is None:
+        return None
+    if status[1] in ("404", "410"):
+        return (
+            f"{plain} is not there any more (HTTP {status[1]}): it was moved or deleted. Run again "
+            "with `source` where it is now: finished tiles are kept."
+        )
+    return (
+        f"{plain} does not answer without a valid signature or login (HTTP {status[1]}); an old "
+        f"one may have expired. Put a fresh address in {SIGNED_URLS}, or set GDAL_HTTP_HEADERS, "
+        "and try again: finished tiles are kept."
+    )
+
+
 def harmless(error: BaseException) -> BaseException | None:
     """Return the error if a traceback may show it, and None if it has a signature in it."""
     chain = (error, error.__cause__, error.__context__)

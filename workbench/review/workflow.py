@@ -43,6 +43,7 @@ class Review:
 
     folder: Path
     labels: gpd.GeoDataFrame
+    rasters: str  # which of them cannot be read any more, and why; empty if all can
     shapes: Finding
     changes: Finding
     thresholds: Finding
@@ -57,9 +58,11 @@ def review(job: ReviewJob) -> Review:
     """
     run = read_run(Path(job.run_dir))
     labels = read_reviewed(job.gpkg, run)
+    problems = filter(None, (scene.problem() for scene in run.scenes))
     return Review(
         folder=job.folder,
         labels=labels,
+        rasters="".join(f"{problem}\n" for problem in problems),
         shapes=_shapes(job, run, labels),
         changes=_changes(job, run, labels),
         thresholds=_thresholds(job, run, labels),
@@ -108,7 +111,7 @@ def _thresholds(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:
 def _dataset(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:
     try:
         dataset = export_run(job, run, labels)
-    except DatasetError as error:
+    except (DatasetError, SceneError) as error:
         return Finding(f"No data set: {error}")
     return Finding(str(dataset), table=dataset.summary)
 

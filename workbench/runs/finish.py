@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
+from functools import partial
+from typing import TypeVar
 
 import geopandas as gpd
 import numpy as np
@@ -13,12 +16,13 @@ import pandas as pd
 import shapely
 
 from workbench._support.files import atomic_path
+from workbench._support.secrets import without_secrets
 from workbench._support.text import duration
 from workbench.candidates.offer import TileMasks, offered
 from workbench.candidates.select import select
 from workbench.candidates.store import valid_masks
 from workbench.candidates.table import Candidates
-from workbench.errors import RunFailedError
+from workbench.errors import OutputError, RunFailedError
 from workbench.evaluation.against import against_reference
 from workbench.layer import qgis
 from workbench.layer.files import write_layer
@@ -46,6 +50,10 @@ from workbench.runs.plan import Plan, load_reference
 from workbench.runs.record import write_job
 from workbench.runs.result import Run
 from workbench.samples.demo import sample_truth
+
+_log = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
 
 
 def finish(plan: Plan) -> Run:
@@ -214,6 +222,24 @@ def _quality(result: Run) -> dict[str, dict[str, str]]:
     return {"Quality": against_reference(result.layer, inside(reference, area))}
 
 
+def _by_product(
+    missed: dict[str, str], name: str, make: Callable[[], Made], otherwise: Made
+) -> Made:
+    """Make what is not the layer, the ledger or the report; if it cannot be made, say why.
+
+    `missed` gets the reason. A file that cannot be written is not such a case.
+    """
+    try:
+        return make()
+    except OutputError:
+        raise
+    except Exception as error:  # whatever it is, the work of hours must not be lost for it
+        reason = without_secrets(str(error) or repr(error))
+        missed[name] = reason
+        _log.warning("%s could not be made: %s", name, reason)
+        return otherwise
+
+
 def _write(
     result: Run,
     taught: Taught | None,
@@ -224,15 +250,21 @@ def _write(
     """Write the rest; `seconds` is what the layer has taken."""
     start = time.perf_counter()
     folder, classes, scene = result.folder, result.job.classes, result.scenes[0]
+    missed: dict[str, str] = {}
     numbers = result.tally.numbers
     used = result.job.thresholds if taught is None else result.job.limits
     write_job(result.job, folder)
     with atomic_path(folder / "tiles.parquet") as path:
         result.tiles.to_parquet(path, index=False)
-    qgis.write_project(
+    shown = [
+        _by_product(missed, f"{each.name} in review.qgz", partial(qgis.scene_raster, each), None)
+        for each in result.scenes
+    ]
+    project = partial(
+        qgis.write_project,
         folder / "review.qgz",
         gpkg=folder / "prelabels.gpkg",
-        rasters=[qgis.scene_raster(scene) for scene in result.scenes],
+        rasters=[raster for raster in shown if raster is not None],
         crs=scene.crs,
         bounds=tuple(result.tiles.total_bounds),
         classes=classes,
@@ -242,22 +274,29 @@ def _write(
         planar=result.job.planar,
         confidence=result.tally.classes,
     )
+    _by_product(missed, "review.qgz", project, None)
+    picture = _by_product(missed, "the picture of the layer", result.picture, b"")
+    tile_maps = _by_product(
+        missed, "the maps of the tiles", partial(charts.tile_maps, result.tiles), {}
+    )
+    scores = partial(
+        charts.distributions, numbers, used.pred_iou_thresh, used.stability_score_thresh
+    )
     write_report(
         folder / "report.html",
         title=f"Run {folder.name}",
-        picture_png=result.picture(),
+        picture_png=picture,
         summary=result.summary,
         parameters=result.job.parameters(),
         tiles=result.tiles,
         charts={
-            "Tiles": charts.tile_maps(result.tiles),
-            "Scores and areas": charts.distributions(
-                numbers, used.pred_iou_thresh, used.stability_score_thresh
-            ),
+            "Tiles": tile_maps,
+            "Scores and areas": _by_product(missed, "the charts of scores", scores, {}),
         },
         tables={
+            **({"Not made": missed} if missed else {}),
             **({} if taught is None else {"Classes": taught.summary(classes)}),
-            **_quality(result),
+            **_by_product(missed, "the quality", partial(_quality, result), {}),
             "Seams": seams(numbers),
             "Topology": topology.table(),
             "Time": {
