@@ -109,3 +109,10 @@ def test_a_mosaic_with_the_pole_in_it_runs_to_its_end(field, tmp_path):
     assert written.is_valid.all()
     for name in ("report.html", "review.qgz", "tiles.parquet"):
         assert (tmp_path / "run" / name).exists()
+
+
+@pytest.mark.slow
+def test_two_sheets_side_by_side_give_whole_objects(field, tmp_path):
+    truth = gpd.read_file(field / "truth_sheets.gpkg")
+    made = run(Job.create(source=str(field / "sheets"), out_dir=str(tmp_path / "run")))
+    assert found(made.layer, truth) == 16

@@ -2,10 +2,11 @@
 
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, Self
 from xml.etree import ElementTree
 
@@ -200,23 +201,29 @@ def open_subset(layers: Layers, source: str, nodata: float | None = None) -> ras
     mask, and count a pixel as nodata because of bands that are not used. `nodata` is a value that
     is invalid besides what the file says.
     """
-    dataset = layers.dataset
-    unique = sorted(set(layers.bands))
-    # GDAL's order: a mask in the file or beside it counts before nodata values
-    mask = f"mask,{layers.bands[0]}" if layers.has_mask_band else layers.alpha
-    tags = {band: dataset.nodatavals[band - 1] for band in unique}
-    for band, tag in tags.items():
-        if tag is None and dataset.dtypes[band - 1].startswith("float"):
-            tags[band] = np.nan  # or bilinear resampling would spread undeclared nans
+    mask, tags = _mask_and_tags(layers)
     if nodata is None:
         return open_dataset(_vrt(layers, source, {} if mask is not None else tags, mask))
-    valid = [_vrt_of_valid(layers, source, dict.fromkeys(unique, nodata))]
+    valid = [_vrt_of_valid(layers, source, dict.fromkeys(tags, nodata))]
     if mask is not None:
         valid.append((source, str(mask)))
     if None not in tags.values():
         valid.append(_vrt_of_valid(layers, source, tags))
-    both = _combined(dataset, valid, "min")
+    both = _combined(layers.dataset, valid, "min")
     return open_dataset(_vrt(layers, source, {}, 1, both))
+
+
+def _mask_and_tags(layers: Layers) -> tuple[str | int | None, dict[int, float | None]]:
+    """The band of the file that says what is valid, if there is one; and its nodata values."""
+    dataset = layers.dataset
+    # GDAL's order: a mask in the file or beside it counts before nodata values
+    mask = f"mask,{layers.bands[0]}" if layers.has_mask_band else layers.alpha
+    tags: dict[int, float | None] = {}
+    for band in sorted(set(layers.bands)):
+        tags[band] = dataset.nodatavals[band - 1]
+        if tags[band] is None and dataset.dtypes[band - 1].startswith("float"):
+            tags[band] = np.nan  # or bilinear resampling would spread undeclared nans
+    return mask, tags
 
 
 def _vrt_of_valid(
@@ -246,11 +253,19 @@ def _vrt_root(dataset: rasterio.DatasetReader) -> ElementTree.Element:
     )
 
 
-def _add_source(band: ElementTree.Element, name: str, number: str) -> None:
+def _add_source(
+    band: ElementTree.Element,
+    name: str,
+    number: str,
+    rects: Mapping[str, dict[str, str]] = MappingProxyType({}),
+) -> ElementTree.Element:
     simple = ElementTree.SubElement(band, "SimpleSource")
     element = ElementTree.SubElement(simple, "SourceFilename", relativeToVRT="0")
     element.text = gdal_name(name)
     ElementTree.SubElement(simple, "SourceBand").text = number
+    for rect, place in rects.items():
+        ElementTree.SubElement(simple, rect, place)
+    return simple
 
 
 def _vrt(
@@ -291,3 +306,58 @@ def _vrt(
         band = add_band(ElementTree.SubElement(root, "MaskBand"), "Byte")
         _add_source(band, mask_source or source, str(mask))
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def open_mosaic(
+    layers: Layers, names: Sequence[str], grid: tuple[Affine, int, int], nodata: float | None
+) -> Layers:
+    """Open rasters of one grid as one, later ones on top; what none of them covers is invalid.
+
+    `layers` is one of them, whose bands and validity the others have, too. `grid` is the transform,
+    width and height of the whole; it may cut the rasters. `nodata` is invalid besides what the
+    files say.
+    """
+    dataset, (transform, width, height) = layers.dataset, grid
+    unique = sorted(set(layers.bands))
+    mask, tags = _mask_and_tags(layers)
+    by_mask = mask is not None or None in tags.values()
+    root = ElementTree.Element("VRTDataset", rasterXSize=str(width), rasterYSize=str(height))
+    ElementTree.SubElement(root, "SRS").text = dataset.crs.to_wkt()
+    ElementTree.SubElement(root, "GeoTransform").text = ", ".join(
+        repr(value) for value in transform.to_gdal()
+    )
+    bands = {}
+    for index in unique:
+        dtype = typename_fwd[dtype_rev[dataset.dtypes[index - 1]]]
+        bands[index] = ElementTree.SubElement(root, "VRTRasterBand", dataType=dtype)
+        if not by_mask:
+            ElementTree.SubElement(bands[index], "NoDataValue").text = repr(tags[index])
+    if by_mask:
+        masks = ElementTree.SubElement(
+            ElementTree.SubElement(root, "MaskBand"), "VRTRasterBand", dataType="Byte"
+        )
+    for name in names:
+        with open_dataset(name) as each:
+            column, row = ~transform @ (each.transform @ (0, 0))
+            size = {"xSize": str(each.width), "ySize": str(each.height)}
+            rects = {
+                "SrcRect": {"xOff": "0", "yOff": "0", **size},
+                "DstRect": {"xOff": str(round(column)), "yOff": str(round(row)), **size},
+            }
+            mask, tags = _mask_and_tags(source_layers(each, layers.bands, layers.alpha))
+        for index, band in bands.items():
+            source = _add_source(band, name, str(index), rects)
+            if not by_mask and tags[index] is not None:  # what is below shows through
+                source.tag = "ComplexSource"
+                ElementTree.SubElement(source, "NODATA").text = repr(tags[index])
+        if by_mask:
+            source = _add_source(masks, name, "1" if mask is None else str(mask), rects)
+            if mask is None:  # all of it is valid
+                source.tag = "ComplexSource"
+                ElementTree.SubElement(source, "LUT").text = "0:255,1:255"
+    text = ElementTree.tostring(root, encoding="unicode")
+    red, green, blue = (unique.index(band) + 1 for band in layers.bands)
+    mosaic = Layers(open_dataset(text), (red, green, blue), None, layers.palette, (dataset,))
+    if nodata is None:
+        return mosaic
+    return replace(without(mosaic, text, nodata), beneath=(mosaic.dataset, dataset))

@@ -22,11 +22,13 @@ from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
+from workbench._support.secrets import without_secrets
 from workbench.errors import SceneError
 from workbench.raster.bands import (
     Layers,
     is_in,
     open_dataset,
+    open_mosaic,
     open_subset,
     source_layers,
     warp,
@@ -93,6 +95,9 @@ class Scene:
     nodata: float | None = None  # means no data, though the file does not say so
     # with its signature, if it has one: a signature is no part of the raster, and in no file
     address: str = field(default="", repr=False, compare=False)
+
+    # rasters of the same grid that touch this one, of which the working grid takes in a strip
+    beside: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def opened_as(self) -> str:
@@ -283,6 +288,7 @@ class Scene:
             "warped": self.warped,
             "fingerprint": self.fingerprint,
             "nodata": self.nodata,
+            "beside": [without_secrets(name) for name in self.beside],
         }
 
     @classmethod
@@ -296,6 +302,7 @@ class Scene:
                 "crs": pyproj.CRS.from_user_input(values["crs"]),
                 "transform": Affine(*values["transform"]),
                 "bands": tuple(values["bands"]),
+                "beside": tuple(values.get("beside", ())),
                 "stretch": stretch and Stretch(tuple(stretch["low"]), tuple(stretch["high"])),
             }
         )
@@ -330,7 +337,8 @@ _handles = _Handles()
 def _handle_key(scene: Scene) -> tuple[Any, ...]:
     # the process too: a forked child must not share file positions with its parent
     return (os.getpid(), scene.opened_as, scene.crs.srs, scene.transform, scene.width, scene.height,
-            scene.bands, scene.alpha, scene.warped, scene.fingerprint, scene.nodata)  # fmt: skip
+            scene.bands, scene.alpha, scene.warped, scene.fingerprint, scene.nodata,
+            scene.beside)  # fmt: skip
 
 
 def _layers_of(scene: Scene) -> Layers:
@@ -347,6 +355,10 @@ def _layers_of(scene: Scene) -> Layers:
 def _open_layers(scene: Scene) -> Layers:
     dataset = open_dataset(scene.opened_as)
     layers = source_layers(dataset, scene.bands, scene.alpha)
+    if scene.beside:
+        grid = (scene.transform, scene.width, scene.height)
+        names = [*map(signed, scene.beside), scene.opened_as]  # its own pixels lie on top
+        return open_mosaic(layers, names, grid, scene.nodata)
     if not scene.warped:
         if scene.nodata is None:
             return layers

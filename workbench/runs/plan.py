@@ -18,6 +18,7 @@ from workbench.raster.crs import crs_title, to_lonlat
 from workbench.raster.open import open_scene
 from workbench.raster.scene import Scene
 from workbench.raster.separate_bands import refuse_separate_bands
+from workbench.raster.sheets import with_neighbours
 from workbench.raster.sources import find_sources
 from workbench.raster.tiles import Tile, TileGrid, tiles_over
 from workbench.runs import choose
@@ -184,7 +185,7 @@ def open_scenes(job: Job) -> list[Scene]:
     scenes = [first, *(_open(source, job, crs) for source in sources[1:])]
     for scene in scenes:
         _refuse_far_away(scene, first)
-    return scenes
+    return with_neighbours(scenes, round(job.tile_size * job.overlap))
 
 
 def _refuse_far_away(scene: Scene, first: Scene) -> None:
