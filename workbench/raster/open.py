@@ -15,7 +15,7 @@ from pyproj.exceptions import CRSError
 from rasterio.enums import ColorInterp, Resampling
 
 from workbench._support.secrets import without_secrets
-from workbench.errors import SceneError
+from workbench.errors import SceneError, SettingError
 from workbench.raster.bands import (
     Layers,
     horizontal,
@@ -266,18 +266,18 @@ def _working_crs(
         try:
             wanted = as_registered(pyproj.CRS.from_user_input(crs))
         except CRSError as error:
-            raise SceneError(
+            raise SettingError(
                 f"crs: {crs!r} is not a CRS that PROJ knows ({cause(error)}). Use a code, for "
                 "example EPSG:32633, or leave crs out."
             ) from error
         if not is_metric(wanted):
             usual = metric_crs(source_crs, centre_lon, centre_lat)
-            raise SceneError(
+            raise SettingError(
                 f"crs: {crs_title(wanted)} is not projected in metres. Choose one that is, for "
                 f"example {crs_title(usual)}."
             )
         if not is_earth(wanted):
-            raise SceneError(
+            raise SettingError(
                 f"crs: {crs_title(wanted)} is not on Earth. Choose one that is, or leave crs out."
             )
         _refuse_foreign(name, wanted, source_crs, centre_lon, centre_lat)
@@ -309,7 +309,7 @@ def _refuse_foreign(
     span = area.east - area.west
     inside = span >= 360 or (lon - area.west) % 360 <= span % 360
     if not (inside and area.south <= lat <= area.north):
-        raise SceneError(
+        raise SettingError(
             f"crs: {crs_title(wanted)} is made for {area.name}, but {name} lies at {lat:.2f}° N, "
             f"{lon:.2f}° E. Choose a CRS for that place, for example "
             f"{crs_title(metric_crs(pyproj.CRS.from_epsg(4326), lon, lat))}. Rasters that are far "
@@ -369,7 +369,7 @@ def _suggested_grid(layers: Layers, scene: Scene) -> tuple[Affine, int, int]:
 def _square_grid(scene: Scene, resolution_m: float) -> tuple[Affine, int, int]:
     """A grid of square pixels of `resolution_m` ground metres at the scene's centre."""
     if not resolution_m > 0:
-        raise SceneError(f"resolution_m must be above 0, not {resolution_m}.")
+        raise SettingError(f"resolution_m must be above 0, not {resolution_m}.")
     left, bottom, right, top = scene.bounds
     areal = float(ground_scale(scene.crs, (left + right) / 2, (bottom + top) / 2)[2])
     size = resolution_m / np.sqrt(areal)

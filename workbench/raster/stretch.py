@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.windows import Window
 
-from workbench.errors import SceneError
+from workbench.errors import SceneError, SettingError
 from workbench.raster.bands import Layers
 from workbench.raster.scene import Stretch
 from workbench.raster.sources import GDAL_ERRORS, is_remote, patiently
@@ -142,7 +142,7 @@ def choose_stretch(
         return _stretch_of_fewer_bits(layers)
     low_high = PERCENTILES if stretch is None else stretch
     if not (len(low_high) == 2 and 0 <= low_high[0] < low_high[1] <= 100):
-        raise SceneError(
+        raise SettingError(
             f"stretch: {low_high} are not two rising percentiles from 0 to 100. Take, for example, "
             "2 and 98."
         )

@@ -29,7 +29,7 @@ from workbench.layer.files import write_layer
 from workbench.layer.report import charts
 from workbench.layer.report.page import write_report
 from workbench.layer.report.tally import Tally, Topology, counted, seams
-from workbench.layer.schema import as_layer, as_tiles
+from workbench.layer.schema import as_layer, as_tiles, with_left_out
 from workbench.polygons.areas import inside, lies_in
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
@@ -89,16 +89,30 @@ def finish(plan: Plan) -> Run:
         result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally)
         if taught is not None:
             keep_examples(plan, taught)
-        _write(result, taught, topology, plan.record.versions, time.perf_counter() - start)
-    failed = tiles[tiles["status"] == "failed"]
-    if len(failed):
-        first = failed.iloc[0]
-        raise RunFailedError(
-            f"{len(failed)} of {len(tiles)} tiles failed, the first is {first['tile']}: "
-            f"{first['error']}\nThe other tiles are in {plan.folder}, with all errors in "
-            "tiles.parquet. Run again to try the failed tiles again."
-        )
+        _write(result, plan, taught, topology, time.perf_counter() - start)
+    _tell_failures(plan, tiles)
     return result
+
+
+def _tell_failures(plan: Plan, tiles: gpd.GeoDataFrame) -> None:
+    """Raise `RunFailedError` if tiles have failed or rasters were left out."""
+    failed = tiles[tiles["status"] == "failed"]
+    rest = (
+        f"\nEverything else is in {plan.folder}, with all errors in tiles.parquet. Run again to "
+        "try what failed again."
+    )
+    if plan.left_out:
+        source, cause = next(iter(plan.left_out.items()))
+        n = len(plan.left_out)
+        raise RunFailedError(
+            f"{n} of {n + plan.n_read} rasters cannot be read and were left out, the first is "
+            f"{source}: {cause}\n{len(failed)} of {len(tiles)} tiles of the others failed.{rest}"
+        )
+    if len(failed):
+        raise RunFailedError(
+            f"{len(failed)} of {len(tiles)} tiles failed, the first is {failed.iloc[0]['tile']}: "
+            f"{failed.iloc[0]['error']}{rest}"
+        )
 
 
 def layer_batches(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
@@ -242,9 +256,9 @@ def _by_product(
 
 def _write(
     result: Run,
+    plan: Plan,
     taught: Taught | None,
     topology: Topology,
-    versions: Mapping[str, str],
     seconds: float,
 ) -> None:
     """Write the rest; `seconds` is what the layer has taken."""
@@ -255,7 +269,7 @@ def _write(
     used = result.job.thresholds if taught is None else result.job.limits
     write_job(result.job, folder)
     with atomic_path(folder / "tiles.parquet") as path:
-        result.tiles.to_parquet(path, index=False)
+        with_left_out(result.tiles, plan.left_out).to_parquet(path, index=False)
     shown = [
         _by_product(missed, f"{each.name} in review.qgz", partial(qgis.scene_raster, each), None)
         for each in result.scenes
@@ -294,6 +308,7 @@ def _write(
             "Scores and areas": _by_product(missed, "the charts of scores", scores, {}),
         },
         tables={
+            **({"Rasters left out": dict(plan.left_out)} if plan.left_out else {}),
             **({"Not made": missed} if missed else {}),
             **({} if taught is None else {"Classes": taught.summary(classes)}),
             **_by_product(missed, "the quality", partial(_quality, result), {}),
@@ -305,6 +320,6 @@ def _write(
                 "polygons, seams, cleaning and the layer's files": duration(seconds),
                 "the other files": duration(time.perf_counter() - start),
             },
-            "Versions": versions,
+            "Versions": plan.record.versions,
         },
     )

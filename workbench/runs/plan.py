@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import geopandas as gpd
 import pyproj
 import shapely
 
+from workbench._support.secrets import without_secrets
 from workbench.candidates.store import CandidateStore
-from workbench.errors import AOIError, JobError, SceneError
+from workbench.errors import AOIError, JobError, SceneError, SettingError
 from workbench.polygons.regularize import require_library
 from workbench.raster.aoi import load_aoi, parts_in
 from workbench.raster.crs import crs_title, to_lonlat
@@ -37,6 +39,8 @@ from workbench.runs.record import (
 from workbench.runs.tile_stream import ScenePlan
 from workbench.samples.demo import sample_scene
 from workbench.segmenters.protocol import Segmenter
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Plan:
     segmenter: Segmenter
     record: RunRecord
     lock: FolderLock
+    n_read: int  # of the rasters, also outside the AOI
+    left_out: Mapping[str, str]  # rasters that cannot be read, and why
 
     def close(self) -> None:
         """Let other processes have the run folder."""
@@ -110,7 +116,7 @@ def prepare(
     """
     if job.regularize is not None:
         require_library()
-    scenes = open_scenes(job)
+    scenes, left_out = open_usable(job)
     aoi = load_aoi(job.aoi) if job.aoi is not None else None
     if job.reference is not None:
         load_reference(job.reference)  # what is wrong with it should not end a long run
@@ -132,7 +138,7 @@ def prepare(
         if tiles is None or before is None:  # without resume, a review would lose its candidates
             refuse_to_lose_review(folder)
             refuse_to_lose_examples(job, folder)
-        plan = Plan(job, folder, area, segmenter, record, lock)
+        plan = Plan(job, folder, area, segmenter, record, lock, len(scenes), left_out)
         if before is None or pending(plan):
             segmenter.load()
         claim(folder, job, record, before)
@@ -176,16 +182,41 @@ def plan_tiles(job: Job, scenes: Sequence[Scene], aoi: gpd.GeoSeries | None) -> 
 
 
 def open_scenes(job: Job) -> list[Scene]:
-    """Open all rasters that a job names, in one working CRS."""
+    """Open the rasters that a job names, in one working CRS; warn of those that cannot be read."""
+    scenes, left_out = open_usable(job)
+    for source, cause in left_out.items():
+        _log.warning("%s is left out: %s", source, cause)
+    return scenes
+
+
+def open_usable(job: Job) -> tuple[list[Scene], dict[str, str]]:
+    """Open the rasters that a job names, in one working CRS.
+
+    Returns the scenes, and of those that cannot be read the name and the cause. Raises `SceneError`
+    if none can be read, or if a parameter of the job is at fault.
+    """
     sources = [str(sample_scene())] if job.source is None else find_sources(job.source)
     refuse_separate_bands(sources)
-    first = _open(sources[0], job, job.crs)
-    # many rasters share one CRS: that of the first
-    crs = first.crs.to_wkt()
-    scenes = [first, *(_open(source, job, crs) for source in sources[1:])]
-    for scene in scenes:
-        _refuse_far_away(scene, first)
-    return with_neighbours(scenes, round(job.tile_size * job.overlap))
+    scenes: list[Scene] = []
+    left_out: dict[str, str] = {}
+    crs = job.crs
+    for source in sources:
+        try:
+            scene = _open(source, job, crs)
+        except SettingError:
+            raise
+        except SceneError as error:
+            if len(sources) == 1:
+                raise
+            left_out[without_secrets(source)] = str(error)
+            continue
+        scenes.append(scene)
+        crs = scenes[0].crs.to_wkt()  # many rasters share one CRS: that of the first
+        _refuse_far_away(scene, scenes[0])
+    if not scenes:
+        first = next(iter(left_out.values()))
+        raise SceneError(f"None of {len(left_out)} rasters can be read. The first: {first}")
+    return with_neighbours(scenes, round(job.tile_size * job.overlap)), left_out
 
 
 def _refuse_far_away(scene: Scene, first: Scene) -> None:

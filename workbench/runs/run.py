@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 
 from tqdm import tqdm
 
 from workbench.runs.finish import finish
+from workbench.runs.forecast import MEASURED_TILES, forecast, outlook
 from workbench.runs.job import Job
 from workbench.runs.plan import pending, prepare
 from workbench.runs.result import Run
@@ -26,7 +28,8 @@ def run(job: Job) -> Run:
 
     Raises:
         WorkbenchError: The job cannot be done; raised before any long work.
-        RunFailedError: Some tiles failed; raised after all files are written.
+        RunFailedError: Some tiles failed, or some of several rasters cannot be read; raised after
+            all files are written.
 
     Example:
         >>> made = run(Job(source="ortho.tif", out_dir="runs/ortho"))
@@ -34,10 +37,16 @@ def run(job: Job) -> Run:
     """
     with closing(prepare(job)) as plan:
         done = plan.n_tiles - len(pending(plan))  # by an earlier run
+        print(forecast(plan, done))
         with (
             closing(segment(plan)) as tiles,
             tqdm(total=plan.n_tiles, initial=done, desc="tiles", unit="tile") as bar,
         ):
-            for _ in tiles:
+            start, first, todo = time.monotonic(), [], plan.n_tiles - done
+            for tile in tiles:
                 bar.update()
+                if todo > MEASURED_TILES > len(first):
+                    first.append(tile)
+                    if len(first) == MEASURED_TILES:
+                        bar.write(outlook(first, todo, time.monotonic() - start))
         return finish(plan)
