@@ -300,6 +300,14 @@ def frozen_time() -> Iterator[None]:
         pyogrio.set_gdal_config_options({option: before})
 
 
+def describe_layer(gpkg: Path, text: str) -> None:
+    """Keep a text in the metadata of the layer, where QGIS and GDAL show it as its description."""
+    with naming(gpkg), closing(sqlite3.connect(gpkg)) as file, file:
+        file.execute(
+            "UPDATE gpkg_contents SET description = ? WHERE table_name = ?", (text, LABELS)
+        )
+
+
 def refuse_open(gpkg: Path) -> None:
     """Refuse to replace a GeoPackage that has a write-ahead log beside it.
 

@@ -51,6 +51,7 @@ from workbench.raster.sources import (
     signed,
 )
 from workbench.raster.stretch import choose_stretch, fill_value, is_eight_bit, sample
+from workbench.raster.web_tiles import is_web_tiles
 
 
 def open_scene(
@@ -201,6 +202,8 @@ def _stem(name: str) -> str:
         words = [word for word in re.split(r'[:"]+', name)[1:] if word]
         stems = [Path(word).stem if "." in word else word for word in words]
         return re.sub(r"[^\w.-]+", "_", "_".join(stems)).strip("._") or "scene"
+    if is_web_tiles(name):
+        return re.sub(r"^https?://|[/:{?].*$", "", name.replace("{s}.", "")) or "scene"
     path = re.sub(r"[?#].*$", "", name) if is_url(name) else name
     # a leading dot would hide the files that are named after the scene
     return Path(path).stem.lstrip(".") or "scene"
@@ -393,6 +396,8 @@ def _genuine_alpha(dataset: rasterio.DatasetReader) -> int | None:
     of a NAIP chip. "On" is the largest value present, because 16-bit files may use 255.
     """
     tagged = [i + 1 for i, tag in enumerate(dataset.colorinterp) if tag == ColorInterp.alpha]
+    if dataset.driver in ("WMS", "WMTS"):  # made by GDAL, and looking would fetch a lot
+        return tagged[0] if tagged else None
     for band in tagged:
         values = sample(Layers(dataset, (band, band, band)))[0]
         if values.size == 0 or np.isin(values, (0, values.max())).mean() > 0.9:

@@ -16,6 +16,7 @@ from rasterio.errors import RasterioError
 
 from workbench._support.secrets import has_secrets, without_secrets
 from workbench.errors import SceneError
+from workbench.raster.web_tiles import document, is_map_service, is_web_tiles
 
 _RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".j2k", ".img", ".ntf", ".ecw", ".sid", ".bil", ".asc"}
 _PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}  # georeferenced only by a sidecar
@@ -155,6 +156,8 @@ def is_url(name: str) -> bool:
 
 def gdal_name(name: str) -> str:
     """The name by which GDAL opens a path or URL."""
+    if is_web_tiles(name):
+        return document(name)
     for scheme, prefix in _REMOTE.items():
         if name.startswith(scheme):
             return prefix + name.removeprefix(scheme)
@@ -174,13 +177,15 @@ def signed(name: str) -> str:
         plain = without_secrets(place)
         if address == plain or address.startswith((plain.rstrip("/") + "/", plain + "?")):
             joint = "&" if "?" in address else "?"
-            return head + place + address[len(plain) :] + (joint + query if query else "")
+            address, bar, options = address.partition("|")  # of web tiles
+            more = joint + query if query else ""
+            return head + place + address[len(plain) :] + more + bar + options
     return name
 
 
 def is_remote(name: str) -> bool:
     """Whether a source is read over a network by GDAL's own means."""
-    return gdal_name(name).startswith(_REMOTE_FILE_SYSTEMS)
+    return is_map_service(name) or gdal_name(name).startswith(_REMOTE_FILE_SYSTEMS)
 
 
 def gdal_environment(name: str) -> AbstractContextManager[Any]:

@@ -25,7 +25,7 @@ from workbench.candidates.table import Candidates
 from workbench.errors import OutputError, RunFailedError
 from workbench.evaluation.against import against_reference
 from workbench.layer import qgis
-from workbench.layer.files import write_layer
+from workbench.layer.files import describe_layer, write_layer
 from workbench.layer.report import charts
 from workbench.layer.report.page import write_report
 from workbench.layer.report.tally import Tally, Topology, counted, seams
@@ -37,6 +37,7 @@ from workbench.polygons.continuation import Continuations
 from workbench.polygons.regularize import regularized
 from workbench.polygons.seams import merge_seams
 from workbench.raster.tiles import tile_windows
+from workbench.raster.web_tiles import attribution_of
 from workbench.runs.classes import (
     Taught,
     classed_polygons,
@@ -86,6 +87,9 @@ def finish(plan: Plan) -> Run:
         layer = counted(layer_batches(plan, taught), tally, topology)
         tiles = write_layer(layer, with_counts, plan.folder, styles=styles).tiles
         scenes = tuple(part.scene for part in plan.scenes)
+        credits = sorted({attribution_of(scene.source) for scene in scenes} - {""})
+        if credits:
+            describe_layer(plan.folder / "prelabels.gpkg", f"Imagery: {', '.join(credits)}")
         result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally)
         if taught is not None:
             keep_examples(plan, taught)

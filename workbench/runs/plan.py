@@ -23,6 +23,7 @@ from workbench.raster.separate_bands import refuse_separate_bands
 from workbench.raster.sheets import with_neighbours
 from workbench.raster.sources import find_sources
 from workbench.raster.tiles import Tile, TileGrid, tiles_over
+from workbench.raster.web_tiles import cut_to_area, is_map_service, is_web_tiles
 from workbench.runs import choose
 from workbench.runs.cluster import Share, segmenter_there
 from workbench.runs.folder import FolderLock, refuse_foreign, refuse_to_lose_review, store_in
@@ -196,6 +197,8 @@ def open_usable(job: Job) -> tuple[list[Scene], dict[str, str]]:
     if none can be read, or if a parameter of the job is at fault.
     """
     sources = [str(sample_scene())] if job.source is None else find_sources(job.source)
+    if any(map(is_map_service, sources)):
+        sources = _cut_services(sources, job)
     refuse_separate_bands(sources)
     scenes: list[Scene] = []
     left_out: dict[str, str] = {}
@@ -217,6 +220,18 @@ def open_usable(job: Job) -> tuple[list[Scene], dict[str, str]]:
         first = next(iter(left_out.values()))
         raise SceneError(f"None of {len(left_out)} rasters can be read. The first: {first}")
     return with_neighbours(scenes, round(job.tile_size * job.overlap)), left_out
+
+
+def _cut_services(sources: Sequence[str], job: Job) -> list[str]:
+    """Name the part of map services that the area needs."""
+    if job.aoi is None:
+        service = without_secrets(next(filter(is_map_service, sources)))
+        raise SettingError(f"{service} is a map of a large area: set aoi to the part you want.")
+    aoi = load_aoi(job.aoi)
+    return [
+        cut_to_area(source, aoi, job.resolution_m) if is_web_tiles(source) else source
+        for source in sources
+    ]
 
 
 def _refuse_far_away(scene: Scene, first: Scene) -> None:

@@ -24,7 +24,7 @@ from workbench.layer.qgis.xml import VERSION, document, el, style_element, text_
 from workbench.raster.bands import open_dataset
 from workbench.raster.open import crs_of
 from workbench.raster.scene import Scene
-from workbench.raster.sources import gdal_environment, gdal_name
+from workbench.raster.sources import gdal_environment, gdal_name, is_local
 
 _IDS = uuid.UUID("0a4f6f0e-52a0-4a56-a8b5-6f7f1a6d1c55")  # layer ids are the same in every run
 MAX_BOOKMARKS = 2000  # nobody scrolls through more, and each one costs QGIS some kB
@@ -66,7 +66,7 @@ def scene_raster(scene: Scene) -> ProjectRaster:
     if scene.stretch is not None:
         stretch = tuple(zip(scene.stretch.low, scene.stretch.high, strict=True))[: len(bands)]
     return ProjectRaster(
-        source=Path(name) if Path(name).exists() else name,
+        source=Path(name) if is_local(name) and Path(name).exists() else name,
         name=scene.name,
         crs=crs,
         bands=() if palette else bands,
