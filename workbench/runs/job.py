@@ -52,10 +52,11 @@ class Job(Parameters):
         Thresholds(pred_iou_thresh=0.9, stability_score_thresh=0.92)
     """
 
-    source: Text | list[Text] | None = parameter(
+    source: Text | list[Text] | dict[str, Any] | None = parameter(
         None,
-        "path, list, glob, directory, VRT or URL (`https://`, `s3://`) of one or many rasters; "
-        "null: the sample scene",
+        "path, list, glob, directory, VRT or URL (`https://`, `s3://`) of one or many rasters; web "
+        "tiles (`https://…/{z}/{x}/{y}.png`); a STAC item, or a search (`{stac: URL, …}`); null: "
+        "the sample scene",
     )
     aoi: Text | dict[str, Any] | None = parameter(
         None,
@@ -185,6 +186,13 @@ class Job(Parameters):
                 raise ValueError(
                     "no CRS of this name is known; use a code, for example EPSG:32633"
                 ) from error
+        return value
+
+    @field_validator("source")
+    @classmethod
+    def _stac(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "stac" not in value:
+            raise ValueError("a map must be a STAC search: {stac: URL, …}")
         return value
 
     @field_validator("bands")
@@ -324,6 +332,8 @@ class Job(Parameters):
                 values[name] = [without_secrets(absolute(item)) for item in value]
             elif isinstance(value, str):
                 values[name] = without_secrets(absolute(value))
+            elif name == "source" and isinstance(value, dict) and "stac" in value:
+                values[name] = value | {"stac": without_secrets(absolute(str(value["stac"])))}
         return values
 
     def command(self, notebook: str, output: str, given: Job | None = None) -> str:

@@ -22,6 +22,7 @@ from workbench.raster.scene import Scene
 from workbench.raster.separate_bands import refuse_separate_bands
 from workbench.raster.sheets import with_neighbours
 from workbench.raster.sources import find_sources
+from workbench.raster.stac import is_stac_file, rasters_of
 from workbench.raster.tiles import Tile, TileGrid, tiles_over
 from workbench.raster.web_tiles import cut_to_area, is_map_service, is_web_tiles
 from workbench.runs import choose
@@ -196,7 +197,7 @@ def open_usable(job: Job) -> tuple[list[Scene], dict[str, str]]:
     Returns the scenes, and of those that cannot be read the name and the cause. Raises `SceneError`
     if none can be read, or if a parameter of the job is at fault.
     """
-    sources = [str(sample_scene())] if job.source is None else find_sources(job.source)
+    sources = _sources_of(job)
     if any(map(is_map_service, sources)):
         sources = _cut_services(sources, job)
     refuse_separate_bands(sources)
@@ -220,6 +221,19 @@ def open_usable(job: Job) -> tuple[list[Scene], dict[str, str]]:
         first = next(iter(left_out.values()))
         raise SceneError(f"None of {len(left_out)} rasters can be read. The first: {first}")
     return with_neighbours(scenes, round(job.tile_size * job.overlap)), left_out
+
+
+def _sources_of(job: Job) -> list[str]:
+    if job.source is None:
+        return [str(sample_scene())]
+    if isinstance(job.source, dict):
+        bounds = None
+        if job.aoi is not None:
+            bounds = load_aoi(job.aoi).to_crs(4326).total_bounds.tolist()
+        return rasters_of(job.source, bounds)
+    if isinstance(job.source, str) and is_stac_file(job.source):
+        return rasters_of({"stac": job.source})
+    return find_sources(job.source)
 
 
 def _cut_services(sources: Sequence[str], job: Job) -> list[str]:
