@@ -7,7 +7,7 @@ from known_runs import job_for
 
 from workbench import run
 from workbench.errors import WorkbenchError
-from workbench.evaluation.against import against_reference
+from workbench.evaluation.against import AgainstReference
 from workbench.evaluation.cost import review_cost
 from workbench.runs.plan import prepare
 
@@ -39,12 +39,17 @@ def test_perfect_labels_cost_a_look_each_and_none_cost_all():
 
 
 def test_a_report_tells_how_good_a_layer_is():
-    rows = against_reference(layer((0, 0, 10, 9), (20, 0, 30, 6)), TRUTH)
+    against = AgainstReference(TRUTH)
+    for one in ((0, 0, 10, 9), (20, 0, 30, 6)):
+        against.add(layer(one))
+    rows = against.rows()
     assert rows["objects found (recall at IoU 0.5)"] == "67% (2 of 3)"
     assert rows["labels that fit (precision at IoU 0.75)"] == "50% (1 of 2)"
     assert "0.63 times" in rows["estimated time of review"]
     assert "1 to mend, 1 to draw" in rows["estimated time of review"]
-    assert against_reference(TRUTH, layer())["objects found (recall at IoU 0.5)"] == "–"
+    empty = AgainstReference(layer())
+    empty.add(TRUTH)
+    assert empty.rows()["objects found (recall at IoU 0.5)"] == "–"
 
 
 @pytest.mark.usefixtures("known_objects_only")

@@ -67,6 +67,23 @@ def test_masks_decide_and_not_their_boxes():
     assert len(kept.candidates) == 2
 
 
+def test_what_stays_is_what_deciding_one_by_one_leaves():
+    rng = np.random.default_rng(4)
+    corners, sides = rng.integers(0, 40, (60, 2)), rng.integers(4, 24, (60, 2))
+    masks = [box(*corner, *side) for corner, side in zip(corners, sides, strict=True)]
+    candidates = candidates_of(masks, rng.integers(6, 9, 60) / 10, Rules(SIZE, SIZE))
+    score = rng.integers(4, 9, 60) / 10
+    kept = []
+    for row in np.lexsort((np.arange(60), -candidates.column("pred_iou"), -score)):
+        shared = [
+            (masks[row] & masks[k]).sum() / min(masks[row].sum(), masks[k].sum()) for k in kept
+        ]
+        if score[row] >= 0.5 and not any(share > 0.5 for share in shared):
+            kept.append(row)
+    found = select_classes(candidates, np.ones(60, int), score, 0.5, LOOSE)
+    assert found.candidates.column("ordinal").tolist() == sorted(kept)
+
+
 def test_class_threshold_and_scores_are_lower_limits():
     masks = [box(20 * i, 5, 10, 10) for i in range(3)]
     candidates = candidates_of(masks, [0.9, 0.7, 0.9], Rules(SIZE, SIZE))

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from known_objects import candidates_of
+from pycocotools import mask as coco
 
 from workbench import Job
+from workbench.candidates import offer as module
 from workbench.candidates.offer import Offer, Reason, TileMasks, offered
 from workbench.candidates.table import Candidates, Rules
 from workbench.raster.tiles import TileGrid
@@ -131,6 +133,84 @@ def test_neither_the_order_of_rows_nor_what_was_asked_before_matters(drawn, rand
     tile.offered(some, offer)
     reason = tile.offered(np.arange(len(masks)), offer).reason
     assert candidates.column("ordinal")[reason == Reason.OFFERED].tolist() == kept
+
+
+def plain(masks, order, offer):
+    """Which masks are labels, decided one by one, best first, on the pixels themselves."""
+    kept = []
+    for i in order:
+        allowed = masks[i].mean() <= offer.max_area_share
+        for j in kept:
+            common, smaller = (masks[i] & masks[j]).sum(), min(masks[i].sum(), masks[j].sum())
+            double = common > offer.duplicate_iou * (masks[i] | masks[j]).sum()
+            partly = common > offer.apart * smaller
+            if offer.overlaps == "nested":
+                partly &= common < module.INSIDE * smaller
+            allowed &= not (double or (partly and offer.overlaps != "all"))
+        if allowed:
+            kept.append(i)
+    return sorted(kept)
+
+
+settings_of_a_slider = st.lists(st.integers(0, 12), min_size=1, max_size=4)
+
+
+@given(
+    st.lists(boxes, max_size=12), st.randoms(), st.sampled_from(["all", "nested", "one"]),
+    st.booleans(), settings_of_a_slider, st.sampled_from([2, 1024]),
+)  # fmt: skip
+@settings(deadline=None, max_examples=100)
+def test_each_step_of_a_slider_decides_as_one_by_one_would(
+    drawn, random, overlaps, ahead, steps, at_once
+):
+    masks = [box(x, y, x + w, y + h) for x, y, w, h in drawn]
+    scores = [random.randrange(50, 100) / 100 for _ in masks]
+    best_first = np.lexsort((np.arange(len(masks)), -np.float32(scores)))
+    candidates, offer = candidates_of(masks, scores, RULES), Offer(overlaps=overlaps)
+    tile = TileMasks(
+        candidates, TileGrid(300, 300, SIZE).tile(1, 1), TileGrid(300, 300, SIZE), None
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "AT_ONCE", at_once)
+        for n in steps:
+            if ahead:
+                tile.compare(np.sort(best_first[: n + 2]))
+            selected = np.sort(best_first[:n])
+            assert tile.labels(selected, offer).tolist() == plain(masks, best_first[:n], offer)
+
+
+@given(st.lists(boxes, min_size=1, max_size=8), st.sampled_from(["all", "nested", "one"]))
+@settings(deadline=None, max_examples=60)
+def test_one_more_label_may_join_if_it_would_be_kept_as_the_last_one(drawn, overlaps):
+    masks = [box(x, y, x + w, y + h) for x, y, w, h in drawn]
+    offer = Offer(overlaps=overlaps)
+    candidates = candidates_of(masks, [0.9] * len(masks), RULES)
+    grid = TileGrid(300, 300, SIZE)
+    tile = TileMasks(candidates, grid.tile(1, 1), grid, None)
+    *others, last = range(len(masks))
+    labels = tile.labels(np.array(others, int), offer)
+    kept = plain(masks, [*labels.tolist(), last], offer)
+    assert tile.may_join(last, labels, offer) == (last in kept)
+
+
+def test_masks_are_compared_once(monkeypatch):
+    compared = []
+
+    def iou(ours, theirs, crowd):
+        compared.append((len(ours), len(theirs)))
+        return coco_iou(ours, theirs, crowd)
+
+    coco_iou = coco.iou
+    monkeypatch.setattr(coco, "iou", iou)
+    masks = [box(10, 10, 30, 30), box(20, 10, 40, 30), box(60, 60, 90, 90), box(62, 60, 90, 90)]
+    tile = TileMasks(candidates_of(masks, [0.9] * 4, RULES), GRID.tile(0, 0), GRID, None)
+    tile.compare(np.arange(3))
+    assert compared.pop() == (3, 3)
+    for rows in ([0, 1], [0, 2], [2]):
+        tile.offered(np.array(rows), Offer())
+    assert compared == []
+    tile.offered(np.arange(4), Offer())  # only the third mask is near the new one
+    assert compared == [(1, 1), (1, 1)]
 
 
 def test_no_masks_are_fine():

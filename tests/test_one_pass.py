@@ -30,8 +30,13 @@ def raster(tmp_path):
     return write_labels(tmp_path / "scene.tif", objects((230, 330), 1))
 
 
-def test_after_it_is_written_only_the_map_reads_the_layer(raster, tmp_path, monkeypatch):
+@pytest.mark.parametrize("has_reference", [False, True])
+def test_after_it_is_written_only_the_map_reads_the_layer(
+    raster, tmp_path, monkeypatch, has_reference
+):
     use_known_objects(monkeypatch)
+    reference = str(tmp_path / "truth.gpkg") if has_reference else None
+    sample().to_file(tmp_path / "truth.gpkg")
     read, typed = [], Counter()
 
     class Counted(pq.ParquetFile):
@@ -55,7 +60,7 @@ def test_after_it_is_written_only_the_map_reads_the_layer(raster, tmp_path, monk
         "as_column",
         lambda values, dtype: typed.update([values.name]) or column(values, dtype),
     )
-    result = run(job_for(raster, tmp_path / "run"))
+    result = run(job_for(raster, tmp_path / "run", reference=reference))
     assert sum("prelabels" in name for name in read) == 1
     # as the layer is made: once a batch, and no column but those of the map at any time later
     assert typed["stability"] == typed["id"]

@@ -9,6 +9,7 @@ import rasterio
 import shapely
 from known_objects import TRANSFORM, UTM, candidates_of, scene_of
 from known_runs import equal_layers, job_for
+from pycocotools import mask as coco
 
 from workbench import run
 from workbench.candidates.offer import Offer, offered
@@ -113,6 +114,16 @@ def test_c2_what_is_clear_of_the_overlaps_is_in_the_layer_of_the_run(raster, tmp
         tuned = layer.loc[f"scene/r{row.tile_row}c{row.tile_col}/{row.ordinal}"]
         assert tuned.geometry == row.geometry
         assert tuned.area_m2 == row.area_m2
+
+
+def test_a_slider_compares_no_masks_after_work_ahead(monkeypatch):
+    cleaning, preview = Cleaning(min_area_px=30), Preview([random_sample(1, PART.tiles[0])])
+    preview.look(Thresholds(0.8, 0.7), cleaning)
+    while preview.prepare(cleaning, 50):
+        pass
+    monkeypatch.setattr(coco, "iou", None)
+    for low in (0.5, 0.6, 0.9):
+        preview.look(Thresholds(low, low), cleaning)
 
 
 def test_work_done_ahead_changes_nothing_and_comes_to_an_end():

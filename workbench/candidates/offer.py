@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
@@ -29,6 +30,7 @@ SIDES = 3  # a mask that touches so many edges of the scene is its background
 # measured by benchmarks/labels.py: from 0.75 on, objects went with what overlapped them
 APART = 0.25  # up to this they are neighbours whose outlines are not exact
 INSIDE = 0.65  # from this on the smaller one is a part of the larger one
+AT_ONCE = 1024  # masks that are compared together: memory
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,18 @@ class Offer:
     offers them. `duplicate_iou` leaves out the worse
     of two masks with a higher IoU; None offers both. `overlaps` says what may lie on top of each
     other: `all` that is selected, `nested` only parts on their wholes, `one` nothing: at each place
-    there is one label.
+    there is one label. Two masks are at different places if both cover at most the share `apart`
+    of the smaller one.
     """
 
     max_area_share: float | None = 0.8
     duplicate_iou: float | None = 0.7
     overlaps: Overlaps = "nested"
+    apart: float = APART
+
+
+# where classes are known, a score tells which of two masks is meant, so neighbours may share more
+ONE_CLASS_PER_PLACE = Offer(None, None, "one", apart=0.5)
 
 
 class Reason(IntEnum):
@@ -78,6 +86,9 @@ class Shared:
     overlaps: NDArray[np.bool_]
 
 
+_NONE_SHARED = Shared(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0, bool))
+
+
 def offered(
     candidates: Candidates,
     grid: TileGrid,
@@ -108,8 +119,107 @@ def offered(
     return candidates.take(keep)
 
 
+class MaskPairs:
+    """What the masks of one tile have in common; each pair is compared once."""
+
+    def __init__(self, candidates: Candidates) -> None:
+        size = [candidates.rules.height, candidates.rules.width]
+        counts = candidates.table.column("rle").to_pylist()
+        self.rles = [{"size": size, "counts": rle} for rle in counts]
+        self.area = candidates.column("area_px").astype(float)
+        self._boxes = candidates.boxes
+        self._compared = np.zeros(len(candidates), bool)
+        self.shared = _NONE_SHARED
+
+    def compare(self, rows: NDArray[np.int64]) -> bool:
+        """Put the pairs of these rows that have an area in common into `shared`.
+
+        Returns whether there were rows that had not been compared before.
+        """
+        new = rows[~self._compared[rows]]
+        pairs = [self.shared]
+        for start in range(0, len(new), AT_ONCE):
+            ours = new[start : start + AT_ONCE]
+            known = self._near(ours, np.flatnonzero(self._compared))
+            pairs += [self.between(ours, known), _each_once(self.between(ours, ours))]
+            self._compared[ours] = True
+        if len(new):
+            columns = zip(*((one.i, one.j, one.common, one.overlaps) for one in pairs), strict=True)
+            self.shared = Shared(*map(np.concatenate, columns))
+        return len(new) > 0
+
+    def between(self, ours: NDArray[np.int64], theirs: NDArray[np.int64]) -> Shared:
+        """The pairs of a row of `ours` and one of `theirs` that have an area in common."""
+        if not len(ours) or not len(theirs):
+            return _NONE_SHARED
+        mine, others = [[self.rles[row] for row in rows.tolist()] for rows in (ours, theirs)]
+        iou = np.asarray(coco.iou(mine, others, [0] * len(others)))
+        a, b = np.nonzero(iou)
+        i, j, share = ours[a], theirs[b], iou[a, b]
+        common = np.rint(share * (self.area[i] + self.area[j]) / (1 + share))  # whole pixels
+        return Shared(i, j, common, np.ones(len(i), bool))
+
+    def _near(self, ours: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of `rows` whose box meets one of `ours`: the masks of others need no decoding."""
+        if not len(rows):
+            return rows
+        boxes = [shapely.box(*self._boxes[some].T.astype(float)) for some in (ours, rows)]
+        return rows[np.unique(shapely.STRtree(boxes[1]).query(boxes[0])[1])]
+
+
+@dataclass(frozen=True)
+class Conflicts:
+    """Pairs of rows `(m,)` of which only one may be a label, from the best row on.
+
+    `twice`: the worse one is a double of the better one.
+    """
+
+    better: NDArray[np.int64]
+    worse: NDArray[np.int64]
+    twice: NDArray[np.bool_]
+
+    @classmethod
+    def of(
+        cls, shared: Shared, area: NDArray[np.float64], rank: NDArray[np.int64], offer: Offer
+    ) -> Self:
+        """Find the pairs that `offer` does not allow.
+
+        `area` and `rank` (best first) are `(n,)`. The order of the pairs does not matter.
+        """
+        both, twice = _forbidden(shared, area, offer)
+        i, j, twice = shared.i[both], shared.j[both], twice[both]
+        first = rank[i] < rank[j]
+        better, worse = np.where(first, i, j), np.where(first, j, i)
+        order = np.lexsort((rank[worse], rank[better]))
+        return cls(better[order], worse[order], twice[order])
+
+    def decide(self, among: NDArray[np.bool_]) -> Offered:
+        """Leave out the worse row of each pair, greedily; `among` `(n,)` are the rows to ask for.
+
+        The others count as offered.
+        """
+        alive = suppress(among, np.column_stack((self.better, self.worse)))
+        reason = np.full(len(among), Reason.OFFERED, np.uint8)
+        rival = np.full(len(among), -1, np.int64)
+        told = np.flatnonzero(alive[self.better] & among[self.worse])[::-1]  # the best rival last
+        worse = self.worse[told]
+        reason[worse] = np.where(self.twice[told], Reason.DUPLICATE, Reason.OVERLAP)
+        rival[worse] = self.better[told]
+        return Offered(reason, rival)
+
+
+def one_label_per_object(
+    shared: Shared, area: NDArray[np.float64], rank: NDArray[np.int64], offer: Offer
+) -> Offered:
+    """Leave out what repeats a better row, or overlaps it as `offer` does not allow.
+
+    `area` and `rank` (best first) are `(n,)`.
+    """
+    return Conflicts.of(shared, area, rank, offer).decide(np.ones(len(area), bool))
+
+
 class TileMasks:
-    """The masks of one tile and what they share; each pair is compared once."""
+    """The masks of one tile, and which of them may be labels beside each other."""
 
     def __init__(
         self,
@@ -118,69 +228,57 @@ class TileMasks:
         grid: TileGrid,
         valid: NDArray[np.bool_] | None,
     ) -> None:
-        size = [candidates.rules.height, candidates.rules.width]
-        counts = candidates.table.column("rle").to_pylist()
-        self._rles = [{"size": size, "counts": rle} for rle in counts]
-        self._area = candidates.column("area_px").astype(float)
+        self._pairs = MaskPairs(candidates)
         self._rank = np.empty(len(candidates), np.int64)
         self.pred_iou = candidates.column("pred_iou").astype(float)
         best_first = np.lexsort((candidates.column("ordinal"), -self.pred_iou))
         self._rank[best_first] = np.arange(len(candidates))
         self._sides = _scene_edges_touched(candidates.boxes, tile, grid)
         self.share = self._shares(tile, grid, valid)  # of the tile's valid pixels
-        self._compared = np.zeros(len(candidates), bool)
-        self._i, self._j = np.empty((2, 0), np.int64)
-        self._common = np.empty(0)
+        self._conflicts: tuple[Offer, Conflicts] | None = None  # of all that were compared
 
-    def offered(self, rows: NDArray[np.int64], offer: Offer, last: int = -1) -> Offered:
-        """Decide for `rows`, all that are selected; other rows count as offered.
-
-        One row may come `last`, whatever its score: it gives way to all others.
-        """
-        reason = np.full(len(self._rles), Reason.OFFERED, np.uint8)
-        rival = np.full(len(self._rles), -1, np.int64)
-        left = np.zeros(len(self._rles), bool)
+    def offered(self, rows: NDArray[np.int64], offer: Offer) -> Offered:
+        """Decide for `rows`, all that are selected; other rows count as offered."""
+        left = np.zeros(len(self._rank), bool)
         left[rows] = True
-        if offer.max_area_share is not None:
-            whole = left & ((self.share > offer.max_area_share) | (self._sides >= SIDES))
-            reason[whole], left[whole] = Reason.WHOLE_TILE, False
+        whole = left & self._as_large_as_the_tile(offer)
+        left &= ~whole
         if offer.overlaps != "all" or offer.duplicate_iou is not None:
-            self._compare(np.flatnonzero(left))
-            both = left[self._i] & left[self._j]
-            i, j, common = self._i[both], self._j[both], self._common[both]
-            shared = Shared(i, j, common, np.ones(len(i), bool))
-            rank = self._rank
-            if last >= 0:
-                rank = rank.copy()
-                rank[last] = len(rank)
-            decided = one_label_per_object(shared, self._area, rank, offer)
-            gone = decided.reason != Reason.OFFERED
-            reason[gone], rival[gone] = decided.reason[gone], decided.rival[gone]
-        return Offered(reason, rival)
+            decided = self._conflicts_among(np.flatnonzero(left), offer).decide(left)
+        else:
+            offered = np.full(len(left), Reason.OFFERED, np.uint8)
+            decided = Offered(offered, np.full(len(left), -1, np.int64))
+        decided.reason[whole] = Reason.WHOLE_TILE
+        return decided
 
     def labels(self, rows: NDArray[np.int64], offer: Offer) -> NDArray[np.int64]:
         """Return those of the selected `rows` that are offered."""
         return rows[self.offered(rows, offer).reason[rows] == Reason.OFFERED]
 
-    def _compare(self, rows: NDArray[np.int64]) -> None:
-        """Find the pairs of these rows that share an area."""
-        new = rows[~self._compared[rows]]
-        if not len(new):
-            return
-        known = np.flatnonzero(self._compared)
-        others = np.concatenate((known, new))
-        ours = [self._rles[row] for row in new.tolist()]
-        theirs = [self._rles[row] for row in others.tolist()]
-        iou = np.asarray(coco.iou(ours, theirs, [0] * len(theirs)))
-        a, b = np.nonzero(iou)
-        once = b < len(known) + a  # of two new ones the pair is there twice
-        a, b = a[once], b[once]
-        i, j = new[a], others[b]
-        share = iou[a, b]
-        common = share * (self._area[i] + self._area[j]) / (1 + share)
-        self._i, self._j = np.append(self._i, i), np.append(self._j, j)
-        self._common = np.append(self._common, common)
-        self._compared[new] = True
+    def may_join(self, row: int, labels: NDArray[np.int64], offer: Offer) -> bool:
+        """Whether a row may be one more label beside others, to all of which it gives way."""
+        if self._as_large_as_the_tile(offer)[row]:
+            return False
+        shared = self._pairs.between(np.array([row]), labels)
+        return not _forbidden(shared, self._pairs.area, offer)[0].any()
+
+    def compare(self, rows: NDArray[np.int64]) -> None:
+        """Compare these masks with one another now, so that `offered` need not."""
+        if self._pairs.compare(rows):
+            self._conflicts = None
+
+    def _conflicts_among(self, rows: NDArray[np.int64], offer: Offer) -> Conflicts:
+        """All known conflicts, and at least those of `rows`: selected rows change, they do not."""
+        self.compare(rows)
+        if self._conflicts is None or self._conflicts[0] != offer:
+            found = Conflicts.of(self._pairs.shared, self._pairs.area, self._rank, offer)
+            self._conflicts = offer, found
+        return self._conflicts[1]
+
+    def _as_large_as_the_tile(self, offer: Offer) -> NDArray[np.bool_]:
+        if offer.max_area_share is None:
+            return np.zeros(len(self.share), bool)
+        return np.asarray((self.share > offer.max_area_share) | (self._sides >= SIDES), bool)
 
     def _shares(
         self, tile: Tile, grid: TileGrid, valid: NDArray[np.bool_] | None
@@ -188,25 +286,28 @@ class TileMasks:
         width = min(grid.width - tile.window.col_off, tile.window.width)
         height = min(grid.height - tile.window.row_off, tile.window.height)
         if valid is None and (width, height) == (tile.window.width, tile.window.height):
-            return self._area / (width * height)
+            return self._pairs.area / (width * height)
         inside = np.zeros((tile.window.height, tile.window.width), bool)
         inside[:height, :width] = True if valid is None else valid[:height, :width]
-        if not self._rles or not inside.any():
-            return np.zeros(len(self._rles))
+        rles, area = self._pairs.rles, self._pairs.area
+        if not rles or not inside.any():
+            return np.zeros(len(rles))
         there = {"size": list(inside.shape), "counts": encode_masks(inside[None])[0]}
         # of a crowd, COCO's IoU is the share of the mask that lies in it
-        covered = np.asarray(coco.iou(self._rles, [there], [1]))[:, 0] * self._area
+        covered = np.asarray(coco.iou(rles, [there], [1]))[:, 0] * area
         return covered / float(inside.sum())
 
 
-def one_label_per_object(
-    shared: Shared, area: NDArray[np.float64], rank: NDArray[np.int64], offer: Offer
-) -> Offered:
-    """Leave out what repeats a better row, or overlaps it as `offer` does not allow.
+def _each_once(shared: Shared) -> Shared:
+    """Keep one of (i, j) and (j, i), and no row with itself."""
+    once = shared.i < shared.j
+    return Shared(shared.i[once], shared.j[once], shared.common[once], shared.overlaps[once])
 
-    `area` and `rank` (best first) are `(n,)`. Greedy from the best row on, so the result does not
-    depend on the order of the pairs.
-    """
+
+def _forbidden(
+    shared: Shared, area: NDArray[np.float64], offer: Offer
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which pairs `(m,)` may not both be labels, and which of these are doubles."""
     smaller = np.minimum(area[shared.i], area[shared.j])
     union = area[shared.i] + area[shared.j] - shared.common
     twice = np.zeros(len(shared.i), bool)
@@ -214,22 +315,11 @@ def one_label_per_object(
         twice = shared.common > offer.duplicate_iou * union
     both = twice.copy()
     if offer.overlaps != "all":
-        partly = shared.overlaps & (shared.common > APART * smaller)
+        partly = shared.overlaps & (shared.common > offer.apart * smaller)
         if offer.overlaps == "nested":
             partly &= shared.common < INSIDE * smaller
         both |= partly
-    i, j, twice = shared.i[both], shared.j[both], twice[both]
-    first = rank[i] < rank[j]
-    better, worse = np.where(first, i, j), np.where(first, j, i)
-    order = np.lexsort((rank[worse], rank[better]))
-    better, worse, twice = better[order], worse[order], twice[order]
-    reason = np.full(len(area), Reason.OFFERED, np.uint8)
-    rival = np.full(len(area), -1, np.int64)
-    alive = suppress(np.ones(len(area), bool), np.column_stack((better, worse)))
-    told = np.flatnonzero(alive[better])[::-1]  # of several rivals the best is told
-    reason[worse[told]] = np.where(twice[told], Reason.DUPLICATE, Reason.OVERLAP)
-    rival[worse[told]] = better[told]
-    return Offered(reason, rival)
+    return both, twice
 
 
 def _scene_edges_touched(boxes: NDArray[np.int32], tile: Tile, grid: TileGrid) -> NDArray[np.int64]:

@@ -106,6 +106,13 @@ def damaged(counts: Sequence[bytes], height: int, width: int) -> NDArray[np.bool
     COCO's C code trusts them: counts that end in the middle of a number, or add up to another
     number of pixels, make it read and write beyond its memory.
     """
+    # a thousand masks fit into the processor's cache: three times as fast as all at once
+    parts = [counts[start : start + 1000] for start in range(0, len(counts), 1000)]
+    found = [_damaged(part, height, width) for part in parts]
+    return np.concatenate([np.empty(0, bool), *found])
+
+
+def _damaged(counts: Sequence[bytes], height: int, width: int) -> NDArray[np.bool_]:
     lengths = np.fromiter(map(len, counts), np.int64, len(counts))
     ends = np.cumsum(lengths)
     code = np.frombuffer(b"".join(counts), np.uint8) - np.uint8(48)
@@ -120,7 +127,7 @@ def damaged(counts: Sequence[bytes], height: int, width: int) -> NDArray[np.bool
         broken[np.searchsorted(ends, end[digits > 6], side="right")] = True
     if broken.any():
         whole = np.flatnonzero(~broken)
-        broken[whole] = damaged([counts[i] for i in whole.tolist()], height, width)
+        broken[whole] = _damaged([counts[i] for i in whole.tolist()], height, width)
     elif len(counts):
         broken = _other_sizes(code, end, digits, np.searchsorted(end, ends), height * width)
     return broken

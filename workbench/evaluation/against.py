@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import geopandas as gpd
+import numpy as np
 
 from workbench._support.text import duration
 from workbench.evaluation.cost import cost_of_pairs
-from workbench.evaluation.matching import match
+from workbench.evaluation.matching import Pairs, pairs_of
+from workbench.polygons.areas import only_polygonal
 
 
-def against_reference(layer: gpd.GeoDataFrame, reference: gpd.GeoDataFrame) -> dict[str, str]:
-    """Return recall, precision and the cost of review as rows of a report's table.
+class AgainstReference:
+    """Compares a layer with its reference; `add` takes the batches of the layer.
 
-    Both layers cover the same area. Raises `WorkbenchError` where a CRS is missing.
+    Both are in one CRS and cover the same area. Memory holds the reference and the pairs.
     """
-    pairs = match(layer, reference)
+
+    def __init__(self, reference: gpd.GeoDataFrame) -> None:
+        self._reference, _ = only_polygonal(reference.geometry)
+        nothing = np.empty(0, np.int64)
+        self._found = [Pairs(nothing, nothing, np.empty(0), 0, len(self._reference))]
+
+    def add(self, batch: gpd.GeoDataFrame) -> None:
+        """Compare the polygons of a batch."""
+        self._found.append(pairs_of(only_polygonal(batch.geometry)[0], self._reference))
+
+    def rows(self) -> dict[str, str]:
+        """Return recall, precision and the cost of review as rows of a report's table."""
+        return _rows(Pairs.join(self._found))
+
+
+def _rows(pairs: Pairs) -> dict[str, str]:
     cost = cost_of_pairs(pairs)
     rows = {"labels": f"{pairs.n_predicted:,}", "reference objects": f"{pairs.n_reference:,}"}
     for iou_thresh in (0.5, 0.75):

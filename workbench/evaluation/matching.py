@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import geopandas as gpd
 import numpy as np
@@ -25,6 +27,19 @@ class Pairs:
     iou: NDArray[np.float64]
     n_predicted: int
     n_reference: int
+
+    @classmethod
+    def join(cls, parts: Sequence[Pairs]) -> Self:
+        """Join the pairs of the batches of one layer, at least one, with the same reference."""
+        sizes = [part.n_predicted for part in parts]
+        before = np.cumsum([0, *sizes])
+        return cls(
+            np.concatenate([part.predicted + n for part, n in zip(parts, before, strict=False)]),
+            np.concatenate([part.reference for part in parts]),
+            np.concatenate([part.iou for part in parts]),
+            sum(sizes),
+            parts[0].n_reference,
+        )
 
     def n_matched(self, iou_thresh: float) -> int:
         """Count the one-to-one matches with an IoU of at least `iou_thresh`.

@@ -21,7 +21,7 @@ from workbench._support.files import atomic_path
 from workbench.errors import ExamplesError
 from workbench.evaluation.matching import pairs_of
 from workbench.learning.features import FEATURES, FEATURES_VERSION
-from workbench.polygons.areas import only_polygonal
+from workbench.polygons.areas import lies_in, only_polygonal
 
 SAME = 0.6  # IoU from which a candidate shows a labelled object
 UNCLEAR = 0.4  # IoU from which it is too like one to be an example of none
@@ -240,7 +240,7 @@ def match_labels(
     if known is not None:
         clear[pairs_of(geometry, known, at_least=UNCLEAR).predicted] = False
     shapely.prepare(area)
-    clear[clear] = shapely.intersects(area, shapely.point_on_surface(geometry[clear]))
+    clear[clear] = lies_in(geometry[clear], area)
     none = described.iloc[np.flatnonzero(clear)]
     return join([positive, examples_from(none, 0, "", "labelled area")])
 

@@ -12,10 +12,10 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from workbench.candidates.select import suppress
-from workbench.learning.choose import SHARED
+from workbench.candidates.offer import ONE_CLASS_PER_PLACE, Conflicts, Reason, Shared
 from workbench.learning.classifier import NONE, Classifier
 from workbench.learning.examples import Examples
+from workbench.polygons.overlap import common_area
 
 FOLDS = 5
 TREES = 100  # enough to see where the threshold lies, in a third of the time
@@ -72,14 +72,15 @@ def held_out(examples: Examples, class_thresh: float | None = None) -> HeldOut:
             scored |= test
     if not (truth[scored] != NONE).any():
         return unknown
-    pairs = _sharing(examples)
+    conflicts = _conflicts(examples, score)
     named = (examples.frame["label"] != "").to_numpy() & (truth != NONE)
     label = examples.frame["source"].str.cat(examples.frame["label"], sep="/").to_numpy()
     n_tiles = examples.frame["tile"].nunique()
     tried = STEPS if class_thresh is None else (class_thresh,)
     results = []
     for step in tried:
-        shown = _best_of(score, score >= step, pairs)
+        passed = score >= step
+        shown = passed & (conflicts.decide(passed).reason == Reason.OFFERED)
         right = shown & named & (class_id == truth)
         results.append(
             HeldOut(step, int(shown.sum()), len(set(label[right])), len(set(label[named])), n_tiles)
@@ -104,24 +105,15 @@ def _folds(examples: Examples) -> NDArray[np.int64]:
     return fold_of[number]
 
 
-def _sharing(examples: Examples) -> NDArray[np.int64]:
-    """Pairs `(m, 2)` of examples of one tile that share more than half of the smaller one."""
+def _conflicts(examples: Examples, score: NDArray[np.float64]) -> Conflicts:
+    """The pairs of examples at one place, of which the better score stays; equal ones by row."""
     geometry = examples.frame.geometry.to_numpy()
     i, j = shapely.STRtree(geometry).query(geometry)
     tile = examples.frame["tile"].to_numpy(str)
     apart = (i < j) & (tile[i] == tile[j])
     i, j = i[apart], j[apart]
-    area = shapely.area(geometry)
-    common = shapely.area(shapely.intersection(geometry[i], geometry[j]))
-    same = common > SHARED * np.minimum(area[i], area[j])
-    return np.column_stack((i[same], j[same]))
-
-
-def _best_of(
-    score: NDArray[np.float64], shown: NDArray[np.bool_], pairs: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Suppress the worse of each pair, best first; equal ones by row."""
+    common = common_area(geometry[i], geometry[j])
     rank = np.empty(len(score), np.int64)
     rank[np.argsort(-score, kind="stable")] = np.arange(len(score))
-    swap = rank[pairs[:, 0]] > rank[pairs[:, 1]]
-    return suppress(shown, np.where(swap[:, None], pairs[:, ::-1], pairs))
+    shared = Shared(i, j, common, np.ones(len(i), bool))
+    return Conflicts.of(shared, shapely.area(geometry), rank, ONE_CLASS_PER_PLACE)

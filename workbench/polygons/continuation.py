@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from workbench.candidates.offer import TOUCH_PX, Offer, Reason, TileMasks
+from workbench.candidates.offer import TOUCH_PX, Offer, TileMasks
 from workbench.candidates.rle import cropped
 from workbench.candidates.table import Candidates
 from workbench.polygons.seam_pairs import AGREE
@@ -87,18 +87,17 @@ class Continuations:
         """
         others = np.ones(len(stored), bool)
         others[chosen] = False
-        boxes = _exclusive(stored.boxes)
+        boxes, area = _exclusive(stored.boxes), stored.column("area_px")
         taken: set[int] = set()
         for piece in self._pieces.get((tile.row, tile.col), []):
-            near = np.flatnonzero(others & _may_agree(boxes, piece))
+            near = np.flatnonzero(others & _may_agree(boxes, area, piece))
             if not len(near):
                 continue
             alike = _iou([piece.rle], _in_overlap(stored, near, piece.overlap))[0]
             best = np.argsort(-alike, kind="stable")
             for row in near[best[alike[best] >= AGREE]].tolist():
-                beside = np.append(chosen, [*taken - {row}, row]).astype(np.int64)
-                reason = masks.offered(np.sort(beside), offer, last=row).reason[row]
-                if reason == Reason.OFFERED:
+                beside = np.append(chosen, list(taken - {row})).astype(np.int64)
+                if masks.may_join(row, beside, offer):
                     taken.add(row)
                     break
         return np.array(sorted(taken), np.int64)
@@ -153,15 +152,17 @@ def _in_overlap(
     return cropped(counts, candidates.rules.height, candidates.rules.width, overlap)
 
 
-def _may_agree(boxes: NDArray[np.int64], piece: _Piece) -> NDArray[np.bool_]:
-    """Whether the box of each mask has room for what it must share with a piece."""
+def _may_agree(
+    boxes: NDArray[np.int64], area: NDArray[np.int64], piece: _Piece
+) -> NDArray[np.bool_]:
+    """Whether the box and the area of each mask have room for what it must share with a piece."""
     left, top, wide, tall = np.asarray(coco.toBbox([piece.rle]))[0]
     x0, y0, x1, y1 = piece.overlap
     sides = [
         np.minimum(boxes[:, 2], min(x1, x0 + left + wide)) - np.maximum(boxes[:, 0], x0 + left),
         np.minimum(boxes[:, 3], min(y1, y0 + top + tall)) - np.maximum(boxes[:, 1], y0 + top),
     ]
-    shared = np.maximum(sides[0], 0) * np.maximum(sides[1], 0)
+    shared = np.minimum(area, np.maximum(sides[0], 0) * np.maximum(sides[1], 0))
     return np.asarray(shared >= AGREE * float(coco.area([piece.rle])[0]), bool)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from workbench.candidates.offer import APART, Offer
+from workbench.candidates.offer import Offer
 
 # a quotient of areas carries rounding errors
 SLACK = 1e-9
@@ -73,7 +73,9 @@ def may_conflict(
     """
     possible = may_repeat(one, other, area, other_area, offer)
     if offer.overlaps != "all":
-        possible |= most_common(one, other, area, other_area) > APART * np.minimum(area, other_area)
+        possible |= most_common(one, other, area, other_area) > offer.apart * np.minimum(
+            area, other_area
+        )
     return possible
 
 

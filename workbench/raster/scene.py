@@ -115,14 +115,18 @@ class Scene:
     @property
     def pixel_m(self) -> float:
         """Side in ground metres of a (square) pixel at the scene's centre."""
-        x, y = self.transform @ (self.width / 2, self.height / 2)
-        areal = float(ground_scale(self.crs, x, y)[2])
-        return float(np.sqrt(areal * abs(self.transform.a * self.transform.e)))
+        return self.pixel_m_in(self.window)
 
     @property
     def window(self) -> Window:
         """The window of the whole scene."""
         return Window(0, 0, self.width, self.height)
+
+    def pixel_m_in(self, window: Window) -> float:
+        """Side in ground metres of a (square) pixel at the centre of a window."""
+        middle = window.col_off + window.width / 2, window.row_off + window.height / 2
+        areal = float(ground_scale(self.crs, *(self.transform @ middle))[2])
+        return float(np.sqrt(areal * abs(self.transform.a * self.transform.e)))
 
     def window_transform(self, window: Window) -> Affine:
         """From pixels of the window to map units."""

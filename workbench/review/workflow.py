@@ -18,7 +18,7 @@ from workbench.review.changes import changes
 from workbench.review.charts import draw_advice, draw_change_map, draw_changes, summary_of
 from workbench.review.job import ReviewJob
 from workbench.review.next_job import advise_run, forget_advice, write_advised_job
-from workbench.review.read import read_reviewed
+from workbench.review.read import Reviewed, read_review
 from workbench.review.shapes import find_issues, write_issues
 from workbench.runs.result import Run, read_run
 
@@ -57,20 +57,23 @@ def review(job: ReviewJob) -> Review:
     finished run, and `ReviewError` if the reviewed file is not a review of that run.
     """
     run = read_run(Path(job.run_dir))
-    labels = read_reviewed(job.gpkg, run)
+    reviewed = read_review(job.gpkg, run)
+    labels = reviewed.labels
     problems = filter(None, (scene.problem() for scene in run.scenes))
     return Review(
         folder=job.folder,
         labels=labels,
         rasters="".join(f"{problem}\n" for problem in problems),
-        shapes=_shapes(job, run, labels),
+        shapes=_shapes(job, run, reviewed),
         changes=_changes(job, run, labels),
         thresholds=_thresholds(job, run, labels),
         dataset=_dataset(job, run, labels),
     )
 
 
-def _shapes(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:
+def _shapes(job: ReviewJob, run: Run, reviewed: Reviewed) -> Finding:
+    labels = reviewed.labels
+    read = "".join(f"{note}\n" for note in reviewed.notes)
     finest = min(scene.transform.a for scene in run.scenes)
     issues = find_issues(labels, finest, planar=run.job.planar)
     path = job.folder / "issues.gpkg"
@@ -78,10 +81,10 @@ def _shapes(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:
     counts = issues["kind"].value_counts().rename("labels").to_frame().rename_axis(None)
     n, mended = len(issues), int(issues["mended"].notna().sum())
     if not n:
-        return Finding(f"No issues in {len(labels):,} labels of {job.gpkg}.", table=counts)
+        return Finding(f"{read}No issues in {len(labels):,} labels of {job.gpkg}.", table=counts)
     return Finding(
-        f"{n:,} issues in {len(labels):,} labels of {job.gpkg}, {mended:,} of them with a safe "
-        f"fix: {path}",
+        f"{read}{n:,} issues in {len(labels):,} labels of {job.gpkg}, {mended:,} of them with a "
+        f"safe fix: {path}",
         table=counts,
     )
 

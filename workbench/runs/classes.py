@@ -22,10 +22,9 @@ from workbench.learning.classifier import NONE, Classifier
 from workbench.learning.examples import Examples, check, join, match_labels
 from workbench.learning.features import FEATURES, SceneColours, describe
 from workbench.learning.held_out import HeldOut, held_out
+from workbench.polygons.areas import lies_in
 from workbench.polygons.build import to_polygons
-from workbench.raster.crs import ground_scale
 from workbench.raster.scene import Scene
-from workbench.raster.tiles import Tile
 from workbench.runs.folder import features_in
 from workbench.runs.labels import EXAMPLES, labelled_area_of, labels_of, off_the_scene, on_scene
 from workbench.runs.plan import Plan
@@ -149,9 +148,8 @@ def described(part: ScenePlan, candidates: Candidates) -> NDArray[np.float32]:
         tile = part.grid.tile(*tiles[number].tolist())
         rows = np.flatnonzero(tile_of.ravel() == number)
         image, valid = scene.read(tile.window)
-        figures[rows] = describe(
-            candidates.take(rows), image, valid, colours, _pixel_m(scene, tile)
-        )
+        pixel_m = scene.pixel_m_in(tile.window)
+        figures[rows] = describe(candidates.take(rows), image, valid, colours, pixel_m)
 
     with ThreadPoolExecutor(usable_cores(), "features") as threads:
         list(threads.map(one, range(len(tiles))))
@@ -161,13 +159,6 @@ def described(part: ScenePlan, candidates: Candidates) -> NDArray[np.float32]:
 @lru_cache(maxsize=64)
 def _colours_of(scene: Scene) -> SceneColours:
     return SceneColours.of(scene)
-
-
-def _pixel_m(scene: Scene, tile: Tile) -> float:
-    """Side of a pixel in the middle of a tile, ground metres."""
-    window, to_map = tile.window, scene.transform
-    x, y = to_map @ (window.col_off + window.width / 2, window.row_off + window.height / 2)
-    return float(np.sqrt(ground_scale(scene.crs, x, y)[2] * abs(to_map.a * to_map.e)))
 
 
 def _matched(
@@ -195,9 +186,8 @@ def _matched(
         core = [
             cores[index] for index in zip(polygons["tile_row"], polygons["tile_col"], strict=True)
         ]
-        middle = shapely.point_on_surface(polygons.geometry.to_numpy())
         # what two tiles see alike would count twice
-        home = np.flatnonzero(shapely.intersects(np.array(core, object), middle))
+        home = np.flatnonzero(lies_in(polygons.geometry.to_numpy(), np.array(core, object)))
         polygons = polygons.iloc[home]
         figures = figures[_rows_in(candidates, polygons)]
         row, col = polygons["tile_row"].astype(str), polygons["tile_col"].astype(str)

@@ -14,6 +14,7 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import shapely
+from numpy.typing import NDArray
 
 from workbench._support.files import atomic_path
 from workbench._support.secrets import without_secrets
@@ -21,9 +22,9 @@ from workbench._support.text import duration
 from workbench.candidates.offer import TileMasks, offered
 from workbench.candidates.select import select
 from workbench.candidates.store import valid_masks
-from workbench.candidates.table import Candidates
+from workbench.candidates.table import Candidates, concat
 from workbench.errors import OutputError, RunFailedError
-from workbench.evaluation.against import against_reference
+from workbench.evaluation.against import AgainstReference
 from workbench.layer import qgis
 from workbench.layer.files import describe_layer, write_layer
 from workbench.layer.report import charts
@@ -81,10 +82,11 @@ def finish(plan: Plan) -> Run:
     if taught is not None:
         refuse_to_lose_examples(plan.job, plan.folder)
     ledger = _ledger_layer(plan)
-    tally = Tally(ledger)
+    tally, against = Tally(ledger), _against_reference(plan, ledger)
     with Topology(plan.folder) as topology:
         # one pass over the layer; only the map reads it again
-        layer = counted(layer_batches(plan, taught), tally, topology)
+        counting = [tally, topology] if against is None else [tally, topology, against]
+        layer = counted(layer_batches(plan, taught), *counting)
         tiles = write_layer(layer, with_counts, plan.folder, styles=styles).tiles
         scenes = tuple(part.scene for part in plan.scenes)
         credits = sorted({attribution_of(scene.source) for scene in scenes} - {""})
@@ -93,7 +95,7 @@ def finish(plan: Plan) -> Run:
         result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally)
         if taught is not None:
             keep_examples(plan, taught)
-        _write(result, plan, taught, topology, time.perf_counter() - start)
+        _write(result, plan, taught, topology, against, time.perf_counter() - start)
     _tell_failures(plan, tiles)
     return result
 
@@ -151,26 +153,26 @@ def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
             continue
         yield nothing
         cut = Continuations(part.grid)
+        labels: dict[tuple[int, int], NDArray[np.int64]] = {}  # ordinals
         for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
             valid = valid_masks(records, candidates.rules)
-            selected = select(candidates, job.thresholds)
-            chosen = offered(selected, part.grid, valid, job.offer)
+            chosen = offered(select(candidates, job.thresholds), part.grid, valid, job.offer)
             for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
-                cut.see(tile, chosen.of_tile(tile.row, tile.col))
+                of_tile = chosen.of_tile(tile.row, tile.col)
+                labels[tile.row, tile.col] = of_tile.column("ordinal")
+                cut.see(tile, of_tile)
             yield to_polygons(chosen, part.scene, part.grid, valid)
         wanted = [(part.scene.name, *index) for index in cut.wanted]
         for candidates, records in plan.store.read(wanted, known):
             valid = valid_masks(records, candidates.rules)
-            selected = select(candidates, job.thresholds)
-            chosen = offered(selected, part.grid, valid, job.offer)
+            more = [Candidates.empty(candidates.rules)]
             for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
                 index = (tile.row, tile.col)
                 stored = candidates.of_tile(*index)
                 masks = TileMasks(stored, tile, part.grid, valid.get(index))
-                labels = chosen.of_tile(*index).column("ordinal")
-                rows = np.flatnonzero(np.isin(stored.column("ordinal"), labels))
-                more = stored.take(cut.found(tile, stored, rows, masks, job.offer))
-                yield to_polygons(more, part.scene, part.grid, valid)
+                rows = np.flatnonzero(np.isin(stored.column("ordinal"), labels[index]))
+                more.append(stored.take(cut.found(tile, stored, rows, masks, job.offer)))
+            yield to_polygons(concat(more), part.scene, part.grid, valid)
 
 
 def _windows(plan: Plan) -> gpd.GeoDataFrame:
@@ -224,20 +226,22 @@ def _ledger_layer(plan: Plan) -> gpd.GeoDataFrame:
     return as_tiles(ledger.assign(n_polygons=0))
 
 
-def _quality(result: Run) -> dict[str, dict[str, str]]:
-    """How good the layer is, where the truth is known: a table of the report."""
-    job = result.job
-    if job.reference is not None:
-        reference = gpd.GeoDataFrame(geometry=load_reference(job.reference))
-    elif job.source is None:
+def _against_reference(plan: Plan, ledger: gpd.GeoDataFrame) -> AgainstReference | None:
+    """What compares the layer with its reference, where there is one: the sample scene's own."""
+    if plan.job.reference is not None:
+        reference = gpd.GeoDataFrame(geometry=load_reference(plan.job.reference))
+    elif plan.job.source is None:
         reference = sample_truth()
     else:
-        return {}
-    reference = reference.to_crs(result.scenes[0].crs)
-    area = gpd.GeoDataFrame(geometry=list(result.tiles.geometry), crs=result.tiles.crs)
-    if result.aoi is not None:
-        area = gpd.GeoDataFrame(geometry=[result.aoi], crs=result.tiles.crs)
-    return {"Quality": against_reference(result.layer, inside(reference, area))}
+        return None
+    area = ledger
+    if plan.area.aoi is not None:
+        area = gpd.GeoDataFrame(geometry=[plan.area.aoi], crs=ledger.crs)
+    return AgainstReference(inside(reference.to_crs(ledger.crs), area))
+
+
+def _quality(against: AgainstReference | None) -> dict[str, Mapping[str, str]]:
+    return {} if against is None else {"Quality": against.rows()}
 
 
 def _by_product(
@@ -263,6 +267,7 @@ def _write(
     plan: Plan,
     taught: Taught | None,
     topology: Topology,
+    against: AgainstReference | None,
     seconds: float,
 ) -> None:
     """Write the rest; `seconds` is what the layer has taken."""
@@ -315,7 +320,7 @@ def _write(
             **({"Rasters left out": dict(plan.left_out)} if plan.left_out else {}),
             **({"Not made": missed} if missed else {}),
             **({} if taught is None else {"Classes": taught.summary(classes)}),
-            **_by_product(missed, "the quality", partial(_quality, result), {}),
+            **_by_product(missed, "the quality", partial(_quality, against), {}),
             "Seams": seams(numbers),
             "Topology": topology.table(),
             "Time": {

@@ -285,7 +285,7 @@ class Preview:
         return View(thresholds, cleaning, offer, fate, drawn)
 
     def prepare(self, cleaning: Cleaning, limit: int) -> int:
-        """Trace and clean up to `limit` more candidates, before other thresholds need them.
+        """Compare, trace and clean up to `limit` more candidates, before thresholds need them.
 
         Best scores first; returns how many are left. A planar layer depends on which polygons are
         chosen, so there the masks are only traced.
@@ -303,6 +303,7 @@ class Preview:
                 left += len(rows) - len(now)
                 if not len(now):
                     continue  # so that its frame stays the same object
+                part.masks.compare(now)
                 if part.cleaning == cleaning and not cleaning.planar:
                     part.find_out(now, cleaning, self.aoi)
                 else:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import geopandas as gpd
 import numpy as np
@@ -215,9 +215,14 @@ class Topology:
         }
 
 
-def counted(
-    layer: Iterable[gpd.GeoDataFrame], *counting: Tally | Topology
-) -> Iterator[gpd.GeoDataFrame]:
+class Counting(Protocol):
+    """Takes the batches of a layer in their order."""
+
+    def add(self, batch: gpd.GeoDataFrame) -> None:
+        """Count the polygons of a batch."""
+
+
+def counted(layer: Iterable[gpd.GeoDataFrame], *counting: Counting) -> Iterator[gpd.GeoDataFrame]:
     """Hand on the batches of a layer, after everything that counts has seen them."""
     for batch in layer:
         for one in counting:
