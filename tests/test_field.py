@@ -116,3 +116,16 @@ def test_two_sheets_side_by_side_give_whole_objects(field, tmp_path):
     truth = gpd.read_file(field / "truth_sheets.gpkg")
     made = run(Job.create(source=str(field / "sheets"), out_dir=str(tmp_path / "run")))
     assert found(made.layer, truth) == 16
+
+
+@pytest.mark.slow
+def test_every_plant_of_a_drone_scene_is_found(field, tmp_path):
+    truth = gpd.read_file(field / "truth_drone_1cm.gpkg")
+    made = run(Job.create(source=str(field / "drone_1cm.tif"), out_dir=str(tmp_path / "run")))
+    assert found(made.layer, truth) == 400
+
+
+def test_the_table_of_odd_inputs_is_complete(field):
+    here = Path(__file__).read_text(encoding="utf-8")
+    names = {path.relative_to(field).parts[0] for path in field.rglob("*.*")}
+    assert [name for name in names - {"MANIFEST.md"} if f'"{name}"' not in here] == []

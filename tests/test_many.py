@@ -90,7 +90,7 @@ def test_bad_rasters_among_many_are_told_and_the_others_done(tmp_path, capsys):
     with pytest.raises(RunFailedError, match=r"5 of 30 rasters cannot be read and were left out"):
         run(job)
     assert (
-        "25 rasters (5 more cannot be read and are left out), 25 tiles" in capsys.readouterr().out
+        "25 rasters (5 more cannot be read and are left out), 25 tiles" in capsys.readouterr().err
     )
     ledger = gpd.read_parquet(tmp_path / "run" / "tiles.parquet")
     failed = ledger[ledger["status"] == "failed"]
@@ -130,4 +130,4 @@ def test_a_parameter_that_no_raster_can_take_stops_the_run(tmp_path):
 
 def test_a_run_says_early_what_the_rest_takes(tmp_path, capsys):
     run(job_for(small_rasters(tmp_path / "rasters", 12), tmp_path / "run"))
-    assert "after 10 tiles: about" in capsys.readouterr().out
+    assert "after 10 tiles: about" in capsys.readouterr().err

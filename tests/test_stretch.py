@@ -182,16 +182,29 @@ def test_a_stretch_that_hides_nearly_everything_is_refused(tmp_path):
     image[LEFT] = -9999 + RNG.uniform(-5, 5, image[LEFT].shape)
     message = refusal(write(tmp_path / "a.tif", image))
     assert str(tmp_path / "a.tif") in message
-    assert "100% of its pixels would have one of two grey levels" in message
+    assert "nearly all pixels would have the same grey" in message
     assert "Its values run from -1000" in message
     assert "as `nodata`" in message
     assert "`stretch`" in message
     assert_a_picture(open_scene(tmp_path / "a.tif", stretch=(9, 98)), filled=False)
 
 
+def test_a_fill_of_many_values_is_refused(tmp_path):
+    image = measured(0, 1, np.float32)
+    image[LEFT] = RNG.uniform(-10_000, -9000, image[LEFT].shape)
+    assert "nearly all pixels would have the same grey" in refusal(write(tmp_path / "a.tif", image))
+
+
+@pytest.mark.parametrize("spread", [1, 2, 3])
+def test_values_of_many_sizes_are_not_refused(tmp_path, spread):
+    """Radar and lights at night: a few are far brighter than most."""
+    values = RNG.lognormal(0, spread, (1, HEIGHT, WIDTH)).astype(np.float32)
+    assert open_scene(write(tmp_path / "a.tif", values)).nodata is None
+
+
 def test_percentiles_that_clip_most_pixels_are_refused(tmp_path):
     path = write(tmp_path / "a.tif", measured(0, 1, np.float32))
-    assert "would be black or white" in refusal(path, stretch=(45, 55))
+    assert "of the pixels would be black or white" in refusal(path, stretch=(45, 55))
 
 
 def test_a_lone_giant_does_not_make_the_picture_black(tmp_path):

@@ -31,7 +31,7 @@ _FEWEST_VALUES = 16  # fewer different ones are classes or a mask, not measureme
 _USUAL_FILLS = (999, 9999, 99_999, 999_999, 32_767, 32_768, 65_535, 2**31, 2**31 - 1, 2**32 - 1)
 _GIANT = 1e15
 
-_ONE_COLOUR = 0.95  # share of the pixels in two of 256 levels
+_ONE_LEVEL, _TWO_LEVELS = 0.8, 0.95  # shares of the pixels in one or two of 256 levels
 _CLIPPED = 0.5  # share of the pixels outside the stretch
 _LOST_VALUES = 64  # so many different ones in two levels are a picture that is lost
 
@@ -204,21 +204,27 @@ def _refuse_blind(values: NDArray[Any], stretch: Stretch, name: str) -> None:
     levels = stretch.apply(values)
     crowded, clipped = [], []
     for band, level, low, high in zip(values, levels, stretch.low, stretch.high, strict=True):
-        most = np.argsort(np.bincount(level, minlength=256))[-2:]
-        there = np.isin(level, most)
-        lost = there.mean() if len(np.unique(band[there])) >= _LOST_VALUES else 0.0
-        crowded.append(float(lost))
+        most = np.argsort(np.bincount(level, minlength=256))[::-1]
+        shares = [_lost(band, level, most[:n]) for n in (1, 2)]
+        crowded.append(shares[1] >= _TWO_LEVELS or shares[0] >= _ONE_LEVEL)
         clipped.append(float(((band < low) | (band > high)).mean()))
-    if min(crowded) < _ONE_COLOUR and min(clipped) <= _CLIPPED:
+    if not all(crowded) and min(clipped) <= _CLIPPED:
         return
-    one_colour = min(crowded) >= _ONE_COLOUR
-    share = min(crowded) if one_colour else min(clipped)
-    what = "would have one of two grey levels" if one_colour else "would be black or white"
+    if all(crowded):
+        what = "nearly all pixels would have the same grey"
+    else:
+        what = f"{min(clipped):.0%} of the pixels would be black or white"
     low, high = float(values.min()), float(values.max())
     middle = np.percentile(values.astype(np.float64), (5, 95))
     raise SceneError(
-        f"{name}: with this stretch, {share:.0%} of its pixels {what}. Its values run from "
+        f"{name}: with this stretch, {what}. Its values run from "
         f"{low:g} to {high:g}; 90 % of them lie between {middle[0]:g} and {middle[1]:g}. If "
         "one of them means no data, name it as `nodata`; otherwise set `stretch` to percentiles "
         "that leave out what is extreme, for example [5, 95]."
     )
+
+
+def _lost(band: NDArray[Any], level: NDArray[np.uint8], levels: NDArray[np.int64]) -> float:
+    """The share of the pixels that are in some levels, 0 if few of their values are different."""
+    there = np.isin(level, levels)
+    return float(there.mean()) if len(np.unique(band[there])) >= _LOST_VALUES else 0.0

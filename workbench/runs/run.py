@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import closing
 
@@ -37,7 +38,7 @@ def run(job: Job) -> Run:
     """
     with closing(prepare(job)) as plan:
         done = plan.n_tiles - len(pending(plan))  # by an earlier run
-        print(forecast(plan, done))
+        tqdm.write(forecast(plan, done), file=sys.stderr)
         with (
             closing(segment(plan)) as tiles,
             tqdm(total=plan.n_tiles, initial=done, desc="tiles", unit="tile") as bar,
@@ -48,5 +49,5 @@ def run(job: Job) -> Run:
                 if todo > MEASURED_TILES > len(first):
                     first.append(tile)
                     if len(first) == MEASURED_TILES:
-                        bar.write(outlook(first, todo, time.monotonic() - start))
+                        bar.write(outlook(first, todo, time.monotonic() - start), file=sys.stderr)
         return finish(plan)
