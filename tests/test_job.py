@@ -28,7 +28,7 @@ def test_documented_defaults():
         "fill_holes_m2": None, "min_solidity": None, "simplify_m": None, "planar": False,
         "regularize": None,
         "examples": None, "labelled_area": None, "class_thresh": None, "classes": {1: "object"},
-        "default_class": None, "reference": None,
+        "default_class": None, "reference": None, "formats": None,
         "scheduler": None, "resume": True, "interactive": "auto",
     }  # fmt: skip
 
@@ -87,6 +87,9 @@ def test_the_notebook_has_exactly_the_parameters_and_their_defaults():
         ("~/a.tif", "source", str(Path.home() / "a.tif")),
         (["~/a.tif"], "source", [str(Path.home() / "a.tif")]),
         ("~/aoi.gpkg", "aoi", str(Path.home() / "aoi.gpkg")),
+        ("pmtiles", "formats", ["pmtiles"]),
+        ("pmtiles, flatgeobuf", "formats", ["pmtiles", "flatgeobuf"]),
+        ("[pmtiles]", "formats", ["pmtiles"]),
         ("~/run", "out_dir", str(Path.home() / "run")),
     ],
 )
@@ -126,6 +129,7 @@ def test_values_are_taken_as_meant(given, name, meant):
         ({"classes": "{1: no}"}, "`classes`: class 1 is called False"),
         ({"classes": {1: "roof", "1": "tree"}}, "`classes`: two classes have the same number"),
         ({"crs": "²"}, "`crs`: no CRS"),
+        ({"formats": "shapefile"}, "`formats`: .*'flatgeobuf' or 'pmtiles'"),
     ],
 )
 def test_bad_parameters_are_named(parameters, message):

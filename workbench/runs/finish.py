@@ -31,6 +31,7 @@ from workbench.layer.report import charts
 from workbench.layer.report.page import write_report
 from workbench.layer.report.tally import Tally, Topology, counted, seams
 from workbench.layer.schema import as_layer, as_tiles, with_left_out
+from workbench.layer.web import write_web
 from workbench.polygons.areas import inside, lies_in
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
@@ -279,6 +280,14 @@ def _write(
     write_job(result.job, folder)
     with atomic_path(folder / "tiles.parquet") as path:
         with_left_out(result.tiles, plan.left_out).to_parquet(path, index=False)
+    web = partial(
+        write_web,
+        folder / "prelabels.parquet",
+        result.job.formats or (),
+        scene.crs,
+        min(each.pixel_m for each in result.scenes),
+    )
+    _by_product(missed, "formats", web, [])
     shown = [
         _by_product(missed, f"{each.name} in review.qgz", partial(qgis.scene_raster, each), None)
         for each in result.scenes

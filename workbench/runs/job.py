@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -172,6 +173,10 @@ class Job(Parameters):
         "vector file with all true objects; the report then says how good the labels are; null: "
         "no such section",
     )
+    formats: list[Literal["flatgeobuf", "pmtiles"]] | None = parameter(
+        None,
+        "further files of the layer for maps on the web: `flatgeobuf`, `pmtiles`; null: none",
+    )
     scheduler: Text | None = parameter(None, "address of a Dask scheduler; null: this process")
     resume: bool = parameter(True, "reuse stored candidates; failed tiles are tried again")
     interactive: bool | None = parameter(None, "show widgets; auto: only in JupyterLab and VS Code")
@@ -227,6 +232,11 @@ class Job(Parameters):
             # pydantic would read class 1 as true
             raise ValueError("true, null or a list of class ids expected, for example [1]")
         return value or None  # false and an empty list switch it off, too
+
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else value
 
     # defined last, because pydantic runs the last of such validators first
     _as_meant = field_validator("*", mode="before")(as_meant)
