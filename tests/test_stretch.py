@@ -123,6 +123,12 @@ def test_a_value_that_means_no_data_can_be_named(tmp_path):
         np.maximum(RNG.normal(0, 300, (HEIGHT, WIDTH)), 0),  # many zeros, and all from there on
         np.minimum(RNG.exponential(9000, (HEIGHT, WIDTH)), 65535),  # bright ones are saturated
         RNG.integers(0, 12, (HEIGHT, WIDTH)) * 50,  # classes
+        # a ground of some hundreds, and roofs of which a third is saturated
+        np.where(
+            RNG.uniform(size=(HEIGHT, WIDTH)) < 0.01,
+            np.minimum(RNG.normal(60_000, 9000, (HEIGHT, WIDTH)), 65_535),
+            RNG.normal(700, 90, (HEIGHT, WIDTH)),
+        ),
     ],
 )
 def test_what_is_measured_is_no_fill(tmp_path, values):

@@ -25,6 +25,8 @@ def save(path, shapes, layer=None, **options):
 
 
 def test_polygons_in_collections_count_and_the_rest_is_counted(tmp_path, caplog):
+    endless = GeometryCollection([GeometryCollection([]), box(0, 0, 1, 1)])
+    assert load_aoi(shapely.geometry.mapping(endless)).union_all().area == 1
     nested = GeometryCollection(
         [GeometryCollection([OTHER, Point(1, 1)]), LineString([(0, 0), (1, 1)])]
     )

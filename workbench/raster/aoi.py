@@ -123,6 +123,7 @@ def _solid(geometry: gpd.GeoSeries) -> tuple[gpd.GeoSeries, Counter[str]]:
 def _without_collections(geometry: gpd.GeoSeries) -> gpd.GeoSeries:
     while (collections := geometry.geom_type == "GeometryCollection").any():  # may be nested
         parts = geometry[collections].explode(ignore_index=True)
+        parts = parts[~parts.is_empty]  # an empty collection would come back for ever
         geometry = gpd.GeoSeries([*geometry[~collections], *parts], crs=geometry.crs)
     return geometry
 

@@ -26,6 +26,7 @@ _SAMPLE_PX = 1024  # longest side of the decimated read if the pieces hold too f
 _DIM = 63  # an 8-bit raster with no higher value has fewer bits than its type
 
 _FEWEST_FILL = 0.001  # share of the pixels
+_MOST_NEAR = 0.1  # of its pixels; resampling mixes some of them with their neighbours
 _FEWEST_VALUES = 16  # fewer different ones are classes or a mask, not measurements
 # what programs write for "no data", apart from the limits of a type and from giants such as 1e20
 _USUAL_FILLS = (999, 9999, 99_999, 999_999, 32_767, 32_768, 65_535, 2**31, 2**31 - 1, 2**32 - 1)
@@ -108,7 +109,12 @@ def _fill_of(band: NDArray[Any]) -> float | None:
         # percentiles, because resampling may have mixed the fill with its neighbours
         low, high = np.percentile(rest, (1, 99))
         gap = low - float(fill) if is_low else float(fill) - high
-        if gap > _least_gap(float(fill), band.dtype, low) * (high - low):
+        # bright roofs that are saturated have others beside them that nearly are
+        middle = (low if is_low else high) / 2 + float(fill) / 2
+        near = (rest < middle) if is_low else (rest > middle)
+        if near.sum() < _MOST_NEAR * at.sum() and gap > _least_gap(float(fill), band.dtype, low) * (
+            high - low
+        ):
             return float(fill)
     return None
 
