@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import geopandas as gpd
 import numpy as np
 import shapely
@@ -57,7 +59,7 @@ def _inside(ring: shapely.LinearRing) -> shapely.Geometry:
         lon, lat = np.append(lon, [lon[-1], lon[0]]), np.append(lat, [pole, pole])
     area = shapely.make_valid(shapely.polygons(np.column_stack([lon, lat])))
     first = round(lon.mean() / 360)
-    turns = [
+    turns: list[Any] = [
         shapely.transform(area, lambda at, turn=turn: at + [360 * (turn - first), 0])
         for turn in (-1, 0, 1)
     ]

@@ -360,9 +360,9 @@ def _open_layers(scene: Scene) -> Layers:
     dataset = open_dataset(scene.opened_as)
     layers = source_layers(dataset, scene.bands, scene.alpha)
     if scene.beside:
-        grid = (scene.transform, scene.width, scene.height)
         names = [*map(signed, scene.beside), scene.opened_as]  # its own pixels lie on top
-        return open_mosaic(layers, names, grid, scene.nodata)
+        place = (scene.transform, scene.width, scene.height)
+        return open_mosaic(layers, names, place, scene.nodata)
     if not scene.warped:
         if scene.nodata is None:
             return layers

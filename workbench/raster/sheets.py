@@ -45,9 +45,8 @@ def with_neighbours(scenes: Sequence[Scene], overlap_px: int) -> list[Scene]:
             )  # fmt: skip
             told = True
         if fitting:
-            left, top, right, bottom = np.max(
-                [_need(scene, scenes[j], overlap_px) for j in fitting], axis=0
-            ).tolist()
+            needs = [need for j in fitting if (need := _need(scene, scenes[j], overlap_px))]
+            left, top, right, bottom = np.max(needs, axis=0).tolist()
             moved = scene.transform @ Affine.translation(-left, -top)
             wide = replace(
                 scene,

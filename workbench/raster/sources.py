@@ -135,8 +135,8 @@ def _path_in(name: str) -> tuple[int, int]:
         return virtual.span(1)
     elif not is_url(name):
         # a driver, and then the file in quotes or among other words: HDF4_SDS:UNKNOWN:"a.hdf":0
-        for part in re.finditer(r'"([^"]+)"|(?<=:)([^":]+)', name):
-            span = part.span(1) if part[1] else part.span(2)
+        for word in re.finditer(r'"([^"]+)"|(?<=:)([^":]+)', name):
+            span = word.span(1) if word[1] else word.span(2)
             path = os.path.expanduser(name[slice(*span)])
             if not os.path.isabs(path) and os.path.exists(path):
                 return span

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -29,7 +29,7 @@ from workbench.layer import qgis
 from workbench.layer.files import describe_layer, write_layer
 from workbench.layer.report import charts
 from workbench.layer.report.page import write_report
-from workbench.layer.report.tally import Tally, Topology, counted, seams
+from workbench.layer.report.tally import Counting, Tally, Topology, counted, seams
 from workbench.layer.schema import as_layer, as_tiles, with_left_out
 from workbench.layer.web import write_web
 from workbench.polygons.areas import inside, lies_in
@@ -55,8 +55,6 @@ from workbench.runs.result import Run
 from workbench.samples.demo import sample_truth
 
 _log = logging.getLogger(__name__)
-
-Made = TypeVar("Made")
 
 
 def finish(plan: Plan) -> Run:
@@ -86,7 +84,9 @@ def finish(plan: Plan) -> Run:
     tally, against = Tally(ledger), _against_reference(plan, ledger)
     with Topology(plan.folder) as topology:
         # one pass over the layer; only the map reads it again
-        counting = [tally, topology] if against is None else [tally, topology, against]
+        counting: list[Counting] = (
+            [tally, topology] if against is None else [tally, topology, against]
+        )
         layer = counted(layer_batches(plan, taught), *counting)
         tiles = write_layer(layer, with_counts, plan.folder, styles=styles).tiles
         scenes = tuple(part.scene for part in plan.scenes)
@@ -245,9 +245,7 @@ def _quality(against: AgainstReference | None) -> dict[str, Mapping[str, str]]:
     return {} if against is None else {"Quality": against.rows()}
 
 
-def _by_product(
-    missed: dict[str, str], name: str, make: Callable[[], Made], otherwise: Made
-) -> Made:
+def _by_product(missed: dict[str, str], name: str, make: Callable[[], Any], otherwise: Any) -> Any:
     """Make what is not the layer, the ledger or the report; if it cannot be made, say why.
 
     `missed` gets the reason. A file that cannot be written is not such a case.

@@ -14,6 +14,7 @@ from workbench.runs.job import Job
 from workbench.runs.plan import pending, prepare
 from workbench.runs.result import Run
 from workbench.runs.segment import segment
+from workbench.runs.tile_stream import SegmentedTile
 
 
 def run(job: Job) -> Run:
@@ -43,7 +44,8 @@ def run(job: Job) -> Run:
             closing(segment(plan)) as tiles,
             tqdm(total=plan.n_tiles, initial=done, desc="tiles", unit="tile") as bar,
         ):
-            start, first, todo = time.monotonic(), [], plan.n_tiles - done
+            start, todo = time.monotonic(), plan.n_tiles - done
+            first: list[SegmentedTile] = []
             for tile in tiles:
                 bar.update()
                 if todo > MEASURED_TILES > len(first):
