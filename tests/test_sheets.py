@@ -67,6 +67,11 @@ def test_a_sheet_sees_a_strip_of_its_neighbours_and_nothing_else(tmp_path):
     assert (rgb[:, :100] == left.read(left.window)[0]).all()
     assert SceneRecord.model_validate(json.loads(json.dumps(wide.describe()))).scene() == wide
     assert wide.fingerprint != left.fingerprint
+    # and at a coarser scale, too
+    coarse, coarse_valid = wide.coarser(4).read(wide.coarser(4).window)
+    assert coarse.shape == (25, 28, 3)
+    assert coarse_valid.all()
+    assert coarse[:, 25:].any()
     # enough in common already
     a, b = map(open_scene, cut(tmp_path / "t", labels, (0, 100), (0, 100, 200), shared=30))
     assert with_neighbours([a, b], 24) == [a, b]

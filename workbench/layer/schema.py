@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import shapely
 
+from workbench.raster.scene import raster_of
+
 Status = Literal["unreviewed", "accepted", "rejected", "edited"]
 
 COLUMNS: Mapping[str, str] = {
@@ -83,6 +85,16 @@ def with_left_out(tiles: gpd.GeoDataFrame, left_out: Mapping[str, str]) -> gpd.G
         crs=tiles.crs,
     )  # fmt: skip
     return pd.concat([tiles, as_tiles(rows)], ignore_index=True)
+
+
+def finest(tiles: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Keep the tiles of a ledger whose cores partition the scenes: those of the working grid."""
+    return tiles[tiles["source"].map(raster_of) == tiles["source"]].reset_index(drop=True)
+
+
+def coarser(tiles: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Keep the other tiles of a ledger: those that show a scene again with larger pixels."""
+    return tiles[tiles["source"].map(raster_of) != tiles["source"]].reset_index(drop=True)
 
 
 def typed(

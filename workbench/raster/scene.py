@@ -4,6 +4,8 @@ A `Scene` is a small value that any process or thread can read from. Reading goe
 `bands.Layers`.
 """
 
+from __future__ import annotations
+
 import math
 import os
 import threading
@@ -78,7 +80,7 @@ class Scene:
     A plain value that can be pickled and compared. Datasets are opened when they are first read
     from, once per thread, and closed by `close` or when the thread ends. `transform` maps working
     pixels to map units of `crs`. Pixels are square unless the source's own grid is kept (`warped`
-    false).
+    false). `scale` is 1, or says how many times as large its pixels are as the working grid's.
     """
 
     source: str  # as the user names it: absolute path of a local file, else URL or GDAL name
@@ -92,6 +94,7 @@ class Scene:
     alpha: int | None  # the band that is a real alpha, 1-based
     warped: bool  # read through a warp; else the working grid is the source's grid, bit for bit
     fingerprint: str  # changes when the raster's content does
+    scale: int = 1
     nodata: float | None = None  # means no data, though the file does not say so
     # with its signature, if it has one: a signature is no part of the raster, and in no file
     address: str = field(default="", repr=False, compare=False)
@@ -121,6 +124,25 @@ class Scene:
     def window(self) -> Window:
         """The window of the whole scene."""
         return Window(0, 0, self.width, self.height)
+
+    def coarser(self, scale: int) -> Scene:
+        """The scene with pixels `scale` times as large; its name says so: `ortho/4x`.
+
+        Both have one origin. What does not fill a large pixel, at the right and lower edge, is left
+        out.
+        """
+        if scale == 1:
+            return self
+        return replace(
+            self,
+            name=f"{self.name}/{scale}x",  # no file name has a slash
+            transform=self.transform @ Affine.scale(scale),
+            width=max(1, self.width // scale),
+            height=max(1, self.height // scale),
+            warped=True,
+            fingerprint=f"{self.fingerprint}/{scale}x",
+            scale=scale,
+        )
 
     def pixel_m_in(self, window: Window) -> float:
         """Side in ground metres of a (square) pixel at the centre of a window."""
@@ -293,7 +315,7 @@ class Scene:
             "fingerprint": self.fingerprint,
             "nodata": self.nodata,
             "beside": [without_secrets(name) for name in self.beside],
-        }
+        } | ({} if self.scale == 1 else {"scale": self.scale})
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> Self:
@@ -316,6 +338,11 @@ class Scene:
         layers = _handles.by_scene.pop(_handle_key(self), None)
         if layers is not None:
             layers.close()
+
+
+def raster_of(name: str) -> str:
+    """The name of a scene without its scale: `ortho` for `ortho` and for `ortho/4x`."""
+    return name.partition("/")[0]
 
 
 def _wholly_inside(offset: float, step: float, count: int, length: int) -> slice:
@@ -361,15 +388,20 @@ def _open_layers(scene: Scene) -> Layers:
     layers = source_layers(dataset, scene.bands, scene.alpha)
     if scene.beside:
         names = [*map(signed, scene.beside), scene.opened_as]  # its own pixels lie on top
-        place = (scene.transform, scene.width, scene.height)
-        return open_mosaic(layers, names, place, scene.nodata)
-    if not scene.warped:
+        at_full_size = scene.transform @ Affine.scale(1 / scene.scale)
+        place = (at_full_size, scene.width * scene.scale, scene.height * scene.scale)
+        layers = open_mosaic(layers, names, place, scene.nodata)
+        if scene.scale == 1:
+            return layers
+        dataset, subset = layers.dataset, open_subset(layers, layers.dataset.name)
+    elif not scene.warped:
         if scene.nodata is None:
             return layers
         return replace(without(layers, scene.opened_as, scene.nodata), beneath=(dataset,))
-    subset = open_subset(layers, scene.opened_as, scene.nodata)
+    else:
+        subset = open_subset(layers, scene.opened_as, scene.nodata)
     resampling = Resampling.bilinear if layers.palette is None else Resampling.nearest
-    beneath: tuple[rasterio.DatasetReader, ...] = (subset, dataset)
+    beneath: tuple[rasterio.DatasetReader, ...] = (subset, dataset, *layers.beneath)
     grid = {"transform": scene.transform, "width": scene.width, "height": scene.height}
     if is_in(dataset, scene.crs):
         warped = warp(subset, None, resampling, **grid)

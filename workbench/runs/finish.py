@@ -30,7 +30,7 @@ from workbench.layer.files import describe_layer, write_layer
 from workbench.layer.report import charts
 from workbench.layer.report.page import write_report
 from workbench.layer.report.tally import Counting, Tally, Topology, counted, seams
-from workbench.layer.schema import as_layer, as_tiles, with_left_out
+from workbench.layer.schema import as_layer, as_tiles, coarser, finest, with_left_out
 from workbench.layer.web import write_web
 from workbench.polygons.areas import inside, lies_in
 from workbench.polygons.build import to_polygons
@@ -38,6 +38,7 @@ from workbench.polygons.clean import clean
 from workbench.polygons.continuation import Continuations
 from workbench.polygons.regularize import regularized
 from workbench.polygons.seams import merge_seams
+from workbench.raster.scene import raster_of
 from workbench.raster.tiles import tile_windows
 from workbench.raster.web_tiles import attribution_of
 from workbench.runs.classes import (
@@ -65,13 +66,14 @@ def finish(plan: Plan) -> Run:
     failed.
     """
 
-    def with_counts(counts: Mapping[str, int]) -> gpd.GeoDataFrame:
+    def with_counts(found: Mapping[str, int]) -> gpd.GeoDataFrame:
         # the last moment: a review may have begun during a long run
         refuse_to_lose_review(plan.folder)
         # if the run is killed now, a Parquet file of the old layer must not be compared with the
         # new GeoPackage
         (plan.folder / "prelabels.parquet").unlink(missing_ok=True)
-        return ledger.assign(n_polygons=[counts.get(tile, 0) for tile in ledger["tile"]])
+        counts.update(found)
+        return _counted(finest(ledger), counts)
 
     def styles() -> Mapping[str, Mapping[str, str]]:
         return qgis.styles(plan.job.classes, plan.job.planar, tally.classes)
@@ -81,6 +83,7 @@ def finish(plan: Plan) -> Run:
     if taught is not None:
         refuse_to_lose_examples(plan.job, plan.folder)
     ledger = _ledger_layer(plan)
+    counts: dict[str, int] = {}
     tally, against = Tally(ledger), _against_reference(plan, ledger)
     with Topology(plan.folder) as topology:
         # one pass over the layer; only the map reads it again
@@ -89,15 +92,16 @@ def finish(plan: Plan) -> Run:
         )
         layer = counted(layer_batches(plan, taught), *counting)
         tiles = write_layer(layer, with_counts, plan.folder, styles=styles).tiles
-        scenes = tuple(part.scene for part in plan.scenes)
+        scenes = tuple(part.scene for part in plan.area.finest)
         credits = sorted({attribution_of(scene.source) for scene in scenes} - {""})
         if credits:
             describe_layer(plan.folder / "prelabels.gpkg", f"Imagery: {', '.join(credits)}")
-        result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally)
+        coarse = _counted(coarser(ledger), counts)
+        result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally, coarse)
         if taught is not None:
             keep_examples(plan, taught)
         _write(result, plan, taught, topology, against, time.perf_counter() - start)
-    _tell_failures(plan, tiles)
+    _tell_failures(plan, ledger)
     return result
 
 
@@ -152,7 +156,7 @@ def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
             for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
                 yield classed_polygons(plan, taught, part, candidates, records)
             continue
-        yield nothing
+        yield nothing.assign(continues=False)
         cut = Continuations(part.grid)
         labels: dict[tuple[int, int], NDArray[np.int64]] = {}  # ordinals
         for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
@@ -162,18 +166,20 @@ def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
                 of_tile = chosen.of_tile(tile.row, tile.col)
                 labels[tile.row, tile.col] = of_tile.column("ordinal")
                 cut.see(tile, of_tile)
-            yield to_polygons(chosen, part.scene, part.grid, valid)
-        wanted = [(part.scene.name, *index) for index in cut.wanted]
-        for candidates, records in plan.store.read(wanted, known):
-            valid = valid_masks(records, candidates.rules)
-            more = [Candidates.empty(candidates.rules)]
-            for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
-                index = (tile.row, tile.col)
-                stored = candidates.of_tile(*index)
-                masks = TileMasks(stored, tile, part.grid, valid.get(index))
-                rows = np.flatnonzero(np.isin(stored.column("ordinal"), labels[index]))
-                more.append(stored.take(cut.found(tile, stored, rows, masks, job.offer)))
-            yield to_polygons(concat(more), part.scene, part.grid, valid)
+            polygons = to_polygons(chosen, part.scene, part.grid, valid)
+            yield polygons.assign(continues=False)
+        while wanted := [(part.scene.name, *index) for index in cut.turn()]:
+            for candidates, records in plan.store.read(wanted, known):
+                valid = valid_masks(records, candidates.rules)
+                more = [Candidates.empty(candidates.rules)]
+                for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
+                    index = (tile.row, tile.col)
+                    stored = candidates.of_tile(*index)
+                    masks = TileMasks(stored, tile, part.grid, valid.get(index))
+                    rows = np.flatnonzero(np.isin(stored.column("ordinal"), labels[index]))
+                    more.append(stored.take(cut.found(tile, stored, rows, masks, job.offer)))
+                polygons = to_polygons(concat(more), part.scene, part.grid, valid)
+                yield polygons.assign(continues=True)
 
 
 def _windows(plan: Plan) -> gpd.GeoDataFrame:
@@ -208,7 +214,11 @@ def _with_class(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
 def _as_layer(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     tile = _tile_names(polygons)
     return as_layer(
-        polygons.assign(id=tile + "/" + polygons["ordinal"].astype(str), source_tile=tile)
+        polygons.assign(
+            id=tile + "/" + polygons["ordinal"].astype(str),
+            source_tile=tile,
+            source=polygons["source"].map(raster_of).astype(object),
+        )
     )
 
 
@@ -227,6 +237,10 @@ def _ledger_layer(plan: Plan) -> gpd.GeoDataFrame:
     return as_tiles(ledger.assign(n_polygons=0))
 
 
+def _counted(tiles: gpd.GeoDataFrame, counts: Mapping[str, int]) -> gpd.GeoDataFrame:
+    return tiles.assign(n_polygons=[counts.get(tile, 0) for tile in tiles["tile"]])
+
+
 def _against_reference(plan: Plan, ledger: gpd.GeoDataFrame) -> AgainstReference | None:
     """What compares the layer with its reference, where there is one: the sample scene's own."""
     if plan.job.reference is not None:
@@ -235,7 +249,7 @@ def _against_reference(plan: Plan, ledger: gpd.GeoDataFrame) -> AgainstReference
         reference = sample_truth()
     else:
         return None
-    area = ledger
+    area = finest(ledger)
     if plan.area.aoi is not None:
         area = gpd.GeoDataFrame(geometry=[plan.area.aoi], crs=ledger.crs)
     return AgainstReference(inside(reference.to_crs(ledger.crs), area))
@@ -277,7 +291,7 @@ def _write(
     used = result.job.thresholds if taught is None else result.job.limits
     write_job(result.job, folder)
     with atomic_path(folder / "tiles.parquet") as path:
-        with_left_out(result.tiles, plan.left_out).to_parquet(path, index=False)
+        with_left_out(result.ledger, plan.left_out).to_parquet(path, index=False)
     web = partial(
         write_web,
         folder / "prelabels.parquet",
@@ -318,7 +332,7 @@ def _write(
         picture_png=picture,
         summary=result.summary,
         parameters=result.job.parameters(),
-        tiles=result.tiles,
+        tiles=result.ledger,
         charts={
             "Tiles": tile_maps,
             "Scores and areas": _by_product(missed, "the charts of scores", scores, {}),
@@ -332,7 +346,7 @@ def _write(
             "Topology": topology.table(),
             "Time": {
                 "finished": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
-                "segmenting, sum over tiles": duration(float(result.tiles["seconds"].sum())),
+                "segmenting, sum over tiles": duration(float(result.ledger["seconds"].sum())),
                 "polygons, seams, cleaning and the layer's files": duration(seconds),
                 "the other files": duration(time.perf_counter() - start),
             },
