@@ -305,7 +305,8 @@ def sam_segmenter(
     on a machine that has neither the weights nor the device.
 
     Args:
-        model: `tiny`, `vit_b`, `vit_l` or `vit_h`.
+        model: One of `MODELS`: `tiny`, `vit_b`, `vit_l`, `vit_h`; with the extra `models`
+            `sam2.1_tiny`, `sam2.1_small`, `sam2.1_base_plus`, `sam2.1_large`.
         checkpoint: Local weights file; all other arguments are as in `Job`.
 
     Returns:
@@ -332,6 +333,7 @@ def sam_segmenter(
         sha256 = pooch.file_hash(str(path))  # part of the key, so of the store
     return SamSegmenter(
         load_model=partial(_load_weights, model, path),
+        network_of=MODELS[model].network_of,
         name=model,
         weights_sha256=sha256,
         points_per_side=points_per_side,
@@ -344,4 +346,7 @@ def sam_segmenter(
 
 
 def _load_weights(model: str, path: Path | None) -> nn.Module:
-    return load_model(model, fetch_checkpoint(model) if path is None else path)
+    if path is None:
+        MODELS[model].require()  # before a long download
+        path = fetch_checkpoint(model)
+    return load_model(model, path)
