@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: help demo test lint lint-js lab lock clean
+.PHONY: help demo test lint lint-js lab lock plugin clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1	/'
@@ -71,6 +71,9 @@ lock:  ## write constraints.txt again after a change of pyproject.toml
 	@test -x $(BIN)/uv || { "$(PYTHON)" -m venv $(VENV) && $(PIP) uv; }
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11.0 --all-extras \
 		--only-binary :all: --no-annotate --custom-compile-command "make lock" -o constraints.txt -q $(ARGS)
+
+plugin:  ## write the QGIS plugin for reviewers, dist/sam_workbench_review.zip
+	@"$(PYTHON)" qgis_plugin/build.py dist/sam_workbench_review.zip
 
 clean:  ## remove the environment and caches; your runs/ stay
 	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -11,7 +11,7 @@ from known_runs import use_known_objects
 
 # their tests start kernels, browsers, clusters or QGIS; other slow tests are marked one by one
 SLOW = {
-    *("faults", "ui"),
+    *("faults", "qgis_gui", "ui"),
     *("test_cluster.py", "test_docs_commands.py", "test_lesson.py", "test_notebooks.py"),
     *("test_qgis.py", "test_real.py", "test_training.py"),
 }

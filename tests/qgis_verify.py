@@ -43,6 +43,7 @@ from qgis.core import (  # noqa: E402
     QgsExpressionContextUtils,
     QgsFeatureRequest,
     QgsGeometry,
+    QgsMapLayer,
     QgsMapRendererParallelJob,
     QgsMapSettings,
     QgsProject,
@@ -332,7 +333,7 @@ def describe_project(project, path, problems):
         "title": project.title(),
         "saved_by": project.lastSaveVersion().text(),
         "crs": project.crs().authid() or ("custom" if project.crs().isValid() else None),
-        "layer_order": [layer.name() for layer in project.layerTreeRoot().layerOrder() if layer],
+        "layer_order": [layer.name() for layer in shown(project.layerTreeRoot().layerOrder())],
         "snapping": {
             "enabled": snapping.enabled(),
             "mode": SNAP_MODES.get(int(snapping.mode())),
@@ -705,6 +706,11 @@ def try_editing(layer, problems):
 # ------------------------------------------------------------------ main
 
 
+def shown(layers):
+    """Leave out private layers, which no list of QGIS shows."""
+    return [layer for layer in layers if layer and not layer.flags() & QgsMapLayer.Private]
+
+
 def fingerprint(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -714,9 +720,10 @@ def open_input(path, layer_name):
     project = QgsProject.instance()
     if path.suffix.lower() in (".qgz", ".qgs"):
         ok = project.read(str(path))
-        layers = [layer for layer in project.layerTreeRoot().layerOrder() if layer]
+        layers = shown(project.layerTreeRoot().layerOrder())
         drawn = {layer.id() for layer in layers}
-        layers += [layer for id, layer in sorted(project.mapLayers().items()) if id not in drawn]
+        rest = [layer for id, layer in sorted(project.mapLayers().items()) if id not in drawn]
+        layers += shown(rest)
         return layers, project.crs(), True, ok
     layers = []
     probe = QgsVectorLayer(str(path), path.stem, "ogr")

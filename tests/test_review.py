@@ -7,6 +7,7 @@ from contextlib import closing
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import pyogrio
 import pytest
 import shapely
 from known_objects import objects, write_labels
@@ -17,7 +18,7 @@ from shapely.affinity import translate
 from workbench import run
 from workbench.errors import ReviewError, RunFolderError
 from workbench.review.changes import changes, iou_of_pairs
-from workbench.review.read import read_reviewed
+from workbench.review.read import read_review, read_reviewed
 from workbench.runs.result import read_run
 
 
@@ -156,11 +157,16 @@ def test_a_crs_by_another_name_comes_back(crs, finished, tmp_path, known_objects
 
 
 def other_layer(path, finished):
-    finished.layer.to_file(path, layer="export")
+    finished.layer[["source", "geometry"]].to_file(path, layer="export")
 
 
-def other_crs(path, finished):
-    save_reviewed(finished.layer.to_crs(3857), path)
+def two_layers(path, finished):
+    finished.layer.to_file(path, layer="one")
+    finished.layer.to_file(path, layer="two")
+
+
+def unknown_class(path, finished):
+    save_reviewed(finished.layer.assign(class_id="barn"), path)
 
 
 def fewer_columns(path, finished):
@@ -191,8 +197,9 @@ def nothing_there(path, finished):
     ("spoil", "message"),
     [
         (other_layer, "no layer `prelabels` .it has export"),
-        (other_crs, "is in EPSG:3857, the run in EPSG:32633"),
-        (fewer_columns, "lack the columns status, n_tiles"),
+        (two_layers, "2 layers could be it: one, two"),
+        (unknown_class, "'barn' is no class of the run; 14 labels .* has fid 1"),
+        (fewer_columns, "lack the columns status"),
         (other_run, "review of another run"),
         (other_status, "'done' is no status; 14 labels .* has fid 1"),
         (no_geopackage, "is no GeoPackage"),
@@ -206,6 +213,108 @@ def test_what_is_no_review_of_this_run_is_refused(spoil, message, finished, revi
     spoil(reviewed, finished)
     with pytest.raises(ReviewError, match=message):
         read_reviewed(reviewed, finished)
+
+
+# ------------------------------------------------------------------- read as it is meant
+
+
+def judged(finished):
+    """The first accepted, the second rejected, the third reshaped."""
+    labels = finished.layer.assign(class_id=pd.array([1] * len(finished.layer), dtype="Int64"))
+    labels.loc[:1, "status"] = ["accepted", "rejected"]
+    labels.loc[2, "geometry"] = labels.geometry[2].buffer(3)
+    return labels
+
+
+def save_as(labels, path, **how):
+    path.unlink(missing_ok=True)
+    pyogrio.write_dataframe(labels, path, **how)
+    return path
+
+
+def without_crs(path):
+    path.with_suffix(".prj").unlink()
+    return path
+
+
+EXPORTS = {
+    "a layer of another name": (
+        lambda labels, folder: save_as(labels, folder / "a.gpkg", layer="my labels"),
+        "in the layer `my labels`",
+    ),
+    "another CRS": (
+        lambda labels, folder: save_reviewed(labels.to_crs(3857), folder / "a.gpkg"),
+        "It is in EPSG:3857",
+    ),
+    "GeoJSON": (
+        lambda labels, folder: save_as(labels.to_crs(4326), folder / "a.geojson"),
+        "is an export",
+    ),
+    "Shapefile": (
+        lambda labels, folder: save_as(labels, folder / "a.shp", promote_to_multi=False),
+        "is an export",
+    ),
+    "Shapefile without a CRS": (
+        lambda labels, folder: without_crs(save_as(labels, folder / "a.shp")),
+        "has no CRS",
+    ),
+    "class as a number in text": (
+        lambda labels, folder: save_reviewed(labels.assign(class_id="1"), folder / "a.gpkg"),
+        "classes are text",
+    ),
+    "class as its name": (
+        lambda labels, folder: save_reviewed(labels.assign(class_id=" Object"), folder / "a.gpkg"),
+        "classes are text",
+    ),
+    "class as the form shows it": (
+        lambda labels, folder: save_reviewed(
+            labels.assign(class_id="1 – object"), folder / "a.gpkg"
+        ),
+        "classes are text",
+    ),
+    "few columns": (
+        lambda labels, folder: save_reviewed(
+            labels[["id", "class_id", "status", "geometry"]], folder / "a.gpkg"
+        ),
+        "It lacks confidence, stability",
+    ),
+    "status in capitals": (
+        lambda labels, folder: save_reviewed(
+            labels.assign(status=labels["status"].str.title()), folder / "a.gpkg"
+        ),
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("export", EXPORTS)
+@pytest.mark.filterwarnings("ignore:.*truncated:UserWarning", "ignore::RuntimeWarning")
+def test_what_was_meant_is_read_and_said(export, finished, tmp_path):
+    write, said = EXPORTS[export]
+    labels = judged(finished)
+    reviewed = read_review(write(labels, tmp_path), finished)
+    assert said in " ".join(reviewed.notes)
+    told = changes(reviewed.labels, finished.layer)
+    ids = labels["id"].tolist()
+    assert told["id"].tolist() == ids
+    assert told["change"].tolist() == ["accepted", "rejected", "edited"] + ["unreviewed"] * 11
+    assert reviewed.labels["class_id"].tolist() == [1] * 14
+    assert reviewed.labels["status"].tolist() == told["change"].tolist()
+    untouched = [0, 1, *range(3, 14)]
+    here, there = reviewed.labels.geometry.iloc[untouched], finished.layer.geometry.iloc[untouched]
+    assert all(here.geom_equals(there))
+    assert reviewed.labels["confidence"].to_numpy() == pytest.approx(finished.layer["confidence"])
+    assert reviewed.labels.crs == finished.layer.crs
+
+
+def test_labels_called_edited_with_the_shape_of_the_run_are_told(finished, reviewed):
+    labels = finished.layer.assign(status="edited")
+    labels.loc[0, "geometry"] = labels.geometry[0].buffer(3)
+    save_reviewed(labels, reviewed.with_name("bulk.gpkg"))
+    (note,) = read_review(reviewed.with_name("bulk.gpkg"), finished).notes
+    assert note.startswith("13 labels are marked `edited`, but nobody has changed their shape")
+    assert "fid 2" in note
+    assert read_review(reviewed, finished).notes == ()
 
 
 # ------------------------------------------------------------------------------------- changes
@@ -250,13 +359,13 @@ def test_every_kind_of_work_is_told(finished, reviewed):
     assert (labels["id"].iloc[told["row"].drop(ids[5])] == told.index.drop(ids[5])).all()
 
 
-def test_another_class_is_an_edit(finished):
+def test_another_class_is_told_and_is_no_edit(finished):
     before = finished.layer.assign(class_id=pd.array([1] * len(finished.layer), dtype="Int64"))
     after = before.assign(status="accepted")
     after.loc[0, "class_id"] = 2
     after.loc[1, ["class_id", "status"]] = [2, "rejected"]
     told = changes(after, before)
-    assert told["change"].tolist()[:3] == ["edited", "rejected", "accepted"]
+    assert told["change"].tolist()[:3] == ["accepted", "rejected", "accepted"]
     assert told["reclassified"].tolist()[:3] == [True, True, False]
 
 

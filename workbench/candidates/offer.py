@@ -86,6 +86,9 @@ class Shared:
     overlaps: NDArray[np.bool_]
 
 
+_NONE_SHARED = Shared(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0, bool))
+
+
 def offered(
     candidates: Candidates,
     grid: TileGrid,
@@ -126,8 +129,7 @@ class MaskPairs:
         self.area = candidates.column("area_px").astype(float)
         self._boxes = candidates.boxes
         self._compared = np.zeros(len(candidates), bool)
-        nothing = np.empty(0, np.int64)
-        self.shared = Shared(nothing, nothing, np.empty(0), np.empty(0, bool))
+        self.shared = _NONE_SHARED
 
     def compare(self, rows: NDArray[np.int64]) -> bool:
         """Put the pairs of these rows that have an area in common into `shared`.
@@ -148,10 +150,10 @@ class MaskPairs:
 
     def between(self, ours: NDArray[np.int64], theirs: NDArray[np.int64]) -> Shared:
         """The pairs of a row of `ours` and one of `theirs` that have an area in common."""
+        if not len(ours) or not len(theirs):
+            return _NONE_SHARED
         mine, others = [[self.rles[row] for row in rows.tolist()] for rows in (ours, theirs)]
-        iou = np.zeros((len(ours), len(theirs)))
-        if len(ours) and len(theirs):
-            iou = np.asarray(coco.iou(mine, others, [0] * len(others)))
+        iou = np.asarray(coco.iou(mine, others, [0] * len(others)))
         a, b = np.nonzero(iou)
         i, j, share = ours[a], theirs[b], iou[a, b]
         common = np.rint(share * (self.area[i] + self.area[j]) / (1 + share))  # whole pixels
@@ -159,6 +161,8 @@ class MaskPairs:
 
     def _near(self, ours: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of `rows` whose box meets one of `ours`: the masks of others need no decoding."""
+        if not len(rows):
+            return rows
         boxes = [shapely.box(*self._boxes[some].T.astype(float)) for some in (ours, rows)]
         return rows[np.unique(shapely.STRtree(boxes[1]).query(boxes[0])[1])]
 

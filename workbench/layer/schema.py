@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import shapely
 
+from workbench.raster.scene import raster_of
+
 Status = Literal["unreviewed", "accepted", "rejected", "edited"]
 
 COLUMNS: Mapping[str, str] = {
@@ -41,6 +43,7 @@ TILE_COLUMNS: Mapping[str, str] = {
 }
 BATCH = 1024  # polygons in memory at once, when a layer is written or read in batches
 LABELS, TILES = "prelabels", "tiles"  # the names of the two layers in the GeoPackage
+DRAWN = "drawn/"  # the ids of polygons that somebody drew begin with it
 GEOMETRY_COLUMN = "geom"  # its name in the GeoPackage
 
 # for polygons drawn in QGIS, which fills in only what has a default
@@ -63,6 +66,16 @@ def as_layer(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
 def as_tiles(tiles: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     """Give tiles the columns of `TILE_COLUMNS`, in order and typed; raises as `as_layer` does."""
     return typed(tiles, TILE_COLUMNS, "Polygon")
+
+
+def finest(tiles: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Keep the tiles of a ledger whose cores partition the scenes: those of the working grid."""
+    return tiles[tiles["source"].map(raster_of) == tiles["source"]].reset_index(drop=True)
+
+
+def coarser(tiles: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Keep the other tiles of a ledger: those that show a scene again with larger pixels."""
+    return tiles[tiles["source"].map(raster_of) != tiles["source"]].reset_index(drop=True)
 
 
 def typed(

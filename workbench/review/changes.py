@@ -29,14 +29,12 @@ def changes(labels: gpd.GeoDataFrame, prelabels: gpd.GeoDataFrame) -> pd.DataFra
     - `reclassified` and `reshaped`
     - `iou` of the shapes before and after: 1 if unchanged, NaN if added or deleted
 
-    A label with another shape or class is `edited`, whatever its status says, unless it is
-    rejected. Setting a class that was null is part of accepting. If several labels have one id,
-    because one was split, the largest counts as the pre-label and the others as added.
+    A label with another shape is `edited`, whatever its status says, unless it is rejected. Another
+    class alone says nothing: somebody may have set it for many labels at once. If several labels
+    have one id, because one was split, the largest counts as the pre-label and the others as added.
     """
     shape = labels.geometry.to_numpy()
-    order = np.argsort(-shapely.area(shape), kind="stable")
-    first = np.zeros(len(labels), bool)
-    first[order[~labels["id"].iloc[order].duplicated()]] = True
+    first = is_first_of_id(labels)
     before_row = pd.Index(prelabels["id"]).get_indexer(labels["id"])
     known = first & (before_row >= 0)
     before = prelabels.iloc[before_row[known]].reset_index(drop=True)
@@ -44,7 +42,7 @@ def changes(labels: gpd.GeoDataFrame, prelabels: gpd.GeoDataFrame) -> pd.DataFra
 
     iou = np.full(len(labels), np.nan)
     iou[known] = 1.0
-    moved = np.flatnonzero(known)[~_same(shape[known], old_shape)]
+    moved = np.flatnonzero(known)[~same_shapes(shape[known], old_shape)]
     old_row = before_row[moved]
     iou[moved] = iou_of_pairs(shape[moved], prelabels.geometry.to_numpy()[old_row])
     reshaped = np.zeros(len(labels), bool)
@@ -55,7 +53,7 @@ def changes(labels: gpd.GeoDataFrame, prelabels: gpd.GeoDataFrame) -> pd.DataFra
     reclassified[known] = (old_class != new_class) & ~pd.isna(old_class)
 
     change = labels["status"].to_numpy(object).copy()
-    change[(reshaped | reclassified) & (change != "rejected")] = "edited"
+    change[reshaped & (change != "rejected")] = "edited"
     change[~known] = "added"
     # a drawn polygon that was then rejected does not count
     there = known | (labels["status"] != "rejected").to_numpy()
@@ -90,7 +88,15 @@ def changes(labels: gpd.GeoDataFrame, prelabels: gpd.GeoDataFrame) -> pd.DataFra
     return both.reset_index(drop=True)
 
 
-def _same(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.bool_]:
+def is_first_of_id(labels: gpd.GeoDataFrame) -> NDArray[np.bool_]:
+    """Mark the largest label `(n,)` of each id: a label that was split has its id twice."""
+    order = np.argsort(-shapely.area(labels.geometry.to_numpy()), kind="stable")
+    first = np.zeros(len(labels), bool)
+    first[order[~labels["id"].iloc[order].duplicated()]] = True
+    return first
+
+
+def same_shapes(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.bool_]:
     """Compare what shapes cover: saving in QGIS may turn a ring or add a vertex on an edge."""
     same = shapely.equals_identical(one, other)
     rest = np.flatnonzero(~same)

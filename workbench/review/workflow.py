@@ -13,14 +13,20 @@ from workbench._support.files import atomic_path
 from workbench.dataset.chips import Chips
 from workbench.dataset.write import Dataset, write_dataset
 from workbench.errors import DatasetError, ReviewError, SceneError
+from workbench.evaluation.judged import JudgedAdvice
 from workbench.layer.report.map import figure_png
 from workbench.review.changes import changes
 from workbench.review.charts import draw_advice, draw_change_map, draw_changes, summary_of
 from workbench.review.job import ReviewJob
 from workbench.review.next_job import advise_run, forget_advice, write_advised_job
-from workbench.review.read import read_reviewed
+from workbench.review.read import Reviewed, read_review
 from workbench.review.shapes import find_issues, write_issues
 from workbench.runs.result import Run, read_run
+
+_FEW_TILES = (
+    "Fewer than two tiles are fully reviewed, so the thresholds are those that fit the decisions "
+    "so far. They say nothing about objects that were missed."
+)
 
 
 @dataclass(frozen=True)
@@ -56,18 +62,21 @@ def review(job: ReviewJob) -> Review:
     finished run, and `ReviewError` if the reviewed file is not a review of that run.
     """
     run = read_run(Path(job.run_dir))
-    labels = read_reviewed(job.gpkg, run)
+    reviewed = read_review(job.gpkg, run)
+    labels = reviewed.labels
     return Review(
         folder=job.folder,
         labels=labels,
-        shapes=_shapes(job, run, labels),
+        shapes=_shapes(job, run, reviewed),
         changes=_changes(job, run, labels),
         thresholds=_thresholds(job, run, labels),
         dataset=_dataset(job, run, labels),
     )
 
 
-def _shapes(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:
+def _shapes(job: ReviewJob, run: Run, reviewed: Reviewed) -> Finding:
+    labels = reviewed.labels
+    read = "".join(f"{note}\n" for note in reviewed.notes)
     finest = min(scene.transform.a for scene in run.scenes)
     issues = find_issues(labels, finest, planar=run.job.planar)
     path = job.folder / "issues.gpkg"
@@ -75,10 +84,10 @@ def _shapes(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:
     counts = issues["kind"].value_counts().rename("labels").to_frame().rename_axis(None)
     n, mended = len(issues), int(issues["mended"].notna().sum())
     if not n:
-        return Finding(f"No issues in {len(labels):,} labels of {job.gpkg}.", table=counts)
+        return Finding(f"{read}No issues in {len(labels):,} labels of {job.gpkg}.", table=counts)
     return Finding(
-        f"{n:,} issues in {len(labels):,} labels of {job.gpkg}, {mended:,} of them with a safe "
-        f"fix: {path}",
+        f"{read}{n:,} issues in {len(labels):,} labels of {job.gpkg}, {mended:,} of them with a "
+        f"safe fix: {path}",
         table=counts,
     )
 
@@ -100,9 +109,13 @@ def _thresholds(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:
         advice = advise_run(job, run, labels)
     except ReviewError as error:
         return Finding(f"No advice: {error}{forget_advice(job.folder)}")
-    picture = _saved(job.folder / "advice.png", draw_advice(advice))
     path, effect = write_advised_job(job, run, labels, advice)
-    return Finding(f"{advice}\nThe job with the advised thresholds: {path}\n{effect}", (picture,))
+    text = f"{advice}\nThe job with the advised thresholds: {path}\n{effect}"
+    picture = job.folder / "advice.png"
+    if isinstance(advice, JudgedAdvice):
+        picture.unlink(missing_ok=True)  # of an earlier review
+        return Finding(f"{_FEW_TILES}\n{text}")
+    return Finding(text, (_saved(picture, draw_advice(advice)),))
 
 
 def _dataset(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:

@@ -19,7 +19,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from workbench._support.files import atomic_path
 from workbench._support.palette import CONFIDENCE_CLASSES, Classes
 from workbench.layer import schema
-from workbench.layer.qgis.style import area_symbol, label_styles, tile_style
+from workbench.layer.qgis.style import SAVED_ID, area_symbol, label_styles, saved_style, tile_style
 from workbench.layer.qgis.xml import VERSION, document, el, style_element, text_of
 from workbench.raster.bands import open_dataset
 from workbench.raster.open import crs_of
@@ -29,7 +29,8 @@ from workbench.raster.sources import gdal_environment, gdal_name
 _IDS = uuid.UUID("0a4f6f0e-52a0-4a56-a8b5-6f7f1a6d1c55")  # layer ids are the same in every run
 MAX_BOOKMARKS = 2000  # nobody scrolls through more, and each one costs QGIS some kB
 AREA = "area (aoi)"
-_SNAP_TOLERANCE = 8.0  # map units, which are metres
+_SNAP_TOLERANCE = 12.0  # pixels of the screen: in map units it would be too much when zoomed in
+_SELECTED = (255, 255, 0, 18)  # QGIS's own yellow would hide what is to be judged
 # names of rules in the plugin Topology Checker of English QGIS, run by hand from its panel
 _TOPOLOGY_RULES = ("must not have invalid geometries", "must not have duplicates")
 _PLANAR_RULES = ("must not overlap", "must not have gaps")
@@ -116,6 +117,7 @@ def write_project(
         _tree_layer(tree, area_id, AREA, "annotation")
     for name, id in ids.items():
         _tree_layer(tree, id, name, "ogr")
+    _tree_layer(tree, SAVED_ID, "prelabels as saved", "ogr", shown=False)
     # thousands of pre-cut rasters in one list would bury the two layers
     group = tree if len(rasters) == 1 else el(tree, "layer-tree-group", name="imagery", expanded=0)
     for id, raster in zip(raster_ids, rasters, strict=True):
@@ -141,6 +143,14 @@ def write_project(
         if name == schema.LABELS:
             _style_manager(node, looks)
         node.extend(style)
+    # what the status compares a shape with; QGIS shows private layers in no list
+    node = _map_layer(projectlayers, SAVED_ID, "prelabels as saved",
+                      f"{source}|layername={schema.LABELS}", "ogr", "vector", crs)  # fmt: skip
+    node.attrib.update(geometry="Polygon", wkbType="MultiPolygon", labelsEnabled="0", readOnly="1")
+    flags = el(node, "flags")
+    for flag, value in (("Identifiable", 0), ("Removable", 0), ("Searchable", 0), ("Private", 1)):
+        el(flags, flag, value)
+    node.extend(saved_style())
     for id, raster, raster_source in zip(raster_ids, rasters, raster_sources, strict=True):
         node = _map_layer(
             projectlayers, id, raster.name, raster_source, "gdal", "raster", raster.crs
@@ -155,7 +165,10 @@ def write_project(
     # QGIS: without it, <projectCrs> is ignored
     _property(properties, "SpatialRefSys/ProjectionsEnabled", "int", "1")
     _property(properties, "Paths/Absolute", "bool", "false")
-    _property(properties, "Digitizing/TopologicalEditing", "int", "1")
+    # it moves the corners of all labels that share one, which only a planar layer wants
+    _property(properties, "Digitizing/TopologicalEditing", "int", str(int(planar)))
+    for part, value in zip(("Red", "Green", "Blue", "Alpha"), _SELECTED, strict=True):
+        _property(properties, f"Gui/SelectionColor{part}Part", "int", str(value))
     # areas on the ellipsoid, as area_m2
     _property(properties, "Measure/Ellipsoid", "QString", "EPSG:7030")
     _property(properties, "Measurement/DistanceUnits", "QString", "meters")
@@ -224,17 +237,20 @@ def _snapping(root: ET.Element, ids: Mapping[str, str]) -> None:
     """Snap to vertices and segments of pre-labels only: tile edges would attract their corners."""
     # modes: 1 active layer, 2 all layers, 3 per layer; types: 1 vertex, 2 segment, 3 both;
     # units: 0 layer, 1 pixels, 2 map
-    snapping = el(root, "snapping-settings", enabled=1, mode=3, type=3, unit=2,
+    snapping = el(root, "snapping-settings", enabled=1, mode=3, type=3, unit=1,
                    tolerance=_SNAP_TOLERANCE)  # fmt: skip
     snapping.set("intersection-snapping", "0")
     individual = el(snapping, "individual-layer-settings")
     for name, id in ids.items():
         el(individual, "layer-setting", id=id, enabled=int(name == schema.LABELS), type=3,
-            units=2, tolerance=_SNAP_TOLERANCE, minScale=0, maxScale=0)  # fmt: skip
+            units=1, tolerance=_SNAP_TOLERANCE, minScale=0, maxScale=0)  # fmt: skip
 
 
-def _tree_layer(parent: ET.Element, id: str, name: str, provider: str) -> None:
-    el(parent, "layer-tree-layer", id=id, name=name, providerKey=provider, checked="Qt::Checked",
+def _tree_layer(
+    parent: ET.Element, id: str, name: str, provider: str, *, shown: bool = True
+) -> None:
+    el(parent, "layer-tree-layer", id=id, name=name, providerKey=provider,
+        checked="Qt::Checked" if shown else "Qt::Unchecked",
         expanded=int(name == schema.LABELS))  # fmt: skip
 
 

@@ -31,9 +31,17 @@ from workbench.layer import schema
 from workbench.layer.qgis.expressions import column, html, is_one_of, text
 from workbench.layer.qgis.xml import el, option, qml
 
+PLUGIN = "sam_workbench_review"  # the name of the plugin's package
 NO_SCORE = 99  # the confidence that a polygon drawn by hand is classified by
 
+_REVIEWED = "reviewed"
+# the plugin puts the names of the tiles that are reviewed to their end into a variable of the layer
+_TILE_STATUS = (
+    "if(array_contains(string_to_array(coalesce(@reviewed_tiles, ''), '|'), \"tile\"), "
+    f"'{_REVIEWED}', \"status\")"
+)
 TILE_STATUSES: Mapping[str, str] = {
+    _REVIEWED: "reviewed to its end",
     "ok": "ok",
     "empty": "no object found",
     "nodata": "no valid pixels",
@@ -45,13 +53,32 @@ STATUSES: Mapping[schema.Status, str] = {
     "rejected": "Rejected",
     "edited": "Edited",
 }
-_FADE = f"if({is_one_of('status', 'rejected')}, 25, 100)"
+KEPT: tuple[schema.Status, ...] = ("accepted", "edited")
+# what waits for review is strong, what is decided is quiet
+_FADE = f"if({is_one_of('status', 'rejected')}, 25, if({is_one_of('status', *KEPT)}, 55, 100))"
 _IDS = uuid.UUID("5b0b2f3a-0f0c-4a26-9d4e-2f5c6c1f7d10")  # action ids are the same in every run
 
-# A label becomes `edited` when somebody changes it. QGIS evaluates this at every change, also of a
-# status, so it must not touch a status that a person has chosen.
+# The layer of the project that shows the labels as they were saved last, also while they are edited
+SAVED_ID = "prelabels_as_saved_5b0b2f3a"
+
+
+def _saved(field: str) -> str:
+    """Look up the saved shape of a label; NULL for one that is not saved."""
+    by = {"$id": f"get_feature_by_id({text(SAVED_ID)}, $id)",
+          "id": f"get_feature({text(SAVED_ID)}, 'id', {column('id')})"}  # fmt: skip
+    return f"geom_to_wkt(geometry({by[field]}), 6)"
+
+
+# A label becomes `edited` when its own shape is changed, or when somebody draws it. QGIS evaluates
+# this at every change, also of a class or a status, so it compares the shape with the saved one.
+# QGIS: the fields of a new feature are filled in from left to right, so only `id` is known here.
+# Where the saved layer is missing (a GeoPackage opened alone), reading the review finds the change.
 _STATUS = (
-    f"if(coalesce({column('status')}, 'unreviewed') = 'unreviewed', 'edited', {column('status')})"
+    f"if({is_one_of('status', 'accepted', 'rejected', 'edited')}, {column('status')}, "
+    f"if(coalesce({column('id')}, {text(schema.DRAWN)}) like {text(schema.DRAWN + '%')}, 'edited', "
+    "if(layer_property(" + text(SAVED_ID) + ", 'name') is null, 'unreviewed', "
+    f"if(coalesce({_saved('$id')}, {_saved('id')}) = geom_to_wkt($geometry, 6), "
+    "'unreviewed', 'edited'))))"
 )
 
 
@@ -104,9 +131,12 @@ def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
     score = {"Style": "SpinBox", "Min": 0.0, "Max": 1.0, "Step": 0.01, "Precision": 3,
              "AllowNull": True}  # fmt: skip
     form = [
-        _Field("fid", "", "Hidden", editable=False),
+        # QGIS: a widget of type Hidden lets *Merge Selected Features* delete both labels
+        _Field("fid", "", editable=False, shown=False),
         # drawn polygons get an id of their own, and count as reviewed
-        _Field("id", "Id", editable=False, default="'drawn/' || uuid('WithoutBraces')"),
+        _Field(
+            "id", "Id", editable=False, default=f"{text(schema.DRAWN)} || uuid('WithoutBraces')"
+        ),
         _Field(
             "class_id",
             "Class",
@@ -140,7 +170,7 @@ def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
         _rows(
             {
                 is_one_of("status", "rejected"): ROW_REJECTED,
-                is_one_of("status", "accepted", "edited"): ROW_KEPT,
+                is_one_of("status", *KEPT): ROW_KEPT,
             }
         ),
         _filters(
@@ -148,10 +178,11 @@ def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
                 "To review": is_one_of("status", "unreviewed"),
                 "To review, uncertain": f"{is_one_of('status', 'unreviewed')} "
                 'and "confidence" < 0.9',
-                "Accepted or edited": is_one_of("status", "accepted", "edited"),
+                "Accepted or edited": is_one_of("status", *KEPT),
                 "Rejected": is_one_of("status", "rejected"),
                 "Drawn by hand": '"confidence" is null',
-                "Without class": '"class_id" is null',
+                # a class for labels that nobody has judged would look like a judgement
+                "Without class": f"{is_one_of('status', *KEPT)} and {column('class_id')} is null",
             }
         ),
         el(None, "mapTip", _MAP_TIP),
@@ -159,17 +190,26 @@ def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
 
 
 def tile_style() -> list[ET.Element]:
-    """Make the style of the tiles: outlines by status, failed ones in red."""
+    """Make the style of the tiles: outlines by status, failed in red, reviewed in green."""
     form = [_Field(name, name, editable=False) for name in ("fid", *schema.TILE_COLUMNS)]
-    renderer = el(None, "renderer-v2", type="categorizedSymbol", attr="status", forceraster=0)
+    renderer = el(None, "renderer-v2", type="categorizedSymbol", attr=_TILE_STATUS, forceraster=0)
     categories, symbols = el(renderer, "categories"), el(renderer, "symbols")
     for number, (status, label) in enumerate(TILE_STATUSES.items()):
         el(categories, "category", symbol=number, value=status, label=label, type="string",
             render="true")  # fmt: skip
         symbol = el(symbols, "symbol", type="fill", name=number, alpha=1)
         fill = 30 if status == "failed" else 0
-        _outline(symbol, TILE_STATUS_COLORS[status], fill, width=0.3, style="dash")
+        if status == _REVIEWED:
+            _outline(symbol, LABEL_STATUS_COLORS["accepted"], 0, width=0.8)
+        else:
+            _outline(symbol, TILE_STATUS_COLORS[status], fill, width=0.3, style="dash")
     return [renderer, *_form(form, display='"tile"')]
+
+
+def saved_style() -> list[ET.Element]:
+    """Make the style of the labels as they were saved, which are there to compare with."""
+    renderer = el(None, "renderer-v2", type="nullSymbol", forceraster=0)
+    return [renderer]
 
 
 def area_symbol(item: ET.Element) -> None:
@@ -211,7 +251,7 @@ def _categorized(field: str, rows: Sequence[tuple[Any, str, str]]) -> ET.Element
 
 
 def _fading_symbol(symbols: ET.Element, number: int, color: str) -> None:
-    """Draw a bright outline on a dark one; rejected labels fade."""
+    """Draw a bright outline with a thin dark halo; decided labels fade, and no fill tints them."""
     symbol = el(symbols, "symbol", type="fill", name=number, alpha=1, clip_to_extent=1)
     option(
         el(symbol, "data_defined_properties"),
@@ -221,8 +261,8 @@ def _fading_symbol(symbols: ET.Element, number: int, color: str) -> None:
             "type": "collection",
         },
     )
-    _outline(symbol, LINE_RIM, 0, width=0.9, alpha=120)  # the edge shows on bright roofs too
-    _outline(symbol, color, 40, width=0.5)
+    _outline(symbol, LINE_RIM, 0, width=0.75, alpha=150)  # the edge shows on bright roofs too
+    _outline(symbol, color, 0, width=0.45)
 
 
 def _outline(
@@ -266,14 +306,19 @@ class _Field:
     default: str = ""
     on_update: bool = False  # the default is evaluated again at each change of the label
     reuse_last: bool = False  # a new polygon starts with the value of the last one
+    shown: bool = True  # in the form and in the table
 
 
 @dataclass(frozen=True)
 class _Action:
-    """A button of the form and the table, also for a click on the map; `code` is Python."""
+    """A button of the form and the table, also for a click on the map; `code` is Python.
+
+    One for the `selection` is in the menu of actions of the attribute table instead.
+    """
 
     name: str
     code: str
+    selection: bool = False
 
     @property
     def id(self) -> str:
@@ -317,7 +362,7 @@ def _buttons(actions: Sequence[_Action]) -> ET.Element:
         setting = el(node, "actionsetting", id=action.id, type=1, name=action.name,
                      shortTitle=action.name, action=action.code, icon="", capture=0,
                      isEnabledOnlyWhenEditable=0, notificationMessage="")  # fmt: skip
-        for scope in ("Canvas", "Feature"):
+        for scope in ("Layer",) if action.selection else ("Canvas", "Feature"):
             el(setting, "actionScope", id=scope)
     return node
 
@@ -329,7 +374,7 @@ def _table(fields: Sequence[_Field]) -> ET.Element:
     columns = el(table, "columns")
     el(columns, "column", type="actions", hidden=0, width=210)
     for field in fields:
-        el(columns, "column", type="field", name=field.name, hidden=int(field.widget == "Hidden"),
+        el(columns, "column", type="field", name=field.name, hidden=int(not field.shown),
            width=-1)  # fmt: skip
     return table
 
@@ -342,9 +387,11 @@ def _form_layout(fields: Sequence[_Field], actions: Sequence[_Action]) -> list[E
                  groupBox=1, type="GroupBox", visibilityExpressionEnabled=0,
                  visibilityExpression="")  # fmt: skip
         for index, field in enumerate(fields):
-            if field.widget != "Hidden" and field.editable == wanted:
+            if field.shown and field.editable == wanted:
                 el(box, "attributeEditorField", name=field.name, index=index, showLabel=1)
         for action in actions if wanted else ():
+            if action.selection:
+                continue
             el(box, "attributeEditorAction", name=action.id, showLabel=1, ActionUUID=action.id)
     return [el(None, "editorlayout", "tablayout"), form]
 
@@ -386,15 +433,28 @@ _MAP_TIP = (
 
 def _actions(classes: Mapping[int, str]) -> tuple[_Action, ...]:
     # with several classes, a label without one is not exported: warn at the first
-    ask = ", ask_for_class=True" if len(classes) > 1 else ""
+    ask = ", classes_matter=True" if len(classes) > 1 else ""
+    one, some = "review('[% @layer_id %]', '[% $id %]', ", "review_selected('[% @layer_id %]', "
     return (
-        _Action("Accept", _code("accepted", ask)),
-        _Action("Reject", _code("rejected")),
-        _Action("Reopen", _code("unreviewed")),
+        _Action("Accept", _code(f"{one}'accepted'{ask})")),
+        _Action("Reject", _code(f"{one}'rejected')")),
+        _Action("Reopen", _code(f"{one}'unreviewed')")),
+        _Action("Accept selected labels", _code(f"{some}'accepted'{ask})"), selection=True),
+        _Action("Reject selected labels", _code(f"{some}'rejected')"), selection=True),
+        _Action("Reopen selected labels", _code(f"{some}'unreviewed')"), selection=True),
+        _Action("Zoom to each label: on or off", _code("switch_zoom()"), selection=True),
     )
 
 
-def _code(status: schema.Status, more: str = "") -> str:
-    """Return the Python of an action; QGIS fills in `[% … %]`."""
+def _code(call: str) -> str:
+    """Return the Python of an action, with the rules of the plugin if that is installed."""
     module = files(__package__).joinpath("actions.py").read_text(encoding="utf-8")
-    return f"{module}\n\nreview('[% @layer_id %]', [% $id %], {status!r}{more})\n"
+    return f"{module}\n\n{_FROM_PLUGIN}\n{call}\n"
+
+
+_FROM_PLUGIN = f"""\
+try:
+    from {PLUGIN}.actions import review, review_selected, switch_zoom
+except ImportError:
+    pass
+"""

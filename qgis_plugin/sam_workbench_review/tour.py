@@ -1,0 +1,175 @@
+"""The order of a review: one tile to its end before the next.
+
+Within a tile, labels that reach into other tiles come first, because they decide about those, too.
+The others follow by their score, so that what surely is nothing comes last and can be rejected
+together.
+"""
+
+from qgis.core import NULL, QgsFeatureRequest, QgsProject, QgsRectangle
+
+from . import actions
+
+ALL = "all labels"  # the name of the only tile where the project has no layer of tiles
+
+
+class Tour:
+    """Leads through the unreviewed labels of a layer."""
+
+    def __init__(self, layer):
+        self.layer = layer
+        self.tiles = _tiles(layer)
+        self.tile = None  # the name of the tile that is being reviewed
+        self.fids = []  # all labels of that tile
+        self.waiting = []  # those still to be shown
+        self.skipped = {}  # how often
+        self.entered = None  # is called when a tile begins
+
+    def sort(self, names):
+        """Set the order of the tiles; the current one is still reviewed to its end."""
+        place = {name: i for i, name in enumerate(names)}
+        self.tiles.sort(key=lambda tile: place.get(tile[0], len(place)))
+
+    def next(self, layer=None):
+        """Return the id of the label to show next; None: nothing is left."""
+        fid = self._of_this_tile()
+        if fid is None and self.tile is not None:
+            self._enter(self.tile)  # a label may have come back
+            fid = self._of_this_tile()
+        if fid is not None:
+            return fid
+        for name, _ in self.tiles:
+            if self._enter(name):
+                if self.entered:
+                    self.entered()
+                return self._of_this_tile()
+        if self.skipped:  # what was skipped twice comes when all else is done
+            self.skipped.clear()
+            return self.next()
+        self.tile, self.fids = None, []
+        return None
+
+    def skip(self, fid):
+        """Show a label later: at the end of its tile, and if skipped again, at the very end."""
+        self.skipped[fid] = self.skipped.get(fid, 0) + 1
+        self.waiting = [other for other in self.waiting if other != fid]
+        if self.skipped[fid] < 2:
+            self.waiting.append(fid)
+
+    def rest(self):
+        """Return the unreviewed labels of the current tile."""
+        return [fid for fid, status in self._statuses() if status == "unreviewed"]
+
+    def progress(self):
+        """Return how many labels of the current tile are reviewed, and how many there are."""
+        statuses = [status for _, status in self._statuses()]
+        return len(statuses) - statuses.count("unreviewed"), len(statuses)
+
+    def finished(self):
+        """Return the names of the tiles whose labels are all reviewed."""
+        waiting = {tile: n for tile, (n, _) in _by_tile(self.layer).items()}
+        # the middle of a label may lie in another tile than the one that found it
+        return [
+            name
+            for name, box in self.tiles
+            if waiting.get(name) == 0
+            and not any(label[1] == "unreviewed" for label in _labels_in(self.layer, box))
+        ]
+
+    def _statuses(self):
+        if not self.fids:
+            return []
+        status = self.layer.fields().indexOf("status")
+        request = actions.only(self.fids, [status])
+        return [(f.id(), f["status"]) for f in self.layer.getFeatures(request)]
+
+    def _of_this_tile(self):
+        while self.waiting:
+            feature = self.layer.getFeature(self.waiting[0])
+            if feature.isValid() and feature["status"] == "unreviewed":
+                return self.waiting[0]
+            self.waiting.pop(0)
+        return None
+
+    def _enter(self, name):
+        """Make a tile the current one, if a label waits in it."""
+        box = dict(self.tiles)[name]
+        labels = list(_labels_in(self.layer, box))
+        waiting = [
+            (not reaches, -score, fid)
+            for fid, status, score, reaches in labels
+            if status == "unreviewed" and self.skipped.get(fid, 0) < 2
+        ]
+        if not waiting:
+            return False
+        self.tile = name
+        self.fids = [fid for fid, *_ in labels]
+        self.waiting = [fid for *_, fid in sorted(waiting)]
+        return True
+
+
+def teaching_order(layer):
+    """Return the names of the tiles, first those with most labels that the model is unsure about.
+
+    Without class scores these are the tiles with most labels.
+    """
+    doubts = {tile: doubt for tile, (_, doubt) in _by_tile(layer).items()}
+    return sorted(doubts, key=lambda tile: -doubts[tile])
+
+
+def _by_tile(layer):
+    """Return how many labels wait and how unsure the model is about them, by tile, as saved."""
+    known = "class_score" in layer.fields().names()
+    if layer.storageType() == "GPKG":
+        score = "coalesce(class_score, 0.5)" if known else "0.5"
+        waits = "(status = 'unreviewed')"
+        columns = f"source_tile, sum({waits}), sum({waits} * {score} * (1 - {score}))"
+        rows = actions.stored(layer, columns, "1 GROUP BY source_tile")
+        return {tile: (int(n or 0), float(doubt or 0)) for tile, n, doubt in rows}
+    found = {}
+    for feature in layer.dataProvider().getFeatures():
+        n, doubt = found.get(feature["source_tile"], (0, 0.0))
+        if feature["status"] == "unreviewed":
+            score = feature["class_score"] if known else 0.5
+            score = score if isinstance(score, float) else 0.5
+            n, doubt = n + 1, doubt + score * (1 - score)
+        found[feature["source_tile"]] = n, doubt
+    return found
+
+
+def _tiles(layer):
+    """Return the tiles of the project as name and box, as they are listed."""
+    for other in QgsProject.instance().mapLayersByName("tiles"):
+        if "tile" in other.fields().names() and other.crs() == layer.crs():
+            boxes = [(f["tile"], f.geometry().boundingBox()) for f in other.getFeatures()]
+            if boxes:
+                return boxes
+    return [(ALL, None)]
+
+
+def _labels_in(layer, box):
+    """Yield id, status and score of the labels of a tile, and whether they reach beyond it.
+
+    A label belongs to the tile that holds its middle, as in the results of the review. The left and
+    the upper edge of a tile are its own.
+    """
+    request = QgsFeatureRequest() if box is None else QgsFeatureRequest(box)
+    names = [n for n in ("status", "confidence", "class_score") if n in layer.fields().names()]
+    request.setSubsetOfAttributes(names, layer.fields())
+    for feature in layer.getFeatures(request):
+        reaches = False
+        if box is not None:
+            shape = feature.geometry()
+            middle = shape.pointOnSurface()
+            if middle.isNull() or not _holds(box, middle.asPoint()):
+                continue
+            reaches = not QgsRectangle(box).contains(shape.boundingBox())
+        scores = [feature[n] for n in ("class_score", "confidence") if n in names]
+        known = [score for score in scores if score not in (None, NULL)]
+        yield feature.id(), feature["status"], known[0] if known else 1.0, reaches
+
+
+def _holds(box, point):
+    return (
+        box.xMinimum() <= point.x() < box.xMaximum()
+        and box.yMinimum() < point.y() <= box.yMaximum()
+    )
