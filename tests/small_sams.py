@@ -99,7 +99,7 @@ def small_sam(seed: int = 0, steps: int = 0, embed_dim: int = 32) -> Sam:
     return model.eval()
 
 
-SMALL_TRUNK = Trunk(16, 1, (1, 1, 2, 1), (2,), windows=(8, 4, 4, 2))
+SMALL_TRUNK = Trunk(16, 1, (1, 1, 2, 1), (3,), windows=(8, 4, 4, 2))
 
 
 def small_sam2(seed: int = 0) -> torch.nn.Module:
