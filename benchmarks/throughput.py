@@ -71,9 +71,10 @@ OFFICIAL_STAGES = {
     },
 }
 ENGINE_STAGES = {
-    "encoder": OFFICIAL_STAGES["encoder"],
+    "encoder": {("network.py", "scaled"), ("encoder.py", "set_torch_image")},
     "decoder": {
         ("segmenter.py", "_prompts"),
+        ("network.py", "_embedded"),
         ("decoder.py", "decoder_of"),
         ("decoder.py", "__call__"),
         ("decoder.py", "_upscale"),

@@ -38,7 +38,10 @@ from workbench.runs.parameters import (
 )
 from workbench.segmenters.defaults import defaults_of
 
-ModelName = Literal["tiny", "classic", "vit_b", "vit_l", "vit_h"]
+ModelName = Literal[
+    "tiny", "classic", "vit_b", "vit_l", "vit_h",
+    "sam2.1_tiny", "sam2.1_small", "sam2.1_base_plus", "sam2.1_large",
+]  # fmt: skip
 MOST_SCALES, COARSEST = 4, 64
 TRUST = "WORKBENCH_TRUST_SCHEDULER"  # names the scheduler that a job file may name, too
 
@@ -70,7 +73,8 @@ class Job(Parameters):
     model: ModelName = parameter(
         "classic",
         "`tiny`: a small SAM that comes with the package; `classic`: a baseline without weights; "
-        "`vit_b`, `vit_l`, `vit_h`: Meta's SAM, downloaded on first use",
+        "`vit_b`, `vit_l`, `vit_h`: Meta's SAM, downloaded on first use; `sam2.1_…`: SAM 2.1, "
+        "the same, with the extra `models`",
     )
     checkpoint: Text | None = parameter(None, "local weights file instead of the model's own")
     device: Literal["auto", "cuda", "mps", "cpu"] = parameter("auto", "where the network runs")
@@ -292,7 +296,7 @@ class Job(Parameters):
         if self.model == "classic" and self.checkpoint is not None:
             raise ValueError(
                 f"checkpoint {self.checkpoint}: `classic` has no weights. Set model to the SAM "
-                "that these are for (tiny, vit_b, vit_l, vit_h), or leave checkpoint null"
+                "that these are for (tiny, vit_b, sam2.1_tiny …), or leave checkpoint null"
             )
         return self
 
