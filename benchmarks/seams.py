@@ -1,6 +1,6 @@
 """What tiling costs: the sample scene in tiles against the same scene in one tile.
 
-    python benchmarks/seams.py
+    python benchmarks/seams.py [--model tiny] [--sizes 768 512]
 
 Prints, for several tile sizes, the recall (IoU 0.5) of ground-truth objects that reach into an
 overlap of tiles and of all others, next to the recall of the same objects in one large tile, and
@@ -8,6 +8,7 @@ how many polygons repeat one of another tile (IoU above 0.5), and how many strai
 20 m lie along the edge of a tile.
 """
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -28,21 +29,27 @@ SIZE = 1536
 
 def main() -> None:
     """Run all tile sizes on one sample scene."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="classic")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[768, 512, 384])
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         raster = write_sample(make_sample(SIZE, 7), Path(folder))
         objects = gpd.read_file(Path(folder) / "sample_objects.gpkg")
         objects = objects[objects["kind"].isin(OUTLINED) & (objects.area > 45)]
-        whole = run_in_tiles(raster, Path(folder) / "whole", SIZE)
+        whole = run_in_tiles(raster, Path(folder) / "whole", SIZE, given.model)
         untiled = match(whole.layer, objects).best_iou() >= 0.5
-        print("| tile | tiles | objects on seams | recall tiled / untiled | others | recall "
-              "tiled / untiled | polygons tiled / untiled | repeated | cut |")  # fmt: skip
-        print("|---|---|---|---|---|---|---|---|---|")
-        for size in (768, 512, 384):
-            result = run_in_tiles(raster, Path(folder) / str(size), size)
+        print("| model | tile | tiles | objects on seams | recall tiled / untiled | others "
+              "| recall tiled / untiled | polygons tiled / untiled | repeated | cut |")  # fmt: skip
+        print("|---|---|---|---|---|---|---|---|---|---|")
+        for size in given.sizes:
+            result = run_in_tiles(raster, Path(folder) / str(size), size, given.model)
             found = match(result.layer, objects).best_iou() >= 0.5
             on_seam = reaches_overlap(result, objects, size)
             print(
-                f"| {size} | {len(result.tiles)} | {on_seam.sum()} "
+                f"| {given.model} | {size} | {len(result.tiles)} | {on_seam.sum()} "
                 f"| {found[on_seam].mean():.2f} / {untiled[on_seam].mean():.2f} "
                 f"| {(~on_seam).sum()} "
                 f"| {found[~on_seam].mean():.2f} / {untiled[~on_seam].mean():.2f} "
@@ -52,9 +59,9 @@ def main() -> None:
             )
 
 
-def run_in_tiles(raster, folder, size):
-    """Run the default model with one tile size."""
-    return run(Job.create(source=str(raster), out_dir=str(folder), tile_size=size))
+def run_in_tiles(raster, folder, size, model):
+    """Run a model with one tile size."""
+    return run(Job.create(source=str(raster), out_dir=str(folder), tile_size=size, model=model))
 
 
 def reaches_overlap(result, objects, size):

@@ -14,15 +14,19 @@ ROOT = HERE.parent
 NAME = "sam_workbench_review"
 
 
+def version() -> str:
+    """Return the version of the project, which is that of the plugin."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+
+
 def contents() -> dict[str, bytes]:
     """Return the files of the plugin by their name in the zip."""
     files = {path.name: path for path in (HERE / NAME).iterdir() if path.is_file()}
     files["actions.py"] = ROOT / "workbench" / "layer" / "qgis" / "actions.py"
     files["LICENSE"] = ROOT / "LICENSE"
     content = {name: path.read_bytes() for name, path in sorted(files.items())}
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     metadata = content["metadata.txt"].decode("utf-8")
-    content["metadata.txt"] = re.sub(r"(?m)^version=.*$", f"version={version}", metadata).encode()
+    content["metadata.txt"] = re.sub(r"(?m)^version=.*$", f"version={version()}", metadata).encode()
     return content
 
 

@@ -19,7 +19,8 @@ def test_documented_defaults():
     assert job.parameters() == {
         "source": None, "aoi": None, "out_dir": None, "model": "classic", "checkpoint": None,
         "device": "auto", "precision": "auto", "bands": "auto", "stretch": "auto", "crs": "auto",
-        "resolution_m": None, "tile_size": 1024, "overlap": 0.1875, "points_per_side": 32,
+        "resolution_m": None, "tile_size": 1024, "overlap": 0.1875, "scales": [1],
+        "points_per_side": 32,
         "crop_n_layers": 0, "pred_iou_thresh": None, "stability_score_thresh": None,
         "pred_iou_floor": None, "stability_floor": None, "box_nms_thresh": 0.7,
         "crop_nms_thresh": 0.7, "max_area_share": 0.8, "duplicate_iou": 0.7, "overlaps": "nested",

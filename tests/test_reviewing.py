@@ -120,6 +120,32 @@ def test_one_tile_is_no_question_of_reviewing_more(finished):
         advise_run(ReviewJob.create(run_dir=str(finished.folder)), one, accepted)
 
 
+def by_score(finished, n):
+    """The best `n` labels of the run accepted, the worst `n` rejected."""
+    order = finished.layer["confidence"].rank(method="first")
+    status = finished.layer["status"].mask(order > len(order) - n, "accepted")
+    return finished.layer.assign(status=status.mask(order <= n, "rejected"))
+
+
+def test_decisions_count_where_they_were_made(finished, tmp_path):
+    labels = by_score(finished, 3)  # of 14, so that hardly a tile is finished
+    job = ReviewJob.create(run_dir=str(finished.folder), out_dir=str(tmp_path / "review"))
+    advice = advise_run(job, finished, labels)
+    assert (advice.n_good, advice.n_bad) == (3, 3)
+    path, _ = write_advised_job(job, finished, labels, advice)
+    assert Job.from_yaml(path).thresholds == advice.advised
+
+
+def test_one_tile_that_is_fully_reviewed_gives_advice(finished):
+    one = replace(finished, tiles=finished.tiles[:1])
+    labels = by_score(finished, len(finished.layer) // 2)
+    job = ReviewJob.create(run_dir=str(finished.folder))
+    in_it = labels["source_tile"] == one.tiles["tile"][0]
+    assert set(labels["status"][in_it]) <= {"accepted", "rejected"}
+    advice = advise_run(job, one, labels)
+    assert advice.n_good + advice.n_bad == in_it.sum()
+
+
 def test_the_advised_job_names_no_scheduler(finished, tmp_path):
     job = ReviewJob.create(run_dir=str(finished.folder), out_dir=str(tmp_path / "review"))
     accepted = finished.layer.assign(status="accepted")

@@ -3,7 +3,7 @@
 import time
 from collections import deque
 
-from qgis.core import QgsProject
+from qgis.core import QgsExpressionContextUtils, QgsProject
 from qgis.gui import QgsMapTool
 from qgis.PyQt.QtCore import Qt, QTimer
 from qgis.PyQt.QtWidgets import (
@@ -37,7 +37,10 @@ class ReviewDock(QDockWidget):
         self.times = deque(maxlen=500)
         self.history = []  # name of each decision, and {fid: (status, class)} before it
         self.drawing = None  # what was selected when a drawing began
-        self.keys = Keys(iface.mainWindow())
+        self.keys = Keys(iface.mainWindow(), self._refresh)
+        self.soon = QTimer(self)  # one step changes several things, and they are shown once
+        self.soon.setSingleShot(True)
+        self.soon.timeout.connect(self._show_state)
         self._build()
         QgsProject.instance().layersWillBeRemoved.connect(self._layers_go)
         QgsProject.instance().readProject.connect(lambda *_: self.isVisible() and self.start())
@@ -65,11 +68,12 @@ class ReviewDock(QDockWidget):
         self.tour.entered = self._tile_begins
         self._sort_tiles()
         actions.PLANS[self.layer.id()] = self.tour.next
+        self.times.clear()
         self.index = self.layer.undoStack().index()
         for signal, slot in self._signals():
             signal.connect(slot)
         self._classes()
-        self._count()
+        self._saved()
         self.keys.set(self._calls())
         self.keys.turn(True)
         self._go()
@@ -90,6 +94,7 @@ class ReviewDock(QDockWidget):
             (self.layer.selectionChanged, self._refresh),
             (self.layer.featureAdded, self._drawn),
             (self.layer.undoStack().indexChanged, self._stepped),
+            (self.layer.afterCommitChanges, self._saved),
         )
 
     def _layers_go(self, ids):
@@ -144,19 +149,24 @@ class ReviewDock(QDockWidget):
         elif self.history:  # saved in the meantime
             name, before = self.history.pop()
             actions.restore(self.layer, name, before)
-            if len(before) == 1:
-                actions.show(self.layer, next(iter(before)))
-        self._refresh()
+            self._show_again(before)
+        if self.layer.selectedFeatureCount() > 1:  # the next key would decide about all of them
+            self._go()
 
     def _stepped(self, index):
-        """Forget a decision that was undone, by Z or from the menu."""
+        """Forget decisions that were undone, by Z or from the menu."""
         stack, before, self.index = self.layer.undoStack(), self.index, index
-        undone = stack.text(index) if index < min(before, stack.count()) else None
-        if undone and self.history and self.history[-1][0] == undone:
-            self.history.pop()
-            if self.times:
-                self.times.pop()
+        for step in range(min(before, stack.count()) - 1, index - 1, -1):
+            if self.history and self.history[-1][0] == stack.text(step):
+                self._show_again(self.history.pop()[1])
+                if self.times:
+                    self.times.pop()
         self._refresh()
+
+    def _show_again(self, before):
+        """Show the label of a decision that was taken back, if it was one."""
+        if len(before) == 1 and self.layer.selectedFeatureIds() != list(before):
+            actions.show(self.layer, next(iter(before)))
 
     def skip(self):
         """Leave the label for later."""
@@ -194,9 +204,12 @@ class ReviewDock(QDockWidget):
         now = time.monotonic()
         self.times.extend([now] * len(fids))
         self._put_tool_away()
+        if len(fids) > 1:
+            actions.say(name, "Z takes it back.")
 
     def _put_tool_away(self):
         """Go back to moving the map, if a tool that edits is in the hand."""
+        self.drawing = None
         tool = self.iface.mapCanvas().mapTool()
         if tool is not None and tool.flags() & QgsMapTool.EditTool:
             self.iface.actionPan().trigger()
@@ -217,7 +230,15 @@ class ReviewDock(QDockWidget):
             saved = self.layer.commitChanges(False)
             if not saved:
                 actions.say("Not saved", "; ".join(self.layer.commitErrors()))
-            self._count()
+
+    def _saved(self):
+        """Count again, and let the layer of tiles show which are reviewed to their end."""
+        self._count()
+        names = "|".join(self.tour.finished())
+        for tiles in QgsProject.instance().mapLayersByName("tiles"):
+            QgsExpressionContextUtils.setLayerVariable(tiles, "reviewed_tiles", names)
+            tiles.triggerRepaint()
+        self._refresh()
 
     def _drawn(self, fid):
         if self.drawing is None:
@@ -260,6 +281,8 @@ class ReviewDock(QDockWidget):
         self.now.setWordWrap(True)
         self.tile_bar, self.all_bar = QProgressBar(), QProgressBar()
         self.pace = QLabel("")
+        self.keys_line = QLabel("")
+        self.keys_line.setWordWrap(True)
         decide = QGridLayout()
         for i, (text, call, tip) in enumerate(
             [
@@ -287,8 +310,8 @@ class ReviewDock(QDockWidget):
         self.saves.setChecked(True)
         column = QVBoxLayout()
         for part in (
-            self.now, decide, self.class_grid, self.rest_button, self.tile_bar, self.all_bar,
-            self.pace, self.order, self.zooms, self.saves,
+            self.now, self.keys_line, decide, self.class_grid, self.rest_button, self.tile_bar,
+            self.all_bar, self.pace, self.order, self.zooms, self.saves,
         ):  # fmt: skip
             (column.addWidget if isinstance(part, QWidget) else column.addLayout)(part)
         column.addStretch(1)
@@ -329,8 +352,14 @@ class ReviewDock(QDockWidget):
         return done, self.total - len(gone) + len(added)
 
     def _refresh(self, *_):
+        self.soon.start(0)
+
+    def _show_state(self):
         if self.layer is None:
             return
+        self.keys_line.setText(
+            "" if self.keys.work else "<i>The keys wait: click on the map to use them.</i>"
+        )
         chosen = self.layer.selectedFeatureIds()
         if len(chosen) == 1:
             feature = self.layer.getFeature(chosen[0])

@@ -14,11 +14,15 @@ FIELDS = (QComboBox, QAbstractSpinBox, QLineEdit)
 
 
 class Keys(QObject):
-    """Shortcuts for the whole application, while they are on."""
+    """Shortcuts for the whole application, while they are on.
 
-    def __init__(self, window):
+    `work` says whether they do something at the moment; `changed` is called when that changes.
+    """
+
+    def __init__(self, window, changed):
         super().__init__(window)
-        self._window, self._shortcuts, self._on = window, [], False
+        self._window, self._changed = window, changed
+        self._shortcuts, self._on, self.work = [], False, False
         QApplication.instance().focusChanged.connect(self._focus_moved)
 
     def set(self, calls):
@@ -44,5 +48,7 @@ class Keys(QObject):
         self._focus_moved(None, QApplication.focusWidget())
 
     def _focus_moved(self, _, now):
+        self.work = self._on and not isinstance(now, FIELDS)
         for shortcut in self._shortcuts:
-            shortcut.setEnabled(self._on and not isinstance(now, FIELDS))
+            shortcut.setEnabled(self.work)
+        self._changed()

@@ -40,15 +40,19 @@ class Plugin:
         self.iface.removeToolBarIcon(self.action)
 
     def toggle(self, on):
-        """Open the dock and begin, or stop and close it."""
+        """Open the dock and begin, or close it and stop."""
         if self.dock is None:
             self.dock = ReviewDock(self.iface)
             self.iface.addDockWidget(Qt.DockWidgetArea.RightDockWidgetArea, self.dock)
-            self.dock.visibilityChanged.connect(
-                lambda _: self.action.setChecked(not self.dock.isHidden())
-            )
+            self.dock.visibilityChanged.connect(self._seen)
         self.dock.setVisible(on)
-        if on:
+        self._seen()
+
+    def _seen(self, *_):
+        """Follow the dock, which may also be closed by its cross; behind another one it is open."""
+        is_open = not self.dock.isHidden()
+        self.action.setChecked(is_open)
+        if is_open and self.dock.layer is None:
             self.dock.start()
-        else:
+        elif not is_open:
             self.dock.stop()

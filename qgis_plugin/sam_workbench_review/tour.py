@@ -64,6 +64,17 @@ class Tour:
         statuses = [status for _, status in self._statuses()]
         return len(statuses) - statuses.count("unreviewed"), len(statuses)
 
+    def finished(self):
+        """Return the names of the tiles whose labels are all reviewed."""
+        waiting = {tile: n for tile, (n, _) in _by_tile(self.layer).items()}
+        # the middle of a label may lie in another tile than the one that found it
+        return [
+            name
+            for name, box in self.tiles
+            if waiting.get(name) == 0
+            and not any(label[1] == "unreviewed" for label in _labels_in(self.layer, box))
+        ]
+
     def _statuses(self):
         if not self.fids:
             return []
@@ -101,21 +112,28 @@ def teaching_order(layer):
 
     Without class scores these are the tiles with most labels.
     """
-    doubts = {}
-    for tile, score in _scores(layer):
-        score = 0.5 if score in (None, NULL) else score
-        doubts[tile] = doubts.get(tile, 0.0) + score * (1 - score)
+    doubts = {tile: doubt for tile, (_, doubt) in _by_tile(layer).items()}
     return sorted(doubts, key=lambda tile: -doubts[tile])
 
 
-def _scores(layer):
+def _by_tile(layer):
+    """Return how many labels wait and how unsure the model is about them, by tile, as saved."""
+    known = "class_score" in layer.fields().names()
     if layer.storageType() == "GPKG":
-        return actions.stored(layer, "source_tile, class_score", "status = 'unreviewed'")
-    return [
-        (f["source_tile"], f["class_score"])
-        for f in layer.getFeatures()
-        if f["status"] == "unreviewed"
-    ]
+        score = "coalesce(class_score, 0.5)" if known else "0.5"
+        waits = "(status = 'unreviewed')"
+        columns = f"source_tile, sum({waits}), sum({waits} * {score} * (1 - {score}))"
+        rows = actions.stored(layer, columns, "1 GROUP BY source_tile")
+        return {tile: (int(n or 0), float(doubt or 0)) for tile, n, doubt in rows}
+    found = {}
+    for feature in layer.dataProvider().getFeatures():
+        n, doubt = found.get(feature["source_tile"], (0, 0.0))
+        if feature["status"] == "unreviewed":
+            score = feature["class_score"] if known else 0.5
+            score = score if isinstance(score, float) else 0.5
+            n, doubt = n + 1, doubt + score * (1 - score)
+        found[feature["source_tile"]] = n, doubt
+    return found
 
 
 def _tiles(layer):

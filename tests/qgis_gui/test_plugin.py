@@ -129,6 +129,18 @@ def test_the_rest_of_a_tile_is_rejected_at_once_and_comes_back(tour, desktop):
     here = [row["status"] for row in tour.rows().values() if row["source_tile"] == tile]
     assert (here.count("accepted"), here.count("rejected")) == (5, 59)
     assert tour.ask("answer = dock.tour.tile") != tile
+    # the layer of tiles shows it
+    drawn = tour.ask(
+        "tiles = QgsProject.instance().mapLayersByName('tiles')[0]\n"
+        "context = QgsExpressionContext("
+        "QgsExpressionContextUtils.globalProjectLayerScopes(tiles))\n"
+        "e = QgsExpression(tiles.renderer().classAttribute())\n"
+        "answer = []\n"
+        "for f in tiles.getFeatures():\n"
+        "    context.setFeature(f)\n"
+        "    answer.append([f['tile'], e.evaluate(context)])"
+    )
+    assert [name for name, status in drawn if status == "reviewed"] == [tile]
     desktop.key("z")
     desktop.wait(0.3)
     tour.ask("assert layer.commitChanges(False)")
@@ -208,3 +220,27 @@ def test_the_dock_tells_how_far_the_review_is(tour, desktop, tmp_path):
     assert everything == "All: 6 of 256"
     assert "labels a minute" in pace
     assert Path(desktop.picture(tmp_path / "dock.png")).stat().st_size > 10_000
+
+
+def test_z_after_an_edit_goes_back_to_the_label(tour, desktop):
+    fid = selected(tour)
+    tour.ask(f"g = layer.getFeature({fid}).geometry()\ng.translate(1, 1)\n"
+             f"layer.beginEditCommand('Moved')\nlayer.changeGeometry({fid}, g)\n"
+             "layer.endEditCommand()")  # fmt: skip
+    desktop.key("a")
+    desktop.wait(0.2)
+    assert (tour.status(fid), selected(tour) == fid) == ("edited", False)
+    desktop.key("z")
+    desktop.wait(0.2)
+    assert (tour.status(fid), selected(tour)) == ("edited", fid)
+    desktop.key("z")  # and once more: the shape
+    desktop.wait(0.2)
+    assert (tour.status(fid), selected(tour)) == ("unreviewed", fid)
+
+
+def test_keys_are_off_when_the_dock_is_closed(tour, desktop):
+    fid = selected(tour)
+    tour.ask("dock.close()")
+    desktop.key("a")
+    desktop.wait(0.2)
+    assert tour.status(fid) == "unreviewed"

@@ -79,7 +79,8 @@ class CandidateStore:
         digest = hashlib.sha256(json.dumps(tiles).encode()).hexdigest()[:12]
         source, row, col = tiles[0]
         # a file name has 255 bytes, and a letter up to 4; the digest tells long names apart
-        name = re.sub(r"^\.", "_", source[:40])  # a leading dot would mark a temporary file
+        # a leading dot would mark a temporary file, and a coarser scale has a slash in its name
+        name = re.sub(r"^\.", "_", source[:40].replace("/", "-"))
         path = self.folder / f"{name}-r{row}c{col}-{digest}.parquet"
         metadata = {
             "rules": json.dumps(asdict(candidates.rules)),

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import shapely
 
+from workbench.raster.scene import raster_of
+
 Status = Literal["unreviewed", "accepted", "rejected", "edited"]
 
 COLUMNS: Mapping[str, str] = {
@@ -64,6 +66,16 @@ def as_layer(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
 def as_tiles(tiles: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     """Give tiles the columns of `TILE_COLUMNS`, in order and typed; raises as `as_layer` does."""
     return typed(tiles, TILE_COLUMNS, "Polygon")
+
+
+def finest(tiles: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Keep the tiles of a ledger whose cores partition the scenes: those of the working grid."""
+    return tiles[tiles["source"].map(raster_of) == tiles["source"]].reset_index(drop=True)
+
+
+def coarser(tiles: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Keep the other tiles of a ledger: those that show a scene again with larger pixels."""
+    return tiles[tiles["source"].map(raster_of) != tiles["source"]].reset_index(drop=True)
 
 
 def typed(

@@ -37,9 +37,10 @@ def to_polygons(
             Invalid pixels are taken out of the masks.
 
     Returns:
-        One row for each mask that has a valid pixel, in the scene's CRS, with scores, `area_px`
-        and the key of its tile. `seam` marks polygons that reach into another tile's window, which
-        merging may change; `at_edge` marks those that touch the scene's edge or invalid pixels.
+        One row for each mask that has a valid pixel, in the scene's CRS, with scores, `area_px` in
+        pixels of the working grid, the `scale` of the scene and the key of its tile. `seam` marks
+        polygons that reach into another tile's window, which merging may change; `at_edge` marks
+        those that touch the scene's edge or invalid pixels.
 
     Example:
         >>> polygons = to_polygons(select(candidates, Thresholds()), scene, grid, {})
@@ -103,7 +104,8 @@ def _trace(
             "ordinal": taken.column("ordinal"),
             "confidence": taken.column("pred_iou").astype(np.float64),
             "stability": taken.column("stability_score").astype(np.float64),
-            "area_px": runs.areas()[rows],
+            "area_px": runs.areas()[rows] * scene.scale**2,
+            "scale": np.full(len(rows), scene.scale, np.int32),
             "at_edge": on_frame | touches_invalid[rows],
             "seam": (xmin < left) | (ymin < top) | (xmax > right) | (ymax > bottom),
         },

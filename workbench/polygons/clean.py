@@ -19,7 +19,8 @@ SIMPLIFY_AT_MOST_M = 1.0  # where pixels are larger, one of them is already a co
 class Cleaning:
     """What is kept of a polygon; None switches a step off. Metres are ground metres.
 
-    `simplify_m` None is one pixel, at most `SIMPLIFY_AT_MOST_M`; 0 switches it off.
+    `simplify_m` None is one pixel, at most `SIMPLIFY_AT_MOST_M`, and as many times as much as the
+    scale at which a polygon was seen is coarser; 0 switches it off.
 
     `min_area_px` drops parts of a mask, `min_area_m2` and `max_area_m2` whole masks;
     `min_solidity` is area / area of the convex hull. `planar` gives a layer without overlaps,
@@ -69,7 +70,8 @@ def clean(polygons: gpd.GeoDataFrame, cleaning: Cleaning) -> gpd.GeoDataFrame:
     area_px = np.rint(shapely.area(geometry) / pixel).astype(np.int64)
     if cleaning.simplify_m != 0 and len(geometry):
         scale = metres_per_unit(geometry, crs)
-        metres = _tolerance_m(cleaning, pixel, scale)
+        seen_at = polygons["scale"].to_numpy(np.float64) if "scale" in polygons else 1.0
+        metres = _tolerance_m(cleaning, pixel, scale) * (1 if cleaning.simplify_m else seen_at)
         if cleaning.planar:
             # Visvalingam: a corner goes if its triangle is smaller than the tolerance squared;
             # one tolerance for all, rounded so that it is the same for a tile and its scene

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from workbench.candidates.offer import TOUCH_PX, Offer, TileMasks
+from workbench.candidates.offer import SIDES, TOUCH_PX, Offer, TileMasks
 from workbench.candidates.rle import cropped
 from workbench.candidates.table import Candidates
 from workbench.polygons.seam_pairs import AGREE
@@ -38,28 +38,32 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A mask inside an overlap, and where the overlap lies in the tile that is to continue it."""
+    """A mask inside an overlap, and where the overlap lies in the tile that is to continue it.
+
+    `shown_by` is the tile that has the mask; with `number`, it tells pieces apart.
+    """
 
     rle: dict[str, Any]
     overlap: Box
+    shown_by: Index
+    number: int
 
 
 class Continuations:
     """Pieces of one scene that no selected mask of the neighbour continues.
 
-    Tell it of the selection of each tile with `see`, in any order; `wanted` then names the tiles
-    whose stored candidates may continue something, and `found` looks among them.
+    Tell it of the selection of each tile with `see`, in any order. Then, round by round, `turn`
+    names the tiles whose stored candidates may continue something, and `found` looks among them.
+    What continues a piece may be cut itself: the next round continues that.
     """
 
     def __init__(self, grid: TileGrid) -> None:
         self._grid = grid
         self._waiting: dict[tuple[Index, Index], _Part] = {}  # until the neighbour is seen
-        self._pieces: dict[Index, list[_Piece]] = {}
-
-    @property
-    def wanted(self) -> list[Index]:
-        """The tiles (row, column) that may continue something, in order."""
-        return sorted(self._pieces)
+        self._next: dict[Index, list[_Piece]] = {}
+        self._now: dict[Index, list[_Piece]] = {}
+        self._known: dict[Index, list[_Piece]] = {}  # of all rounds
+        self._taken: dict[Index, set[int]] = {}  # ordinals
 
     def see(self, tile: Tile, chosen: Candidates) -> None:
         """Take note of the masks that become labels of a tile."""
@@ -76,6 +80,14 @@ class Continuations:
             self._note(neighbour, tile, part, iou.max(axis=1, initial=0) < AGREE)
             self._note(tile, neighbour, other, iou.max(axis=0, initial=0) < AGREE)
 
+    def turn(self) -> list[Index]:
+        """Begin a round: the tiles (row, column) to look in, in order; none at the end."""
+        self._now, self._next = self._next, {}
+        for index, pieces in self._now.items():
+            pieces.sort(key=lambda piece: (piece.shown_by, piece.number))
+            self._known.setdefault(index, []).extend(pieces)
+        return sorted(self._now)
+
     def found(
         self, tile: Tile, stored: Candidates, chosen: NDArray[np.int64], masks: TileMasks,
         offer: Offer,
@@ -83,30 +95,54 @@ class Continuations:
         """Return the rows of `stored`, ascending, that continue a piece of a neighbour.
 
         `stored` are all candidates of the tile, `masks` the same, and `chosen` the rows that become
-        labels. A row is taken only if `offer` lets it stand beside those.
+        labels. `merge_seams` decides whether the object or the labels that it overlaps stay. A row
+        that is as large as its tile is taken only if it continues pieces on three or four sides.
         """
-        others = np.ones(len(stored), bool)
-        others[chosen] = False
+        index = (tile.row, tile.col)
+        before = np.isin(stored.column("ordinal"), sorted(self._taken.get(index, ())))
+        there = np.union1d(chosen, np.flatnonzero(before))
         boxes, area = _exclusive(stored.boxes), stored.column("area_px")
-        taken: set[int] = set()
-        for piece in self._pieces.get((tile.row, tile.col), []):
-            near = np.flatnonzero(others & _may_agree(boxes, area, piece))
-            if not len(near):
-                continue
+        new: list[int] = []
+        for piece in self._now.get(index, []):
+            near = np.flatnonzero(_may_agree(boxes, area, piece))
             alike = _iou([piece.rle], _in_overlap(stored, near, piece.overlap))[0]
-            best = np.argsort(-alike, kind="stable")
-            for row in near[best[alike[best] >= AGREE]].tolist():
-                beside = np.append(chosen, list(taken - {row})).astype(np.int64)
-                if masks.may_join(row, beside, offer):
-                    taken.add(row)
+            near, alike = near[alike >= AGREE], alike[alike >= AGREE]
+            if np.isin(near, there).any():
+                continue
+            for row in near[np.argsort(-alike, kind="stable")].tolist():
+                alone = masks.may_join(row, np.empty(0, np.int64), offer)
+                if alone or self._is_enclosed(index, stored, row):
+                    there = np.union1d(there, [row])
+                    new.append(row)
                     break
-        return np.array(sorted(taken), np.int64)
+        rows = np.array(sorted(new), np.int64)
+        self._take(tile, stored.take(rows))
+        return rows
+
+    def _take(self, tile: Tile, more: Candidates) -> None:
+        """Take note of masks that continue something."""
+        taken = self._taken.setdefault((tile.row, tile.col), set())
+        taken |= set(more.column("ordinal").tolist())
+        boxes = _exclusive(more.boxes)
+        for neighbour in self._neighbours(tile):
+            part = _part(more, boxes, _overlap(tile, neighbour), tile, neighbour)
+            self._note(neighbour, tile, part, np.ones(len(part.rles), bool))
 
     def _note(self, tile: Tile, cut_by: Tile, part: _Part, alone: NDArray[np.bool_]) -> None:
-        overlap = _overlap(tile, cut_by)
+        """Remember those pieces of `cut_by` that are `alone` for a tile to continue."""
+        overlap, shown_by = _overlap(tile, cut_by), (cut_by.row, cut_by.col)
         for row in np.flatnonzero(alone & part.cut).tolist():
-            pieces = self._pieces.setdefault((tile.row, tile.col), [])
-            pieces.append(_Piece(part.rles[row], overlap))
+            pieces = self._next.setdefault((tile.row, tile.col), [])
+            pieces.append(_Piece(part.rles[row], overlap, shown_by, row))
+
+    def _is_enclosed(self, index: Index, stored: Candidates, row: int) -> bool:
+        """Whether a mask continues pieces on three or four sides of its tile."""
+        sides = {
+            piece.shown_by
+            for piece in self._known[index]
+            if _iou([piece.rle], _in_overlap(stored, np.array([row]), piece.overlap))[0, 0] >= AGREE
+        }
+        return len(sides) >= SIDES
 
     def _neighbours(self, tile: Tile) -> Iterator[Tile]:
         """Those beside a tile; what lies in the windows of others lies in theirs, too."""

@@ -67,9 +67,14 @@ class Verdicts(NamedTuple):
 def compare_neighbours(
     shapes: SpilledPolygons, tile: NDArray[np.int64], windows: gpd.GeoDataFrame
 ) -> Iterator[Verdicts]:
-    """Compare all pairs of overlapping windows; what is held in memory is that of a few pairs."""
+    """Compare all pairs of overlapping windows of one scale.
+
+    What is held in memory is that of a few pairs.
+    """
     boxes, touch = windows.geometry.to_numpy(), TOUCH_PX * windows["pixel"].to_numpy()
     a, b = shapely.STRtree(boxes).query(boxes)
+    scale = windows["scale"].to_numpy()
+    a, b = a[scale[a] == scale[b]], b[scale[a] == scale[b]]
     bounds = shapes.bounds
     starts = np.searchsorted(tile, np.arange(len(boxes) + 1))
 
@@ -105,6 +110,39 @@ def compare_neighbours(
     for start in range(0, len(pairs), BATCH):
         # shapely does not hold Python's lock while it works
         yield from _THREADS.map(compare, *pairs[start : start + BATCH].T.tolist())
+
+
+def without_stubs(
+    pieces: NDArray[np.object_],
+    tile: NDArray[np.int64],
+    boxes: NDArray[np.object_],
+    pixel: NDArray[np.float64],
+) -> NDArray[np.object_]:
+    """Take the stubs off the `(n,)` pieces of one object, which come from the windows `tile`.
+
+    `boxes` and `pixel` are those of all windows.
+
+    A stub lies in the overlap of two windows, is shown by one of them alone, and ends at that
+    window's edge, beyond which the other one sees. With it, the union of the pieces would end there
+    in a straight line.
+    """
+    of_tile = {here: shapely.union_all(pieces[tile == here]) for here in np.unique(tile).tolist()}
+    cleared = pieces.copy()
+    for n, here in enumerate(tile.tolist()):
+        for there, other in of_tile.items():
+            overlap = shapely.intersection(boxes[here], boxes[there])
+            if here == there or not overlap.area:
+                continue
+            alone = shapely.difference(shapely.intersection(pieces[n], overlap), other)
+            parts = shapely.get_parts(alone)
+            own, its = (
+                _cut_strip(boxes[a], boxes[b], TOUCH_PX * pixel[a])
+                for a, b in ((here, there), (there, here))
+            )
+            stubs = parts[shapely.intersects(parts, own) & ~shapely.intersects(parts, its)]
+            if len(stubs):
+                cleared[n] = shapely.difference(cleared[n], shapely.union_all(stubs))
+    return cleared
 
 
 def _pairs(*pairs: tuple[NDArray[np.int64], int]) -> NDArray[np.int64]:

@@ -11,6 +11,11 @@ lies beyond. Two polygons that agree inside the shared overlap are the same obje
 A polygon that agrees with none of a neighbour, though the neighbour sees all of it uncut, is the
 neighbour's to decide if it is cut here, or nearer to the neighbour's centre: it is dropped, as it
 would be in one large tile. Otherwise overlaps would hold the proposals of two tiles, not of one.
+
+If two overlapping polygons of one tile agree with the same one of the next, the surer match counts,
+and the other polygon is dropped if it is cut there and nothing else continues it.
+
+Windows of different scales are not compared so: `scales` says which scale shows an object.
 """
 
 from __future__ import annotations
@@ -35,7 +40,9 @@ from workbench.candidates.offer import SIDES, TOUCH_PX, Offer, Reason, Shared, o
 from workbench.polygons.clean import only_polygons
 from workbench.polygons.on_disk import SpilledPolygons
 from workbench.polygons.overlap import common_area, may_conflict, may_repeat
-from workbench.polygons.seam_pairs import BATCH, MATCH, SUREST, compare_neighbours
+from workbench.polygons.scales import not_at_their_scale
+from workbench.polygons.seam_pairs import BATCH, MATCH, SUREST, compare_neighbours, without_stubs
+from workbench.raster.scene import raster_of
 
 KEY = ["source", "tile_row", "tile_col"]
 
@@ -53,7 +60,9 @@ def merge_seams(
 
     Args:
         polygons: Frames of `to_polygons`, at least one, not cleaned. Scenes may be mixed.
-        windows: The windows of all tiles that were segmented, from `tile_windows`.
+            With a column `continues`, the rows that it marks are no labels without other rows of
+            their object.
+        windows: The windows of all tiles that were segmented, at all scales, from `tile_windows`.
         folder: Where to put the temporary file; None is the system's folder for such files.
         offer: Which duplicates, overlaps and tile-wide shapes to leave out.
 
@@ -67,22 +76,37 @@ def merge_seams(
     Example:
         >>> layer = pd.concat(merge_seams([polygons], tile_windows(scene, list(grid))))
     """
-    windows = windows.sort_values(KEY, kind="stable").reset_index(drop=True)
+    windows = _in_order(windows)
     with closing(SpilledPolygons(folder)) as shapes:
         rows = _put_away(polygons, windows, shapes)
         tile, rank = rows.pop("tile").to_numpy(), _ranks(rows)
+        continues = np.zeros(len(rows), bool)
+        if "continues" in rows:
+            continues = rows.pop("continues").to_numpy(bool)
         class_id = rows["class_id"].to_numpy() if "class_id" in rows else None
         groups, keep, unfinished = _decide(shapes, tile, rank, windows, class_id)
-        at_edge = rows["at_edge"].to_numpy() | unfinished | _reach_the_end(shapes, windows)
-        rows = _unite(rows.assign(n_tiles=1, at_edge=at_edge), shapes, groups, keep, tile, rank)
+        keep &= groups.have(~continues)  # what continues nothing that was selected is no label
+        at_edge = rows["at_edge"].to_numpy() | unfinished | _reach_the_end(shapes, tile, windows)
+        rows = rows.assign(n_tiles=1, at_edge=at_edge)
+        rows = _unite(rows, shapes, groups, keep, tile, rank, windows)
         if offer.max_area_share is not None:
             keep[_spans_its_tile(shapes, groups, tile, windows)] = False
         seen_by = partial(_seen_by, groups, tile)
-        keep[_not_offered(shapes, np.flatnonzero(keep), windows, seen_by, rank, offer)] = False
+        keep[not_at_their_scale(shapes, np.flatnonzero(keep), tile, windows, seen_by)] = False
+        new = groups.have(continues)  # no tile has compared them with its labels
+        left = np.flatnonzero(keep)
+        keep[_not_offered(shapes, left, windows, seen_by, rank, offer, new)] = False
         for batch in _in_batches(np.flatnonzero(keep)):
             key = windows[KEY].iloc[tile[batch]].reset_index(drop=True)
             frame = pd.concat([key, rows.iloc[batch].reset_index(drop=True)], axis=1)
             yield gpd.GeoDataFrame(frame, geometry=shapes[batch], crs=windows.crs)
+
+
+def _in_order(windows: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Sort by raster, scale and tile; adds the column `raster`."""
+    windows = windows.assign(raster=windows["source"].map(raster_of))
+    order = ["raster", "scale", "tile_row", "tile_col"]
+    return windows.sort_values(order, kind="stable", ignore_index=True)
 
 
 def _put_away(
@@ -126,12 +150,17 @@ def _decide(
     if class_id is not None:
         matches = matches[class_id[matches["i"]] == class_id[matches["j"]]]
     groups = _Groups.of(matches, shapes, tile)
-    matches = matches[groups.label[matches["i"]] == groups.label[matches["j"]]]
+    together = groups.label[matches["i"]] == groups.label[matches["j"]]
+    refused = np.zeros(len(tile), bool)  # a better one of its tile has what continues it
+    for side in ("i", "j"):
+        refused[matches[side][~together & matches[f"cut_{side}"]]] = True
+    matches = matches[together]
     i, j = matches["i"], matches["j"]
     matched = np.column_stack((np.append(i, j), np.append(tile[j], tile[i])))
     disowned, unfinished, replaced = (np.zeros(len(tile), bool) for _ in range(3))
     disowned[_not_among(matched, len(windows), foreign)] = True
     unfinished[_not_among(matched, len(windows), cut)] = True
+    disowned |= unfinished & refused & ~groups.joined
     replaced[_replaced(matches, rank)] = True
     keep = ~(replaced | disowned)
     for members in groups:
@@ -177,9 +206,11 @@ def _unite(
     keep: NDArray[np.bool_],
     tile: NDArray[np.int64],
     rank: NDArray[np.int64],
+    windows: gpd.GeoDataFrame,
 ) -> pd.DataFrame:
     """Unite what is kept of each group in its best row; clears `keep` of the other rows."""
     columns = {name: rows[name].to_numpy().copy() for name in ("at_edge", "area_px", "n_tiles")}
+    boxes, pixel = windows.geometry.to_numpy(), windows["pixel"].to_numpy()
     for members in groups:
         left = members[keep[members]]
         if not len(left):
@@ -189,7 +220,8 @@ def _unite(
         columns["at_edge"][best] = columns["at_edge"][left].any()
         if len(left) > 1:
             per_area = columns["area_px"][best] / shapes.area[best]
-            shapes.replace(best, only_polygons(np.array([shapely.union_all(shapes[left])]))[0])
+            whole = shapely.union_all(without_stubs(shapes[left], tile[left], boxes, pixel))
+            shapes.replace(best, only_polygons(np.array([whole]))[0])
             columns["area_px"][best] = round(shapes.area[best] * per_area)
         keep[left] = left == best
     return rows.assign(**columns)
@@ -247,6 +279,16 @@ class _Groups:
         for first in np.flatnonzero(sizes > 1).tolist():
             yield self.members(first)
 
+    @property
+    def joined(self) -> NDArray[np.bool_]:
+        """Whether each row's group has other rows."""
+        return np.asarray(np.bincount(self.label, minlength=len(self.label))[self.label] > 1)
+
+    def have(self, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Whether each row's group has a row that is marked."""
+        n = np.bincount(self.label[marked], minlength=len(self.label))
+        return np.asarray(n[self.label] > 0)
+
     def members(self, row: int) -> NDArray[np.int64]:
         """The rows of a row's group, in order."""
         label = self.label[row]
@@ -278,14 +320,18 @@ def _joined(
     return {id(group): group for group in group_of.values()}.values()
 
 
-def _reach_the_end(shapes: SpilledPolygons, windows: gpd.GeoDataFrame) -> NDArray[np.bool_]:
-    """Whether each polygon touches the outline of all that the windows see together."""
-    outline = windows.union_all().boundary
-    shapely.prepare(outline)
+def _reach_the_end(
+    shapes: SpilledPolygons, tile: NDArray[np.int64], windows: gpd.GeoDataFrame
+) -> NDArray[np.bool_]:
+    """Whether each polygon touches the outline of all that the windows of its scale see."""
     reach = np.zeros(len(shapes), bool)
-    for rows in _in_batches(np.arange(len(reach))):
-        near = rows[shapely.intersects(outline, shapely.box(*shapes.bounds[rows].T))]
-        reach[near] = shapely.intersects(outline, shapes[near])
+    scale = windows["scale"].to_numpy()
+    for level in np.unique(scale):
+        outline = windows.geometry[scale == level].union_all().boundary
+        shapely.prepare(outline)
+        for rows in _in_batches(np.flatnonzero(scale[tile] == level)):
+            near = rows[shapely.intersects(outline, shapely.box(*shapes.bounds[rows].T))]
+            reach[near] = shapely.intersects(outline, shapes[near])
     return reach
 
 
@@ -298,19 +344,26 @@ def _spans_its_tile(
     """
     bounds = windows.geometry.bounds.to_numpy()[tile]
     near = np.abs(shapes.bounds - bounds) < TOUCH_PX * windows["pixel"].to_numpy()[tile, None]
-    alone = np.bincount(groups.label, minlength=len(tile))[groups.label] == 1
-    return np.asarray(alone & (near.sum(axis=1) >= SIDES), bool)
+    return np.asarray(~groups.joined & (near.sum(axis=1) >= SIDES), bool)
 
 
 def _neighbourhoods(
-    bounds: NDArray[np.float64], rows: NDArray[np.int64], windows: gpd.GeoDataFrame
+    bounds: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    windows: gpd.GeoDataFrame,
+    new: NDArray[np.bool_],
 ) -> Iterator[NDArray[np.int64]]:
-    """Those of the rows that reach a few windows, if they reach more than one, in their order."""
+    """Those of the rows that reach a few windows, in their order.
+
+    A row that reaches one window is left out, unless a `new` row reaches that window, too.
+    """
     tree = shapely.STRtree(windows.geometry.to_numpy())
+    all_of = np.zeros(len(windows), bool)
+    all_of[tree.query(shapely.box(*bounds[rows[new[rows]]].T))[1]] = True
     reached = [np.empty((0, 2), np.int32)]
     for batch in _in_batches(rows):
         row, window = tree.query(shapely.box(*bounds[batch].T))
-        shared = np.bincount(row, minlength=len(batch))[row] > 1
+        shared = (np.bincount(row, minlength=len(batch))[row] > 1) | all_of[window]
         pairs = np.column_stack((window[shared], batch[row[shared]]))
         reached.append(pairs.astype(np.int32))
     pairs = np.concatenate(reached)
@@ -330,14 +383,15 @@ def _not_offered(
     seen_by: Callable[[int], set[int]],
     rank: NDArray[np.int64],
     offer: Offer,
+    new: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
     """Rows that repeat a better one, or overlap one that no tile has seen together with them.
 
     `seen_by` gives the tiles that saw a row: which overlaps to allow, a tile that saw both has
-    decided. It has not compared what other tiles saw of the same objects.
+    decided. It has not compared what other tiles saw of the same objects, nor rows that are `new`.
     """
     found = [np.empty((0, 2), np.int64)]
-    for near in _neighbourhoods(shapes.bounds, rows, windows):
+    for near in _neighbourhoods(shapes.bounds, rows, windows, new):
         frames = np.asarray(shapely.box(*shapes.bounds[near].T), object)
         i, j = shapely.STRtree(frames).query(frames)
         i, j = near[i[i < j]], near[j[i < j]]
@@ -348,6 +402,7 @@ def _not_offered(
     pairs = np.unique(np.concatenate(found), axis=0)
     i, j = pairs.T
     apart = np.array([not seen_by(m) & seen_by(n) for m, n in pairs.tolist()], bool)
+    apart |= new[i] | new[j]
     repeat = may_repeat(shapes.bounds[i], shapes.bounds[j], shapes.area[i], shapes.area[j], offer)
     pairs, apart = pairs[apart | repeat], apart[apart | repeat]
     common = [np.empty(0)]

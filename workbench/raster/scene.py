@@ -4,12 +4,14 @@ A `Scene` is a small value that any process or thread can read from. Reading goe
 `bands.Layers`.
 """
 
+from __future__ import annotations
+
 import math
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -64,7 +66,7 @@ class Scene:
     A plain value that can be pickled and compared. Datasets are opened when they are first read
     from, once per thread, and closed by `close` or when the thread ends. `transform` maps working
     pixels to map units of `crs`. Pixels are square unless the source's own grid is kept (`warped`
-    false).
+    false). `scale` is 1, or says how many times as large its pixels are as the working grid's.
     """
 
     source: str  # as the user names it: absolute path of a local file, else URL or GDAL name
@@ -78,6 +80,7 @@ class Scene:
     alpha: int | None  # the band that is a real alpha, 1-based
     warped: bool  # read through a warp; else the working grid is the source's grid, bit for bit
     fingerprint: str  # changes when the raster's content does
+    scale: int = 1
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
@@ -95,6 +98,25 @@ class Scene:
     def window(self) -> Window:
         """The window of the whole scene."""
         return Window(0, 0, self.width, self.height)
+
+    def coarser(self, scale: int) -> Scene:
+        """The scene with pixels `scale` times as large; its name says so: `ortho/4x`.
+
+        Both have one origin. What does not fill a large pixel, at the right and lower edge, is left
+        out.
+        """
+        if scale == 1:
+            return self
+        return replace(
+            self,
+            name=f"{self.name}/{scale}x",  # no file name has a slash
+            transform=self.transform @ Affine.scale(scale),
+            width=max(1, self.width // scale),
+            height=max(1, self.height // scale),
+            warped=True,
+            fingerprint=f"{self.fingerprint}/{scale}x",
+            scale=scale,
+        )
 
     def pixel_m_in(self, window: Window) -> float:
         """Side in ground metres of a (square) pixel at the centre of a window."""
@@ -252,7 +274,7 @@ class Scene:
             "alpha": self.alpha,
             "warped": self.warped,
             "fingerprint": self.fingerprint,
-        }
+        } | ({} if self.scale == 1 else {"scale": self.scale})
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> Self:
@@ -274,6 +296,11 @@ class Scene:
         layers = _handles.by_scene.pop(_handle_key(self), None)
         if layers is not None:
             layers.close()
+
+
+def raster_of(name: str) -> str:
+    """The name of a scene without its scale: `ortho` for `ortho` and for `ortho/4x`."""
+    return name.partition("/")[0]
 
 
 def _wholly_inside(offset: float, step: float, count: int, length: int) -> slice:

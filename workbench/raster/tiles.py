@@ -147,8 +147,8 @@ def tile_windows(scene: Scene, tiles: list[Tile]) -> gpd.GeoDataFrame:
         tiles: Tiles of its grid.
 
     Returns:
-        One row for each tile: `source`, `tile_row`, `tile_col`, and `pixel`, the larger side of a
-        pixel in map units.
+        One row for each tile: `source`, `tile_row`, `tile_col`, `pixel`, the larger side of a pixel
+        in map units, and `scale`, that of the scene.
 
     Example:
         >>> windows = tile_windows(scene, list(TileGrid(scene.width, scene.height)))
@@ -159,6 +159,7 @@ def tile_windows(scene: Scene, tiles: list[Tile]) -> gpd.GeoDataFrame:
             "tile_row": np.array([tile.row for tile in tiles], np.int32),
             "tile_col": np.array([tile.col for tile in tiles], np.int32),
             "pixel": np.full(len(tiles), max(scene.transform.a, -scene.transform.e)),
+            "scale": np.full(len(tiles), scene.scale, np.int32),
         },
         geometry=[scene.window_polygon(tile.window.intersection(scene.window)) for tile in tiles],
         crs=scene.crs,

@@ -12,10 +12,13 @@ import shapely
 from workbench._support.files import atomic_path
 from workbench.errors import ReviewError
 from workbench.evaluation.advice import Advice, advise
+from workbench.evaluation.judged import JudgedAdvice
 from workbench.layer.cores import reviewed_tiles, tiles_of
+from workbench.layer.schema import DRAWN
 from workbench.polygons.areas import area_of, with_area
 from workbench.raster.crs import crs_name
 from workbench.review.changes import changes
+from workbench.review.decisions import advise_by_decisions
 from workbench.review.job import ReviewJob
 from workbench.review.tile_planes import tile_planes
 from workbench.runs.result import Run
@@ -39,12 +42,13 @@ def read_vector(path: str) -> gpd.GeoDataFrame:
     raise ReviewError(f"{path} has no polygons with a CRS. Give a vector file with both.")
 
 
-def advise_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Advice:
+def advise_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Advice | JudgedAdvice:
     """Advise thresholds by a reference if one is given, else by the reviewed labels.
 
     Only tiles where the labels are complete count. These are the tiles in the labelled area, if one
     is given. Else they are the tiles where the reference has labels, or the fully reviewed ones.
-    Raises `ReviewError` if there are fewer than two, or if they lie outside the run.
+    If fewer than two tiles are fully reviewed, the decisions themselves count, wherever they were
+    made. Raises `ReviewError` if neither can be, or if the labels lie outside the run.
     """
     crs, n = run.layer.crs, len(run.tiles)
     within = None
@@ -61,11 +65,16 @@ def advise_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Advice:
         shared = shapely.intersection(run.tiles.geometry.to_numpy(), area_of(within, crs))
         tiles = set(run.tiles["tile"][shapely.area(shared) > 0])
         known = f"labelled_area {job.labelled_area} reaches into {len(tiles)} of {n} tiles"
+    by_review = job.reference is None and job.labelled_area is None and run.job.examples is None
+    if len(tiles) < 2 and by_review and _has_both(labels):
+        return advise_by_decisions(run, labels)
     if len(tiles) < 2:
         remedy = "Review more tiles fully, or run with a smaller tile_size."
         if n == 1:
             known = "this run has only one"
             remedy = f"Run with a tile_size below {run.job.tile_size} and review that."
+        if by_review:
+            remedy += " Or accept some labels and reject others."
         raise ReviewError(
             f"advice needs labels in at least two tiles, to hold one out: {known}. {remedy}"
         )
@@ -76,6 +85,12 @@ def advise_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Advice:
         )
     planes = tile_planes(run, truth, tiles, within=within)
     return advise(list(planes.values()), run.job.thresholds, seed=job.seed)
+
+
+def _has_both(labels: gpd.GeoDataFrame) -> bool:
+    """Whether some labels are kept and some are rejected, of those that the run made."""
+    made = labels["status"][~labels["id"].str.startswith(DRAWN)]
+    return bool(made.isin(["accepted", "edited"]).any() and made.eq("rejected").any())
 
 
 def _of_run(run: Run, name: str, path: str) -> gpd.GeoDataFrame:
@@ -94,7 +109,7 @@ def _of_run(run: Run, name: str, path: str) -> gpd.GeoDataFrame:
 
 
 def write_advised_job(
-    job: ReviewJob, run: Run, labels: gpd.GeoDataFrame, advice: Advice
+    job: ReviewJob, run: Run, labels: gpd.GeoDataFrame, advice: Advice | JudgedAdvice
 ) -> tuple[Path, str]:
     """Write the job of the next scene with the advised thresholds, as `papermill -f` takes it.
 

@@ -13,6 +13,7 @@ from workbench._support.files import atomic_path
 from workbench.dataset.chips import Chips
 from workbench.dataset.write import Dataset, write_dataset
 from workbench.errors import DatasetError, ReviewError, SceneError
+from workbench.evaluation.judged import JudgedAdvice
 from workbench.layer.report.map import figure_png
 from workbench.review.changes import changes
 from workbench.review.charts import draw_advice, draw_change_map, draw_changes, summary_of
@@ -21,6 +22,11 @@ from workbench.review.next_job import advise_run, forget_advice, write_advised_j
 from workbench.review.read import Reviewed, read_review
 from workbench.review.shapes import find_issues, write_issues
 from workbench.runs.result import Run, read_run
+
+_FEW_TILES = (
+    "Fewer than two tiles are fully reviewed, so the thresholds are those that fit the decisions "
+    "so far. They say nothing about objects that were missed."
+)
 
 
 @dataclass(frozen=True)
@@ -103,9 +109,13 @@ def _thresholds(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:
         advice = advise_run(job, run, labels)
     except ReviewError as error:
         return Finding(f"No advice: {error}{forget_advice(job.folder)}")
-    picture = _saved(job.folder / "advice.png", draw_advice(advice))
     path, effect = write_advised_job(job, run, labels, advice)
-    return Finding(f"{advice}\nThe job with the advised thresholds: {path}\n{effect}", (picture,))
+    text = f"{advice}\nThe job with the advised thresholds: {path}\n{effect}"
+    picture = job.folder / "advice.png"
+    if isinstance(advice, JudgedAdvice):
+        picture.unlink(missing_ok=True)  # of an earlier review
+        return Finding(f"{_FEW_TILES}\n{text}")
+    return Finding(text, (_saved(picture, draw_advice(advice)),))
 
 
 def _dataset(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:

@@ -24,7 +24,7 @@ from workbench.learning.features import FEATURES, SceneColours, describe
 from workbench.learning.held_out import HeldOut, held_out
 from workbench.polygons.areas import lies_in
 from workbench.polygons.build import to_polygons
-from workbench.raster.scene import Scene
+from workbench.raster.scene import Scene, raster_of
 from workbench.runs.folder import features_in
 from workbench.runs.labels import EXAMPLES, labelled_area_of, labels_of, off_the_scene, on_scene
 from workbench.runs.plan import Plan
@@ -190,17 +190,28 @@ def _matched(
         home = np.flatnonzero(lies_in(polygons.geometry.to_numpy(), np.array(core, object)))
         polygons = polygons.iloc[home]
         figures = figures[_rows_in(candidates, polygons)]
-        row, col = polygons["tile_row"].astype(str), polygons["tile_col"].astype(str)
         described = gpd.GeoDataFrame(
             dict(zip(FEATURES, figures.T, strict=True))
             | {
-                "source": part.scene.name,
-                "tile": (part.scene.name + "/r" + row + "c" + col).to_numpy(),
+                "source": raster_of(part.scene.name),
+                "tile": _held_out_with(plan, part, polygons),
             },
             geometry=polygons.geometry.to_numpy(),
             crs=polygons.crs,
         )
         yield match_labels(labels, described, area, known)
+
+
+def _held_out_with(plan: Plan, part: ScenePlan, polygons: gpd.GeoDataFrame) -> NDArray[np.object_]:
+    """The tile of the working grid that each polygon lies in: what is held out lies together."""
+    (own,) = [one for one in plan.area.finest if one.scene.name == raster_of(part.scene.name)]
+    tiles = list(zip(polygons["tile_row"], polygons["tile_col"], strict=True))
+    if part.scene.scale > 1:
+        middle = shapely.get_coordinates(shapely.point_on_surface(polygons.geometry.to_numpy()))
+        pixels = [~own.scene.transform @ (x, y) for x, y in middle.tolist()]
+        found = [next(own.grid.within(x, y, x, y)) for x, y in pixels]
+        tiles = [(tile.row, tile.col) for tile in found]
+    return np.array([f"{own.scene.name}/r{row}c{col}" for row, col in tiles], object)
 
 
 def _rows_in(candidates: Candidates, polygons: gpd.GeoDataFrame) -> NDArray[np.int64]:

@@ -26,13 +26,14 @@ from workbench.layer.files import write_layer
 from workbench.layer.report import charts
 from workbench.layer.report.page import write_report
 from workbench.layer.report.tally import Tally, Topology, counted, seams
-from workbench.layer.schema import as_layer, as_tiles
+from workbench.layer.schema import as_layer, as_tiles, coarser, finest
 from workbench.polygons.areas import inside, lies_in
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
 from workbench.polygons.continuation import Continuations
 from workbench.polygons.regularize import regularized
 from workbench.polygons.seams import merge_seams
+from workbench.raster.scene import raster_of
 from workbench.raster.tiles import tile_windows
 from workbench.runs.classes import (
     Taught,
@@ -57,13 +58,14 @@ def finish(plan: Plan) -> Run:
     failed.
     """
 
-    def with_counts(counts: Mapping[str, int]) -> gpd.GeoDataFrame:
+    def with_counts(found: Mapping[str, int]) -> gpd.GeoDataFrame:
         # the last moment: a review may have begun during a long run
         refuse_to_lose_review(plan.folder)
         # if the run is killed now, a Parquet file of the old layer must not be compared with the
         # new GeoPackage
         (plan.folder / "prelabels.parquet").unlink(missing_ok=True)
-        return ledger.assign(n_polygons=[counts.get(tile, 0) for tile in ledger["tile"]])
+        counts.update(found)
+        return _counted(finest(ledger), counts)
 
     def styles() -> Mapping[str, Mapping[str, str]]:
         return qgis.styles(plan.job.classes, plan.job.planar, tally.classes)
@@ -73,24 +75,26 @@ def finish(plan: Plan) -> Run:
     if taught is not None:
         refuse_to_lose_examples(plan.job, plan.folder)
     ledger = _ledger_layer(plan)
+    counts: dict[str, int] = {}
     tally, against = Tally(ledger), _against_reference(plan, ledger)
     with Topology(plan.folder) as topology:
         # one pass over the layer; only the map reads it again
         counting = [tally, topology] if against is None else [tally, topology, against]
         layer = counted(layer_batches(plan, taught), *counting)
         tiles = write_layer(layer, with_counts, plan.folder, styles=styles).tiles
-        scenes = tuple(part.scene for part in plan.scenes)
-        result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally)
+        scenes = tuple(part.scene for part in plan.area.finest)
+        coarse = _counted(coarser(ledger), counts)
+        result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally, coarse)
         if taught is not None:
             keep_examples(plan, taught)
         quality = {} if against is None else {"Quality": against.rows()}
         seconds = time.perf_counter() - start
         _write(result, taught, topology, quality, plan.record.versions, seconds)
-    failed = tiles[tiles["status"] == "failed"]
+    failed = ledger[ledger["status"] == "failed"]
     if len(failed):
         first = failed.iloc[0]
         raise RunFailedError(
-            f"{len(failed)} of {len(tiles)} tiles failed, the first is {first['tile']}: "
+            f"{len(failed)} of {len(ledger)} tiles failed, the first is {first['tile']}: "
             f"{first['error']}\nThe other tiles are in {plan.folder}, with all errors in "
             "tiles.parquet. Run again to try the failed tiles again."
         )
@@ -127,7 +131,7 @@ def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
             for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
                 yield classed_polygons(plan, taught, part, candidates, records)
             continue
-        yield nothing
+        yield nothing.assign(continues=False)
         cut = Continuations(part.grid)
         labels: dict[tuple[int, int], NDArray[np.int64]] = {}  # ordinals
         for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
@@ -137,18 +141,20 @@ def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
                 of_tile = chosen.of_tile(tile.row, tile.col)
                 labels[tile.row, tile.col] = of_tile.column("ordinal")
                 cut.see(tile, of_tile)
-            yield to_polygons(chosen, part.scene, part.grid, valid)
-        wanted = [(part.scene.name, *index) for index in cut.wanted]
-        for candidates, records in plan.store.read(wanted, known):
-            valid = valid_masks(records, candidates.rules)
-            more = [Candidates.empty(candidates.rules)]
-            for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
-                index = (tile.row, tile.col)
-                stored = candidates.of_tile(*index)
-                masks = TileMasks(stored, tile, part.grid, valid.get(index))
-                rows = np.flatnonzero(np.isin(stored.column("ordinal"), labels[index]))
-                more.append(stored.take(cut.found(tile, stored, rows, masks, job.offer)))
-            yield to_polygons(concat(more), part.scene, part.grid, valid)
+            polygons = to_polygons(chosen, part.scene, part.grid, valid)
+            yield polygons.assign(continues=False)
+        while wanted := [(part.scene.name, *index) for index in cut.turn()]:
+            for candidates, records in plan.store.read(wanted, known):
+                valid = valid_masks(records, candidates.rules)
+                more = [Candidates.empty(candidates.rules)]
+                for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
+                    index = (tile.row, tile.col)
+                    stored = candidates.of_tile(*index)
+                    masks = TileMasks(stored, tile, part.grid, valid.get(index))
+                    rows = np.flatnonzero(np.isin(stored.column("ordinal"), labels[index]))
+                    more.append(stored.take(cut.found(tile, stored, rows, masks, job.offer)))
+                polygons = to_polygons(concat(more), part.scene, part.grid, valid)
+                yield polygons.assign(continues=True)
 
 
 def _windows(plan: Plan) -> gpd.GeoDataFrame:
@@ -183,7 +189,11 @@ def _with_class(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
 def _as_layer(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     tile = _tile_names(polygons)
     return as_layer(
-        polygons.assign(id=tile + "/" + polygons["ordinal"].astype(str), source_tile=tile)
+        polygons.assign(
+            id=tile + "/" + polygons["ordinal"].astype(str),
+            source_tile=tile,
+            source=polygons["source"].map(raster_of).astype(object),
+        )
     )
 
 
@@ -202,6 +212,10 @@ def _ledger_layer(plan: Plan) -> gpd.GeoDataFrame:
     return as_tiles(ledger.assign(n_polygons=0))
 
 
+def _counted(tiles: gpd.GeoDataFrame, counts: Mapping[str, int]) -> gpd.GeoDataFrame:
+    return tiles.assign(n_polygons=[counts.get(tile, 0) for tile in tiles["tile"]])
+
+
 def _against_reference(plan: Plan, ledger: gpd.GeoDataFrame) -> AgainstReference | None:
     """What compares the layer with its reference, where there is one: the sample scene's own."""
     if plan.job.reference is not None:
@@ -210,7 +224,7 @@ def _against_reference(plan: Plan, ledger: gpd.GeoDataFrame) -> AgainstReference
         reference = sample_truth()
     else:
         return None
-    area = ledger
+    area = finest(ledger)
     if plan.area.aoi is not None:
         area = gpd.GeoDataFrame(geometry=[plan.area.aoi], crs=ledger.crs)
     return AgainstReference(inside(reference.to_crs(ledger.crs), area))
@@ -231,7 +245,7 @@ def _write(
     used = result.job.thresholds if taught is None else result.job.limits
     write_job(result.job, folder)
     with atomic_path(folder / "tiles.parquet") as path:
-        result.tiles.to_parquet(path, index=False)
+        result.ledger.to_parquet(path, index=False)
     qgis.write_project(
         folder / "review.qgz",
         gpkg=folder / "prelabels.gpkg",
@@ -251,7 +265,7 @@ def _write(
         picture_png=result.picture(),
         summary=result.summary,
         parameters=result.job.parameters(),
-        tiles=result.tiles,
+        tiles=result.ledger,
         charts={
             "Tiles": charts.tile_maps(result.tiles),
             "Scores and areas": charts.distributions(
@@ -265,7 +279,7 @@ def _write(
             "Topology": topology.table(),
             "Time": {
                 "finished": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
-                "segmenting, sum over tiles": duration(float(result.tiles["seconds"].sum())),
+                "segmenting, sum over tiles": duration(float(result.ledger["seconds"].sum())),
                 "polygons, seams, cleaning and the layer's files": duration(seconds),
                 "the other files": duration(time.perf_counter() - start),
             },

@@ -36,6 +36,7 @@ from workbench.runs.parameters import (
 from workbench.segmenters.defaults import defaults_of
 
 Model = Literal["tiny", "classic", "vit_b", "vit_l", "vit_h"]
+MOST_SCALES, COARSEST = 4, 64
 TRUST = "WORKBENCH_TRUST_SCHEDULER"  # names the scheduler that a job file may name, too
 
 
@@ -84,6 +85,11 @@ class Job(Parameters):
     tile_size: int = parameter(1024, "side of a tile, pixels; SAM sees it at 1024", ge=64, le=8192)
     overlap: float = parameter(
         0.1875, "overlap of neighbouring tiles, fraction of the tile", ge=0, le=0.5
+    )
+    scales: list[int] = parameter(
+        [1],
+        "1, then how many times as large the pixels are with which the scene is segmented again; "
+        "with `[1, 4]`, objects larger than a tile are found whole",
     )
     points_per_side: int = parameter(32, "point prompts per tile side (n × n grid)", ge=1, le=256)
     crop_n_layers: int = parameter(
@@ -186,6 +192,19 @@ class Job(Parameters):
         if value is not None and min(value) < 1:
             raise ValueError("band numbers start at 1")
         return value
+
+    @field_validator("scales", mode="before")
+    @classmethod
+    def _one_and_coarser(cls, value: Any) -> Any:
+        scales = list(value) if isinstance(value, list | tuple) else []
+        scales = [int(n) if isinstance(n, str) and n.strip().isdecimal() else n for n in scales]
+        usable = [n for n in scales if type(n) is int and 1 <= n <= COARSEST]
+        if len(set(usable)) < len(scales) or 1 not in usable or len(scales) > MOST_SCALES:
+            raise ValueError(
+                f"up to {MOST_SCALES} different whole numbers from 1 to {COARSEST} expected, and 1 "
+                "among them, for example [1, 4]"
+            )
+        return sorted(scales)
 
     @field_validator("classes", mode="wrap")
     @classmethod

@@ -146,7 +146,7 @@ def _parse(text: str, name: str) -> Any:
             return None
         case auto if auto.lower() == "auto" and name in AUTO:
             return None
-        case several if name in {"bands", "stretch"}:
+        case several if name in {"bands", "stretch", "scales"}:
             return several.strip("[()]").split(",")
         case nested if nested[0] in "[{":
             try:

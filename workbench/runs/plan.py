@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,7 +39,10 @@ from workbench.segmenters.protocol import Segmenter
 
 @dataclass(frozen=True)
 class Area:
-    """The wanted part of the scenes: its tiles, and the AOI as far as it lies in the scenes."""
+    """The wanted part of the scenes: its tiles, and the AOI as far as it lies in the scenes.
+
+    A scene that is also segmented at coarser scales has a part for each scale.
+    """
 
     parts: tuple[ScenePlan, ...]
     aoi: shapely.Geometry | None  # in the working CRS; None: the whole of the scenes
@@ -48,6 +51,11 @@ class Area:
     def n_tiles(self) -> int:
         """How many tiles it has."""
         return sum(len(part.tiles) for part in self.parts)
+
+    @property
+    def finest(self) -> tuple[ScenePlan, ...]:
+        """The parts on the working grid, one for each scene."""
+        return tuple(part for part in self.parts if part.scene.scale == 1)
 
     def only(self, tiles: Collection[tuple[str, int, int]]) -> Area:
         """Keep some of its tiles, given by their index in the ledger."""
@@ -80,7 +88,7 @@ class Plan:
 
     @property
     def scenes(self) -> tuple[ScenePlan, ...]:
-        """The scenes with their wanted tiles."""
+        """The scenes, at each scale, with their wanted tiles."""
         return self.area.parts
 
     @property
@@ -165,12 +173,21 @@ def folder_of(job: Job, scenes: Sequence[Scene]) -> Path:
 def plan_tiles(job: Job, scenes: Sequence[Scene], aoi: gpd.GeoSeries | None) -> Area:
     """Choose the scenes and tiles that are wanted."""
     parts = [None] * len(scenes) if aoi is None else parts_in(scenes, aoi)
-    planned = []
+    planned: list[ScenePlan] = []
     for scene, part in zip(scenes, parts, strict=True):
         if part is None or shapely.area(part) > 0:
-            grid = TileGrid(scene.width, scene.height, job.tile_size, job.overlap)
-            planned.append(ScenePlan(scene, grid, tuple(tiles_over(scene, grid, part))))
+            planned += _at_each_scale(job, scene, part)
     return Area(tuple(planned), None if aoi is None else shapely.union_all(parts))
+
+
+def _at_each_scale(job: Job, scene: Scene, part: shapely.Geometry | None) -> Iterator[ScenePlan]:
+    """The tiles of a scene, up to the scale at which one tile shows all of it."""
+    for scale in job.scales:
+        seen = scene.coarser(scale)
+        grid = TileGrid(seen.width, seen.height, job.tile_size, job.overlap)
+        yield ScenePlan(seen, grid, tuple(tiles_over(seen, grid, part)))
+        if len(grid) == 1:
+            return
 
 
 def open_scenes(job: Job) -> list[Scene]:

@@ -18,7 +18,7 @@ from workbench.errors import RunFolderError
 from workbench.layer.files import read_batches, read_layer
 from workbench.layer.report.map import MAP_PX, Shown, draw_map, figure_png
 from workbench.layer.report.tally import Tally
-from workbench.layer.schema import as_tiles
+from workbench.layer.schema import as_tiles, coarser, finest
 from workbench.raster.aoi import load_aoi, parts_in
 from workbench.raster.scene import Scene
 from workbench.runs.job import Job
@@ -30,7 +30,11 @@ PICTURE_MARGIN = 0.1  # around an AOI, of its longer side
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder with the layer in it, and the ledger as a layer."""
+    """A finished run: its folder with the layer in it, and the ledger as layers.
+
+    `tiles` are those of the working grid, whose cores partition the scenes; `coarse` are those of
+    coarser scales, if the job has any.
+    """
 
     job: Job
     folder: Path
@@ -38,6 +42,7 @@ class Run:
     tiles: gpd.GeoDataFrame
     aoi: shapely.Geometry | None = None  # in the CRS of the layer
     counted: Tally | None = field(default=None, repr=False, compare=False)
+    coarse: gpd.GeoDataFrame | None = None
 
     @cached_property
     def layer(self) -> gpd.GeoDataFrame:
@@ -61,10 +66,17 @@ class Run:
         """The figures of the layer, counted in one pass unless the run has just done so."""
         if self.counted is not None:
             return self.counted
-        tally = Tally(self.tiles)
+        tally = Tally(self.ledger)
         for batch in self.batches():
             tally.add(batch)
         return tally
+
+    @property
+    def ledger(self) -> gpd.GeoDataFrame:
+        """What happened to each tile, at all scales."""
+        if self.coarse is None or not len(self.coarse):
+            return self.tiles
+        return pd.concat([self.tiles, self.coarse], ignore_index=True)
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -129,13 +141,14 @@ def read_run(folder: str | Path) -> Run:
         )
     job = Job.from_yaml(folder / "job.yaml")
     with _undamaged(folder):
-        tiles = as_tiles(gpd.read_parquet(folder / "tiles.parquet"))
+        ledger = as_tiles(gpd.read_parquet(folder / "tiles.parquet"))
+    tiles = finest(ledger)
     used = set(tiles["source"])  # a folder may hold candidates of more rasters than its layer has
     scenes = tuple(described.scene() for described in record.scenes if described.name in used)
     aoi = None
     if job.aoi is not None:
         aoi = shapely.union_all(parts_in(scenes, load_aoi(job.aoi)))
-    run = Run(job, folder, scenes, tiles, aoi)
+    run = Run(job, folder, scenes, tiles, aoi, coarse=coarser(ledger))
     next(run.batches())  # the first is empty: it only needs the file's own description
     return run
 

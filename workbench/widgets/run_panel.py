@@ -20,6 +20,7 @@ from workbench._support.text import duration
 from workbench.errors import OutputError, WorkbenchError
 from workbench.layer.files import read_layer
 from workbench.layer.report.tally import summary_table
+from workbench.raster.scene import raster_of
 from workbench.runs.folder import refuse_to_lose_review
 from workbench.runs.job import Job
 from workbench.runs.plan import Area
@@ -221,7 +222,7 @@ class JobPanel:
         if area is None:
             self.tell(self.session.problem)
             return
-        tiles = [part.index(tile) for part in area.parts for tile in part.tiles]
+        tiles = [part.index(tile) for part in area.finest for tile in part.tiles]
         step = -(-len(tiles) // TUNED_AT_MOST)
         self._samples.compute(tiles[::step])
         n = len(tiles[::step])
@@ -283,6 +284,8 @@ class JobPanel:
                 "" if len(failed) == 1 else "s",
                 Markup("").join(failed[:FAILURES_AT_MOST]),
             )
+        elif raster_of(record.source) != record.source:
+            return  # a coarser scale shows the same objects again: the layer says which count
         elif progress.n_polygons < DRAWN_AT_MOST:
             preview = Preview([self.session.sample_of(event)], progress.aoi)
             job = progress.job  # not that of the sliders, which may have moved

@@ -35,9 +35,12 @@ SAMPLES_DEPEND_ON = (
 
 
 def tile_cores(area: Area) -> gpd.GeoDataFrame:
-    """The cores of an area's tiles; ten thousand take a few hundredths of a second."""
+    """The cores of an area's tiles on the working grid.
+
+    Ten thousand take a few hundredths of a second.
+    """
     boxes: list[Any] = []
-    for part in area.parts:
+    for part in area.finest:
         cores = [tile.core for tile in part.tiles]
         pixels = np.array([(c.col_off, c.row_off, c.width, c.height) for c in cores], np.float64)
         column, row, width, height = pixels.reshape(-1, 4).T
@@ -162,7 +165,7 @@ class Session(HasTraits):
     @observe("job")
     def _plan(self, change: Any) -> None:
         before, job = change["old"], change["new"]
-        tiling = ("aoi", "tile_size", "overlap")
+        tiling = ("aoi", "tile_size", "overlap", "scales")
         if isinstance(before, Job) and all(
             getattr(before, name) == getattr(job, name) for name in tiling
         ):

@@ -260,7 +260,7 @@ class TunerPanel:
             self.tell(self.session.problem)
             return
         self.scene_map.fit_area(area)
-        chosen = propose_tiles(area.parts, self.n_tiles.value)
+        chosen = propose_tiles(area.finest, self.n_tiles.value)
         self.tiles.compute({part.index(tile) for part, tile in chosen})
 
     def clicked(self, lon: float, lat: float, place: int) -> None:
@@ -283,7 +283,7 @@ class TunerPanel:
         return False
 
     def _choose_tile(self, x: float, y: float) -> None:
-        for part in self.session.area.parts if self.session.area else ():
+        for part in self.session.area.finest if self.session.area else ():
             for tile in part.tiles:
                 left, bottom, right, top = part.scene.window_polygon(tile.core).bounds
                 if left <= x <= right and bottom <= y <= top:

@@ -19,7 +19,6 @@ from qgis.core import (
 from qgis.gui import QgsAttributeForm, QgsDualView
 from qgis.PyQt import sip
 from qgis.PyQt.QtGui import QColor
-from qgis.PyQt.QtWidgets import QWidget
 from qgis.utils import iface
 
 VERBS = {"accepted": "Accept", "rejected": "Reject", "unreviewed": "Reopen"}
@@ -225,9 +224,9 @@ def highlighted(layer, fid):
     if fid is None or not layer.getFeature(fid).isValid():
         return None
     chosen = layer.selectedFeatureIds()
-    if iface is not None and len(chosen) == 1 and any(_forms_of(layer, fid)):
-        return chosen[0]
-    return fid
+    if iface is None or len(chosen) != 1:
+        return fid
+    return chosen[0] if any(_shows(f, layer, fid) for f in _widgets(QgsAttributeForm)) else fid
 
 
 def show(layer, fid, *, instead_of=None):
@@ -276,31 +275,25 @@ def _zooms():
     return QgsProject.instance().readBoolEntry("SamWorkbench", "zoom", True)[0]
 
 
-def _widgets(kind):
-    """Return the widgets of a class of QGIS; findChildren knows only Qt's own classes."""
-    return [
-        sip.cast(widget, kind)
-        for window in QgsApplication.topLevelWidgets()
-        for widget in window.findChildren(QWidget)
-        if widget.metaObject().className() == kind.__name__
-    ]
+def _widgets(*kinds):
+    """Return the widgets of classes of QGIS, which Python knows only as those of Qt."""
+    by_name = {kind.__name__: kind for kind in kinds}
+    named = ((w, w.metaObject().className()) for w in QgsApplication.allWidgets())
+    return [sip.cast(widget, by_name[name]) for widget, name in named if name in by_name]
 
 
-def _forms_of(layer, fid):
-    """Yield the visible forms that show a label."""
-    for form in _widgets(QgsAttributeForm):
-        if form.isVisible() and form.layer() is layer and form.feature().id() == fid:
-            yield form
+def _shows(form, layer, fid):
+    return form.isVisible() and form.layer() is layer and form.feature().id() == fid
 
 
 def _forms_go_to(layer, fid, instead_of):
     """Let the forms show a label: those of the tables, and those that showed another one."""
-    for view in _widgets(QgsDualView):
-        if view.masterModel().layer() is layer:
-            view.setCurrentEditSelection([fid])
-    if instead_of is not None:
-        for form in _forms_of(layer, instead_of):
-            form.setFeature(layer.getFeature(fid))
+    for widget in _widgets(QgsDualView, QgsAttributeForm):
+        if isinstance(widget, QgsDualView):
+            if widget.masterModel().layer() is layer:
+                widget.setCurrentEditSelection([fid])
+        elif instead_of is not None and _shows(widget, layer, instead_of):
+            widget.setFeature(layer.getFeature(fid))
 
 
 # ------------------------------------------------------------------------------------ undo
@@ -330,7 +323,8 @@ class _Undo:
         # saving empties the stack, which is no undo
         if index >= before or index >= stack.count():
             return
-        say("Undone", stack.text(index))
+        steps = before - index
+        say("Undone", stack.text(index) if steps == 1 else f"{steps} steps")
         back = [fid for fid in touched if self.layer.getFeature(fid).isValid()]
         if len(back) == 1:
             show(self.layer, back[0])

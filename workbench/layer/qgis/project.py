@@ -30,7 +30,7 @@ _IDS = uuid.UUID("0a4f6f0e-52a0-4a56-a8b5-6f7f1a6d1c55")  # layer ids are the sa
 MAX_BOOKMARKS = 2000  # nobody scrolls through more, and each one costs QGIS some kB
 AREA = "area (aoi)"
 _SNAP_TOLERANCE = 12.0  # pixels of the screen: in map units it would be too much when zoomed in
-_SELECTED = (255, 255, 0, 28)  # QGIS's own yellow would hide what is to be judged
+_SELECTED = (255, 255, 0, 18)  # QGIS's own yellow would hide what is to be judged
 # names of rules in the plugin Topology Checker of English QGIS, run by hand from its panel
 _TOPOLOGY_RULES = ("must not have invalid geometries", "must not have duplicates")
 _PLANAR_RULES = ("must not overlap", "must not have gaps")

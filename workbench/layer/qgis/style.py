@@ -34,7 +34,14 @@ from workbench.layer.qgis.xml import el, option, qml
 PLUGIN = "sam_workbench_review"  # the name of the plugin's package
 NO_SCORE = 99  # the confidence that a polygon drawn by hand is classified by
 
+_REVIEWED = "reviewed"
+# the plugin puts the names of the tiles that are reviewed to their end into a variable of the layer
+_TILE_STATUS = (
+    "if(array_contains(string_to_array(coalesce(@reviewed_tiles, ''), '|'), \"tile\"), "
+    f"'{_REVIEWED}', \"status\")"
+)
 TILE_STATUSES: Mapping[str, str] = {
+    _REVIEWED: "reviewed to its end",
     "ok": "ok",
     "empty": "no object found",
     "nodata": "no valid pixels",
@@ -183,16 +190,19 @@ def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
 
 
 def tile_style() -> list[ET.Element]:
-    """Make the style of the tiles: outlines by status, failed ones in red."""
+    """Make the style of the tiles: outlines by status, failed in red, reviewed in green."""
     form = [_Field(name, name, editable=False) for name in ("fid", *schema.TILE_COLUMNS)]
-    renderer = el(None, "renderer-v2", type="categorizedSymbol", attr="status", forceraster=0)
+    renderer = el(None, "renderer-v2", type="categorizedSymbol", attr=_TILE_STATUS, forceraster=0)
     categories, symbols = el(renderer, "categories"), el(renderer, "symbols")
     for number, (status, label) in enumerate(TILE_STATUSES.items()):
         el(categories, "category", symbol=number, value=status, label=label, type="string",
             render="true")  # fmt: skip
         symbol = el(symbols, "symbol", type="fill", name=number, alpha=1)
         fill = 30 if status == "failed" else 0
-        _outline(symbol, TILE_STATUS_COLORS[status], fill, width=0.3, style="dash")
+        if status == _REVIEWED:
+            _outline(symbol, LABEL_STATUS_COLORS["accepted"], 0, width=0.8)
+        else:
+            _outline(symbol, TILE_STATUS_COLORS[status], fill, width=0.3, style="dash")
     return [renderer, *_form(form, display='"tile"')]
 
 

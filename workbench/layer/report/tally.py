@@ -18,7 +18,7 @@ from rasterio.features import rasterize
 
 from workbench._support.palette import Classes, confidence_classes
 from workbench._support.text import duration, text_of
-from workbench.layer.schema import BATCH
+from workbench.layer.schema import BATCH, coarser, finest
 from workbench.polygons.on_disk import SpilledPolygons
 
 MAX_CHECKED = 50_000  # polygons; checking all pairs of more would take minutes
@@ -30,7 +30,7 @@ class Tally:
     """Figures of a layer; `add` takes its batches in their order.
 
     Memory holds some numbers for each polygon, and one grid of the area that they cover. `tiles` is
-    the ledger. The polygons of one raster follow each other.
+    the ledger, with the tiles of coarser scales. The polygons of one raster follow each other.
     """
 
     def __init__(self, tiles: gpd.GeoDataFrame) -> None:
@@ -67,6 +67,8 @@ class Tally:
         numbers, tiles = self.numbers, self._tiles
         statuses = tiles["status"].value_counts()
         rows = {"tiles": f"{len(tiles):,}"}
+        if n_coarser := len(coarser(tiles)):
+            rows["tiles at a coarser scale"] = f"{n_coarser:,}"
         for status, meaning in (
             ("ok", "done"),
             ("empty", "without candidates"),
@@ -135,7 +137,8 @@ class _Coverage:
     """
 
     def __init__(self, tiles: gpd.GeoDataFrame) -> None:
-        done = tiles[tiles["status"].isin(["ok", "empty"])]
+        done = finest(tiles)
+        done = done[done["status"].isin(["ok", "empty"])]
         self._finished = {source: here.geometry for source, here in done.groupby("source")}
         self._open: _Grid | None = None  # of the raster whose polygons are coming
         self._covered_area = 0.0
