@@ -35,8 +35,8 @@ def select_classes(
     `class_id` and `class_score` `(n,)` are the best class of each candidate and its probability.
     `thresholds` are lower limits as in `select`. Of masks of one tile that share more than half of
     the smaller one, those stay that are worth most together (see `Places`). Of two that are worth
-    the same the smaller one stays, then the higher predicted IoU, then the lower ordinal. Rows come out by tile and ordinal, whatever
-    their order was.
+    the same the smaller one stays, then the higher predicted IoU, then the lower ordinal. Rows come
+    out by tile and ordinal, whatever their order was.
     """
     good = (class_score >= class_thresh) & passes(candidates, thresholds)
     tile_row, tile_col = (candidates.column(name) for name in ("tile_row", "tile_col"))
