@@ -355,5 +355,5 @@ def test_what_cannot_be_read_is_said(tmp_path):
     with pytest.raises(ExamplesError, match="no such file"):
         read_labels(tmp_path / "none.gpkg", {1: "a"})
     (tmp_path / "bad.gpkg").write_text("no database")
-    with pytest.raises(ExamplesError, match="cannot be read as a vector file"):
+    with pytest.raises(ExamplesError, match=r"cannot be read as a vector file.*\. Save them again"):
         read_labels(tmp_path / "bad.gpkg", {1: "a"})

@@ -187,7 +187,10 @@ def _read(path: Path) -> gpd.GeoDataFrame:
         read = gpd.read_parquet if path.suffix == ".parquet" else gpd.read_file
         frame = read(path)
     except Exception as error:  # what is damaged fails anywhere in GDAL, GEOS and PROJ
-        raise ExamplesError(f"examples {path} cannot be read as a vector file: {error}") from error
+        raise ExamplesError(
+            f"examples {path} cannot be read as a vector file: {error}. Save "
+            "them again as GeoPackage or GeoParquet."
+        ) from error
     if not isinstance(frame, gpd.GeoDataFrame):
         raise ExamplesError(f"examples {path} have no geometry. Give a file with polygons.")
     return frame.rename_geometry("geometry") if frame.geometry.name != "geometry" else frame

@@ -44,6 +44,7 @@ class HeldOut:
     n_right: int
     n_known: int
     n_tiles: int
+    by_class: tuple[tuple[int, HeldOut], ...] = ()  # the same for each class by its number
 
     @property
     def f1(self) -> float:
@@ -94,9 +95,23 @@ def held_out(examples: Examples, class_thresh: float | None = None) -> HeldOut:
     for step in tried:
         shown = places.worth_most(step)
         right = shown & named & (class_id == truth)
+        by_class = tuple(
+            (
+                number,
+                HeldOut(
+                    step, int((shown & (class_id == number)).sum()),
+                    len(set(label[right & (truth == number)])),
+                    len(set(label[named & (truth == number)])), n_tiles,
+                ),
+            )
+            for number in np.unique(truth[named]).tolist()
+        )  # fmt: skip
         results.append(
-            HeldOut(step, int(shown.sum()), len(set(label[right])), len(set(label[named])), n_tiles)
-        )
+            HeldOut(
+                step, int(shown.sum()), len(set(label[right])), len(set(label[named])), n_tiles,
+                by_class,
+            )
+        )  # fmt: skip
     seconds = np.array([result.seconds for result in results])
     # neighbours are nearly as good: a single low one is chance
     smooth = np.convolve(np.pad(seconds, 1, mode="edge"), np.full(3, 1 / 3), "valid")
