@@ -179,9 +179,6 @@ def load(finished: Run, labels: gpd.GeoDataFrame, compared: Shape) -> Labelled:
         tables.append(table)
         valid |= valid_masks(records, table.rules)
     candidates = concat(tables)
-    # as `select_classes` breaks ties
-    order = np.lexsort((candidates.column("ordinal"), -candidates.column("pred_iou")))
-    candidates = candidates.take(order)
     traced = to_polygons(candidates, scene, grid, valid)
     rows = pd.MultiIndex.from_arrays([candidates.column(name) for name in KEYS]).get_indexer(
         pd.MultiIndex.from_frame(traced[KEYS])
@@ -333,7 +330,8 @@ def with_classes(scenes: Sequence[Labelled], draw: Draw) -> tuple[int, float, li
 def places_of(scene: Labelled, score: NDArray[np.float64]) -> Places:
     """What `select_classes` decides by."""
     area = scene.candidates.column("area_px").astype(float)
-    return Places.of(scene.shared, area, np.where(scene.able, score, -1.0))
+    ties = (-scene.candidates.column("pred_iou"), scene.candidates.column("ordinal"))
+    return Places.of(scene.shared, area, np.where(scene.able, score, -1.0), ties)
 
 
 def precision_at(

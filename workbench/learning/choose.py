@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,25 +34,24 @@ def select_classes(
 
     `class_id` and `class_score` `(n,)` are the best class of each candidate and its probability.
     `thresholds` are lower limits as in `select`. Of masks of one tile that share more than half of
-    the smaller one, those stay that are worth most together (see `Places`). Of equal ones the
-    higher predicted IoU stays, then the lower ordinal. Rows come out by tile and ordinal, whatever
-    their order was.
+    the smaller one, those stay that are worth most together (see `Places`). Of two that are worth
+    the same the smaller one stays, then the higher predicted IoU, then the lower ordinal. Rows come
+    out by tile and ordinal, whatever their order was.
     """
     good = (class_score >= class_thresh) & passes(candidates, thresholds)
     tile_row, tile_col = (candidates.column(name) for name in ("tile_row", "tile_col"))
     ordinal, pred_iou = candidates.column("ordinal"), candidates.column("pred_iou")
     rows = np.flatnonzero(good)
-    keys = (ordinal, -pred_iou, tile_col, tile_row)
-    rows = rows[np.lexsort([key[rows] for key in keys])]
+    rows = rows[np.lexsort([key[rows] for key in (ordinal, tile_col, tile_row)])]
     changes = np.flatnonzero(np.diff(tile_row[rows]) | np.diff(tile_col[rows])) + 1
     kept = []
     for tile in np.split(rows, changes):
         pairs = MaskPairs(candidates.take(tile))
         pairs.compare(np.arange(len(tile)))
-        places = Places.of(pairs.shared, pairs.area, class_score[tile])
+        ties = (-pred_iou[tile], ordinal[tile])
+        places = Places.of(pairs.shared, pairs.area, class_score[tile], ties)
         kept.append(tile[places.worth_most(class_thresh)])
     rows = np.concatenate(kept)
-    rows = rows[np.lexsort([key[rows] for key in (ordinal, tile_col, tile_row)])]
     return Classed(candidates.take(rows), class_id[rows], class_score[rows])
 
 
@@ -68,9 +69,19 @@ class Places:
     larger: NDArray[np.int64]
 
     @classmethod
-    def of(cls, shared: Shared, area: NDArray[np.float64], score: NDArray[np.float64]) -> Places:
-        """Find the pairs that share more than half of the smaller row; earlier rows win ties."""
-        rank = _places_in(np.lexsort((-score, area)))
+    def of(
+        cls,
+        shared: Shared,
+        area: NDArray[np.float64],
+        score: NDArray[np.float64],
+        ties: Sequence[NDArray[Any]] = (),
+    ) -> Places:
+        """Find the pairs that share more than half of the smaller row.
+
+        `area`, `score` and each of `ties` are `(n,)`. Of two rows that are worth the same the
+        smaller one stays, then the one with the lowest `ties`, then the earlier one.
+        """
+        rank = _places_in(np.lexsort((*ties[::-1], -score, area)))
         pairs = Conflicts.of(shared, area, rank, ONE_CLASS_PER_PLACE)
         order = np.lexsort((rank[pairs.better], rank[pairs.worse]))
         return cls(score, rank, pairs.better[order], pairs.worse[order])
@@ -80,9 +91,10 @@ class Places:
 
         A row is worth what its score exceeds the threshold by. From small to large, a row takes
         the place of all that it covers if it is worth more than they are together. So a block
-        that scores a little more than one of its roofs does not cost all of them, as it does if
-        the best score goes first: on fields that scene after scene taught that lost half of those
-        found. Masks that are nested get the best choice there is.
+        that scores a little more than one of its roofs does not remove all of them. If the best
+        score went first, as in the usual suppression, half of the fields that were found would be
+        lost where one scene teaches others (benchmarks/classes.py). Of nested masks the best
+        choice there is stays.
         """
         good = self.score >= class_thresh
         both = good[self.smaller] & good[self.larger]

@@ -19,10 +19,11 @@ import shapely
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from workbench.candidates.offer import ONE_CLASS_PER_PLACE, Conflicts
-from workbench.candidates.select import Thresholds, passes, suppress
+from workbench.candidates.offer import Shared
+from workbench.candidates.select import Thresholds, passes
 from workbench.candidates.table import Candidates
 from workbench.errors import ExamplesError
+from workbench.learning.choose import Places
 from workbench.learning.classifier import NONE, Classifier
 from workbench.learning.examples import SAME, Examples, join
 from workbench.learning.features import FEATURES
@@ -74,7 +75,7 @@ class _Known:
     figures: NDArray[np.float32]
     whole: NDArray[np.bool_]  # those that fill their tile
     max_area_share: float | None  # for which `whole` holds
-    pairs: NDArray[np.int64]  # (m, 2), of which only one may have a class
+    pairs: Shared
 
 
 class Teacher:
@@ -233,30 +234,25 @@ class Teacher:
         )
 
 
-def _sharing(part: Traced) -> NDArray[np.int64]:
-    """Pairs `(m, 2)` of rows of a sample of which only one may have a class."""
-    rows = np.arange(len(part.candidates))
-    part.masks.compare(rows)
-    pairs = part.masks.pairs
-    found = Conflicts.of(pairs.shared, pairs.area, rows, ONE_CLASS_PER_PLACE)
-    return np.column_stack((found.better, found.worse))
+def _sharing(part: Traced) -> Shared:
+    """Pairs of rows of a sample that have an area in common."""
+    part.masks.compare(np.arange(len(part.candidates)))
+    return part.masks.pairs.shared
 
 
 def _best_of_pairs(
     candidates: Candidates,
-    pairs: NDArray[np.int64],
+    shared: Shared,
     class_thresh: float,
     class_id: NDArray[np.int64],
     class_score: NDArray[np.float64],
     least: Thresholds,
 ) -> NDArray[np.int64]:
     """Choose as `select_classes` does, by pairs that are known beforehand."""
-    good = (class_score >= class_thresh) & passes(candidates, least)
-    keys = (candidates.column("ordinal"), -candidates.column("pred_iou"), -class_score)
-    rank = np.empty(len(candidates), np.int64)
-    rank[np.lexsort(keys)] = np.arange(len(candidates))
-    swap = rank[pairs[:, 0]] > rank[pairs[:, 1]]
-    return np.flatnonzero(suppress(good, np.where(swap[:, None], pairs[:, ::-1], pairs)))
+    score = np.where(passes(candidates, least), class_score, -1.0)
+    ties = (-candidates.column("pred_iou"), candidates.column("ordinal"))
+    area = candidates.column("area_px").astype(float)
+    return np.flatnonzero(Places.of(shared, area, score, ties).worth_most(class_thresh))
 
 
 def most_telling(
