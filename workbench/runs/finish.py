@@ -25,7 +25,7 @@ from workbench.layer import qgis
 from workbench.layer.files import write_layer
 from workbench.layer.report import charts
 from workbench.layer.report.page import write_report
-from workbench.layer.report.tally import Tally, Topology, counted, seams
+from workbench.layer.report.tally import Counting, Tally, Topology, counted, seams
 from workbench.layer.schema import as_layer, as_tiles, coarser, finest
 from workbench.polygons.areas import inside, lies_in
 from workbench.polygons.build import to_polygons
@@ -79,7 +79,7 @@ def finish(plan: Plan) -> Run:
     tally, against = Tally(ledger), _against_reference(plan, ledger)
     with Topology(plan.folder) as topology:
         # one pass over the layer; only the map reads it again
-        counting = [tally, topology] if against is None else [tally, topology, against]
+        counting: list[Counting] = [tally, topology, *([] if against is None else [against])]
         layer = counted(layer_batches(plan, taught), *counting)
         tiles = write_layer(layer, with_counts, plan.folder, styles=styles).tiles
         scenes = tuple(part.scene for part in plan.area.finest)
