@@ -255,27 +255,51 @@ def draw_coverage(layers: Mapping[str, gpd.GeoDataFrame]) -> Plate:
 
 def draw_trial(trial: Trial, before: Run, after: Run, reference: gpd.GeoDataFrame) -> Plate:
     """Draw the layers at the default and at the advised thresholds, with the labelled tiles."""
-    left, bottom, right, top = before.tiles.total_bounds
+    titles = []
+    for run, name in ((before, "default"), (after, "advised")):
+        at = trial.table.loc[name]
+        titles.append(
+            f"{name} {at['pred_iou_thresh']:.2f}, {at['stability_score_thresh']:.2f}: "
+            f"{len(run.layer)} polygons, F1 {at['f1']:.2f}"
+        )
+    return _compared(dict(zip(titles, (before, after), strict=True)), reference, trial.labelled)
+
+
+def draw_taught(
+    runs: Mapping[str, Run],
+    reference: gpd.GeoDataFrame,
+    labelled: Sequence[str],
+    table: pd.DataFrame,
+) -> Plate:
+    """Draw the layers of some runs; `table` is that of `on_other_tiles`."""
+    titles = [
+        f"{name}: {len(run.layer)} polygons, F1 {table['f1'][name]:.2f}"
+        for name, run in runs.items()
+    ]
+    return _compared(dict(zip(titles, runs.values(), strict=True)), reference, labelled)
+
+
+def _compared(
+    runs: Mapping[str, Run], reference: gpd.GeoDataFrame, labelled: Sequence[str]
+) -> Plate:
+    """Draw layers beside each other, by their titles."""
+    tiles = next(iter(runs.values())).tiles
+    left, bottom, right, top = tiles.total_bounds
     plate = Plate(
         f"White: the {len(reference)} wanted objects. Blue: polygons that match one. Orange: all "
         "other polygons. Yellow: the labelled tiles. F1 is measured on the other tiles.",
-        2,
+        len(runs),
         (top - bottom) / (right - left),
     )
-    labelled = before.tiles[before.tiles["tile"].isin(trial.labelled)]
-    for axes, run, name in zip(plate.panels, (before, after), ("default", "advised"), strict=True):
+    known = tiles[tiles["tile"].isin(set(labelled))]
+    for axes, (title, run) in zip(plate.panels, runs.items(), strict=True):
         matches = match(run.layer, reference).true_iou() >= 0.5
         _imagery(axes, run.scenes[0], run.tiles.total_bounds)
-        _shapes(axes, labelled, SEAM, alpha=0.15)
+        _shapes(axes, known, SEAM, alpha=0.15)
         _shapes(axes, run.layer[~matches], RIVAL, alpha=0.1)
         _shapes(axes, run.layer[matches], MASK, alpha=0.45)
         _dashed(axes, reference)
-        at = trial.table.loc[name]
-        _title(
-            axes,
-            f"{name} {at['pred_iou_thresh']:.2f}, {at['stability_score_thresh']:.2f}: "
-            f"{len(run.layer)} polygons, F1 {at['f1']:.2f}",
-        )
+        _title(axes, title)
     return plate
 
 
