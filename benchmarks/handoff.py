@@ -20,7 +20,7 @@ from affine import Affine
 
 from workbench.layer import qgis
 from workbench.layer.files import read_batches, write_layer
-from workbench.layer.report.map import MAP_PX, Shown, draw_map, figure_png
+from workbench.layer.report.map import MAP_PX, ShownLayer, draw_map, figure_png
 from workbench.layer.report.tally import Tally, Topology, counted
 from workbench.layer.schema import BATCH, as_layer
 
@@ -74,7 +74,7 @@ def main():
             print(f"| {what} | {since(start, busy)} |", flush=True)
             start, busy = time.perf_counter(), time.process_time()
             tally.summary(), topology.table()
-        shown = Shown(
+        shown = ShownLayer(
             lambda: read_batches(files.parquet, ("confidence",)), tally.by_confidence("scene"), CRS
         )
         figure_png(draw_map(*imagery(tiles), shown, tiles=tiles))

@@ -14,7 +14,7 @@ from test_report import GREY, TRANSFORM, VALID, Page, labels, report, square, ti
 from workbench.layer.files import write_layer
 from workbench.layer.qgis import styles, write_project
 from workbench.layer.qgis.expressions import column, html, is_one_of, text
-from workbench.layer.report.map import Shown, draw_map, figure_png
+from workbench.layer.report.map import ShownLayer, draw_map, figure_png
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
@@ -57,7 +57,7 @@ def test_the_report_shows_names_and_runs_none(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize("name", HOSTILE)
 def test_the_map_shows_names_and_takes_them_for_no_formula(name: str) -> None:
     layer = labels([square(50, 50, 60)], [0.9], named_crs(name))
-    figure = draw_map(GREY, VALID, TRANSFORM, Shown.of(layer), title=name)
+    figure = draw_map(GREY, VALID, TRANSFORM, ShownLayer.of(layer), title=name)
     assert figure_png(figure, dpi=40).startswith(b"\x89PNG")  # warns where there is no room
     assert "\n" not in figure.axes[0].get_title(loc="left")
 

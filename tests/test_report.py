@@ -21,7 +21,7 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from workbench._support.palette import CONFIDENCE_CLASSES, NO_SCORE_COLOR
-from workbench.layer.report.map import Shown, draw_map, figure_png
+from workbench.layer.report.map import ShownLayer, draw_map, figure_png
 from workbench.layer.report.page import write_report
 from workbench.layer.report.tally import Tally, summary_table
 from workbench.layer.schema import as_layer, as_tiles
@@ -97,7 +97,7 @@ def test_map_shows_polygons_in_place_with_open_holes() -> None:
     # a polygon is the same whichever way its rings run; matplotlib fills holes that run along
     along = [square(120, 20, 60).exterior, square(135, 35, 30).exterior]
     other = shapely.Polygon(along[0], [along[1]])
-    at = seen(draw_map(GREY, VALID, TRANSFORM, Shown.of(labels([ring, other], [0.97, 0.5]))))
+    at = seen(draw_map(GREY, VALID, TRANSFORM, ShownLayer.of(labels([ring, other], [0.97, 0.5]))))
     for x, y in ((60, 60), (150, 50), (10, 10), (100, 150)):
         assert np.abs(at(x, y) - 90).max() <= 3, (x, y)  # the hole and outside: bare imagery
     highest, lowest = rgb(CONFIDENCE_CLASSES[-1][1]), rgb(CONFIDENCE_CLASSES[0][1])
@@ -106,14 +106,16 @@ def test_map_shows_polygons_in_place_with_open_holes() -> None:
 
 
 def test_map_draws_polygons_without_a_score() -> None:
-    at = seen(draw_map(GREY, VALID, TRANSFORM, Shown.of(labels([square(50, 50, 60)], [np.nan]))))
+    at = seen(
+        draw_map(GREY, VALID, TRANSFORM, ShownLayer.of(labels([square(50, 50, 60)], [np.nan])))
+    )
     assert np.abs(at(80, 80) - (0.82 * 90 + 0.18 * rgb(NO_SCORE_COLOR))).max() <= 4
 
 
 def test_map_hatches_what_is_not_valid() -> None:
     valid = VALID.copy()
     valid[:, 100:] = False
-    at = seen(draw_map(GREY, valid, TRANSFORM, Shown.of(labels([], []))))
+    at = seen(draw_map(GREY, valid, TRANSFORM, ShownLayer.of(labels([], []))))
     assert np.abs(at(50, 50) - 90).max() <= 2
     shades = {int(at(150, y)[0]) for y in range(40, 160)}
     assert min(shades) >= 215
@@ -122,14 +124,14 @@ def test_map_hatches_what_is_not_valid() -> None:
 
 def test_map_of_nothing_says_so() -> None:
     figure = draw_map(
-        GREY, VALID, TRANSFORM, Shown.of(labels([], [])), tiles=tiles("empty"), title="Plot 7"
+        GREY, VALID, TRANSFORM, ShownLayer.of(labels([], [])), tiles=tiles("empty"), title="Plot 7"
     )
     assert figure.axes[0].get_title(loc="left") == "Plot 7 · 0 polygons"
     assert figure_png(figure).startswith(b"\x89PNG")
 
 
 def test_a_long_title_leaves_room_for_the_map() -> None:
-    figure = draw_map(GREY, VALID, TRANSFORM, Shown.of(labels([], [])), title="x" * 250)
+    figure = draw_map(GREY, VALID, TRANSFORM, ShownLayer.of(labels([], [])), title="x" * 250)
     figure_png(figure, dpi=30)  # matplotlib warns when there is no room
     assert figure.axes[0].get_title(loc="left").endswith("x… · 0 polygons")
 
@@ -139,7 +141,7 @@ def test_scale_bar_is_in_ground_metres() -> None:
     mercator = pyproj.CRS.from_epsg(3857)
     x, y = pyproj.Transformer.from_crs(4326, mercator, always_xy=True).transform(25, 60)
     transform = Affine(1, 0, x, 0, -1, y)
-    figure = draw_map(GREY, VALID, transform, Shown.of(labels([], [], mercator)))
+    figure = draw_map(GREY, VALID, transform, ShownLayer.of(labels([], [], mercator)))
     (text,) = [t.get_text() for t in figure.axes[0].texts]
     assert text == "20 m"
     length = np.ptp(figure.axes[0].lines[0].get_xdata())
@@ -149,7 +151,7 @@ def test_scale_bar_is_in_ground_metres() -> None:
 def test_map_marks_failed_tiles_and_the_aoi() -> None:
     aoi = gpd.GeoDataFrame(geometry=[square(20, 20, 150)], crs=UTM).to_crs(4326)
     figure = draw_map(
-        GREY, VALID, TRANSFORM, Shown.of(labels([], [])), tiles=tiles("ok", "failed"), aoi=aoi
+        GREY, VALID, TRANSFORM, ShownLayer.of(labels([], [])), tiles=tiles("ok", "failed"), aoi=aoi
     )
     at = seen(figure)
     reddish = [at(x, 190) for x in range(110, 190)]
@@ -159,7 +161,9 @@ def test_map_marks_failed_tiles_and_the_aoi() -> None:
 
 def test_equal_maps_are_equal_files() -> None:
     layer = labels([square(50, 50, 60)], [0.9])
-    first, again = (figure_png(draw_map(GREY, VALID, TRANSFORM, Shown.of(layer))) for _ in range(2))
+    first, again = (
+        figure_png(draw_map(GREY, VALID, TRANSFORM, ShownLayer.of(layer))) for _ in range(2)
+    )
     assert first == again
 
 
@@ -176,7 +180,7 @@ def test_map_of_20_000_polygons_takes_seconds() -> None:
         list(shapely.transform(shapes, lambda xy: xy + [LEFT, TOP - SIDE])), [0.9] * 20_000
     )
     started = time.process_time()
-    figure_png(draw_map(GREY, VALID, TRANSFORM, Shown.of(layer)))
+    figure_png(draw_map(GREY, VALID, TRANSFORM, ShownLayer.of(layer)))
     assert time.process_time() - started < 15  # some 3 s on an idle core
 
 
@@ -190,8 +194,8 @@ def test_a_layer_in_batches_has_the_same_map_and_summary() -> None:
     tally = Tally(both)
     for batch in batches:
         tally.add(batch)
-    whole = Shown.of(layer)
-    parts = Shown(lambda: iter(batches), tally.by_confidence("left"), UTM, tally.classes)
+    whole = ShownLayer.of(layer)
+    parts = ShownLayer(lambda: iter(batches), tally.by_confidence("left"), UTM, tally.classes)
     parts = replace(parts, counts=parts.counts + tally.by_confidence("scene"))
     one, other = (
         figure_png(draw_map(GREY, VALID, TRANSFORM, shown, tiles=both)) for shown in (whole, parts)
@@ -264,7 +268,7 @@ def report(folder: Path, **changes: Any) -> str:
     layer = labels([square(50, 50, 60)], [0.9])
     content = {
         "title": "Kampala <z20> & friends",
-        "picture_png": figure_png(draw_map(GREY, VALID, TRANSFORM, Shown.of(layer)), dpi=30),
+        "picture_png": figure_png(draw_map(GREY, VALID, TRANSFORM, ShownLayer.of(layer)), dpi=30),
         "summary": summary_table(layer, tiles("ok")),
         "parameters": {"source": "a<b>&c.tif", "aoi": None, "classes": {1: '"roof"'}},
         "tiles": tiles("ok"),

@@ -12,10 +12,12 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike
 
-Classes = Sequence[tuple[float, str]]  # lower bound and colour of each class, the lowest first
+ConfidenceClasses = Sequence[
+    tuple[float, str]
+]  # lower bound and colour of each class, the lowest first
 
 # of layers that are too small, or too uniform, for classes of their own
-CONFIDENCE_CLASSES: Classes = (
+CONFIDENCE_CLASSES: ConfidenceClasses = (
     (0.0, "#d32a8c"),
     (0.7, "#ff6f59"),
     (0.8, "#ffa62b"),
@@ -82,7 +84,7 @@ FEWEST_SCORES = 20  # for classes of a layer's own: four in each class
 _STEPS = (0.01, 0.005, 0.001)  # what class bounds are rounded to; the first that tells them apart
 
 
-def confidence_classes(scores: ArrayLike) -> Classes:
+def confidence_classes(scores: ArrayLike) -> ConfidenceClasses:
     """Choose five classes of about equal size for the scores `(n,)` of a layer, with round bounds.
 
     Models differ in the scores that they give, so most of a layer would be in one fixed class.
@@ -106,7 +108,7 @@ def confidence_classes(scores: ArrayLike) -> Classes:
     return CONFIDENCE_CLASSES
 
 
-def confidence_labels(classes: Classes) -> list[str]:
+def confidence_labels(classes: ConfidenceClasses) -> list[str]:
     """Return what a legend says of each class of confidence."""
     lows = [low for low, _ in classes]
     between = [f"{a:g} – {b:g}" for a, b in pairwise(lows[1:])]

@@ -16,7 +16,7 @@ from shapely.errors import ShapelyError
 
 from workbench.errors import RunFolderError
 from workbench.layer.files import read_batches, read_layer
-from workbench.layer.report.map import MAP_PX, Shown, draw_map, figure_png
+from workbench.layer.report.map import MAP_PX, ShownLayer, draw_map, figure_png
 from workbench.layer.report.tally import Tally
 from workbench.layer.schema import as_tiles, coarser, finest
 from workbench.raster.aoi import load_aoi, parts_in
@@ -97,7 +97,7 @@ class Run:
             rgb,
             valid,
             transform,
-            Shown(
+            ShownLayer(
                 lambda: (
                     batch[batch["source"] == scene.name]
                     for batch in self.batches(("source", "confidence"))

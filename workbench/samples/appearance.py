@@ -159,7 +159,7 @@ class Rect(NamedTuple):
         return Rect(u0, v0, u1, v), Rect(u0, v, u1, v1), LineString([(u0, v), (u1, v)])
 
 
-class Frame(NamedTuple):
+class SceneSite(NamedTuple):
     """Axes of a garden in the plan: s along its street, t away from it, metres."""
 
     u: float

@@ -17,11 +17,11 @@ from shapely.ops import substring
 from workbench.samples.appearance import (
     Colours,
     Details,
-    Frame,
     Paint,
     Points,
     Pose,
     Rect,
+    SceneSite,
     Site,
     Thing,
     turned,
@@ -184,11 +184,11 @@ def _village_block(site: Site, rect: Rect) -> Iterator[Thing]:
         edges = np.linspace(0, length, lots + 1)
         edges[1:-1] += site.rng.uniform(-2, 2, lots - 1)
         for start, end in pairwise(edges):
-            at_u, at_v = Frame(u, v, angle).plan(np.array([[start, 0]]))[0].tolist()
-            yield from _garden(site, Frame(at_u, at_v, angle), end - start, depth / len(rows))
+            at_u, at_v = SceneSite(u, v, angle).plan(np.array([[start, 0]]))[0].tolist()
+            yield from _garden(site, SceneSite(at_u, at_v, angle), end - start, depth / len(rows))
 
 
-def _garden(site: Site, frame: Frame, width: float, depth: float) -> Iterator[Thing]:
+def _garden(site: Site, frame: SceneSite, width: float, depth: float) -> Iterator[Thing]:
     """A house with its driveway, lawn, terrace, beds, shed, hedges and trees."""
     rng, palette, looks = site.rng, site.looks.palette, site.looks
     corners = frame.plan(np.array([[0, 0], [width, depth]]))
@@ -222,10 +222,12 @@ def _garden(site: Site, frame: Frame, width: float, depth: float) -> Iterator[Th
         pose = site.pose(*spot(2.2, rng.uniform(1, 5)), frame.angle + math.pi / 2)
         yield _vehicle(site, pose)
     angle = frame.angle + rng.normal(0, 0.03)
-    yield _building(site, Frame(*spot(middle, front + deep / 2), angle), length, deep, 5.5)
+    yield _building(site, SceneSite(*spot(middle, front + deep / 2), angle), length, deep, 5.5)
     if depth - back > 9 and site.chance(0.5):
         shed = spot(rng.uniform(3, width - 3), depth - rng.uniform(2.5, 5))
-        yield _building(site, Frame(*shed, angle), rng.uniform(3, 5), rng.uniform(2.4, 3.4), 2.4)
+        yield _building(
+            site, SceneSite(*shed, angle), rng.uniform(3, 5), rng.uniform(2.4, 3.4), 2.4
+        )
     for s in (0.4, width - 0.4):
         if site.chance(0.3 * looks.trees):
             ends = [spot(s, rng.uniform(1, 4)), spot(s, depth - rng.uniform(0, 8))]
@@ -250,7 +252,7 @@ def _hall(site: Site, rect: Rect) -> Iterator[Thing]:
         if site.chance(0.6 * site.looks.vehicles):
             yield _vehicle(site, site.pose(u + 1.3, v, math.pi / 2 + rng.normal(0, 0.04)))
     length, deep = (0.78 * side for side in hall.size)
-    yield _building(site, Frame(*hall.centre, 0.0), length, deep, rng.uniform(6, 9))
+    yield _building(site, SceneSite(*hall.centre, 0.0), length, deep, rng.uniform(6, 9))
     for u in np.arange(rect.u0 + 4, rect.u1 - 4, 9):
         if site.chance(0.7 * site.looks.trees):
             foot = site.pixels(np.array([[u, rect.v0 + 1.5]]))[0]
@@ -260,7 +262,7 @@ def _hall(site: Site, rect: Rect) -> Iterator[Thing]:
 # ---------------------------------------------------------------- objects
 
 
-def _building(site: Site, at: Frame, length: float, deep: float, eaves_m: float) -> Thing:
+def _building(site: Site, at: SceneSite, length: float, deep: float, eaves_m: float) -> Thing:
     """A building around a point of the plan: gabled, hipped or, if large or tiny, flat."""
     rng, pose, shortest = site.rng, site.pose(*at), min(length, deep)
     style = rng.choice(["gable", "hip", "flat"], p=[0.62, 0.23, 0.15])

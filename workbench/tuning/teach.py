@@ -143,11 +143,11 @@ class Teacher:
             return None
         polygons = polygons.sort_values("row", key=lambda of: of != row, kind="stable")
         rows = polygons["row"].to_numpy() - part.first
-        source, tile_row, tile_col = part.sample.record.index
+        record = part.sample.record
         return gpd.GeoDataFrame(
             {
-                "source": source,
-                "tile": f"{source}/r{tile_row}c{tile_col}",
+                "source": record.source,
+                "tile": record.name,
                 "ordinal": part.candidates.column("ordinal")[rows].astype(np.int64),
             }
             | dict(zip(FEATURES, known.figures[rows].T, strict=True)),
@@ -267,8 +267,7 @@ def most_telling(
     per_tile = verdicts.frame.drop_duplicates("label")["tile"].value_counts()
     best, most = -1, -np.inf
     for part in preview.parts:
-        source, tile_row, tile_col = part.sample.record.index
-        tile = f"{source}/r{tile_row}c{tile_col}"
+        tile = part.sample.record.name
         rows = np.arange(part.first, part.first + len(part.candidates))
         shown = view.fate[rows] == Fate.KEPT
         worth = preview.scores[rows, 0].astype(float)

@@ -10,13 +10,14 @@ from workbench.errors import WorkbenchError
 from workbench.learning.classifier import NONE
 from workbench.learning.examples import Examples
 from workbench.learning.verdicts import VERDICTS, Verdicts
+from workbench.raster.tiles import tile_name
 from workbench.runs.labels import labels_of
 from workbench.runs.looks import color_of, is_color
 from workbench.tuning.expect import counts_of, expectation
 from workbench.tuning.preview import Preview, View
 from workbench.tuning.process import Index
 from workbench.tuning.teach import Classes, Lesson, Teacher, at_place, most_telling
-from workbench.widgets.drawn_polygons import Classed
+from workbench.widgets.drawn_polygons import ClassedRows
 from workbench.widgets.palette import ClassPalette
 from workbench.widgets.safe_html import Markup, SafeHTML, paragraph
 from workbench.widgets.session import Session
@@ -213,7 +214,7 @@ class ClassTeaching:
         """Forget what was said of rows: the samples change, and their numbers with them."""
         self.target, self._cycle, self._undo, self._classes = -1, [], None, None
 
-    def classed(self, preview: Preview) -> Classed | None:
+    def classed(self, preview: Preview) -> ClassedRows | None:
         """What the overlay is to draw; None while nothing teaches."""
         if not self.active:
             self._classes = None
@@ -227,7 +228,7 @@ class ClassTeaching:
         if self.lesson is not None:
             self._classes = self._teacher.classes(self.lesson, preview, self.session.job)
         numbers = tuple(one["number"] for one in self.palette.classes)
-        return Classed(numbers, said, self._classes)
+        return ClassedRows(numbers, said, self._classes)
 
     def describe_one(self, preview: Preview) -> bool:
         """Compute the features of one sample tile; false if there is nothing left to do."""
@@ -269,8 +270,8 @@ class ClassTeaching:
 
 def label_of(preview: Preview, row: int) -> str:
     """The id of a row, as a layer has it."""
-    source, tile_row, tile_col, ordinal = preview.key(row)
-    return f"{source}/r{tile_row}c{tile_col}/{ordinal}"
+    *tile, ordinal = preview.key(row)
+    return f"{tile_name(*tile)}/{ordinal}"
 
 
 def row_of(preview: Preview, label: str) -> int:

@@ -16,7 +16,7 @@ from workbench.widgets.overlay import FADED, REFUSED, UNSAID, Flag, PolygonOverl
 
 
 @dataclass(frozen=True)
-class Classed:
+class ClassedRows:
     """The classes of a view as they are drawn.
 
     `numbers` are those of the palette in its order; `said` are the verdicts of a person by row, 0
@@ -47,7 +47,7 @@ class DrawnPolygons:
         view: View,
         preview: Preview,
         judged: Mapping[Key, bool],
-        classed: Classed | None = None,
+        classed: ClassedRows | None = None,
     ) -> None:
         """Show what a view keeps, and what has a class or was given one."""
         shown = _shown(view, classed)
@@ -64,7 +64,7 @@ class DrawnPolygons:
         view: View,
         preview: Preview,
         judged: Mapping[Key, bool],
-        classed: Classed | None = None,
+        classed: ClassedRows | None = None,
     ) -> None:
         """Send all polygons of a view, also those that it does not show now."""
         drawn = view.drawn
@@ -82,7 +82,7 @@ class DrawnPolygons:
             self.overlay.draw(frame, shown[shown >= 0], flags)
             self.select(self._selected)
 
-    def _mark_classes(self, classed: Classed | None) -> None:
+    def _mark_classes(self, classed: ClassedRows | None) -> None:
         """Tell the overlay the class of each polygon, and what a person has said of it."""
         overlay = self.overlay
         if classed is None:
@@ -138,7 +138,7 @@ class DrawnPolygons:
         return flags.tobytes()
 
 
-def _shown(view: View, classed: Classed | None) -> NDArray[np.int64]:
+def _shown(view: View, classed: ClassedRows | None) -> NDArray[np.int64]:
     """The rows that are shown: what thresholds keep, what has a class, what was given one."""
     if classed is None:
         return view.kept

@@ -41,7 +41,7 @@ from workbench.widgets.tuner_text import (
     figures_text,
     legend,
 )
-from workbench.widgets.verdicts import Verdicts
+from workbench.widgets.verdicts import Explained
 
 AHEAD_AT_MOST = 30_000  # candidates that are traced before a slider asks for them
 AHEAD_AT_ONCE = 20  # a slider waits for no more than these
@@ -79,7 +79,7 @@ class TunerPanel:
         self.scene_map = SceneMap(session, height_px=460)  # leaves room for the reasons below it
         self.overlay = PolygonOverlay(map_id=self.scene_map.map.model_id)
         self.drawn = DrawnPolygons(self.overlay)
-        self.verdicts = Verdicts(session.scenes[0].crs)
+        self.verdicts = Explained(session.scenes[0].crs)
         nothing = feature(gpd.GeoSeries([], crs=4326), {})
         self.area, self.frames, self.hidden = (ipyleaflet.GeoJSON(data=nothing) for _ in range(3))
         for layer in (self.area, self.frames, self.verdicts.alternatives, self.hidden):

@@ -23,7 +23,7 @@ _OUTLINE = {
 }
 
 
-class Verdicts:
+class Explained:
     """Explains candidates in `text`, and outlines in `alternatives` those that are not drawn."""
 
     def __init__(self, crs: pyproj.CRS) -> None:

@@ -17,7 +17,7 @@ import shapely
 from rasterio.enums import ColorInterp, MaskFlags
 
 from workbench._support.files import atomic_path
-from workbench._support.palette import CONFIDENCE_CLASSES, Classes
+from workbench._support.palette import CONFIDENCE_CLASSES, ConfidenceClasses
 from workbench.layer import schema
 from workbench.layer.qgis.style import SAVED_ID, area_symbol, label_styles, saved_style, tile_style
 from workbench.layer.qgis.xml import VERSION, document, el, style_element, text_of
@@ -88,7 +88,7 @@ def write_project(
     tiles: gpd.GeoDataFrame | None = None,
     aoi: shapely.Geometry | None = None,
     planar: bool = False,
-    confidence: Classes = CONFIDENCE_CLASSES,
+    confidence: ConfidenceClasses = CONFIDENCE_CLASSES,
     learned: Mapping[int, str] | None = None,
 ) -> None:
     """Write the review project (`.qgz`): pre-labels above tiles above imagery.

@@ -24,7 +24,7 @@ from workbench._support.palette import (
     ROW_KEPT,
     ROW_REJECTED,
     TILE_STATUS_COLORS,
-    Classes,
+    ConfidenceClasses,
     confidence_labels,
 )
 from workbench.layer import schema
@@ -94,7 +94,7 @@ def _of_its_tile(name: str) -> str:
 def styles(
     classes: Mapping[int, str],
     planar: bool = False,
-    confidence: Classes = CONFIDENCE_CLASSES,
+    confidence: ConfidenceClasses = CONFIDENCE_CLASSES,
     learned: Mapping[int, str] | None = None,
 ) -> dict[str, dict[str, str]]:
     """Return QML by name for the layers `prelabels` and `tiles`; the first is the default.
@@ -109,7 +109,7 @@ def styles(
 def label_styles(
     classes: Mapping[int, str],
     planar: bool,
-    confidence: Classes,
+    confidence: ConfidenceClasses,
     learned: Mapping[int, str] | None = None,
 ) -> dict[str, list[ET.Element]]:
     """Return the looks of the pre-labels, which share their form, actions and table.
@@ -237,7 +237,7 @@ def area_symbol(item: ET.Element) -> None:
     _outline(symbol, LINE, 0, width=0.6, style="dash")
 
 
-def _confidence_renderer(classes: Classes) -> ET.Element:
+def _confidence_renderer(classes: ConfidenceClasses) -> ET.Element:
     # QGIS: NULL is in no range, so a polygon that was just drawn would be invisible
     renderer = el(None, "renderer-v2", type="graduatedSymbol", graduatedMethod="GraduatedColor",
                    attr=f'coalesce("confidence", {NO_SCORE})', forceraster=0)  # fmt: skip

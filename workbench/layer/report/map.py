@@ -37,7 +37,7 @@ from workbench._support.palette import (
     LINE,
     LINE_RIM,
     NO_SCORE_COLOR,
-    Classes,
+    ConfidenceClasses,
     confidence_classes,
     confidence_labels,
 )
@@ -56,7 +56,7 @@ _MAX_NAME = 60  # characters
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownLayer:
     """The polygons of a map, which may be too many for memory.
 
     `batches` gives frames with `confidence`; it is called once for each drawing. `counts` is
@@ -66,7 +66,7 @@ class Shown:
     batches: Callable[[], Iterable[gpd.GeoDataFrame]]
     counts: NDArray[np.int64]
     crs: pyproj.CRS
-    classes: Classes
+    classes: ConfidenceClasses
 
     @classmethod
     def of(cls, layer: gpd.GeoDataFrame) -> Self:
@@ -80,7 +80,7 @@ def draw_map(
     rgb: NDArray[np.uint8],
     valid: NDArray[np.bool_],
     transform: Affine,
-    shown: Shown,
+    shown: ShownLayer,
     *,
     tiles: gpd.GeoDataFrame | None = None,
     aoi: gpd.GeoDataFrame | None = None,
@@ -237,7 +237,7 @@ def _with_hatch(rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.
 class _Polygons(Artist):
     """All polygons in the colours of their confidence; memory holds a batch of them."""
 
-    def __init__(self, shown: Shown) -> None:
+    def __init__(self, shown: ShownLayer) -> None:
         super().__init__()
         self.set_in_layout(False)
         self._shown, self._width = shown, _line_width(int(shown.counts.sum()))
@@ -375,7 +375,7 @@ def _scale_bar(axes: Axes, crs: pyproj.CRS) -> None:
     )
 
 
-def _legend(figure: Figure, axes: Axes, shown: Shown) -> None:
+def _legend(figure: Figure, axes: Axes, shown: ShownLayer) -> None:
     """Name the classes of confidence, in the same colours as in QGIS."""
     colors = [color for _, color in shown.classes]
     norm = BoundaryNorm(range(len(colors) + 1), len(colors))

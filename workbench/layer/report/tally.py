@@ -16,7 +16,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.features import rasterize
 
-from workbench._support.palette import Classes, confidence_classes
+from workbench._support.palette import ConfidenceClasses, confidence_classes
 from workbench._support.text import duration, text_of
 from workbench.layer.schema import BATCH, coarser, finest
 from workbench.polygons.on_disk import SpilledPolygons
@@ -53,7 +53,7 @@ class Tally:
         return pd.concat(self._numbers, ignore_index=True)
 
     @property
-    def classes(self) -> Classes:
+    def classes(self) -> ConfidenceClasses:
         """The classes of confidence that fit the layer as a whole, see `confidence_classes`."""
         return confidence_classes(self.numbers["confidence"])
 
@@ -107,13 +107,15 @@ def seams(layer: pd.DataFrame) -> dict[str, int]:
     return {f"seen by {n} tile{'' if n == 1 else 's'}": int(count) for n, count in counts.items()}
 
 
-def class_of(confidence: NDArray[np.float64], classes: Classes) -> NDArray[np.int64]:
+def class_of(confidence: NDArray[np.float64], classes: ConfidenceClasses) -> NDArray[np.int64]:
     """Find the class of each confidence `(n,)`, by its place; NaN is after the last."""
     lows = [low for low, _ in classes[1:]]
     return np.where(np.isnan(confidence), len(classes), np.digitize(confidence, lows))
 
 
-def count_by_confidence(confidence: NDArray[np.float64], classes: Classes) -> NDArray[np.int64]:
+def count_by_confidence(
+    confidence: NDArray[np.float64], classes: ConfidenceClasses
+) -> NDArray[np.int64]:
     """Count the polygons in each class of confidence, and last those without a confidence."""
     counts = np.bincount(class_of(confidence, classes), minlength=len(classes) + 1)
     return counts.astype(np.int64)
