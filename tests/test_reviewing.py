@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import geopandas as gpd
+import numpy as np
 import pandas as pd
 import pytest
 import shapely
@@ -15,6 +16,7 @@ from shapely.affinity import translate
 
 from workbench import run
 from workbench.errors import DatasetError, ExamplesError, JobError, ReviewError
+from workbench.layer.cores import home_in
 from workbench.learning.examples import PERSON, read_examples
 from workbench.review.examples import learn_from
 from workbench.review.job import ReviewJob
@@ -123,30 +125,37 @@ def test_one_tile_is_no_question_of_reviewing_more(finished):
         advise_run(ReviewJob.create(run_dir=str(finished.folder)), one, accepted)
 
 
-def by_score(finished, n):
-    """The best `n` labels of the run accepted, the worst `n` rejected."""
-    order = finished.layer["confidence"].rank(method="first")
-    status = finished.layer["status"].mask(order > len(order) - n, "accepted")
-    return finished.layer.assign(status=status.mask(order <= n, "rejected"))
+def judged_in_turn(finished, rows):
+    """Accept the better half of these labels of the run, and reject the worse one."""
+    rows = sorted(rows, key=lambda row: -finished.layer["confidence"][row])
+    status = finished.layer["status"].copy()
+    status[rows[: len(rows) // 2]] = "accepted"
+    status[rows[len(rows) // 2 :]] = "rejected"
+    return finished.layer.assign(status=status)
 
 
 def test_decisions_count_where_they_were_made(finished, tmp_path):
-    labels = by_score(finished, 3)  # of 14, so that hardly a tile is finished
+    home = home_in(finished.tiles, finished.layer)
+    # one label of each tile waits, so that no tile is fully reviewed
+    rows = [row for row in range(len(home)) if home[row] in home[row + 1 :]]
+    assert len(rows) >= 2
+    labels = judged_in_turn(finished, rows)
     job = ReviewJob.create(run_dir=str(finished.folder), out_dir=str(tmp_path / "review"))
     advice = advise_run(job, finished, labels)
-    assert (advice.n_good, advice.n_bad) == (3, 3)
+    assert (advice.n_good, advice.n_bad) == (len(rows) // 2, len(rows) - len(rows) // 2)
     path, _ = write_advised_job(job, finished, labels, advice)
     assert Job.from_yaml(path).thresholds == advice.advised
 
 
 def test_one_tile_that_is_fully_reviewed_gives_advice(finished):
-    one = replace(finished, tiles=finished.tiles[:1])
-    labels = by_score(finished, len(finished.layer) // 2)
+    home = home_in(finished.tiles, finished.layer)
+    fullest = np.bincount(home[home >= 0]).argmax()
+    rows = np.flatnonzero(home == fullest).tolist()
+    assert len(rows) >= 2
+    one = replace(finished, tiles=finished.tiles[fullest : fullest + 1].reset_index(drop=True))
     job = ReviewJob.create(run_dir=str(finished.folder))
-    in_it = labels["source_tile"] == one.tiles["tile"][0]
-    assert set(labels["status"][in_it]) <= {"accepted", "rejected"}
-    advice = advise_run(job, one, labels)
-    assert advice.n_good + advice.n_bad == in_it.sum()
+    advice = advise_run(job, one, judged_in_turn(finished, rows))
+    assert advice.n_good + advice.n_bad == len(rows)
 
 
 def test_the_advised_job_names_no_scheduler(finished, tmp_path):
