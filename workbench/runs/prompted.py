@@ -76,6 +76,10 @@ def answer_prompts(job: Job, prompts: str | Path) -> gpd.GeoDataFrame:
     Raises:
         JobError: The prompts cannot be used, or the model takes none.
         RunFailedError: Some windows failed; raised after the layer is written.
+
+    Example:
+        >>> layer = answer_prompts(Job(source="ortho.tif", model="tiny"), "footprints.gpkg")
+        >>> layer[layer["changed"]].to_file("to_check.gpkg")
     """
     scenes = open_scenes(job)
     asked = read_prompts(prompts, scenes)
