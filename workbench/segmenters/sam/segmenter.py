@@ -52,7 +52,7 @@ from workbench.segmenters.sam.measure import (
     measure_fused,
     measure_whole,
 )
-from workbench.segmenters.sam.network import Frame, Network, Prompts, SegmentAnything
+from workbench.segmenters.sam.network import InputFrame, Network, Prompts, SegmentAnything
 from workbench.segmenters.sam.proposals import Crop, Proposals, survivors
 
 # Only a few upsampled masks of 1024 x 1024 fit the CPU's caches: 4 ms a mask three at a time, 8 ms
@@ -223,7 +223,7 @@ class SamSegmenter:
         """
         x0, y0, x1, y1 = crop.box
         network, device = self.network, self.device
-        frame = Frame(network.side, (y1 - y0, x1 - x0))
+        frame = InputFrame(network.side, (y1 - y0, x1 - x0))
         pixels = torch.as_tensor(frame.scaled(image[y0:y1, x0:x1]), device=device)
         with self._autocast():
             ask = network.look(pixels.permute(2, 0, 1).contiguous()[None])
@@ -246,7 +246,7 @@ class SamSegmenter:
 
     def _prompts(
         self,
-        frame: Frame,
+        frame: InputFrame,
         points: NDArray[np.float64],
         boxes: NDArray[np.float64] | None = None,
     ) -> Prompts:
@@ -271,7 +271,7 @@ class SamSegmenter:
                 "Set precision to fp32; if it is fp32 already, the weights are damaged."
             )
 
-    def _measure(self, frame: Frame, low_res: torch.Tensor, channels: int) -> Measured:
+    def _measure(self, frame: InputFrame, low_res: torch.Tensor, channels: int) -> Measured:
         """Bring `(n, h, w)` logits to the size of the crop and measure their masks."""
         size, threshold = self.network.side, self.network.mask_threshold
         if self._fuses:
@@ -289,7 +289,7 @@ class SamSegmenter:
             ]
         )
 
-    def _upsample(self, frame: Frame, low_res: torch.Tensor, channels: int) -> torch.Tensor:
+    def _upsample(self, frame: InputFrame, low_res: torch.Tensor, channels: int) -> torch.Tensor:
         """Bring `(n, h, w)` logits, n > 0, to the size of the crop.
 
         Done in as many channels as the decoder has: for other numbers of channels torch may take
