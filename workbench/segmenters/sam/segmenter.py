@@ -268,7 +268,8 @@ class SamSegmenter:
         if not torch.stack([value.isfinite().all() for value in values]).all():
             raise WorkbenchError(
                 f"{self.name} gave values that are not finite in precision {self.precision}. "
-                "Set precision to fp32; if it is fp32 already, the weights are damaged."
+                "Set precision to fp32. If it is fp32 already, the weights are damaged: download "
+                "them again."
             )
 
     def _measure(self, frame: InputFrame, low_res: torch.Tensor, channels: int) -> Measured:
