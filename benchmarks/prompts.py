@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 
 import geopandas as gpd
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from workbench.candidates.table import Candidates
+from workbench.candidates.table import SAM_RULES, Candidates
 from workbench.polygons.build import shapes_in_window
 from workbench.raster.open import open_scene
 from workbench.raster.scene import Scene
@@ -44,11 +45,13 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--shifts", nargs="+", type=float, default=[0, 2, 4])
     parser.add_argument("--side", type=int, default=1024, help="of a window, pixels")
+    parser.add_argument("--floor", type=float, default=0.5, help="of predicted IoU and stability")
     given = parser.parse_args()
     raster, labels = given.raster.split("=")
     scene = open_scene(raster)
     truth = read_prompts(labels, [scene])
-    segmenter = sam_segmenter(given.model)
+    rules = replace(SAM_RULES, pred_iou_floor=given.floor, stability_floor=given.floor)
+    segmenter = sam_segmenter(given.model, rules=rules)
     segmenter.load()
     print("| shift | prompt | choice | masks | IoU ≥ 0.5 | IoU ≥ 0.75 | mean IoU | shifted shape |")
     print("|---|---|---|---|---|---|---|---|")

@@ -471,11 +471,12 @@ def test_the_key_names_all_that_candidates_depend_on(segmenter: SamSegmenter) ->
 
 def test_answers_to_points_are_the_proposals_of_a_grid_there(segmenter: SamSegmenter) -> None:
     image = picture(128, 128)
-    everything = replace(segmenter, rules=Rules(128, 128, 0.0, 0.0, 1.0), points_per_side=4)
+    # the floor leaves out masks without pixels, whose stability NaN would be unequal to itself
+    everything = replace(segmenter, rules=Rules(128, 128, 0.0, 0.01, 1.0), points_per_side=4)
     x, y = np.meshgrid(*[(np.arange(4) + 0.5) * 32] * 2)
     answers, prompt = everything.answer(image, np.column_stack([x.ravel(), y.ravel()]))
-    assert prompt.tolist() == [i // 3 for i in range(48)]
-    assert answers.column("ordinal").tolist() == list(range(16 * 3))
+    assert prompt.tolist() == (answers.column("ordinal") // 3).tolist()
+    assert set(prompt.tolist()) == set(range(16))
     proposed = everything.propose(image)
     kept = np.isin(answers.column("ordinal"), proposed.column("ordinal"))
     assert answers.table.filter(pa.array(kept)) == proposed.table
