@@ -110,6 +110,10 @@ def small_sam2(seed: int = 0) -> torch.nn.Module:
         for parameter in model.parameters():  # biases and position embeddings, too
             parameter.add_(0.05 * torch.randn_like(parameter))
         model.prompt_encoder.point_embed.weight[1] *= 0.1
+        # one code of places for image and prompts, as in Meta's files
+        model.shared_image_embedding.positional_embedding.copy_(
+            model.prompt_encoder.shared_embedding.positional_embedding
+        )
 
     def blobs(_: object, __: object, inputs: dict, output: tuple) -> tuple:
         masks, iou, *rest = output

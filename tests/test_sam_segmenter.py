@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -463,3 +464,40 @@ def test_the_key_names_all_that_candidates_depend_on(segmenter: SamSegmenter) ->
     }
     automatic = replace(segmenter, points_per_batch=None)
     assert automatic.key["points_per_batch"] == PROMPTS_AT_ONCE["cpu"]
+
+
+# ------------------------------------------------------------------------------ answers
+
+
+def test_answers_to_points_are_the_proposals_of_a_grid_there(segmenter: SamSegmenter) -> None:
+    image = picture(128, 128)
+    # the floor leaves out masks without pixels, whose stability NaN would be unequal to itself
+    everything = replace(segmenter, rules=Rules(128, 128, 0.0, 0.01, 1.0), points_per_side=4)
+    x, y = np.meshgrid(*[(np.arange(4) + 0.5) * 32] * 2)
+    answers, prompt = everything.answer(image, np.column_stack([x.ravel(), y.ravel()]))
+    assert prompt.tolist() == (answers.column("ordinal") // 3).tolist()
+    assert set(prompt.tolist()) == set(range(16))
+    proposed = everything.propose(image)
+    kept = np.isin(answers.column("ordinal"), proposed.column("ordinal"))
+    assert answers.table.filter(pa.array(kept)) == proposed.table
+
+
+@torch.no_grad()
+def test_answers_to_boxes_are_those_of_the_official_predictor(segmenter: SamSegmenter) -> None:
+    image = picture(96, 128)
+    points = np.array([[30.0, 40.0], [90.0, 50.0], [64.0, 20.0]])
+    boxes = np.array([[10.0, 20.0, 60.0, 70.0], [80.0, 30.0, 120.0, 80.0], [40.0, 4.0, 99.0, 40.0]])
+    floorless = replace(segmenter, rules=Rules(96, 128, 0.0, 0.0))
+    answers, _ = floorless.answer(image, points, boxes)
+    predictor = SamPredictor(segmenter.model)
+    predictor.set_image(image)
+    masks, ious, _ = predictor.predict_torch(
+        predictor.transform.apply_coords_torch(torch.from_numpy(points)[:, None], (96, 128)),
+        torch.ones(3, 1, dtype=torch.int),
+        predictor.transform.apply_boxes_torch(torch.from_numpy(boxes), (96, 128)),
+        multimask_output=True,
+    )
+    assert answers.column("ordinal").tolist() == list(range(9))
+    np.testing.assert_allclose(answers.column("pred_iou"), ious.flatten().numpy(), atol=1e-5)
+    ours = np.stack(list(answers.masks()))
+    assert (ours == masks.flatten(0, 1).numpy()).mean() > 0.999

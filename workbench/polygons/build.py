@@ -11,6 +11,7 @@ import pandas as pd
 import shapely
 from numpy.typing import NDArray
 from pycocotools import mask as coco
+from rasterio.windows import Window
 
 from workbench.candidates.rle import decode_runs, encode_masks
 from workbench.candidates.table import Candidates
@@ -50,6 +51,28 @@ def to_polygons(
         for i in range(0, max(1, len(candidates)), BATCH)
     ]
     return traced[0] if len(traced) == 1 else pd.concat(traced, ignore_index=True)
+
+
+def shapes_in_window(
+    candidates: Candidates, scene: Scene, window: Window, valid: NDArray[np.bool_]
+) -> NDArray[np.object_]:
+    """Turn masks of one window into MultiPolygons along pixel edges, in the scene's CRS.
+
+    `valid` `(h, w)` says which pixels are; the others are taken out of the masks. A mask without a
+    valid pixel is an empty MultiPolygon.
+    """
+    counts: list[bytes] = candidates.table.column("rle").to_pylist()
+    if counts and not valid.all():
+        counts, _ = _without_invalid(counts, valid)
+    outlines = trace(decode_runs(counts, *valid.shape))
+    sizes = (outlines.ring_sizes, outlines.rings_per_part, outlines.parts_per_mask)
+    ends = tuple(np.concatenate(([0], np.cumsum(n))) for n in sizes)
+    x, y = outlines.corners.T
+    corners = np.column_stack(scene.window_transform(window) @ (x, y))
+    shapes: NDArray[np.object_] = shapely.from_ragged_array(
+        shapely.GeometryType.MULTIPOLYGON, corners, ends
+    )
+    return shapes
 
 
 def _trace(

@@ -4,5 +4,5 @@
 (with `tile_stream` here, with `cluster` on Dask workers), `finish` makes the layer and its files.
 `job` holds the parameters (`parameters` reads what papermill delivers), `folder` and `record` the
 run folder, `choose` the model, `labels` and `classes` what `examples` teach, `result` a finished
-run.
+run. `prompted` brings objects that are known already up to date, with `prompts` of a vector file.
 """

@@ -21,7 +21,7 @@ from workbench.segmenters.sam.encoder import Predictor
 
 
 @dataclass(frozen=True)
-class Frame:
+class InputFrame:
     """How an image lies in the square that a network sees.
 
     The image is scaled until its longer side is that of the square, and lies at the top left. The

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pooch
@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from workbench._support.cores import usable_cores
-from workbench.candidates.table import SAM_RULES, Candidates, Rules
+from workbench.candidates.table import SAM_RULES, Candidates, Rules, concat
 from workbench.errors import JobError, WorkbenchError
 from workbench.segmenters.protocol import Watch
 from workbench.segmenters.sam.checkpoints import (
@@ -52,7 +52,7 @@ from workbench.segmenters.sam.measure import (
     measure_fused,
     measure_whole,
 )
-from workbench.segmenters.sam.network import Frame, Network, Prompts, SegmentAnything
+from workbench.segmenters.sam.network import InputFrame, Network, Prompts, SegmentAnything
 from workbench.segmenters.sam.proposals import Crop, Proposals, survivors
 
 # Only a few upsampled masks of 1024 x 1024 fit the CPU's caches: 4 ms a mask three at a time, 8 ms
@@ -62,6 +62,9 @@ MASKS_AT_ONCE = {"cpu": 3}
 ARITHMETIC = 3  # goes up when a change moves the last bits of the network's output
 
 CROP_OVERLAP_RATIO = 512 / 1500  # as SamAutomaticMaskGenerator
+
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -150,9 +153,44 @@ class SamSegmenter:
         If the device's memory does not hold a batch of prompts, this tile is done again in batches
         of half the size, and so are all tiles after it.
         """
+        return self._in_memory(lambda: self._begin(image, watch))
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        image: NDArray[np.uint8],
+        points: NDArray[np.float64],
+        boxes: NDArray[np.float64] | None = None,
+    ) -> tuple[Candidates, NDArray[np.int64]]:
+        """Return the masks of given prompts on one RGB tile `(h, w, 3)`, and each mask's prompt.
+
+        A prompt is a point on an object, `points` `(n, 2)` XY, and may have a box as well, `boxes`
+        `(n, 4)` XYXY, both in tile pixels. Masks above the floors are not pruned, so a prompt has
+        as many as the network offers, or fewer.
+        """
+        height, width = image.shape[:2]
+        rules = self.rules.for_tile(height, width)
+        crop = Crop(
+            (0, 0, width, height),
+            0,
+            points / (width, height),
+            self.network.masks_per_prompt,
+            rules,
+        )
+
+        def found() -> list[Proposals]:
+            return [some for _, some in self._proposals(image, crop, boxes)]
+
+        answers = self._in_memory(found)
+        table = concat([Candidates.empty(rules), *(some.table() for some in answers)])
+        rles = [rle for some in answers for rle in some.encode(np.ones(len(some.ordinals), bool))]
+        return table.with_column("rle", rles), table.column("ordinal") // crop.masks_per_point
+
+    def _in_memory(self, work: Callable[[], T]) -> T:
+        """Do some work, in smaller batches if the device's memory does not hold it."""
         while True:
             try:
-                return self._begin(image, watch)
+                return work()
             except torch.cuda.OutOfMemoryError:
                 if self.batch == 1:
                     raise
@@ -176,22 +214,25 @@ class SamSegmenter:
                     watch((i + share) / len(boxes), partial(survivors, [*found], rules))
         return partial(survivors, found, rules)
 
-    def _proposals(self, image: NDArray[np.uint8], crop: Crop) -> Iterator[tuple[float, Proposals]]:
+    def _proposals(
+        self, image: NDArray[np.uint8], crop: Crop, boxes: NDArray[np.float64] | None = None
+    ) -> Iterator[tuple[float, Proposals]]:
         """Yield for each batch the share of a crop that is done, and its masks that pass.
 
         Masks pass if they are above the floors and clear of inner crop edges.
         """
         x0, y0, x1, y1 = crop.box
         network, device = self.network, self.device
-        frame = Frame(network.side, (y1 - y0, x1 - x0))
+        frame = InputFrame(network.side, (y1 - y0, x1 - x0))
         pixels = torch.as_tensor(frame.scaled(image[y0:y1, x0:x1]), device=device)
         with self._autocast():
             ask = network.look(pixels.permute(2, 0, 1).contiguous()[None])
         done = 0
         for (points,) in batch_iterator(self.batch, crop.points):
+            around = None if boxes is None else boxes[done : done + len(points)]
             with self._autocast():
                 # the decoder does not even upscale masks below the floor
-                pred_iou, logits_of = ask(self._prompts(frame, points))
+                pred_iou, logits_of = ask(self._prompts(frame, points, around))
                 floor = crop.rules.pred_iou_floor
                 wanted = (pred_iou.float() > floor) | (floor <= 0)
                 low_res = logits_of(wanted).float()
@@ -203,13 +244,25 @@ class SamSegmenter:
             done += len(points)
             yield done / len(crop.grid), self._passing(ordinals, ious.float(), measured, crop)
 
-    def _prompts(self, frame: Frame, points: NDArray[np.float64]) -> Prompts:
-        """Make prompts of `(n, 2)` crop pixels, each of one point on an object."""
-        placed = torch.as_tensor(frame.placed(points))
+    def _prompts(
+        self,
+        frame: InputFrame,
+        points: NDArray[np.float64],
+        boxes: NDArray[np.float64] | None = None,
+    ) -> Prompts:
+        """Make prompts of `(n, 2)` crop pixels, each of one point on an object, and of boxes."""
+        placed = self._tensor(frame.placed(points))[:, None]
+        labels = torch.ones(placed.shape[:2], dtype=torch.int, device=self.device)
+        if boxes is None:
+            return Prompts(placed, labels)
+        corners = frame.placed(boxes.reshape(-1, 2, 2)).reshape(-1, 4)
+        return Prompts(placed, labels, self._tensor(corners))
+
+    def _tensor(self, values: NDArray[np.float64]) -> torch.Tensor:
+        tensor = torch.as_tensor(values)
         if self._device_type == "mps":
-            placed = placed.float()  # it has no float64
-        placed = placed[:, None].to(self.device)
-        return Prompts(placed, torch.ones(placed.shape[:2], dtype=torch.int, device=self.device))
+            tensor = tensor.float()  # it has no float64
+        return tensor.to(self.device)
 
     def _refuse_overflow(self, *values: torch.Tensor) -> None:
         if not torch.stack([value.isfinite().all() for value in values]).all():
@@ -219,7 +272,7 @@ class SamSegmenter:
                 "them again."
             )
 
-    def _measure(self, frame: Frame, low_res: torch.Tensor, channels: int) -> Measured:
+    def _measure(self, frame: InputFrame, low_res: torch.Tensor, channels: int) -> Measured:
         """Bring `(n, h, w)` logits to the size of the crop and measure their masks."""
         size, threshold = self.network.side, self.network.mask_threshold
         if self._fuses:
@@ -237,7 +290,7 @@ class SamSegmenter:
             ]
         )
 
-    def _upsample(self, frame: Frame, low_res: torch.Tensor, channels: int) -> torch.Tensor:
+    def _upsample(self, frame: InputFrame, low_res: torch.Tensor, channels: int) -> torch.Tensor:
         """Bring `(n, h, w)` logits, n > 0, to the size of the crop.
 
         Done in as many channels as the decoder has: for other numbers of channels torch may take
