@@ -23,7 +23,8 @@ from workbench.raster.tiles import TileGrid
 from workbench.runs.plan import ScenePlan, prepare
 from workbench.runs.segment import segment
 from workbench.runs.tile_stream import SegmentedTile
-from workbench.tuning.preview import Fate, Forecast, Preview
+from workbench.tuning.forecast import Forecast
+from workbench.tuning.preview import Fate, Preview
 from workbench.tuning.propose import propose_tiles
 
 SIDE = 96

@@ -348,7 +348,7 @@ def test_qgis_offers_all_that_a_reviewer_needs(tmp_path: Path) -> None:
     assert (labels["form"]["open_on_new"], review["name"]) == (True, "Review")
     assert review["children"][:2] == ["field:class_id", "field:status"]
     assert "action:Accept" in review["children"]
-    assert labels["table_sort"] == '"confidence"'
+    assert labels["table_sort"] == 'coalesce("class_score", "confidence")'
     assert len(labels["row_styles"]) == 2
     assert "To review" in labels["saved_filters"]
     assert labels["map_tip"]
@@ -503,3 +503,10 @@ def test_the_code_of_the_buttons_is_python_that_old_qgis_reads() -> None:
     # with one class there is nothing to ask
     assert "classes_matter=True" in code["Accept"].splitlines()[-1]
     assert "classes_matter=True" not in styles({1: "roof"})["prelabels"]["Confidence"]
+
+
+def test_learned_classes_come_first_and_in_the_colours_that_were_chosen():
+    looks = styles({1: "roof", 2: "road"}, learned={1: "#123456", 2: "#ffffff"})["prelabels"]
+    assert list(looks) == ["Class", "Confidence", "Status"]
+    assert "18,52,86," in looks["Class"]
+    assert next(iter(styles({1: "roof"})["prelabels"])) == "Confidence"

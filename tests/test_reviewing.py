@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import geopandas as gpd
+import pandas as pd
 import pytest
 import shapely
 from known_objects import objects, write_labels
@@ -13,7 +14,9 @@ from reviews import save_reviewed
 from shapely.affinity import translate
 
 from workbench import run
-from workbench.errors import DatasetError, JobError, ReviewError
+from workbench.errors import DatasetError, ExamplesError, JobError, ReviewError
+from workbench.learning.examples import PERSON, read_examples
+from workbench.review.examples import learn_from
 from workbench.review.job import ReviewJob
 from workbench.review.next_job import (
     advise_run,
@@ -202,7 +205,15 @@ def test_one_call_writes_and_tells_all_that_a_review_gives(finished, tmp_path):
     assert len(found.changes.pictures) == 2
     assert found.changes.table["value"]["deleted"] == "1"
     assert found.thresholds.pictures[0] == (found.folder / "advice.png").read_bytes()
-    assert "The job with the advised thresholds: " in found.thresholds.text
+    assert "F1" in found.thresholds.text
+    assert "On tiles held out they give: of 10 pre-labels about" in found.classes.text
+    assert found.classes.table.loc["1 – object", "labelled"] > 5
+    examples = read_examples(found.folder / "examples.parquet")
+    assert set(examples.class_id) == {0, 1}
+    assert set(examples.frame["said_by"]) == {PERSON}  # every tile is reviewed: nothing is left
+    next_job = Job.from_yaml(found.folder / "job.yaml")
+    assert next_job.examples == str(found.folder / "examples.parquet")
+    assert next_job.pred_iou_thresh is None
     assert found.dataset.table.loc["train", "chips"] > 0
     assert f"labels of {job.gpkg}" in found.shapes.text
 
@@ -226,3 +237,52 @@ def test_what_a_review_cannot_give_says_why_and_leaves_nothing_of_an_earlier_one
     assert found.dataset.text.startswith("No data set: ")
     assert found.dataset.table is None
     assert sorted(p.name for p in folder.iterdir()) == ["changes.png", "issues.gpkg"]
+
+
+def test_examples_of_a_review_keep_what_was_rejected_out_of_the_next_run(
+    finished, tmp_path, known_objects_only
+):
+    labels = finished.layer.assign(status="accepted", class_id=1)
+    labels.loc[::3, "status"] = "rejected"
+    job = ReviewJob.create(
+        run_dir=str(finished.folder), out_dir=str(tmp_path / "review"), chip_size=64,
+        reviewed=str(save_reviewed(labels, tmp_path / "reviewed.gpkg")),
+    )  # fmt: skip
+    review(job)
+    again = Job.from_yaml(tmp_path / "review" / "job.yaml").changed(
+        source=str(finished.scenes[0].source), out_dir=str(tmp_path / "again")
+    )
+    layer = run(again).layer
+    refused = shapely.union_all(labels.geometry[labels["status"] == "rejected"].to_numpy())
+    share = shapely.area(shapely.intersection(layer.geometry.to_numpy(), refused)) / layer.area
+    assert not (share > 0.9).any()
+    assert (layer["status"] == "accepted").sum() > 0.8 * (labels["status"] == "accepted").sum()
+
+
+def test_what_taught_another_scene_stays_among_the_examples(finished, tmp_path):
+    folder = shutil.copytree(finished.folder, tmp_path / "run")
+    labels = finished.layer.assign(status="accepted", class_id=1)
+    labels.loc[::3, "status"] = "rejected"
+    reviewed = str(save_reviewed(labels, tmp_path / "reviewed.gpkg"))
+    given = {"run_dir": str(folder), "reviewed": reviewed, "chip_size": 64}
+    review(ReviewJob.create(out_dir=str(tmp_path / "one"), **given))
+    one = read_examples(tmp_path / "one" / "examples.parquet")
+    elsewhere = type(one)(one.frame.assign(source="elsewhere"))
+    elsewhere.write(folder / "examples.parquet")
+    review(ReviewJob.create(out_dir=str(tmp_path / "two"), **given))
+    two = read_examples(tmp_path / "two" / "examples.parquet")
+    assert len(two) == 2 * len(one)
+    assert set(two.frame["source"]) == {"elsewhere", finished.scenes[0].name}
+
+
+def test_labels_without_a_class_teach_nothing_and_say_so(finished, tmp_path):
+    two = replace(finished, job=finished.job.changed(classes={1: "roof", 2: "road"}))
+    labels = finished.layer.assign(status="accepted", class_id=2)
+    labels.loc[::3, "status"] = "rejected"
+    labels.loc[1, "class_id"] = pd.NA
+    job = ReviewJob.create(run_dir=str(finished.folder), out_dir=str(tmp_path))
+    lessons = learn_from(job, two, labels)
+    assert lessons.notes[0].startswith("1 accepted labels have no class")
+    assert set(lessons.examples.class_id) == {0, 2}
+    with pytest.raises(ExamplesError, match="nothing says what is none of these"):
+        learn_from(job, two, finished.layer.assign(status="accepted", class_id=2))

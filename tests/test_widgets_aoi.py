@@ -16,7 +16,7 @@ from workbench.errors import AOIError
 from workbench.raster.aoi import load_aoi
 from workbench.raster.crs import to_lonlat
 from workbench.runs.job import Job
-from workbench.tuning.preview import Forecast
+from workbench.tuning.forecast import Forecast
 from workbench.tuning.webmap import web_from_degrees
 from workbench.widgets import imagery
 from workbench.widgets import map as scenemap

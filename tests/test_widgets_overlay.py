@@ -122,10 +122,12 @@ def test_clicks_reach_python(overlay):
     tell(overlay, kind="click", lon=10.5, lat=50.25, row=7, sequence=now)
     tell(overlay, kind="click", lon=10.5, lat=50.25, row=-1, sequence=now)
     tell(overlay, kind="something else", lon=10.5, lat=50.25, row=7, sequence=now)
-    assert clicks == [(10.5, 50.25, 7), (10.5, 50.25, -1)]
+    tell(overlay, kind="click", lon=10.5, lat=50.25, row=-1, sequence=now, again=True)
+    first = (10.5, 50.25, -1, False)
+    assert clicks == [(10.5, 50.25, 7, False), first, (10.5, 50.25, -1, True)]
     overlay.draw(polygons(shapely.box(0, 0, 10, 10)))  # row 7 was another polygon
     tell(overlay, kind="click", lon=10.5, lat=50.25, row=7, sequence=now)
-    assert clicks[2:] == [(10.5, 50.25, -1)]
+    assert clicks[3:] == [first]
 
 
 def test_colours_are_those_of_qgis(overlay):

@@ -565,10 +565,7 @@ def test_an_area_that_cannot_be_used_is_refused_with_its_reason(panel, tuner):
     assert json.loads(json.dumps(tuner.job.aoi)) == square
 
 
-def test_a_job_with_examples_says_that_classes_are_not_shown(tuner, tmp_path):
+def test_examples_that_cannot_be_read_are_named_in_the_tuner(tuner, tmp_path):
     sampled(tuner)
-    tuner.panel._show_figures()
-    assert "examples" not in tuner.panel.figures.value
     tuner.session.change(examples=str(tmp_path / "roofs.gpkg"))
-    tuner.panel._show_figures()
-    assert "without classes" in tuner.panel.figures.value
+    assert "roofs.gpkg: no such file" in tuner.panel.teaching.text.value

@@ -262,6 +262,11 @@ class TileMasks:
         shared = self._pairs.between(np.array([row]), labels)
         return not _forbidden(shared, self._pairs.area, offer)[0].any()
 
+    @property
+    def pairs(self) -> MaskPairs:
+        """What the masks have in common, as far as they were compared."""
+        return self._pairs
+
     def compare(self, rows: NDArray[np.int64]) -> None:
         """Compare these masks with one another now, so that `offered` need not."""
         if self._pairs.compare(rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from workbench.evaluation.judged import JudgedAdvice
 from workbench.layer.cores import reviewed_tiles, tiles_of
 from workbench.layer.schema import DRAWN
 from workbench.polygons.areas import area_of, with_area
-from workbench.raster.crs import crs_name
+from workbench.raster.crs import crs_short
 from workbench.review.changes import changes
 from workbench.review.decisions import advise_by_decisions
 from workbench.review.job import ReviewJob
@@ -61,7 +62,7 @@ def advise_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Advice | J
         tiles = reviewed_tiles(run.tiles, labels, labels["status"].eq("unreviewed").to_numpy())
         known = f"{len(tiles)} of {n} tiles are fully reviewed"
     if job.labelled_area is not None:
-        within = _of_run(run, "labelled_area", job.labelled_area)
+        within = labelled_area_of_run(job, run)
         shared = shapely.intersection(run.tiles.geometry.to_numpy(), area_of(within, crs))
         tiles = set(run.tiles["tile"][shapely.area(shared) > 0])
         known = f"labelled_area {job.labelled_area} reaches into {len(tiles)} of {n} tiles"
@@ -87,6 +88,11 @@ def advise_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Advice | J
     return advise(list(planes.values()), run.job.thresholds, seed=job.seed)
 
 
+def labelled_area_of_run(job: ReviewJob, run: Run) -> gpd.GeoDataFrame:
+    """Read the labelled area of a review; raises `ReviewError` if it lies outside the run."""
+    return _of_run(run, "labelled_area", str(job.labelled_area))
+
+
 def _has_both(labels: gpd.GeoDataFrame) -> bool:
     """Whether some labels are kept and some are rejected, of those that the run made."""
     made = labels["status"][~labels["id"].str.startswith(DRAWN)]
@@ -103,7 +109,7 @@ def _of_run(run: Run, name: str, path: str) -> gpd.GeoDataFrame:
         )
         raise ReviewError(
             f"{name} {path} lies outside the run: its bounds are {theirs}, those of the run {ours} "
-            f"({crs_name(run.layer.crs)}). Give the file of this scene, and check its CRS."
+            f"({crs_short(run.layer.crs)}). Give the file of this scene, and check its CRS."
         )
     return frame
 
@@ -111,25 +117,43 @@ def _of_run(run: Run, name: str, path: str) -> gpd.GeoDataFrame:
 def write_advised_job(
     job: ReviewJob, run: Run, labels: gpd.GeoDataFrame, advice: Advice | JudgedAdvice
 ) -> tuple[Path, str]:
-    """Write the job of the next scene with the advised thresholds, as `papermill -f` takes it.
+    """Write the job of the next scene with the advised thresholds; see `_write_job`."""
+    learned = {
+        "pred_iou_thresh": advice.advised.pred_iou_thresh,
+        "stability_score_thresh": advice.advised.stability_score_thresh,
+    }
+    if run.job.examples is not None and job.next_source is not None:
+        learned["examples"] = str(run.folder / "examples.parquet")
+    return _write_job(job, run, labels, learned)
+
+
+def write_taught_job(
+    job: ReviewJob, run: Run, labels: gpd.GeoDataFrame, examples: Path
+) -> tuple[Path, str]:
+    """Write the job of the next scene with the examples of a review; see `_write_job`.
+
+    Both thresholds are open then: where classes decide, the model's usual ones would only hide
+    objects.
+    """
+    learned = dict.fromkeys(("pred_iou_thresh", "stability_score_thresh", "labelled_area"))
+    return _write_job(job, run, labels, {**learned, "examples": str(examples)})
+
+
+def _write_job(
+    job: ReviewJob, run: Run, labels: gpd.GeoDataFrame, learned: Mapping[str, Any]
+) -> tuple[Path, str]:
+    """Write the job of the next scene with what was learned, as `papermill -f` takes it.
 
     Without a next scene, the job is for this scene again. If nobody has reviewed `labels` yet, it
     uses the stored candidates and takes seconds. If somebody has, it segments the scene again into
     another run folder, so that the reviewed labels stay. Returns the file, and a sentence that says
     which of these it is.
     """
-    thresholds: dict[str, Any] = {
-        "pred_iou_thresh": advice.advised.pred_iou_thresh,
-        "stability_score_thresh": advice.advised.stability_score_thresh,
-        "scheduler": None,  # the one of this run may be gone by then
-    }
     place: dict[str, str | None]
     if job.next_source is not None:
         # what belongs to a place stays with this scene
         belongs = ("aoi", "out_dir", "reference", "labelled_area")
         place = {"source": job.next_source, **dict.fromkeys(belongs)}
-        if run.job.examples is not None:
-            place["examples"] = str(run.folder / "examples.parquet")
         effect = f"It labels {job.next_source}."
     elif changes(labels, run.layer)["change"].eq("unreviewed").all():
         place = {"out_dir": str(run.folder)}
@@ -145,7 +169,9 @@ def write_advised_job(
             "another scene."
         )
     with atomic_path(job.folder / "job.yaml") as path:
-        path.write_text(run.job.changed(**thresholds, **place).to_yaml(), encoding="utf-8")
+        # a scheduler of this run may be gone by then
+        changed = {"scheduler": None, **place, **learned}
+        path.write_text(run.job.changed(**changed).to_yaml(), encoding="utf-8")
     return job.folder / "job.yaml", effect
 
 

@@ -12,15 +12,23 @@ from matplotlib.figure import Figure
 from workbench._support.files import atomic_path
 from workbench.dataset.chips import Chips
 from workbench.dataset.write import Dataset, write_dataset
-from workbench.errors import DatasetError, ReviewError, SceneError
+from workbench.errors import DatasetError, ExamplesError, ReviewError, SceneError
+from workbench.evaluation.advice import Advice
 from workbench.evaluation.judged import JudgedAdvice
 from workbench.layer.report.map import figure_png
 from workbench.review.changes import changes
 from workbench.review.charts import draw_advice, draw_change_map, draw_changes, summary_of
+from workbench.review.examples import forget_examples, learn_from
 from workbench.review.job import ReviewJob
-from workbench.review.next_job import advise_run, forget_advice, write_advised_job
+from workbench.review.next_job import (
+    advise_run,
+    forget_advice,
+    write_advised_job,
+    write_taught_job,
+)
 from workbench.review.read import Reviewed, read_review
 from workbench.review.shapes import find_issues, write_issues
+from workbench.runs.labels import EXAMPLES
 from workbench.runs.result import Run, read_run
 
 _FEW_TILES = (
@@ -43,15 +51,17 @@ class Review:
     """What came out of a review. All files are in `folder`.
 
     `shapes`: what is wrong with the labels' shapes. `changes`: what became of the pre-labels.
-    `thresholds`: those for the next scene. `dataset`: what there is to train on. Where something
-    cannot be made, its text says why.
+    `thresholds` and `classes`: what the judged labels teach for the next scene. `dataset`: what
+    there is to train on. Where something cannot be made, its text says why.
     """
 
     folder: Path
     labels: gpd.GeoDataFrame
+    rasters: str  # which of them cannot be read any more, and why; empty if all can
     shapes: Finding
     changes: Finding
     thresholds: Finding
+    classes: Finding
     dataset: Finding
 
 
@@ -64,12 +74,16 @@ def review(job: ReviewJob) -> Review:
     run = read_run(Path(job.run_dir))
     reviewed = read_review(job.gpkg, run)
     labels = reviewed.labels
+    thresholds, classes = _for_the_next_scene(job, run, labels)
+    problems = filter(None, (scene.problem() for scene in run.scenes))
     return Review(
         folder=job.folder,
         labels=labels,
+        rasters="".join(f"{problem}\n" for problem in problems),
         shapes=_shapes(job, run, reviewed),
         changes=_changes(job, run, labels),
-        thresholds=_thresholds(job, run, labels),
+        thresholds=thresholds,
+        classes=classes,
         dataset=_dataset(job, run, labels),
     )
 
@@ -104,24 +118,52 @@ def _changes(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:
     return Finding(text, tuple(pictures), summary_of(told))
 
 
-def _thresholds(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:
+def _for_the_next_scene(
+    job: ReviewJob, run: Run, labels: gpd.GeoDataFrame
+) -> tuple[Finding, Finding]:
+    """Advise thresholds and make examples; `job.yaml` is that of the examples, if there are any."""
+    advice = None
     try:
         advice = advise_run(job, run, labels)
     except ReviewError as error:
-        return Finding(f"No advice: {error}{forget_advice(job.folder)}")
-    path, effect = write_advised_job(job, run, labels, advice)
-    text = f"{advice}\nThe job with the advised thresholds: {path}\n{effect}"
+        thresholds = Finding(f"No advice: {error}{forget_advice(job.folder)}")
+    else:
+        thresholds = _advised(job, advice)
+    try:
+        lessons = learn_from(job, run, labels)
+    except (ExamplesError, ReviewError, SceneError) as error:
+        forget_examples(job.folder)
+        classes = Finding(f"No examples: {error}")
+        if advice is not None:
+            path, effect = write_advised_job(job, run, labels, advice)
+            text = f"{thresholds.text}\nThe job with the advised thresholds: {path}\n{effect}"
+            thresholds = Finding(text, thresholds.pictures)
+        return thresholds, classes
+    path, effect = write_taught_job(job, run, labels, job.folder / EXAMPLES)
+    expected = lessons.expected
+    known = f" (F1 {expected.f1:.2f}, class_thresh {expected.class_thresh:g})"
+    lines = [
+        f"{len(lessons.examples):,} examples: {job.folder / EXAMPLES}",
+        *lessons.notes,
+        f"On tiles held out they give: {expected.text()}{known if expected.n_tiles else ''}.",
+        f"The job that learns from them: {path}",
+        effect,
+    ]
+    return thresholds, Finding("\n".join(lines), table=lessons.table(run.job.classes))
+
+
+def _advised(job: ReviewJob, advice: Advice | JudgedAdvice) -> Finding:
     picture = job.folder / "advice.png"
     if isinstance(advice, JudgedAdvice):
         picture.unlink(missing_ok=True)  # of an earlier review
-        return Finding(f"{_FEW_TILES}\n{text}")
-    return Finding(text, (_saved(picture, draw_advice(advice)),))
+        return Finding(f"{_FEW_TILES}\n{advice}")
+    return Finding(str(advice), (_saved(picture, draw_advice(advice)),))
 
 
 def _dataset(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:
     try:
         dataset = export_run(job, run, labels)
-    except DatasetError as error:
+    except (DatasetError, SceneError) as error:
         return Finding(f"No data set: {error}")
     return Finding(str(dataset), table=dataset.summary)
 

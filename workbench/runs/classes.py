@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import pyproj
 import shapely
 from numpy.typing import NDArray
 
 from workbench._support.cores import usable_cores
-from workbench.candidates.offer import offered
+from workbench.candidates.select import Thresholds
 from workbench.candidates.store import Ledger, TileRecord, valid_masks
 from workbench.candidates.table import Candidates
 from workbench.learning.choose import select_classes
@@ -22,12 +24,14 @@ from workbench.learning.classifier import NONE, Classifier
 from workbench.learning.examples import Examples, check, join, match_labels
 from workbench.learning.features import FEATURES, SceneColours, describe
 from workbench.learning.held_out import HeldOut, held_out
-from workbench.polygons.areas import lies_in
+from workbench.polygons.areas import lies_in, middle_of
 from workbench.polygons.build import to_polygons
 from workbench.raster.scene import Scene, raster_of
-from workbench.runs.folder import features_in
+from workbench.raster.tiles import tile_name
+from workbench.runs.folder import features_in, store_in
 from workbench.runs.labels import EXAMPLES, labelled_area_of, labels_of, off_the_scene, on_scene
 from workbench.runs.plan import Plan
+from workbench.runs.said import Said, fill_their_tile, rows_of, select_said, traced_rows
 from workbench.runs.tile_stream import ScenePlan
 
 
@@ -39,6 +43,7 @@ class Taught:
     class_thresh: float
     examples: Examples
     expected: HeldOut
+    said: Said
     notes: tuple[str, ...]
 
     def summary(self, classes: Mapping[int, str]) -> dict[str, str]:
@@ -78,14 +83,26 @@ def teach(plan: Plan) -> Taught | None:
         complete = None if area is None else shapely.union_all(area.to_crs(crs).to_numpy())
         ledger = plan.store.ledger()  # once: it looks at every file of the store
         for part in plan.scenes:
-            found += list(_matched(plan, part, ledger, wanted, complete, objects))
+            found += list(
+                examples_of(plan.folder, part, plan.area.finest, ledger, wanted, complete, objects)
+            )
     if not found:
         raise off_the_scene(labels, [part.scene for part in plan.scenes])
-    examples = join(found)
-    notes += check(examples)
-    expected = held_out(examples, plan.job.class_thresh)
-    classifier = Classifier.fit(examples.figures, examples.class_id)
-    return Taught(classifier, expected.class_thresh, examples, expected, tuple(notes))
+    return learn(join(found), plan.job.class_thresh, plan.crs, notes)
+
+
+def learn(
+    examples: Examples, class_thresh: float | None, crs: pyproj.CRS, notes: Sequence[str] = ()
+) -> Taught:
+    """Learn classes from examples; without a threshold the best one on tiles held out is taken.
+
+    Raises `ExamplesError` if nothing can be learned.
+    """
+    notes = (*notes, *check(examples))
+    expected = held_out(examples, class_thresh)
+    classifier = Classifier.fit(examples.figures, examples.class_id, weight=examples.weight)
+    said = Said.by(examples, crs)
+    return Taught(classifier, expected.class_thresh, examples, expected, said, notes)
 
 
 def classed_polygons(
@@ -96,28 +113,21 @@ def classed_polygons(
     records: Sequence[TileRecord],
 ) -> gpd.GeoDataFrame:
     """Select by class and trace: `to_polygons` with the columns `class_id` and `class_score`."""
-    class_id, score = taught.classifier.best(figures_of(plan, part, candidates))
-    whole = _fill_their_tile(plan, part, candidates, records)
-    score = np.where(whole, -1.0, score)  # no label, whatever their class
-    chosen = select_classes(candidates, class_id, score, taught.class_thresh, plan.job.limits)
-    valid = valid_masks(records, candidates.rules)
-    polygons = to_polygons(chosen.candidates, part.scene, part.grid, valid)
-    row = _rows_in(chosen.candidates, polygons)
+    class_id, score = taught.classifier.best(figures_of(plan.folder, part, candidates))
+    whole = fill_their_tile(plan.job, part, candidates, records)
+    about = taught.said.about(len(candidates), taught.said.shown_by(part, candidates, records))
+
+    def choose(
+        class_id: NDArray[np.int64], score: NDArray[np.float64], least: Thresholds
+    ) -> NDArray[np.int64]:
+        kept = select_classes(candidates, class_id, score, taught.class_thresh, least)
+        return rows_of(candidates, kept.candidates)
+
+    chosen = select_said(candidates, class_id, score, plan.job, whole, about, choose)
+    kept = candidates.take(chosen.rows)
+    polygons = to_polygons(kept, part.scene, part.grid, valid_masks(records, candidates.rules))
+    row = chosen.rows[traced_rows(kept, polygons)]
     return polygons.assign(class_id=chosen.class_id[row], class_score=chosen.class_score[row])
-
-
-def _fill_their_tile(
-    plan: Plan, part: ScenePlan, candidates: Candidates, records: Sequence[TileRecord]
-) -> NDArray[np.bool_]:
-    """Mark the candidates that cover more of their tile than a label may."""
-    offer = replace(plan.job.offer, duplicate_iou=None, overlaps="all")
-    valid = valid_masks(records, candidates.rules)
-    names = ("tile_row", "tile_col", "ordinal")
-    kept = offered(candidates, part.grid, valid, offer)
-    there, left = (
-        pd.MultiIndex.from_arrays([c.column(name) for name in names]) for c in (candidates, kept)
-    )
-    return np.asarray(~there.isin(left), bool)
 
 
 def without_class(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
@@ -130,9 +140,9 @@ def keep_examples(plan: Plan, taught: Taught) -> None:
     taught.examples.write(plan.folder / EXAMPLES)
 
 
-def figures_of(plan: Plan, part: ScenePlan, candidates: Candidates) -> NDArray[np.float32]:
+def figures_of(folder: Path, part: ScenePlan, candidates: Candidates) -> NDArray[np.float32]:
     """Features of all stored candidates of a few tiles, from the run folder or computed."""
-    return features_in(plan.folder).figures(
+    return features_in(folder).figures(
         candidates, part.scene.fingerprint, lambda: described(part, candidates)
     )
 
@@ -161,15 +171,20 @@ def _colours_of(scene: Scene) -> SceneColours:
     return SceneColours.of(scene)
 
 
-def _matched(
-    plan: Plan,
+def examples_of(
+    folder: Path,
     part: ScenePlan,
+    finest: Sequence[ScenePlan],
     ledger: Ledger,
     labels: gpd.GeoDataFrame,
     area: shapely.Geometry | None,
-    known: NDArray[np.object_],
+    known: NDArray[np.object_] | None = None,
 ) -> Iterator[Examples]:
-    """Examples from those tiles of a scene that labels or the labelled area reach."""
+    """Make examples from those stored tiles of a scene that labels or the labelled area reach.
+
+    `labels`, `area` and `known` are as for `match_labels`; `finest` are the scenes on the working
+    grid, whose tiles are held out together.
+    """
     shapes = labels.geometry.to_numpy()
     if area is not None:
         shapes = np.array([*shapes, area], object)
@@ -177,10 +192,10 @@ def _matched(
     reached = set(shapely.STRtree(shapes).query(windows, "intersects")[0].tolist())
     wanted = {part.index(tile) for i, tile in enumerate(part.tiles) if i in reached}
     cores = {(tile.row, tile.col): part.scene.window_polygon(tile.core) for tile in part.tiles}
-    for candidates, records in plan.store.read([part.index(t) for t in part.tiles], ledger):
+    for candidates, records in store_in(folder).read([part.index(t) for t in part.tiles], ledger):
         if not wanted & {record.index for record in records} or not len(candidates):
             continue
-        figures = figures_of(plan, part, candidates)
+        figures = figures_of(folder, part, candidates)
         valid = valid_masks(records, candidates.rules)
         polygons = to_polygons(candidates, part.scene, part.grid, valid)
         core = [
@@ -189,12 +204,12 @@ def _matched(
         # what two tiles see alike would count twice
         home = np.flatnonzero(lies_in(polygons.geometry.to_numpy(), np.array(core, object)))
         polygons = polygons.iloc[home]
-        figures = figures[_rows_in(candidates, polygons)]
+        figures = figures[traced_rows(candidates, polygons)]
         described = gpd.GeoDataFrame(
             dict(zip(FEATURES, figures.T, strict=True))
             | {
                 "source": raster_of(part.scene.name),
-                "tile": _held_out_with(plan, part, polygons),
+                "tile": _held_out_with(finest, part, polygons),
             },
             geometry=polygons.geometry.to_numpy(),
             crs=polygons.crs,
@@ -202,20 +217,15 @@ def _matched(
         yield match_labels(labels, described, area, known)
 
 
-def _held_out_with(plan: Plan, part: ScenePlan, polygons: gpd.GeoDataFrame) -> NDArray[np.object_]:
+def _held_out_with(
+    finest: Sequence[ScenePlan], part: ScenePlan, polygons: gpd.GeoDataFrame
+) -> NDArray[np.object_]:
     """The tile of the working grid that each polygon lies in: what is held out lies together."""
-    (own,) = [one for one in plan.area.finest if one.scene.name == raster_of(part.scene.name)]
+    (own,) = [one for one in finest if one.scene.name == raster_of(part.scene.name)]
     tiles = list(zip(polygons["tile_row"], polygons["tile_col"], strict=True))
     if part.scene.scale > 1:
-        middle = shapely.get_coordinates(shapely.point_on_surface(polygons.geometry.to_numpy()))
+        middle = shapely.get_coordinates(middle_of(polygons.geometry.to_numpy()))
         pixels = [~own.scene.transform @ (x, y) for x, y in middle.tolist()]
         found = [next(own.grid.within(x, y, x, y)) for x, y in pixels]
         tiles = [(tile.row, tile.col) for tile in found]
-    return np.array([f"{own.scene.name}/r{row}c{col}" for row, col in tiles], object)
-
-
-def _rows_in(candidates: Candidates, polygons: gpd.GeoDataFrame) -> NDArray[np.int64]:
-    """The row of each polygon's candidate: masks without a valid pixel have no polygon."""
-    names = ["tile_row", "tile_col", "ordinal"]
-    keys = pd.MultiIndex.from_arrays([candidates.column(name) for name in names])
-    return np.asarray(keys.get_indexer(pd.MultiIndex.from_frame(polygons[names])), np.int64)
+    return np.array([tile_name(own.scene.name, *tile) for tile in tiles], object)

@@ -11,10 +11,11 @@ import pyproj
 import shapely
 
 from workbench.errors import AOIError, ExamplesError, RunFolderError
-from workbench.learning.examples import PERSON, Labels, read_examples, read_labels
+from workbench.learning.examples import PERSON, Examples, Labels, read_examples, read_labels
 from workbench.learning.features import FEATURES_VERSION
+from workbench.learning.verdicts import VERDICTS
 from workbench.raster.aoi import load_aoi
-from workbench.raster.crs import crs_name
+from workbench.raster.crs import crs_short
 from workbench.raster.scene import Scene
 from workbench.runs.job import Job
 
@@ -52,8 +53,8 @@ def check_labels(job: Job, scenes: Sequence[Scene]) -> None:
 def refuse_to_lose_examples(job: Job, folder: Path) -> None:
     """Refuse to replace labels in a run folder that would not be among the new examples."""
     path = folder / EXAMPLES
-    if job.examples is None or not path.exists():
-        return
+    if job.examples is None or not path.exists() or (folder / VERDICTS).exists():
+        return  # what a person has said in the tuner is in a file of its own
     given = [job.examples] if isinstance(job.examples, str) else job.examples
     said = read_examples(path)
     if said is None or (said.frame["features_version"] != FEATURES_VERSION).any():
@@ -61,12 +62,20 @@ def refuse_to_lose_examples(job: Job, folder: Path) -> None:
             f"{path} is not what this version writes, and this run would replace it. Move it out "
             "of the run folder; `examples` can name it where it is then."
         )
-    named = any(Path(one).absolute() == path.absolute() for one in given)
-    if not named and (said.frame["said_by"] == PERSON).any():
+    if any(Path(one).absolute() == path.absolute() for one in given):
+        return
+    known = [_by_person(one.examples) for one in labels_of(job) if one.examples is not None]
+    if _by_person(said) - set[tuple[str, str]]().union(*known):
         raise RunFolderError(
             f"{path} holds verdicts of a person, which this run would replace. Name it in "
             "`examples`, too, or move it out of the run folder."
         )
+
+
+def _by_person(examples: Examples) -> set[tuple[str, str]]:
+    """Source and label of what a person has said."""
+    frame = examples.frame[examples.frame["said_by"] == PERSON]
+    return set(zip(frame["source"], frame["label"], strict=True))
 
 
 def on_scene(labels: Labels, crs: pyproj.CRS) -> gpd.GeoDataFrame:
@@ -81,7 +90,7 @@ def off_the_scene(labels: Sequence[Labels], scenes: Sequence[Scene]) -> Examples
     ours = np.array([scene.bounds for scene in scenes])
     return ExamplesError(
         f"the examples do not lie on the scene: their bounds are {_around(theirs)}, those of the "
-        f"scene {_around(ours)} ({crs_name(crs)}). Give labels of this place, or the "
+        f"scene {_around(ours)} ({crs_short(crs)}). Give labels of this place, or the "
         "examples.parquet of another run, which can teach other scenes."
     )
 

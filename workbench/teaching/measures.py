@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
@@ -19,9 +20,10 @@ from shapely.geometry.base import BaseGeometry
 from workbench.candidates.select import Selector, Thresholds
 from workbench.candidates.table import Candidates
 from workbench.evaluation.advice import AXES, Advice, advise
+from workbench.evaluation.cost import review_cost
 from workbench.evaluation.matching import match
 from workbench.evaluation.thresholds import best_thresholds, pool_planes
-from workbench.polygons.areas import with_area
+from workbench.polygons.areas import lies_in, with_area
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import Cleaning, clean
 from workbench.polygons.overlap import iou_of
@@ -35,7 +37,7 @@ STEPS = tuple(percent / 100 for percent in range(50, 100))  # of a slider
 
 
 @dataclass(frozen=True, eq=False)
-class Proposals:
+class TileWithTruth:
     """The candidates of a tile without invalid pixels, and the true objects there.
 
     `masks` has a row for each of `candidates`, with the columns of `to_polygons`. For the object
@@ -56,7 +58,7 @@ class Proposals:
 
 def propose(
     segmenter: Segmenter, scene: Scene, grid: TileGrid, tile: Tile, truth: gpd.GeoDataFrame
-) -> Proposals:
+) -> TileWithTruth:
     """Segment one tile and measure each of its masks against the ground truth."""
     image, _ = scene.read(tile.window)
     found = segmenter.propose(image).at_tile(tile.row, tile.col)
@@ -69,10 +71,10 @@ def propose(
     number[pairs.predicted[best]] = pairs.reference[best]
     kind = np.where(number < 0, "nothing", there["kind"].to_numpy(object)[number])
     masks = masks.assign(true_iou=pairs.true_iou(), kind=kind, object=number)
-    return Proposals(scene, tile, candidates, masks, there)
+    return TileWithTruth(scene, tile, candidates, masks, there)
 
 
-def comebacks(proposals: Proposals, pred_iou_thresh: float) -> pd.DataFrame:
+def comebacks(proposals: TileWithTruth, pred_iou_thresh: float) -> pd.DataFrame:
     """List the masks that a higher stability threshold brings back, largest gain first.
 
     Each row has the threshold `at` which the mask returns, its `row` among the masks, the row of
@@ -232,3 +234,50 @@ def try_advice(run: Run, reference: gpd.GeoDataFrame, *, every: int = 3) -> Tria
     table = pd.DataFrame.from_dict(rows, orient="index")
     counts = ["n_predicted", "n_matched", "n_reference"]
     return Trial(advice, names, table.astype(dict.fromkeys(counts, int))[[*AXES, *counts, "f1"]])
+
+
+# ------------------------------------------------------------------------------------ classes
+
+
+def label_tiles(
+    run: Run, wanted: gpd.GeoDataFrame, tiles: Sequence[str], folder: Path
+) -> tuple[Path, Path]:
+    """Write what a person would label in some tiles: the wanted objects there, and the area.
+
+    Returns the two files, as `examples` and `labelled_area` take them.
+    """
+    cores = run.tiles[run.tiles["tile"].isin(set(tiles))]
+    area = shapely.union_all(cores.geometry.to_numpy())
+    there = lies_in(wanted.to_crs(run.tiles.crs).geometry.to_numpy(), area)
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = wanted.to_crs(run.tiles.crs)[there][["geometry"]].assign(class_id=1)
+    labels.to_parquet(folder / "labels.parquet")
+    cores[["geometry"]].to_file(folder / "labelled.gpkg")
+    return folder / "labels.parquet", folder / "labelled.gpkg"
+
+
+def on_other_tiles(
+    runs: Mapping[str, Run], wanted: gpd.GeoDataFrame, tiles: Sequence[str]
+) -> pd.DataFrame:
+    """Compare layers with the wanted objects in the tiles that nobody has labelled.
+
+    For each run: the polygons there, how many are right (IoU of 0.5), how many objects there are,
+    F1, and the minutes that a review takes against drawing all of them (`share_of_drawing`).
+    """
+    rows = {}
+    for name, run in runs.items():
+        others = run.tiles[~run.tiles["tile"].isin(set(tiles))]
+        area = shapely.union_all(others.geometry.to_numpy())
+        truth = wanted.to_crs(run.tiles.crs)
+        layer, truth = (
+            frame[lies_in(frame.geometry.to_numpy(), area)] for frame in (run.layer, truth)
+        )
+        matched = match(layer, truth).n_matched(0.5)
+        cost = review_cost(layer, truth)
+        rows[name] = {
+            "polygons": len(layer), "right": matched, "objects": len(truth),
+            "f1": 2 * matched / max(1, len(layer) + len(truth)),
+            "review_minutes": cost.seconds / 60, "share_of_drawing": cost.ratio,
+        }  # fmt: skip
+    counts = dict.fromkeys(("polygons", "right", "objects"), int)
+    return pd.DataFrame.from_dict(rows, orient="index").astype(counts)

@@ -24,7 +24,7 @@ from workbench.evaluation.metrics import calibration
 from workbench.layer.report.map import figure_png
 from workbench.raster.scene import Scene
 from workbench.runs.result import Run
-from workbench.teaching.measures import Proposals, Trial, gaps_between, seam_lines, simplified
+from workbench.teaching.measures import TileWithTruth, Trial, gaps_between, seam_lines, simplified
 
 # differ for colour-blind people, and from fields, roofs and roads
 TRUTH, MASK, RIVAL, BACK = "#ffffff", "#00e5ff", "#ff8a00", "#ff2fd0"
@@ -55,7 +55,7 @@ class Plate(Figure):
 # --------------------------------------------------------------------------- prompts, masks
 
 
-def draw_prompt(predictor: Any, proposals: Proposals, x: float, y: float) -> Plate:
+def draw_prompt(predictor: Any, proposals: TileWithTruth, x: float, y: float) -> Plate:
     """Ask SAM what is at a pixel of the tile, and draw its three masks side by side.
 
     `predictor` is a `SamPredictor` that has been given the tile.
@@ -86,7 +86,7 @@ def draw_prompt(predictor: Any, proposals: Proposals, x: float, y: float) -> Pla
     return plate
 
 
-def draw_stability(predictor: Any, proposals: Proposals, rows: list[int]) -> Plate:
+def draw_stability(predictor: Any, proposals: TileWithTruth, rows: list[int]) -> Plate:
     """Draw masks cut a little tighter and a little looser; stability is the share in common."""
     plate = Plate(
         "Each mask cut at a logit of +1 (orange) and of −1 (adds the blue part). A stable mask "
@@ -132,7 +132,7 @@ def draw_scores(masks: gpd.GeoDataFrame) -> Plate:
     return plate
 
 
-def draw_comeback(proposals: Proposals, case: pd.Series) -> Plate:
+def draw_comeback(proposals: TileWithTruth, case: pd.Series) -> Plate:
     """Draw one of `comebacks` just below its threshold and at it."""
     mask, rival = (proposals.masks.iloc[[int(case[name])]] for name in ("row", "rival"))
     plate = Plate(
@@ -153,7 +153,7 @@ def draw_comeback(proposals: Proposals, case: pd.Series) -> Plate:
     return plate
 
 
-def draw_kept(proposals: Proposals, pred_iou_thresh: float, stability: float) -> Plate:
+def draw_kept(proposals: TileWithTruth, pred_iou_thresh: float, stability: float) -> Plate:
     """Draw the masks that two thresholds keep, and mark those that a lower stability drops."""
     now = proposals.kept(Thresholds(pred_iou_thresh, round(stability, 2)))
     before = proposals.kept(Thresholds(pred_iou_thresh, max(round(stability - 0.05, 2), 0)))
@@ -255,27 +255,51 @@ def draw_coverage(layers: Mapping[str, gpd.GeoDataFrame]) -> Plate:
 
 def draw_trial(trial: Trial, before: Run, after: Run, reference: gpd.GeoDataFrame) -> Plate:
     """Draw the layers at the default and at the advised thresholds, with the labelled tiles."""
-    left, bottom, right, top = before.tiles.total_bounds
+    titles = []
+    for run, name in ((before, "default"), (after, "advised")):
+        at = trial.table.loc[name]
+        titles.append(
+            f"{name} {at['pred_iou_thresh']:.2f}, {at['stability_score_thresh']:.2f}: "
+            f"{len(run.layer)} polygons, F1 {at['f1']:.2f}"
+        )
+    return _compared(dict(zip(titles, (before, after), strict=True)), reference, trial.labelled)
+
+
+def draw_taught(
+    runs: Mapping[str, Run],
+    reference: gpd.GeoDataFrame,
+    labelled: Sequence[str],
+    table: pd.DataFrame,
+) -> Plate:
+    """Draw the layers of some runs; `table` is that of `on_other_tiles`."""
+    titles = [
+        f"{name}: {len(run.layer)} polygons, F1 {table['f1'][name]:.2f}"
+        for name, run in runs.items()
+    ]
+    return _compared(dict(zip(titles, runs.values(), strict=True)), reference, labelled)
+
+
+def _compared(
+    runs: Mapping[str, Run], reference: gpd.GeoDataFrame, labelled: Sequence[str]
+) -> Plate:
+    """Draw layers beside each other, by their titles."""
+    tiles = next(iter(runs.values())).tiles
+    left, bottom, right, top = tiles.total_bounds
     plate = Plate(
         f"White: the {len(reference)} wanted objects. Blue: polygons that match one. Orange: all "
         "other polygons. Yellow: the labelled tiles. F1 is measured on the other tiles.",
-        2,
+        len(runs),
         (top - bottom) / (right - left),
     )
-    labelled = before.tiles[before.tiles["tile"].isin(trial.labelled)]
-    for axes, run, name in zip(plate.panels, (before, after), ("default", "advised"), strict=True):
+    known = tiles[tiles["tile"].isin(set(labelled))]
+    for axes, (title, run) in zip(plate.panels, runs.items(), strict=True):
         matches = match(run.layer, reference).true_iou() >= 0.5
         _imagery(axes, run.scenes[0], run.tiles.total_bounds)
-        _shapes(axes, labelled, SEAM, alpha=0.15)
+        _shapes(axes, known, SEAM, alpha=0.15)
         _shapes(axes, run.layer[~matches], RIVAL, alpha=0.1)
         _shapes(axes, run.layer[matches], MASK, alpha=0.45)
         _dashed(axes, reference)
-        at = trial.table.loc[name]
-        _title(
-            axes,
-            f"{name} {at['pred_iou_thresh']:.2f}, {at['stability_score_thresh']:.2f}: "
-            f"{len(run.layer)} polygons, F1 {at['f1']:.2f}",
-        )
+        _title(axes, title)
     return plate
 
 

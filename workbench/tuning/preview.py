@@ -23,7 +23,6 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from workbench._support.cores import usable_cores
-from workbench._support.text import duration
 from workbench.candidates.offer import Offer, Reason, TileMasks
 from workbench.candidates.select import Selector, Thresholds, passes
 from workbench.candidates.store import valid_masks
@@ -114,33 +113,7 @@ class Verdict:
     rival: int = -1
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """Time and storage of a run, estimated from tiles that were timed; None: not known yet."""
-
-    seconds_per_tile: float | None = None
-    bytes_per_tile: float | None = None
-
-    def text(self, n_tiles: int) -> str:
-        """For example "24 tiles · about 3 min · 12 MB of candidates"."""
-        parts = [f"{n_tiles:,} tile{'s' if n_tiles != 1 else ''}"]
-        if self.seconds_per_tile is not None:
-            parts.append(f"about {duration(self.seconds_per_tile * n_tiles)}")
-        if self.bytes_per_tile is not None:
-            parts.append(f"{_size(self.bytes_per_tile * n_tiles)} of candidates")
-        return " · ".join(parts)
-
-
-def _size(n: float) -> str:
-    scale, unit = next(
-        (scale, unit)
-        for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-        if n >= scale or unit == "kB"
-    )
-    return f"{n / scale:.0f} {unit}" if n >= 10 * scale else f"{n / scale:.1f} {unit}"
-
-
-class _Traced:
+class Traced:
     """The polygons of one sample that were needed so far. Rows are counted from its first."""
 
     def __init__(self, sample: SegmentedTile, first: int) -> None:
@@ -209,7 +182,7 @@ class Preview:
     ) -> None:
         """`before` is an earlier preview; its work on samples that are still there is kept."""
         self.aoi = aoi
-        self._parts: list[_Traced] = []
+        self._parts: list[Traced] = []
         self._lock = RLock()
         self.n_candidates = 0
         done = before._parts if before is not None and before.aoi is aoi else []
@@ -217,13 +190,18 @@ class Preview:
             if i < len(done) and done[i].sample is sample and done[i].first == self.n_candidates:
                 self._parts.append(done[i])
             else:
-                self._parts.append(_Traced(sample, self.n_candidates))
+                self._parts.append(Traced(sample, self.n_candidates))
             self.n_candidates += len(sample.candidates)
 
     @property
     def samples(self) -> tuple[SegmentedTile, ...]:
         """The samples, in the order of their rows."""
         return tuple(part.sample for part in self._parts)
+
+    @property
+    def parts(self) -> tuple[Traced, ...]:
+        """The samples with their candidates by ordinal and what was traced of them."""
+        return tuple(self._parts)
 
     @cached_property
     def scores(self) -> NDArray[np.float32]:
@@ -236,7 +214,7 @@ class Preview:
 
     def key(self, row: int) -> Key:
         """Return the key of a candidate, which is the same in every preview of its tile."""
-        part = self._of(row)
+        part = self.part_of(row)
         return (*part.sample.record.index, int(part.candidates.column("ordinal")[row - part.first]))
 
     def row(self, key: Key) -> int:
@@ -268,13 +246,7 @@ class Preview:
                 rows[reason[rows] == Reason.OFFERED]
                 for rows, reason in zip(selected, reasons, strict=True)
             ]
-            new = [
-                (part, rows)
-                for part, rows in zip(self._parts, chosen, strict=True)
-                if not part.knows(rows, cleaning)
-            ]
-            # shapely does not hold Python's lock while it works
-            list(_THREADS.map(lambda one: one[0].find_out(one[1], cleaning, self.aoi), new))
+            self._find_out(chosen, cleaning)
             for part, rows, reason in zip(self._parts, chosen, reasons, strict=True):
                 mine = fate[part.first : part.first + len(part.candidates)]
                 mine[passes(part.candidates, thresholds)] = Fate.SUPPRESSED
@@ -283,6 +255,32 @@ class Preview:
                 mine[rows] = part.outcome[rows]
             drawn = tuple(part.cleaned for part in self._parts)
         return View(thresholds, cleaning, offer, fate, drawn)
+
+    def fates(
+        self, chosen: NDArray[np.int64], cleaning: Cleaning
+    ) -> tuple[NDArray[np.uint8], tuple[gpd.GeoDataFrame, ...]]:
+        """Trace and clean chosen rows (ascending), whatever chose them.
+
+        Returns the `Fate` of each, which is kept, cleaned or outside, and the frames of `View`.
+        """
+        with self._lock:
+            rows = [
+                chosen[(chosen >= p.first) & (chosen < p.first + len(p.candidates))] - p.first
+                for p in self._parts
+            ]
+            self._find_out(rows, cleaning)
+            found = [part.outcome[of] for part, of in zip(self._parts, rows, strict=True)]
+            drawn = tuple(part.cleaned for part in self._parts)
+        return np.concatenate([np.empty(0, np.uint8), *found]), drawn
+
+    def _find_out(self, chosen: Sequence[NDArray[np.int64]], cleaning: Cleaning) -> None:
+        new = [
+            (part, rows)
+            for part, rows in zip(self._parts, chosen, strict=True)
+            if not part.knows(rows, cleaning)
+        ]
+        # shapely does not hold Python's lock while it works
+        list(_THREADS.map(lambda one: one[0].find_out(one[1], cleaning, self.aoi), new))
 
     def prepare(self, cleaning: Cleaning, limit: int) -> int:
         """Compare, trace and clean up to `limit` more candidates, before thresholds need them.
@@ -342,7 +340,7 @@ class Preview:
 
     def explain(self, row: int, view: View) -> Verdict:
         """Say why a candidate is shown or not."""
-        part, fate, rival = self._of(row), Fate(view.fate[row]), -1
+        part, fate, rival = self.part_of(row), Fate(view.fate[row]), -1
         if fate == Fate.KEPT:
             reason = "kept"
         elif fate == Fate.BELOW:
@@ -369,12 +367,20 @@ class Preview:
 
     def outline(self, row: int) -> gpd.GeoSeries:
         """Return a candidate's polygon before cleaning; empty if its mask has no valid pixel."""
-        part = self._of(row)
+        part = self.part_of(row)
         with self._lock:
             part.trace(np.array([row - part.first]))
             return part.polygons.geometry[part.polygons["row"] == row]
 
-    def _of(self, row: int) -> _Traced:
+    def polygons_before_cleaning(self, rows: NDArray[np.int64]) -> gpd.GeoDataFrame:
+        """The polygons of some rows of one sample, by row; a mask without valid pixels has none."""
+        part = self.part_of(int(rows[0]))
+        with self._lock:
+            part.trace(rows - part.first)
+            return part.polygons[part.polygons["row"].isin(rows)]
+
+    def part_of(self, row: int) -> Traced:
+        """The sample of a row."""
         if not 0 <= row < self.n_candidates:
             raise IndexError(f"row {row} of {self.n_candidates} candidates")
         return next(part for part in reversed(self._parts) if part.first <= row)

@@ -23,6 +23,8 @@ function render({ el }) {
       frame = requestAnimationFrame(look);
       return;
     }
+    // else JupyterLab would take keys that are meant for the sliders and the map as its commands
+    root.setAttribute("data-lm-suppress-shortcuts", "true");
     const what = { childList: true, characterData: true, attributeFilter: ["aria-valuetext"] };
     observer = new MutationObserver(() => nameSliders(root));
     observer.observe(root, { subtree: true, ...what });

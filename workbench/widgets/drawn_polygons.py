@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import geopandas as gpd
 import numpy as np
+from numpy.typing import NDArray
 
 from workbench.polygons.clean import Cleaning
 from workbench.tuning.preview import Key, Preview, View, stack
-from workbench.widgets.overlay import Flag, PolygonOverlay
+from workbench.tuning.teach import Classes
+from workbench.widgets.overlay import FADED, REFUSED, UNSAID, Flag, PolygonOverlay
+
+
+@dataclass(frozen=True)
+class Classed:
+    """The classes of a view as they are drawn.
+
+    `numbers` are those of the palette in its order; `said` are the verdicts of a person by row, 0
+    for none of the classes. `classes` is None while nothing was learned.
+    """
+
+    numbers: tuple[int, ...]
+    said: Mapping[int, int]
+    classes: Classes | None
 
 
 class DrawnPolygons:
@@ -26,25 +42,67 @@ class DrawnPolygons:
         self._cleaning: Cleaning | None = None
         self._selected = -1  # row
 
-    def show(self, view: View, preview: Preview, judged: Mapping[Key, bool]) -> None:
-        """Show what a view keeps."""
-        kept = view.kept
+    def show(
+        self,
+        view: View,
+        preview: Preview,
+        judged: Mapping[Key, bool],
+        classed: Classed | None = None,
+    ) -> None:
+        """Show what a view keeps, and what has a class or was given one."""
+        shown = _shown(view, classed)
         known = len(self.place) == preview.n_candidates and self._cleaning == view.cleaning
-        if not known or (self.place[kept] < 0).any() or view.cleaning.planar:
-            self.send(view, preview, judged)
+        if not known or (self.place[shown] < 0).any() or view.cleaning.planar:
+            self.send(view, preview, judged, classed)
         else:
-            self.overlay.shown = self.place[kept].astype("<u4").tobytes()
+            with self.overlay.hold_sync():
+                self.overlay.shown = self.place[shown].astype("<u4").tobytes()
+                self._mark_classes(classed)
 
-    def send(self, view: View, preview: Preview, judged: Mapping[Key, bool]) -> None:
+    def send(
+        self,
+        view: View,
+        preview: Preview,
+        judged: Mapping[Key, bool],
+        classed: Classed | None = None,
+    ) -> None:
         """Send all polygons of a view, also those that it does not show now."""
-        frame = stack(view.drawn)
+        drawn = view.drawn
+        if classed is not None and classed.classes is not None:
+            drawn = classed.classes.drawn
+        frame = stack(drawn)
         self.rows = frame["row"].to_numpy()
         self.place = np.full(preview.n_candidates, -1)
         self.place[self.rows] = np.arange(len(self.rows))
-        self._cleaning, self.frames = view.cleaning, view.drawn
+        self._cleaning, self.frames = view.cleaning, drawn
         flags = self._flags(frame, preview, judged)
-        self.overlay.draw(frame, self.place[view.kept], flags)
-        self.select(self._selected)
+        shown = self.place[_shown(view, classed)]
+        with self.overlay.hold_sync():
+            self._mark_classes(classed)
+            self.overlay.draw(frame, shown[shown >= 0], flags)
+            self.select(self._selected)
+
+    def _mark_classes(self, classed: Classed | None) -> None:
+        """Tell the overlay the class of each polygon, and what a person has said of it."""
+        overlay = self.overlay
+        if classed is None:
+            overlay.kinds = overlay.said = overlay.class_scores = b""
+            return
+        of_number = {number: place for place, number in enumerate(classed.numbers)}
+        said = np.full(len(self.rows), UNSAID, np.uint8)
+        for row, number in classed.said.items():
+            if self.place[row] >= 0:
+                said[self.place[row]] = of_number.get(number, REFUSED)
+        kinds = np.full(len(self.rows), FADED, np.uint8)
+        scores = np.full(len(self.rows), np.nan, "<f4")
+        classes = classed.classes
+        if classes is not None:
+            kept = classes.kept[self.place[classes.kept] >= 0]
+            places = [of_number.get(number, FADED) for number in classes.class_id[kept].tolist()]
+            kinds[self.place[kept]] = np.array(places, np.uint8)
+            scores[:] = classes.class_score[self.rows]
+        overlay.kinds, overlay.said = kinds.tobytes(), said.tobytes()
+        overlay.class_scores = scores.tobytes()
 
     def misses(self, view: View) -> bool:
         """Whether a view has polygons that the browser does not have."""
@@ -54,10 +112,14 @@ class DrawnPolygons:
         """Mark the polygons that were called good or bad."""
         self.overlay.flags = self._flags(stack(self.frames), preview, judged)
 
-    def select(self, row: int) -> None:
-        """Point out a polygon; -1: none."""
+    def select(self, row: int) -> bool:
+        """Point out a polygon, -1: none; returns whether it is drawn."""
         self._selected = row
-        self.overlay.selected = int(self.place[row]) if row >= 0 else -1
+        place = int(self.place[row]) if 0 <= row < len(self.place) else -1
+        if place >= 0 and place not in np.frombuffer(self.overlay.shown, "<u4"):
+            place = -1
+        self.overlay.selected = place
+        return place >= 0
 
     def row_at(self, place: int) -> int:
         """Return the row at a place, -1 if there is none."""
@@ -74,3 +136,13 @@ class DrawnPolygons:
             if row >= 0 and self.place[row] >= 0:
                 flags[self.place[row]] |= Flag.GOOD if good else Flag.BAD
         return flags.tobytes()
+
+
+def _shown(view: View, classed: Classed | None) -> NDArray[np.int64]:
+    """The rows that are shown: what thresholds keep, what has a class, what was given one."""
+    if classed is None:
+        return view.kept
+    has_class = view.kept if classed.classes is None else classed.classes.kept
+    if view.cleaning.planar:
+        return has_class  # what is cut to fit the others has no shape of its own
+    return np.union1d(view.kept, has_class)

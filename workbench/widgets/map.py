@@ -17,7 +17,7 @@ import pyproj
 import shapely
 import traitlets
 
-from workbench.raster.crs import crs_title
+from workbench.raster.crs import crs_short, crs_title
 from workbench.raster.scene import Scene
 from workbench.runs.plan import Area
 from workbench.tuning.webmap import Bounds, degrees_from_web, to_web, web_from_degrees
@@ -29,6 +29,7 @@ from workbench.widgets.session import Session
 MAX_ZOOM = 24  # 7 mm a pixel at the equator: a pixel of 5 cm is seen as a square
 ZOOM_STEP = 0.25  # with whole steps a scene may fill only half of the map
 MOST_TILES = 2000  # outlines that are drawn at once
+WELL_IN_VIEW, LEAST_IN_VIEW = 0.8, 0.08  # shares of the map's width and height
 USUAL_PX = (800, 560)  # of a map that no browser has shown yet
 _WORLD = 2 * math.pi * 6_378_137.0  # width of EPSG:3857
 _FRAME = {"color": "#757575", "weight": 2, "fill": False, "interactive": False}
@@ -104,6 +105,18 @@ class SceneMap:
             self.map.center = (lat, lon)
         dx, dy = pixel * width / 2, pixel * height / 2
         self._look_at((x - dx, y - dy, x + dx, y + dy))
+
+    def bring_into_view(self, shape: gpd.GeoSeries) -> None:
+        """Move the map to a shape that is not well in view, or too small or large to be seen."""
+        x0, y0, x1, y1 = shape.total_bounds.tolist()
+        bounds = np.array(to_web(self.crs).transform_bounds(x0, y0, x1, y1))
+        left, bottom, right, top = self.screen.bounds
+        middle, size = np.array([left + right, bottom + top]) / 2, (right - left, top - bottom)
+        inside = np.abs(bounds.reshape(2, 2) - middle) <= WELL_IN_VIEW / 2 * np.array(size)
+        share = ((bounds[2:] - bounds[:2]) / size).max()
+        if not inside.all() or not LEAST_IN_VIEW <= share <= WELL_IN_VIEW:
+            margin = 1.5 * max(x1 - x0, y1 - y0)
+            self.fit((x0 - margin, y0 - margin, x1 + margin, y1 + margin))
 
     def fit_scenes(self) -> None:
         """Zoom to all scenes."""
@@ -190,9 +203,7 @@ class SceneMap:
         elif math.isfinite(x) and math.isfinite(y):
             digits = max(0, -math.floor(math.log10(self.scenes[0].transform.a)))
             place = [f"E {x:.{digits}f}", f"N {y:.{digits}f}"]
-            epsg = self.crs.to_epsg()
-            crs = f"EPSG:{epsg}" if epsg else self.crs.name
-            self.cursor.value = small(Markup(" &ensp; ").join([*place, crs]))
+            self.cursor.value = small(Markup(" &ensp; ").join([*place, crs_short(self.crs)]))
 
     def _say(self, about: str, text: str) -> None:
         """Show a note about imagery or tiles under the map; an empty text removes it."""

@@ -49,6 +49,8 @@ function clickByKey(map, signal) {
   );
   const aim = () => (cross.style.display = map.matches(":focus-visible") ? "block" : "none");
   for (const kind of ["focus", "blur", "pointerdown"]) map.addEventListener(kind, aim, { signal });
+  // who moves the mouse there does not aim with the cross
+  map.addEventListener("pointermove", () => (cross.style.display = "none"), { signal });
   const pressed = (event) => {
     if (event.target !== map || event.key !== "Enter") return;
     event.preventDefault();

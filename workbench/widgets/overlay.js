@@ -12,7 +12,13 @@ const BLOCK = 1000; // rows that may share a path: a path of thousands fills slo
 const LOOK_MS = 500; // how often to look for views of the map: there is no event for them
 const PATIENCE_MS = 20000;
 
+const STILL = 8; // px: a mouse that has moved less still means what was pointed out
+
 const [SEAM, GOOD, BAD] = [1, 2, 4]; // overlay.Flag
+const FADED = 255; // overlay.FADED
+const [REFUSED, UNSAID] = [254, 255]; // overlay.REFUSED, overlay.UNSAID
+const FADED_COLOUR = "#e0e0e0";
+const NONE_COLOUR = "#bdbdbd"; // said to be none of the classes
 const SELECTED = "#00ffff";
 // colours that differ in lightness, and marks that need no colour; px from the centre
 const VERDICTS = {
@@ -35,10 +41,12 @@ const VERDICTS = {
  * What is drawn, and in which colours.
  * @typedef {{
  *   outlines: Outlines, shown: Uint32Array | number[], flags: Uint8Array | number[],
+ *   kinds: Uint8Array | number[], said: Uint8Array | number[], scores: Float32Array | number[],
  *   selected: number,
  * }} Frame
  * @typedef {{
  *   colourBy: string, bounds: number[], colours: string[], fill: boolean, opacity: number,
+ *   classes: [number, string, string][],
  * }} Look
  */
 
@@ -182,6 +190,23 @@ export function metresOf({ lng, lat }) {
 }
 
 /**
+ * What a person or the classifier says of a polygon; empty without classes.
+ * @param {Frame} frame
+ * @param {Look} look
+ * @param {number} row
+ */
+export function classText({ kinds, said, scores }, look, row) {
+  if (look.colourBy !== "class") return "";
+  const spoken = said[row] ?? UNSAID;
+  if (spoken === REFUSED) return "you: none of these · ";
+  const named = look.classes[spoken];
+  if (named) return `you: ${named[1]} · `;
+  const guess = look.classes[kinds[row]];
+  if (!guess) return kinds[row] === FADED ? "none of the classes · " : "";
+  return `${guess[1]} ${(scores[row] ?? NaN).toFixed(2)} · `;
+}
+
+/**
  * @param {Outlines} outlines
  * @param {Uint8Array | number[]} flags
  * @param {number} row
@@ -251,6 +276,33 @@ function strokeCased(ctx, colour, width, path) {
 }
 
 /**
+ * Mark a polygon that a person has given a class: a thick outline, and the number of the class.
+ * @param {CanvasRenderingContext2D} ctx
+ * @param {Frame} frame
+ * @param {Look} look
+ * @param {number} row
+ * @param {Affine} affine
+ * @param {Path2D} outline
+ */
+function mark(ctx, { outlines, said }, look, row, { scale, left, top }, outline) {
+  const { boxes } = outlines;
+  const named = look.classes[said[row]];
+  const colour = named ? named[2] : NONE_COLOUR;
+  strokeCased(ctx, colour, 2.5, outline);
+  const x = left + ((boxes[4 * row] + boxes[4 * row + 2]) / 2) * scale;
+  const y = top - ((boxes[4 * row + 1] + boxes[4 * row + 3]) / 2) * scale;
+  ctx.beginPath();
+  ctx.arc(x, y, 8, 0, 2 * Math.PI);
+  ctx.fillStyle = "rgba(0, 0, 0, 0.75)";
+  ctx.fill();
+  ctx.fillStyle = colour;
+  ctx.font = "bold 12px sans-serif";
+  ctx.textAlign = "center";
+  ctx.textBaseline = "middle";
+  ctx.fillText(String(named ? named[0] : 0), x, y + 0.5);
+}
+
+/**
  * Draw a frame, and return how many polygons are in sight.
  * @param {CanvasRenderingContext2D} ctx
  * @param {Frame} frame
@@ -270,34 +322,49 @@ export function paint(ctx, frame, affine, width, height, look) {
   };
   // Few paths for each colour, filled by the nonzero rule: filling each polygon is slow, and
   // even-odd would leave overlaps open. Holes stay open, as they run against their outer rings.
+  const byClass = look.colourBy === "class";
+  // what is faded comes first, so that it lies below
+  const colours = byClass ? [FADED_COLOUR, ...look.classes.map(([, , c]) => c)] : look.colours;
   /** @type {ReturnType<newPart>[][]} */
-  const partsOf = look.colours.map(() => []);
+  const partsOf = colours.map(() => []);
   const scores = outlines[look.colourBy] ?? [];
+  const kindOf = (row) => {
+    if (!byClass) return classOf(look.bounds, scores[row]);
+    const kind = frame.kinds[row] ?? FADED;
+    return kind < look.classes.length ? kind + 1 : 0;
+  };
   const judged = [];
+  const spoken = [];
   let drawn = 0;
   for (const row of shown) {
     if (!onCanvas(boxes, row, affine, width, height)) continue;
     drawn++;
-    const kind = classOf(look.bounds, scores[row]);
+    const kind = kindOf(row);
     const block = Math.floor(row / BLOCK); // by row, so that overlaps keep their order
-    const part = (partsOf[kind][block] ??= newPart(look.colours[kind]));
+    const part = (partsOf[kind][block] ??= newPart(colours[kind]));
     const b = 4 * row;
     const side = Math.max(boxes[b + 2] - boxes[b], boxes[b + 3] - boxes[b + 1]) * scale;
     const [x, y] = [left + boxes[b] * scale, top - boxes[b + 3] * scale];
     if (side < 1) part.dots.rect(Math.floor(x), Math.floor(y), 1, 1);
     else trace(flags[row] & SEAM ? part.seam : part.whole, outlines, row, affine);
     if (flags[row] & (GOOD | BAD)) judged.push(row);
+    if (byClass && (frame.said[row] ?? UNSAID) !== UNSAID) spoken.push(row);
   }
 
-  const parts = partsOf.flat();
   const few = drawn <= MANY;
   ctx.lineJoin = "round";
   ctx.lineCap = "butt";
+  if (byClass) {
+    ctx.globalAlpha = 0.45;
+    for (const { colour, whole, seam } of partsOf[0]) stroke(ctx, colour, 1, whole, seam);
+    ctx.globalAlpha = 1;
+  }
+  const parts = partsOf.slice(byClass ? 1 : 0).flat();
   for (const { colour, whole, seam, dots } of parts) {
     ctx.fillStyle = colour;
     ctx.fill(dots);
     if (!look.fill) continue;
-    ctx.globalAlpha = 0.15;
+    ctx.globalAlpha = byClass ? 0.3 : 0.15;
     ctx.fill(whole);
     ctx.fill(seam);
     ctx.globalAlpha = 1;
@@ -325,6 +392,7 @@ export function paint(ctx, frame, affine, width, height, look) {
     }
     strokeCased(ctx, colour, 3, mark);
   }
+  for (const row of spoken) mark(ctx, frame, look, row, affine, outline(row));
   if (selected >= 0) strokeCased(ctx, SELECTED, 4, outline(selected));
   return drawn;
 }
@@ -351,6 +419,9 @@ function drawOn(map, overlay) {
   let placed = null; // how the canvas was drawn: zoom, size, corner in the pane and on the map
   let pointer = null; // the last mouse event on the map
   let cursor = null; // that of ipyleaflet, while ours is shown
+  let last = null; // where the mouse was last, px
+  let anchor = null; // where it was when the kernel pointed something out
+  let clicked = null; // where the last click was, until the map moves
   const waiting = new Map(); // at most one animation frame per task: the last value wins
 
   function soon(task) {
@@ -439,7 +510,8 @@ function drawOn(map, overlay) {
       cursor = null;
     }
     if (row < 0) return;
-    tip.textContent = describe(overlay.frame.outlines, overlay.frame.flags, row);
+    const { frame, look } = overlay;
+    tip.textContent = classText(frame, look, row) + describe(frame.outlines, frame.flags, row);
     const { x, y } = pointer.containerPoint;
     const { offsetWidth: width, offsetHeight: height } = tip;
     const size = map.getSize();
@@ -449,7 +521,34 @@ function drawOn(map, overlay) {
 
   function hover(event) {
     pointer = event;
+    last = event.containerPoint;
+    takeFocus();
     soon(point);
+  }
+
+  /** Keys are meant for what the mouse is on, unless somebody is typing. */
+  function takeFocus() {
+    const there = document.activeElement;
+    if (!overlay.keys() || container.contains(there)) return;
+    if (there?.closest("input, textarea, select, [contenteditable]")) return;
+    container.focus({ preventScroll: true });
+  }
+
+  /** The kernel has pointed something out: keys mean that, until the mouse moves away. */
+  function pointedOut() {
+    anchor = last;
+  }
+
+  function press(event) {
+    if (event.target !== container || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!event.key || event.key.length > 1 || !overlay.keys().includes(event.key)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const meant = pointer && !(anchor && last && last.distanceTo(anchor) < STILL);
+    const { lng: lon, lat } = meant ? pointer.latlng : { lng: null, lat: null };
+    const { sequence } = overlay.frame.outlines;
+    const row = meant ? rowAt(pointer) : -1;
+    overlay.send({ kind: "key", key: event.key, lon, lat, row, sequence });
   }
 
   function leave() {
@@ -457,29 +556,40 @@ function drawOn(map, overlay) {
     soon(point);
   }
 
+  function moved() {
+    clicked = null;
+    leave();
+  }
+
   function click(event) {
-    if (elsewhere(event) || event.originalEvent?.detail > 1) return; // a double click zooms
+    // a double click zooms, unless clicks go through what lies there
+    if (elsewhere(event) || (event.originalEvent?.detail > 1 && !overlay.keys())) return;
     const { lng: lon, lat } = event.latlng;
     const { sequence } = overlay.frame.outlines;
-    overlay.send({ kind: "click", lon, lat, row: rowAt(event), sequence });
+    const again = clicked !== null && clicked.distanceTo(event.containerPoint) < STILL;
+    if (!again) clicked = event.containerPoint;
+    overlay.send({ kind: "click", lon, lat, row: rowAt(event), sequence, again });
   }
 
   const handlers = {
     ...{ moveend: redraw, zoomend: redraw, viewreset: redraw, resize: redraw, move: keepCovered },
     ...{ zoomanim: follow, zoom: () => follow({}) },
-    ...{ mousemove: hover, mouseout: leave, movestart: leave, zoomstart: leave, click },
+    ...{ mousemove: hover, mouseout: leave, movestart: moved, zoomstart: moved, click },
   };
   map.on(handlers);
+  container.addEventListener("keydown", press);
+  if (overlay.keys()) map.doubleClickZoom.disable();
   redraw();
   const remove = () => {
     map.off(handlers);
+    container.removeEventListener("keydown", press);
     waiting.forEach((request) => cancelAnimationFrame(request));
     pointer = null;
     point();
     canvas.remove();
     tip.remove();
   };
-  return { redraw, remove };
+  return { redraw, remove, pointedOut };
 }
 
 // ---------------------------------------------------------------------------------- the widget
@@ -503,7 +613,7 @@ export default () => {
   function initialize({ model }) {
     const bytes = (Type, name) => typed(Type, model.get(name));
     let source = null; // the value that the outlines were decoded from
-    const empty = { shown: [], flags: [], selected: -1 };
+    const empty = { shown: [], flags: [], kinds: [], said: [], scores: [], selected: -1 };
     const overlay = {
       frame: { outlines: decodeOutlines({}), ...empty },
       look: /** @type {Look | null} */ (null),
@@ -513,6 +623,7 @@ export default () => {
           colourBy: model.get("colour_by"),
           bounds: classBounds(ramp),
           colours: [...ramp.map(([, colour]) => colour), model.get("plain_colour")],
+          classes: model.get("class_colours"),
           fill: model.get("fill"),
           opacity: model.get("opacity"),
         };
@@ -522,15 +633,20 @@ export default () => {
         source = now;
         const there = (row) => row >= 0 && row < outlines.count;
         const flags = bytes(Uint8Array, "flags");
+        const fitting = (values) => (values.length === outlines.count ? values : []);
         overlay.frame = {
           outlines,
           shown: bytes(Uint32Array, "shown").filter(there),
           flags: flags.length === outlines.count ? flags : outlines.flags,
+          kinds: fitting(bytes(Uint8Array, "kinds")),
+          said: fitting(bytes(Uint8Array, "said")),
+          scores: fitting(bytes(Float32Array, "class_scores")),
           selected: there(model.get("selected")) ? model.get("selected") : -1,
         };
         failure = "";
       },
       send: (message) => model.send(message),
+      keys: () => model.get("hotkeys"),
       fail(error) {
         console.error(error);
         failure = `The polygons could not be drawn (${error.message}): run all cells again.`;
@@ -580,9 +696,10 @@ export default () => {
     }
 
     const redraw = () => layers.forEach((layer) => layer.redraw());
-    const rows = ["outlines", "shown", "flags", "selected", "for_sequence"];
-    const looks = ["colour_by", "ramp", "plain_colour", "fill", "opacity"];
+    const rows = ["outlines", "shown", "flags", "selected", "for_sequence", "kinds", "said"];
+    const looks = ["colour_by", "ramp", "plain_colour", "fill", "opacity", "class_colours"];
     for (const name of [...rows, ...looks]) model.on(`change:${name}`, redraw);
+    model.on("change:pointed", () => layers.forEach((layer) => layer.pointedOut()));
     look();
     const timer = setInterval(look, LOOK_MS);
     return () => {

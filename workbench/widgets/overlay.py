@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntFlag
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,19 @@ class Flag(IntFlag):
     BAD = 4
 
 
+FADED = 255  # in `PolygonOverlay.kinds`
+REFUSED, UNSAID = 254, 255  # in `PolygonOverlay.said`
+
+
+@dataclass(frozen=True)
+class Pressed:
+    """A key that was pressed on the map: where the mouse is (None: at what is pointed out)."""
+
+    key: str
+    place: tuple[float, float] | None  # degrees
+    row: int  # as for a click
+
+
 class PolygonOverlay(anywidget.AnyWidget):
     """Polygons on the ipyleaflet map whose `model_id` is `map_id`; the kernel says which ones.
 
@@ -45,7 +59,7 @@ class PolygonOverlay(anywidget.AnyWidget):
     Rows count the polygons of the `outlines` whose `sequence` is `for_sequence`: until both have
     arrived, the map does not change. So assign values that belong together under `hold_sync()`.
     `flags` replaces the flags of `outlines` if it has the same length, so that a judgement does not
-    send all coordinates again.
+    send all coordinates again; `kinds`, `said` and `class_scores` count if they have that length.
 
     The canvas (class `sam-workbench-polygons`) describes its last frame: `data-shown`,
     `data-sequence`, `data-drawn` (how many of those shown are in view) and `data-painted` (ms,
@@ -61,8 +75,24 @@ class PolygonOverlay(anywidget.AnyWidget):
     selected = traitlets.Int(-1, help="row, -1: none").tag(sync=True)
     for_sequence = traitlets.Int(-1).tag(sync=True)
 
+    kinds = traitlets.Bytes(
+        help="uint8, a place in `class_colours` for each polygon, `FADED`: none of the classes"
+    ).tag(sync=True)
+    said = traitlets.Bytes(
+        help="uint8, what a person has said of each polygon: a place in `class_colours`, "
+        "`REFUSED`: none of the classes, `UNSAID`: nothing"
+    ).tag(sync=True)
+    class_scores = traitlets.Bytes(help="float32, one for each polygon").tag(sync=True)
+    class_colours: list[list[Any]] = traitlets.List(  # type: ignore[assignment]
+        help="[number, name, colour] of each class"
+    ).tag(sync=True)
+    hotkeys = traitlets.Unicode(help="keys that are messages while the map has the focus").tag(
+        sync=True
+    )
+    pointed = traitlets.Int(help="changes whenever the kernel points something out").tag(sync=True)
+
     colour_by = traitlets.Enum(
-        ["confidence", "stability", "none"], default_value="confidence"
+        ["confidence", "stability", "class", "none"], default_value="confidence"
     ).tag(sync=True)  # fmt: skip
     ramp = traitlets.List(
         default_value=[[low, colour] for low, colour in CONFIDENCE_CLASSES],
@@ -112,16 +142,30 @@ class PolygonOverlay(anywidget.AnyWidget):
             self.shown = rows.astype("<u4").tobytes()
             self.for_sequence = sequence
 
-    def on_click(self, callback: Callable[[float, float, int], None]) -> None:
-        """Call `callback(lon, lat, row)` at each click on the map.
+    def on_click(self, callback: Callable[[float, float, int, bool], None]) -> None:
+        """Call `callback(lon, lat, row, again)` at each click on the map.
 
         Degrees in EPSG:4326; `row` is the smallest polygon shown there, -1 if there is none. It is
-        also -1 if the outlines were replaced since the click.
+        also -1 if the outlines were replaced since the click. `again` tells that the click before
+        was at the same place.
         """
 
         def dispatch(widget: PolygonOverlay, message: dict[str, Any], buffers: Any) -> None:
             if message["kind"] == "click":
                 there = message["sequence"] == self.for_sequence
-                callback(message["lon"], message["lat"], message["row"] if there else -1)
+                row = message["row"] if there else -1
+                callback(message["lon"], message["lat"], row, bool(message.get("again")))
+
+        self.on_msg(dispatch)
+
+    def on_key(self, callback: Callable[[Pressed], None]) -> None:
+        """Call `callback` at each of `hotkeys` that is pressed while the map has the focus."""
+
+        def dispatch(widget: PolygonOverlay, message: dict[str, Any], buffers: Any) -> None:
+            if message["kind"] == "key":
+                there = message["sequence"] == self.for_sequence
+                place = None if message["lon"] is None else (message["lon"], message["lat"])
+                row = message["row"] if there else -1
+                callback(Pressed(message["key"], place, row))
 
         self.on_msg(dispatch)

@@ -7,7 +7,7 @@ their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,18 @@ import shapely
 from traitlets import Bool, Dict, HasTraits, Instance, Tuple, Unicode, observe
 
 from workbench.candidates.table import Candidates
-from workbench.errors import WorkbenchError
+from workbench.errors import ExamplesError, WorkbenchError
+from workbench.learning.verdicts import VERDICTS, Verdicts, read_verdicts
 from workbench.raster.aoi import load_aoi
 from workbench.raster.scene import Scene
 from workbench.raster.tiles import TileGrid
 from workbench.runs.job import Job
+from workbench.runs.looks import read_looks, with_looks, write_looks
 from workbench.runs.plan import Area, ScenePlan, folder_of, open_scenes, plan_tiles
 from workbench.runs.record import name_scenes, read_record
 from workbench.runs.tile_stream import SegmentedTile
-from workbench.tuning.preview import Forecast, Key
+from workbench.tuning.forecast import Forecast
+from workbench.tuning.preview import Key
 from workbench.tuning.process import Background, Event, Index, Stopped, TileDone, TileUnderway, Work
 
 SAMPLES_DEPEND_ON = (
@@ -55,6 +58,8 @@ class Session(HasTraits):
 
     `area` is None while the AOI cannot be used; `problem` then says why. `samples` are the computed
     sample tiles. `judged` has the candidates that a person has called good (true) or bad (false).
+    `verdicts` are what a person has said of classes, as the run folder has them, and `colors` are
+    the classes' colours; `verdicts_problem` says why the verdicts cannot be used, if so.
     `busy` tells whether something is being computed; `listener` gets the events, in a separate
     thread, and may be replaced at any time. `given` is the job of the notebook's cell, without
     later changes.
@@ -66,6 +71,7 @@ class Session(HasTraits):
     forecast = Instance(Forecast)
     samples: tuple[SegmentedTile, ...] = Tuple()  # type: ignore[assignment]  # a trait
     judged: dict[Key, bool] = Dict()  # type: ignore[assignment]  # a trait
+    verdicts = Instance(Verdicts)
     busy = Bool()
 
     def __init__(self, job: Job) -> None:
@@ -79,7 +85,38 @@ class Session(HasTraits):
         self._background = Background(self._hear)
         self.given = job
         self.listener: Callable[[Event], None] = _ignore
-        super().__init__(job=job, forecast=Forecast())
+        path, self.verdicts_problem = self.folder / VERDICTS, ""
+        try:
+            verdicts = read_verdicts(path, scenes[0].crs)
+        except ExamplesError as error:
+            verdicts, self.verdicts_problem = Verdicts.none(scenes[0].crs), str(error)
+        job, self.colors = with_looks(job, read_looks(self.folder))
+        super().__init__(job=_taught(job, path, verdicts), forecast=Forecast(), verdicts=verdicts)
+
+    def say(self, verdicts: Verdicts) -> None:
+        """Keep other verdicts, in the run folder too, and let the job learn from them.
+
+        Raises `WorkbenchError`, and changes nothing, if they cannot be written.
+        """
+        if self.verdicts_problem:
+            raise ExamplesError(self.verdicts_problem)
+        path = self.folder / VERDICTS
+        verdicts.write(path)
+        self.verdicts = verdicts
+        job = _taught(self.job, path, verdicts)
+        if job != self.job:
+            self.job = job
+
+    def name_classes(self, classes: Mapping[int, str], colors: Mapping[int, str]) -> None:
+        """Give the classes other names and colours, and keep them in the run folder.
+
+        Raises `WorkbenchError`, and changes nothing, if a name is bad or they cannot be written.
+        """
+        job = self.job.changed(classes=dict(classes))
+        write_looks(self.folder, job.classes, colors)
+        self.colors = dict(colors)
+        if job != self.job:
+            self.job = job
 
     def change(self, **parameters: Any) -> None:
         """Replace parameters of the job; a bad value raises `JobError` and changes nothing."""
@@ -177,6 +214,16 @@ class Session(HasTraits):
                 self.problem = ""
             except WorkbenchError as error:
                 self.area, self.problem = None, str(error)
+
+
+def _taught(job: Job, path: Path, verdicts: Verdicts) -> Job:
+    """Name verdicts in `examples` of a job if they can teach, and only then."""
+    given = [job.examples] if isinstance(job.examples, str) else job.examples or []
+    others = [one for one in given if Path(one).absolute() != path]
+    examples = [*others, str(path)] if verdicts.can_teach else others
+    if examples == given or (not examples and (job.labelled_area, job.class_thresh) != (None,) * 2):
+        return job
+    return job.changed(examples=examples or None)
 
 
 def _ignore(_: Event) -> None:

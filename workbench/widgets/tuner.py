@@ -16,32 +16,38 @@ from workbench._support.palette import confidence_classes
 from workbench.errors import ReviewError
 from workbench.evaluation.judged import advise_judged
 from workbench.raster.crs import from_lonlat
-from workbench.tuning.preview import Fate, Preview, Verdict, View
+from workbench.tuning.preview import Preview, Verdict, View
 from workbench.tuning.process import Index
 from workbench.tuning.propose import propose_tiles
 from workbench.widgets.area import AOIPicker
 from workbench.widgets.cells import CellWidget
+from workbench.widgets.classes import KEYS, ClassTeaching
 from workbench.widgets.controls import TUNED, Controls, button, row
 from workbench.widgets.drawn_polygons import DrawnPolygons
+from workbench.widgets.looks import looks
 from workbench.widgets.map import SceneMap, feature
-from workbench.widgets.overlay import PolygonOverlay
+from workbench.widgets.overlay import PolygonOverlay, Pressed
+from workbench.widgets.palette import LOOK
 from workbench.widgets.presets import Settings
 from workbench.widgets.quiet import QuietMoments
 from workbench.widgets.safe_html import SafeHTML, paragraph, sentence
 from workbench.widgets.sample_tiles import SampleTiles
 from workbench.widgets.score_plane import ScorePlane
 from workbench.widgets.session import Session, tile_cores
-from workbench.widgets.tuner_text import IN_PLANE, figures_text, legend
+from workbench.widgets.tuner_text import (
+    IN_PLANE,
+    class_swatches,
+    confidence_swatches,
+    figures_text,
+    legend,
+)
 from workbench.widgets.verdicts import Verdicts
 
 AHEAD_AT_MOST = 30_000  # candidates that are traced before a slider asks for them
-UNCLASSED = (
-    "This job has examples: a run keeps what looks like them. Shown here is what the thresholds "
-    "keep, without classes."
-)
 AHEAD_AT_ONCE = 20  # a slider waits for no more than these
 _AREA: dict[str, Any] = {"color": "#d500f9", "weight": 2, "fill": False, "interactive": False}
 _WINDOW = _AREA | {"color": "#ffffff"}
+_HIDDEN = _AREA | {"color": "#00ffff", "weight": 3}  # what is pointed out and not drawn
 
 
 class ThresholdTuner(CellWidget["TunerPanel"]):
@@ -75,8 +81,8 @@ class TunerPanel:
         self.drawn = DrawnPolygons(self.overlay)
         self.verdicts = Verdicts(session.scenes[0].crs)
         nothing = feature(gpd.GeoSeries([], crs=4326), {})
-        self.area, self.frames = (ipyleaflet.GeoJSON(data=nothing) for _ in range(2))
-        for layer in (self.area, self.frames, self.verdicts.alternatives):
+        self.area, self.frames, self.hidden = (ipyleaflet.GeoJSON(data=nothing) for _ in range(3))
+        for layer in (self.area, self.frames, self.verdicts.alternatives, self.hidden):
             self.scene_map.map.add(layer)
         self.plane = ScorePlane(
             floors=[session.job.rules.pred_iou_floor, session.job.rules.stability_floor]
@@ -90,10 +96,14 @@ class TunerPanel:
                 "why a polygon is there or not", "call it good", "call it bad")],
             style={"button_width": "76px"},
         )  # fmt: skip
+        self.teaching = ClassTeaching(session, self.tell)
+        self.overlay.hotkeys = KEYS
         self.widget = self._layout()
         self._connect()
         self._show_samples()
         self._fit()
+        if self.teaching.tiles:  # verdicts of an earlier session: show where they were made
+            self.tiles.compute(self._known_tiles(self.teaching.tiles))
         self.quiet.start()
 
     def tell(self, text: str) -> None:
@@ -128,15 +138,15 @@ class TunerPanel:
         said.layout.min_height = "36px"
         left = widgets.VBox(
             [
-                row(propose, self.n_tiles, clear, self.mode, advise), said,
-                self.scene_map.widget, self.overlay, self.legend,
+                row(propose, self.n_tiles, clear, self.mode, advise), self.teaching.palette, said,
+                self.scene_map.widget, self.overlay, self.teaching.text, self.legend,
                 self.figures, self.verdicts.text,
             ], layout=widgets.Layout(flex="1 1 500px", min_width="0"),
         )  # fmt: skip
         right = widgets.VBox(
             [
                 self.controls.thresholds, self.plane, self.controls.cleaning, self.settings.widget,
-                _looks(self.overlay),
+                looks(self.overlay),
             ],
             layout=widgets.Layout(width="350px", flex="0 0 350px"),
         )  # fmt: skip
@@ -146,6 +156,11 @@ class TunerPanel:
 
     def _connect(self) -> None:
         self.overlay.on_click(self.clicked)
+        self.overlay.on_key(self.pressed)
+        self.overlay.observe(self._show_legend, "colour_by")
+        self.teaching.palette.on_next(self.go_to_next)
+        self.teaching.palette.observe(self._tool_changed, "tool")
+        self.mode.observe(self._mode_changed, "value")
         self.plane.on_click(self._explain_row)
         for name in ("pred_iou_thresh", "stability_score_thresh"):
             control = self.controls.of[name]
@@ -166,13 +181,13 @@ class TunerPanel:
         with self._lock:
             self.verdicts.clear()
             self._point_out([])
+            self.teaching.forget_rows()
             self.preview = Preview(session.samples, aoi, before=self.preview)
             self.view = self._see()
             scores = self.preview.scores
             # by what is shown first: while a slider moves, a polygon keeps its colour
             classes = confidence_classes(scores[self.view.kept, 0])
             self.overlay.ramp = [[low, colour] for low, colour in classes]
-            self.legend.value = legend(classes, _AREA["color"])
             with self.plane.hold_sync():
                 self.plane.points = scores.astype("<f4").tobytes()
                 self.plane.state = np.zeros(len(scores), np.uint8).tobytes()
@@ -189,6 +204,10 @@ class TunerPanel:
     def _job_changed(self, change: Any) -> None:
         before, job = change["old"], change["new"]
         tuned = any(getattr(before, name) != getattr(job, name) for name in TUNED)
+        if before.classes != job.classes or before.examples != job.examples:
+            self.teaching.show_palette()
+            self.teaching.show_text()
+            self._refresh()
         if tuned or before.offer != job.offer:
             self.message.value = ""  # it was about the setting before
             self._refresh()
@@ -198,12 +217,30 @@ class TunerPanel:
         with self._lock:
             try:
                 self.view = self._see()
-                self.drawn.show(self.view, self.preview, self.session.judged)
+                self._draw()
                 self.plane.state = IN_PLANE[self.view.fate].tobytes()
             except Exception as error:  # a slider that does nothing must say why
                 self.tell(f"{type(error).__name__}: {error}")
                 return
         self.quiet.touch()
+
+    def _draw(self, send: bool = False) -> None:
+        """Draw the view and its classes; `send` sends all coordinates again."""
+        teaching, overlay = self.teaching, self.overlay
+        classed = teaching.classed(self.preview)
+        if classed is not None and not overlay.class_colours:
+            overlay.colour_by = "class"  # the first time; then it is a matter of taste
+        overlay.class_colours = [] if classed is None else teaching.colours
+        self._show_legend()
+        draw = self.drawn.send if send else self.drawn.show
+        draw(self.view, self.preview, self.session.judged, classed)
+
+    def _show_legend(self, _: Any = None) -> None:
+        overlay = self.overlay
+        by_class = overlay.colour_by == "class" and overlay.class_colours
+        named = [(name, colour) for _, name, colour in overlay.class_colours]
+        colours = class_swatches(named) if by_class else confidence_swatches(overlay.ramp)
+        self.legend.value = legend(colours, _AREA["color"])
 
     def _see(self) -> View:
         """What the job leaves of the samples."""
@@ -219,11 +256,27 @@ class TunerPanel:
     def _work(self) -> None:
         try:
             self._show_figures()
+            if self.teaching.active:
+                self._teach_on()
             if self.verdicts.has_place:
                 self._point_out(self.verdicts.follow(self.preview, self.view))
             self._work_ahead()
         except Exception as error:  # in a thread, where nobody would see it
             self.tell(f"{type(error).__name__}: {error}")
+
+    def _teach_on(self) -> None:
+        """Compute features that are missing, and learn as a run does; draw what follows."""
+        preview = self.preview
+        while self.teaching.describe_one(preview):
+            with self._lock:
+                if self.preview is not preview:
+                    return
+                self._draw()
+            if self.quiet.overtaken:
+                return
+        if self.teaching.learn():
+            with self._lock:
+                self._draw()
 
     def _work_ahead(self) -> None:
         """Trace and clean what other thresholds will need."""
@@ -238,7 +291,11 @@ class TunerPanel:
             view = self._see()
             if not self.quiet.overtaken and self.drawn.misses(view):
                 self.view = view
-                self.drawn.send(view, preview, self.session.judged)
+                self._draw(send=True)
+        # who teaches later need not wait for features then
+        while not self.quiet.overtaken and self.preview is preview:
+            if not self.teaching.describe_one(preview):
+                return
 
     def _show_figures(self) -> None:
         session = self.session
@@ -246,10 +303,7 @@ class TunerPanel:
             preview, view = self.preview, self.view
         area = session.area
         forecast = "" if area is None else session.forecast.text(area.n_tiles)
-        text = figures_text(preview, view, session.judged, forecast)
-        if session.job.examples is not None:
-            text += paragraph(UNCLASSED)
-        self.figures.value = text
+        self.figures.value = figures_text(preview, view, session.judged, forecast)
 
     # --------------------------------------------------------------------------- buttons and clicks
 
@@ -263,17 +317,81 @@ class TunerPanel:
         chosen = propose_tiles(area.finest, self.n_tiles.value)
         self.tiles.compute({part.index(tile) for part, tile in chosen})
 
-    def clicked(self, lon: float, lat: float, place: int) -> None:
-        """Explain or judge the polygon at a place of the overlay, or have the tile computed."""
+    def clicked(self, lon: float, lat: float, place: int, again: bool = False) -> None:
+        """Explain or judge the polygon at a place of the overlay, or have the tile computed.
+
+        Clicks `again` at the same place go on to what else lies there.
+        """
         x, y = from_lonlat(self.session.scenes[0].crs, lon, lat)
         if not self._in_samples(x, y):
             self._choose_tile(x, y)
             return
         row = self.drawn.row_at(place)
-        if self.mode.value == "explain":
+        teaching = self.teaching
+        if teaching.palette.tool != LOOK:
+            if teaching.click((x, y), row, again, self.preview, self.view):
+                self._refresh()
+            self._show_target()
+        elif self.mode.value == "explain":
+            row = teaching.look((x, y), row, again, self.preview, self.view)
             self._point_out(self.verdicts.ask_place(x, y, row, self.preview, self.view))
+            self._show_target()
         elif row >= 0:
             self._judge(row, self.mode.value == "good")
+
+    def pressed(self, key: Pressed) -> None:
+        """Say what is pointed at, or go to the next object."""
+        if key.key == "n":
+            self.go_to_next()
+            return
+        row = self.teaching.target if key.place is None else self.drawn.row_at(key.row)
+        if row < 0 and key.place is not None:  # nothing is shown there: what is not shown?
+            place = from_lonlat(self.session.scenes[0].crs, *key.place)
+            rows = self.teaching.rows_at(place, -1, self.preview, self.view)
+            row = rows[0] if rows else -1
+        if row < 0:
+            self.tell("Nothing is pointed at: move the mouse over an object, or press n.")
+        elif self.teaching.say(row, int(key.key), self.preview):
+            self.message.value = ""
+            self._refresh()
+            if key.place is None:
+                self._show_target()
+
+    def go_to_next(self) -> None:
+        """Point out the object whose answer would teach most; keys mean it then."""
+        with self._lock:
+            row = self.teaching.next(self.preview, self.view)
+        if row < 0:
+            self.tell("Nothing is left to ask about on these tiles: compute others.")
+            return
+        self.message.value = ""
+        self.scene_map.bring_into_view(self.preview.outline(row))
+        self._show_target()
+
+    def _show_target(self) -> None:
+        """Mark the object that keys mean, whether it is shown or not."""
+        row, crs = self.teaching.target, self.session.scenes[0].crs
+        with self._lock:
+            shown = self.drawn.select(row)
+            outline = gpd.GeoSeries([], crs=crs)
+            if row >= 0 and not shown:
+                outline = self.preview.outline(row)
+        self.hidden.data = feature(outline, _HIDDEN)
+        self.plane.selected = row
+        self.overlay.pointed += 1
+
+    def _known_tiles(self, tiles: set[Index]) -> set[Index]:
+        area = self.session.area
+        parts = () if area is None else area.parts
+        return tiles & {part.index(tile) for part in parts for tile in part.tiles}
+
+    def _tool_changed(self, change: Any) -> None:
+        if change["new"] != LOOK:
+            self.mode.value = "explain"
+
+    def _mode_changed(self, change: Any) -> None:
+        if change["new"] != "explain":
+            self.teaching.palette.tool = LOOK
 
     def _in_samples(self, x: float, y: float) -> bool:
         for sample in self.session.samples:
@@ -327,27 +445,5 @@ class TunerPanel:
     def _point_out(self, verdicts: list[Verdict]) -> None:
         """Mark the first of some candidates on the map and in the plane."""
         with self._lock:
-            kept = verdicts[:1] and verdicts[0].fate == Fate.KEPT
-            self.drawn.select(verdicts[0].row if kept else -1)
+            self.drawn.select(verdicts[0].row if verdicts else -1)
         self.plane.selected = verdicts[0].row if verdicts else -1
-
-
-def _looks(overlay: PolygonOverlay) -> widgets.Widget:
-    """Controls for how the polygons look."""
-    colour = widgets.Dropdown(
-        options=["confidence", "stability", "none"], description="colour", layout=_wide(166),
-        style={"description_width": "45px"},
-    )  # fmt: skip
-    fill = widgets.Checkbox(True, description="fill", indent=False, layout=_wide(50))
-    opacity = widgets.FloatSlider(
-        0.9, min=0.1, max=1, step=0.1, description="opacity", readout=False,
-        layout=_wide(122), style={"description_width": "50px"},
-    )  # fmt: skip
-    for control, name in ((colour, "colour_by"), (fill, "fill"), (opacity, "opacity")):
-        setattr(overlay, name, control.value)
-        control.observe(lambda c, name=name: setattr(overlay, name, c["new"]), "value")
-    return row(colour, fill, opacity)
-
-
-def _wide(px: int) -> widgets.Layout:
-    return widgets.Layout(width=f"{px}px")

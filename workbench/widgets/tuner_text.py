@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from workbench._support.palette import Classes
 from workbench.tuning.preview import Fate, Key, Preview, Verdict, View
 from workbench.widgets.safe_html import Markup, paragraph
 
@@ -71,19 +71,30 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> str:
     ).format(Markup("").join(lines), f"and {more} more" if more > 0 else "")
 
 
-def legend(confidence: Classes, area_colour: str) -> Markup:
-    """Name the colours of polygons and lines on the map."""
+def confidence_swatches(confidence: Sequence[Sequence[Any]]) -> Markup:
+    """Name the colours of the classes of confidence."""
     highs = [*(low for low, _ in confidence[1:]), 1.0]
     swatch = Markup('<span style="border-bottom: 4px solid {}; padding: 0 3px">{:g}–{:g}</span>')
-    classes = [
+    return Markup(" ").join(
         swatch.format(colour, low, high)
         for (low, colour), high in zip(confidence, highs, strict=True)
-    ]
+    )
+
+
+def class_swatches(classes: Sequence[tuple[str, str]]) -> Markup:
+    """Name the colours of classes, given as name and colour."""
+    swatch = Markup('<span style="border-bottom: 4px solid {}; padding: 0 3px">{}</span>')
+    named = Markup(" ").join(swatch.format(colour, name) for name, colour in classes)
+    return Markup("{} &ensp; thin and grey: none of the classes").format(named)
+
+
+def legend(colours: Markup, area_colour: str) -> Markup:
+    """Name the colours of polygons, and of the lines on the map."""
     return paragraph(
         Markup(
             '{} &ensp; dashed: reaches another tile<br>lines: <span style="color: {}">area</span> '
             '&ensp; <span style="color: #ffffff; background: #757575; padding: 0 3px">tiles; '
             "thick: computed tiles</span>"
-        ).format(Markup(" ").join(classes), area_colour),
+        ).format(colours, area_colour),
         "font-size: 12px",
     )

@@ -133,7 +133,10 @@ PLANS = {}  # by layer id: names the next label of a layer; the plugin puts its 
 
 
 def least_certain(layer):
-    """Return the id of the unreviewed label with the lowest confidence, or None."""
+    """Return the id of the unreviewed label that is least certain, or None.
+
+    How certain it is says its class score, or its confidence if no classes were learned.
+    """
     edits = layer.editBuffer()
     status = layer.fields().indexOf("status")
     gone = set(edits.deletedFeatureIds())
@@ -144,7 +147,7 @@ def least_certain(layer):
     }
     seen = [layer.getFeature(fid) for fid, value in now.items() if value == "unreviewed"]
     seen += [f for f in edits.addedFeatures().values() if f["status"] == "unreviewed"]
-    waiting = [(f["confidence"] or 0, f.id()) for f in seen]
+    waiting = [(f["class_score"] or f["confidence"] or 0, f.id()) for f in seen]
     # the stored ones that the edits have not touched
     stored = _stored_unreviewed(layer, len(now) + len(gone) + 1)
     waiting += [(c or 0, fid) for c, fid in stored if fid not in now and fid not in gone]
@@ -152,15 +155,16 @@ def least_certain(layer):
 
 
 def _stored_unreviewed(layer, limit):
-    """Return confidence and id of at least so many stored labels, the least certain first."""
+    """Return certainty and id of at least so many stored labels, the least certain first."""
     if layer.storageType() != "GPKG":
         request = QgsFeatureRequest().setFilterExpression("\"status\" = 'unreviewed'")
-        return [(f["confidence"], f.id()) for f in layer.dataProvider().getFeatures(request)]
+        found = layer.dataProvider().getFeatures(request)
+        return [(f["class_score"] or f["confidence"], f.id()) for f in found]
     # by the index of the table: a loop over 200,000 labels takes a second
     return stored(
         layer,
-        "confidence, fid + 0",
-        f"status = 'unreviewed' ORDER BY confidence, fid LIMIT {limit}",
+        "coalesce(class_score, confidence) AS certainty, fid + 0",
+        f"status = 'unreviewed' ORDER BY certainty, fid LIMIT {limit}",
     )
 
 

@@ -24,7 +24,7 @@ from workbench.layer.qgis.xml import VERSION, document, el, style_element, text_
 from workbench.raster.bands import open_dataset
 from workbench.raster.open import crs_of
 from workbench.raster.scene import Scene
-from workbench.raster.sources import gdal_environment, gdal_name
+from workbench.raster.sources import gdal_environment, gdal_name, is_local
 
 _IDS = uuid.UUID("0a4f6f0e-52a0-4a56-a8b5-6f7f1a6d1c55")  # layer ids are the same in every run
 MAX_BOOKMARKS = 2000  # nobody scrolls through more, and each one costs QGIS some kB
@@ -57,7 +57,7 @@ class ProjectRaster:
 def scene_raster(scene: Scene) -> ProjectRaster:
     """Show the scene's source file with the bands and the stretch that the model saw."""
     name = gdal_name(scene.source)
-    with gdal_environment(scene.source), open_dataset(name) as dataset:
+    with gdal_environment(scene.opened_as), open_dataset(scene.opened_as) as dataset:
         crs = crs_of(dataset, scene.source)
         palette = dataset.colorinterp[scene.bands[0] - 1] == ColorInterp.palette
         masked = dataset.mask_flag_enums[0] == [MaskFlags.per_dataset]
@@ -67,7 +67,7 @@ def scene_raster(scene: Scene) -> ProjectRaster:
     if scene.stretch is not None:
         stretch = tuple(zip(scene.stretch.low, scene.stretch.high, strict=True))[: len(bands)]
     return ProjectRaster(
-        source=Path(name) if Path(name).exists() else name,
+        source=Path(name) if is_local(name) and Path(name).exists() else name,
         name=scene.name,
         crs=crs,
         bands=() if palette else bands,
@@ -89,6 +89,7 @@ def write_project(
     aoi: shapely.Geometry | None = None,
     planar: bool = False,
     confidence: Classes = CONFIDENCE_CLASSES,
+    learned: Mapping[int, str] | None = None,
 ) -> None:
     """Write the review project (`.qgz`): pre-labels above tiles above imagery.
 
@@ -96,8 +97,8 @@ def write_project(
     project shows when it opens (left, bottom, right, top). Each tile becomes a bookmark, unless
     there are more than `MAX_BOOKMARKS`; `aoi`, in `crs`, is an outline above the tiles. In a
     `planar` layer, drawn polygons cannot overlap others. `confidence` are the classes of confidence
-    and their colours. Local paths are relative to the project,
-    so that the folder can move together with its imagery.
+    and their colours, `learned` the colours of learned classes, as in `label_styles`.
+    Local paths are relative to the project, so that the folder can move together with its imagery.
     """
     folder = path.parent.resolve()
     source = _local(gpkg, folder)
@@ -131,7 +132,7 @@ def write_project(
     _spatial_reference(el(canvas, "destinationsrs"), crs)
 
     projectlayers = el(root, "projectlayers")
-    looks = label_styles(classes, planar, confidence)
+    looks = label_styles(classes, planar, confidence, learned)
     for name, style, wkb in (
         (schema.LABELS, next(iter(looks.values())), "MultiPolygon"),
         (schema.TILES, tile_style(), "Polygon"),

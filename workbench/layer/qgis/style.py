@@ -55,7 +55,7 @@ STATUSES: Mapping[schema.Status, str] = {
 }
 KEPT: tuple[schema.Status, ...] = ("accepted", "edited")
 # what waits for review is strong, what is decided is quiet
-_FADE = f"if({is_one_of('status', 'rejected')}, 25, if({is_one_of('status', *KEPT)}, 55, 100))"
+_FADE = f"if({is_one_of('status', 'rejected')}, 20, if({is_one_of('status', *KEPT)}, 45, 100))"
 _IDS = uuid.UUID("5b0b2f3a-0f0c-4a26-9d4e-2f5c6c1f7d10")  # action ids are the same in every run
 
 # The layer of the project that shows the labels as they were saved last, also while they are edited
@@ -92,33 +92,51 @@ def _of_its_tile(name: str) -> str:
 
 
 def styles(
-    classes: Mapping[int, str], planar: bool = False, confidence: Classes = CONFIDENCE_CLASSES
+    classes: Mapping[int, str],
+    planar: bool = False,
+    confidence: Classes = CONFIDENCE_CLASSES,
+    learned: Mapping[int, str] | None = None,
 ) -> dict[str, dict[str, str]]:
-    """Return QML by name for the layers `prelabels` and `tiles`; the first is the default."""
-    looks = label_styles(classes, planar, confidence)
+    """Return QML by name for the layers `prelabels` and `tiles`; the first is the default.
+
+    The parameters are those of `label_styles`.
+    """
+    looks = label_styles(classes, planar, confidence, learned)
     labels = {name: qml(style) for name, style in looks.items()}
     return {schema.LABELS: labels, schema.TILES: {"Tiles": qml(tile_style())}}
 
 
 def label_styles(
-    classes: Mapping[int, str], planar: bool, confidence: Classes
+    classes: Mapping[int, str],
+    planar: bool,
+    confidence: Classes,
+    learned: Mapping[int, str] | None = None,
 ) -> dict[str, list[ET.Element]]:
     """Return the looks of the pre-labels, which share their form, actions and table.
 
-    `confidence` are the classes of confidence and their colours.
+    `confidence` are the classes of confidence and their colours. `learned` are the colours of
+    classes that the run has learned; the look by class is the first one then. None: it has learned
+    none.
 
     `planar` also makes QGIS check for overlaps when it saves; other layers may have overlaps.
     """
     by_class = [
-        (number, _class_label(number, name), CLASS_COLORS[i % len(CLASS_COLORS)])
+        (
+            number,
+            _class_label(number, name),
+            (learned or {}).get(number, CLASS_COLORS[i % len(CLASS_COLORS)]),
+        )
         for i, (number, name) in enumerate(classes.items())
     ]
     by_status = [(status, label, LABEL_STATUS_COLORS[status]) for status, label in STATUSES.items()]
-    return {
+    looks = {
         "Confidence": [_confidence_renderer(confidence), *_review(classes, planar)],
         "Class": [_categorized("class_id", by_class), *_review(classes, planar)],
         "Status": [_categorized("status", by_status), *_review(classes, planar)],
     }
+    if learned is None:
+        return looks
+    return {"Class": looks.pop("Class"), **looks}
 
 
 def _class_label(number: int, name: str) -> str:
@@ -368,9 +386,12 @@ def _buttons(actions: Sequence[_Action]) -> ET.Element:
 
 
 def _table(fields: Sequence[_Field]) -> ET.Element:
-    """Make the attribute table: buttons first, the least certain labels on top."""
+    """Make the attribute table: buttons first, the least certain labels on top.
+
+    Where classes were learned, the class score says how certain a label is.
+    """
     table = el(None, "attributetableconfig", actionWidgetStyle="buttonList", sortOrder=0,
-               sortExpression='"confidence"')  # fmt: skip
+               sortExpression='coalesce("class_score", "confidence")')  # fmt: skip
     columns = el(table, "columns")
     el(columns, "column", type="actions", hidden=0, width=210)
     for field in fields:

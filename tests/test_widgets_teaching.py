@@ -1,0 +1,252 @@
+"""Teaching classes in the tuner, without a browser: clicks and keys, and what they lead to."""
+
+import numpy as np
+import pytest
+import shapely
+from known_objects import write_labels
+from known_runs import EXACT, use_known_objects
+from test_learning_run import CLASSES, FIELD, NONE, ROOF, kind_of, town
+from test_widgets_tuner import Computed
+
+from workbench import Job, run
+from workbench.learning.verdicts import VERDICTS
+from workbench.raster.crs import to_lonlat
+from workbench.tuning.expect import expectation
+from workbench.widgets import AOIPicker, ThresholdTuner
+from workbench.widgets.overlay import FADED, REFUSED, UNSAID, Pressed
+from workbench.widgets.palette import LOOK
+
+
+@pytest.fixture
+def job(tmp_path):
+    raster = write_labels(tmp_path / "scene.tif", town())
+    return Job.create(
+        source=str(raster), out_dir=str(tmp_path / "run"), interactive=True,
+        classes=CLASSES, **EXACT,
+    )  # fmt: skip
+
+
+def opened(job):
+    """A tuner with all tiles of the scene as samples."""
+    picker = AOIPicker(job)
+    computed = Computed(picker.session)
+    tuner = ThresholdTuner(picker)
+    tuner.computed = computed
+    if not computed.asked:
+        tuner.panel.n_tiles.value = 64
+        tuner.panel.propose()
+    computed.answer()
+    return tuner
+
+
+@pytest.fixture
+def tuner(job):
+    tuner = opened(job)
+    yield tuner
+    tuner.close()
+
+
+def rows_of(tuner, kind):
+    """Shown rows whose object is of a kind, by the place of their middle in the raster."""
+    preview, labels = tuner.panel.preview, town()
+    rows = []
+    for row in tuner.panel.view.kept.tolist():
+        middle = preview.outline(row).iloc[0].representative_point()
+        column, line = ~tuner.session.scenes[0].transform @ (middle.x, middle.y)
+        number = labels[int(line), int(column)]
+        if number and kind_of(number) == kind:
+            rows.append(row)
+    return rows
+
+
+def middle_of(tuner, row):
+    middle = tuner.panel.preview.outline(row).iloc[0].representative_point()
+    lon, lat = to_lonlat(tuner.session.scenes[0].crs, middle.x, middle.y)
+    return float(lon), float(lat)
+
+
+def press(tuner, key, row):
+    """Press a key with the mouse on the polygon of a row."""
+    place = int(tuner.panel.drawn.place[row])
+    tuner.panel.pressed(Pressed(key, middle_of(tuner, row), place))
+
+
+def click(tuner, row, again=False):
+    lon, lat = middle_of(tuner, row)
+    tuner.panel.clicked(lon, lat, int(tuner.panel.drawn.place[row]), again)
+
+
+def byte_of(tuner, trait, row):
+    return getattr(tuner.panel.overlay, trait)[int(tuner.panel.drawn.place[row])]
+
+
+def teach(tuner, n=6):
+    for kind in (ROOF, FIELD, NONE):
+        rows = rows_of(tuner, kind)
+        for row in rows[:: len(rows) // n][:n]:  # from all tiles
+            press(tuner, str(kind), row)
+
+
+def test_keys_teach_two_classes_and_all_polygons_take_their_colour(tuner):
+    assert tuner.panel.overlay.colour_by == "confidence"
+    roofs, fields = rows_of(tuner, ROOF), rows_of(tuner, FIELD)
+    teach(tuner)
+    overlay = tuner.panel.overlay
+    assert overlay.colour_by == "class"
+    assert [number for number, _, _ in overlay.class_colours] == [ROOF, FIELD]
+    assert byte_of(tuner, "said", roofs[0]) == 0
+    assert byte_of(tuner, "said", fields[0]) == 1
+    assert byte_of(tuner, "said", rows_of(tuner, NONE)[0]) == REFUSED
+    assert byte_of(tuner, "said", roofs[-1]) == UNSAID
+    kinds = [byte_of(tuner, "kinds", row) for row in roofs]
+    assert np.mean(np.array(kinds) == 0) > 0.8
+    assert byte_of(tuner, "kinds", rows_of(tuner, NONE)[0]) == FADED
+    assert [one["count"] for one in tuner.panel.teaching.palette.classes] == [6, 6]
+    assert tuner.panel.teaching.palette.n_none == 6
+
+
+def test_the_same_key_again_takes_a_verdict_back(tuner):
+    row = rows_of(tuner, ROOF)[0]
+    press(tuner, "1", row)
+    assert len(tuner.session.verdicts) == 1
+    press(tuner, "2", row)
+    assert list(tuner.session.verdicts.said.values()) == [FIELD]
+    press(tuner, "2", row)
+    assert len(tuner.session.verdicts) == 0
+
+
+def test_a_key_without_a_class_or_without_an_object_says_so(tuner):
+    row = rows_of(tuner, ROOF)[0]
+    press(tuner, "7", row)
+    assert "There is no class 7" in tuner.panel.message.value
+    tuner.panel.pressed(Pressed("1", None, -1))
+    assert "Nothing is pointed at" in tuner.panel.message.value
+    assert len(tuner.session.verdicts) == 0
+
+
+def test_a_click_says_the_class_of_the_palette(tuner):
+    tuner.panel.teaching.palette.tool = FIELD
+    row = rows_of(tuner, FIELD)[0]
+    click(tuner, row)
+    assert list(tuner.session.verdicts.said.values()) == [FIELD]
+    click(tuner, row, again=True)  # nothing else lies there
+    assert len(tuner.session.verdicts) == 0
+    tuner.panel.mode.value = "good"
+    assert tuner.panel.teaching.palette.tool == LOOK
+
+
+def test_verdicts_survive_a_restart_and_come_back_accepted(tuner, job, monkeypatch):
+    teach(tuner)
+    path = tuner.session.folder / VERDICTS
+    assert path.exists()
+    assert tuner.session.job.examples == [str(path)]
+    tuner.panel.teaching.learn()
+    tuner.panel._draw()
+    kept = tuner.panel.teaching._classes.kept
+    tuned = {tuner.panel.preview.key(int(row)) for row in kept}
+    polygons = tuner.panel.teaching._classes.drawn
+    seam = {row for frame in polygons for row in frame["row"][frame["seam"]]}
+    clear = {tuner.panel.preview.key(int(row)) for row in kept if row not in seam}
+    tuner.close()
+    again = opened(job)  # as after a restart of the kernel
+    try:
+        assert again.computed.asked[0].tiles  # the tiles of the verdicts, without being asked
+        assert len(again.session.verdicts) == 18
+        assert again.panel.overlay.colour_by == "class"
+        again_job = again.session.job
+    finally:
+        again.close()
+    use_known_objects(monkeypatch)
+    layer = run(again_job).layer
+    assert (layer["status"] == "accepted").sum() >= 11  # two may be one object, seen twice
+    assert set(layer["class_id"]) == {ROOF, FIELD}
+    assert layer["class_score"].between(0, 1).all()
+    ids = {f"{s}/r{r}c{c}/{o}" for s, r, c, o in clear}
+    assert len(ids) > 10
+    assert ids <= set(layer["id"])  # what you tune is what you get
+    assert len(tuned) >= len(layer)
+
+
+def test_a_file_that_is_not_ours_is_kept_and_named(job, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / VERDICTS).write_bytes(b"something else")
+    picker = AOIPicker(job)
+    Computed(picker.session)
+    tuner = ThresholdTuner(picker)
+    try:
+        assert "holds no verdicts that this version can read" in tuner.panel.message.value
+        assert (folder / VERDICTS).read_bytes() == b"something else"
+    finally:
+        tuner.close()
+
+
+def test_next_asks_for_what_is_least_certain_and_a_key_answers(tuner):
+    teach(tuner)
+    for _ in range(3):
+        tuner.panel.go_to_next()
+        row = tuner.panel.teaching.target
+        assert row >= 0
+        n = len(tuner.session.verdicts)
+        tuner.panel.pressed(Pressed("0", None, -1))
+        assert len(tuner.session.verdicts) == n + 1
+        assert byte_of(tuner, "said", row) == REFUSED
+
+
+def test_classes_can_be_renamed_recoloured_and_added(tuner, job):
+    palette = tuner.panel.teaching.palette
+    wanted = [dict(one) for one in palette.classes]
+    wanted[0] |= {"name": "  big   roof ", "color": "#123456"}
+    tuner.panel.teaching._edit(wanted)
+    assert tuner.session.job.classes == {ROOF: "big roof", FIELD: "field"}
+    tuner.panel.teaching._add()
+    assert tuner.session.job.classes[3] == "class 3"
+    tuner.panel.teaching._edit([dict(palette.classes[0]) | {"name": " "}])
+    assert "needs a name" in tuner.panel.message.value
+    assert tuner.session.job.classes[ROOF] == "big roof"
+    tuner.close()
+    again = opened(job.changed(classes={1: "object"}))  # the cell's own classes
+    assert again.session.job.classes == {1: "big roof", 2: "field", 3: "class 3"}
+    assert again.panel.teaching.palette.classes[0]["color"] == "#123456"
+    again.close()
+
+
+def test_five_thousand_candidates_take_their_colour_at_once(tuner):
+    """The time itself is measured in a benchmark; here only that nothing is sent twice."""
+    teach(tuner)
+    sequence = tuner.panel.overlay.for_sequence
+    press(tuner, "1", rows_of(tuner, ROOF)[8])
+    assert tuner.panel.overlay.for_sequence == sequence  # no coordinates again
+
+
+def test_words_say_what_helps(tuner):
+    classes = CLASSES
+    said = tuner.session
+    assert "press 1 (roof)" in " ".join(expectation(said.verdicts, classes, None))
+    press(tuner, "1", rows_of(tuner, ROOF)[0])
+    assert "press 0" in tuner.panel.teaching.text.value
+    teach(tuner, 7)
+    assert tuner.panel.teaching.learn()
+    text = tuner.panel.teaching.text.value
+    assert "verdicts on" in text
+    assert "roof: of 10 pre-labels about" in text
+    assert "more of" in text
+    assert not tuner.panel.teaching.learn()  # nothing new
+
+
+def test_an_object_that_is_not_shown_is_reached_by_clicking_again(tuner):
+    """A whole with its part: the first click means what is shown, the next one the other."""
+    panel = tuner.panel
+    panel.controls.of["pred_iou_thresh"].value = 0.9
+    hidden = [
+        row for row in range(panel.preview.n_candidates)
+        if panel.view.fate[row] == 0 and shapely.area(panel.preview.outline(row).iloc[0]) > 5
+    ]  # fmt: skip
+    assert hidden
+    lon, lat = middle_of(tuner, hidden[0])
+    panel.clicked(lon, lat, -1)
+    assert panel.teaching.target == hidden[0]
+    assert panel.overlay.selected == -1
+    assert panel.hidden.data["type"] == "Feature"  # outlined, though it is not drawn
+    panel.pressed(Pressed("1", None, -1))
+    assert len(tuner.session.verdicts) == 1

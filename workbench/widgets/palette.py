@@ -1,0 +1,47 @@
+"""The palette of classes: which ones there are, how they look, and which one a click means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+LOOK = -1  # a click explains
+
+
+class ClassPalette(anywidget.AnyWidget):
+    """A chip for each class: its key, colour and name, and how often it was said.
+
+    `classes` is a list of `{number, name, color, count}`; `tool` is the class that a click on the
+    map means, 0 for none of the classes, `LOOK` for a look at what lies there. `n_none` counts what
+    was said to be none of them. `on_edit` gets the list that a person wants, `on_add` asks for
+    another class, `on_next` for the object to judge next.
+    """
+
+    _esm = Path(__file__).with_suffix(".js")
+
+    classes: list[dict[str, Any]] = traitlets.List().tag(sync=True)  # type: ignore[assignment]
+    n_none = traitlets.Int(0).tag(sync=True)
+    tool = traitlets.Int(LOOK).tag(sync=True)
+
+    def on_edit(self, callback: Callable[[list[dict[str, Any]]], None]) -> None:
+        """Call `callback(classes)` when a person has changed a name or a colour."""
+        self._on("edit", lambda message: callback(message["classes"]))
+
+    def on_add(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when a person wants another class."""
+        self._on("add", lambda _: callback())
+
+    def on_next(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when a person wants to see the next object."""
+        self._on("next", lambda _: callback())
+
+    def _on(self, kind: str, callback: Callable[[dict[str, Any]], None]) -> None:
+        def dispatch(widget: ClassPalette, message: dict[str, Any], buffers: Any) -> None:
+            if message["kind"] == kind:
+                callback(message)
+
+        self.on_msg(dispatch)
