@@ -6,8 +6,8 @@
 
 Rasters of one folder are one campaign. In the first form, a random third of its tiles is labelled
 to the end, 20 times, and the other tiles are scored; with `--carry`, each raster teaches all the
-others. Beside it stand the default thresholds, without classes. Tiles are scored by what lies in
-their cores, before seams are merged. Figures are means over the draws.
+others. Beside it stands what a run offers without classes. Tiles are scored by what lies in their
+cores, before seams are merged. Figures are means over the draws.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -29,13 +29,14 @@ from mosaic import write_mosaic
 from numpy.typing import NDArray
 
 from workbench import Job, run
-from workbench.candidates.select import Thresholds, select
+from workbench.candidates.offer import MaskPairs, Shared, offered
+from workbench.candidates.select import passes, select
 from workbench.candidates.store import valid_masks
 from workbench.candidates.table import Candidates, concat
 from workbench.errors import ExamplesError
 from workbench.evaluation.cost import cost_of_pairs
 from workbench.evaluation.matching import Pairs, boxes, match
-from workbench.learning.choose import select_classes
+from workbench.learning.choose import Places
 from workbench.learning.classifier import Classifier
 from workbench.learning.examples import Examples, check, join, match_labels
 from workbench.learning.features import FEATURES
@@ -63,13 +64,16 @@ class Labelled:
     """A scene's stored candidates with all that any draw needs of them, row by row.
 
     `tile` is the row of `cores` that a candidate is from and `home` whether its middle lies in it;
-    `pairs` are of the cleaned polygons, whose rows are `cleaned`.
+    `able` is whether it may be kept at all, and `shared` what it has in common with others of its
+    tile; `pairs` are of the cleaned polygons, whose rows are `cleaned`.
     """
 
     candidates: Candidates
     frame: gpd.GeoDataFrame  # described: FEATURES, source, tile, geometry
     tile: NDArray[np.int64]
     home: NDArray[np.bool_]
+    able: NDArray[np.bool_]
+    shared: Shared
     cores: NDArray[np.object_]
     reference: gpd.GeoDataFrame
     reference_tile: NDArray[np.int64]
@@ -175,6 +179,9 @@ def load(finished: Run, labels: gpd.GeoDataFrame, compared: Shape) -> Labelled:
         tables.append(table)
         valid |= valid_masks(records, table.rules)
     candidates = concat(tables)
+    # as `select_classes` breaks ties
+    order = np.lexsort((candidates.column("ordinal"), -candidates.column("pred_iou")))
+    candidates = candidates.take(order)
     traced = to_polygons(candidates, scene, grid, valid)
     rows = pd.MultiIndex.from_arrays([candidates.column(name) for name in KEYS]).get_indexer(
         pd.MultiIndex.from_frame(traced[KEYS])
@@ -202,21 +209,42 @@ def load(finished: Run, labels: gpd.GeoDataFrame, compared: Shape) -> Labelled:
     reference_tile[point[::-1]] = core[::-1]
     cleaned = clean(traced.assign(row=np.arange(len(traced))), job.cleaning)
     is_box = compared is boxes
-    selected = select(candidates, job.thresholds)
-    keys = pd.MultiIndex.from_arrays([selected.column(name) for name in KEYS])
+    selected = offered(select(candidates, job.thresholds), grid, valid, job.offer)
+    wide = replace(job.offer, duplicate_iou=None, overlaps="all")
+    able = passes(candidates, job.limits) & among(offered(candidates, grid, valid, wide), traced)
     return Labelled(
         candidates,
         frame,
         tile,
         shapely.intersects(cores[tile], shapely.point_on_surface(frame.geometry.to_numpy())),
+        able,
+        shared_within(candidates, tile),
         cores,
         reference,
         reference_tile,
         cleaned["row"].to_numpy(),
         match(compared(cleaned), compared(reference)),
         0.4 if is_box else 0.5,
-        pd.MultiIndex.from_frame(traced[KEYS]).isin(keys),
+        among(selected, traced),
     )
+
+
+def among(candidates: Candidates, traced: gpd.GeoDataFrame) -> NDArray[np.bool_]:
+    """Mark the polygons whose masks are among some candidates."""
+    keys = pd.MultiIndex.from_arrays([candidates.column(name) for name in KEYS])
+    return np.asarray(pd.MultiIndex.from_frame(traced[KEYS]).isin(keys), bool)
+
+
+def shared_within(candidates: Candidates, tile: NDArray[np.int64]) -> Shared:
+    """Pairs of candidates of one tile that have an area in common."""
+    found = []
+    for number in np.unique(tile):
+        rows = np.flatnonzero(tile == number)
+        pairs = MaskPairs(candidates.take(rows))
+        pairs.compare(np.arange(len(rows)))
+        one = pairs.shared
+        found.append((rows[one.i], rows[one.j], one.common, one.overlaps))
+    return Shared(*map(np.concatenate, zip(*found, strict=True)))
 
 
 # ---------------------------------------------------------------------------------- drawing
@@ -252,12 +280,13 @@ def row(name: str, model: str, scenes: Sequence[Labelled], draws: Iterator[Draw]
     for draw in draws:
         plain = total(scenes, draw, [scene.by_default for scene in scenes])
         try:
-            n, kept, scores = with_classes(scenes, draw)
+            n, thresh, places = with_classes(scenes, draw)
         except ExamplesError:  # no candidate shows any of the labels
             continue
         before.append(plain.rates())
+        kept = [one.worth_most(thresh) for one in places]
         after.append(total(scenes, draw, kept).rates())
-        alike.append(precision_at(scenes, draw, scores, plain.rates()[2]))
+        alike.append(precision_at(scenes, draw, places, plain.rates()[2]))
         taught.append(n)
         # on the way, for it may take long
         print(f"{name}, {len(after)} draws: {rates_of(before, after)}", file=sys.stderr, flush=True)
@@ -274,13 +303,8 @@ def rates_of(before: list[list[float]], after: list[list[float]]) -> str:
     return " | ".join(f"{value:.2f}" for value in means)
 
 
-Scores = list[tuple[NDArray[np.int64], NDArray[np.float64]]]
-
-
-def with_classes(
-    scenes: Sequence[Labelled], draw: Draw
-) -> tuple[int, list[NDArray[np.bool_]], Scores]:
-    """Teach by the labels of a draw; the number of labels, what is kept, and all class scores."""
+def with_classes(scenes: Sequence[Labelled], draw: Draw) -> tuple[int, float, list[Places]]:
+    """Teach by the labels of a draw: the number of labels, the threshold, and scores at places."""
     found, n = [], 0
     for scene, (taught, _) in zip(scenes, draw, strict=True):
         here = np.flatnonzero(taught[scene.tile] & scene.home)
@@ -298,32 +322,27 @@ def with_classes(
     examples = join([Examples(one.frame.to_crs(found[0].frame.crs)) for one in found])
     check(examples)
     thresh = held_out(examples).class_thresh
-    classifier = Classifier.fit(examples.figures, examples.class_id)
-    kept, scores = [], []
+    classifier = Classifier.fit(examples.figures, examples.class_id, weight=examples.weight)
+    places = []
     for scene in scenes:
-        class_id, score = classifier.best(scene.frame[list(FEATURES)].to_numpy(np.float32))
-        kept.append(chosen(scene, class_id, score, thresh))
-        scores.append((class_id, score))
-    return n, kept, scores
+        _, score = classifier.best(scene.frame[list(FEATURES)].to_numpy(np.float32))
+        places.append(places_of(scene, score))
+    return n, thresh, places
 
 
-def chosen(
-    scene: Labelled, class_id: NDArray[np.int64], score: NDArray[np.float64], thresh: float
-) -> NDArray[np.bool_]:
-    """Mark what selection with classes keeps."""
-    rules = scene.candidates.rules
-    limits = Thresholds(rules.pred_iou_floor, rules.stability_floor)  # as `Job.limits`
-    kept = select_classes(scene.candidates, class_id, score, thresh, limits).candidates
-    keys = pd.MultiIndex.from_arrays([kept.column(name) for name in KEYS])
-    ours = pd.MultiIndex.from_arrays([scene.candidates.column(name) for name in KEYS])
-    return np.asarray(ours.isin(keys))
+def places_of(scene: Labelled, score: NDArray[np.float64]) -> Places:
+    """What `select_classes` decides by."""
+    area = scene.candidates.column("area_px").astype(float)
+    return Places.of(scene.shared, area, np.where(scene.able, score, -1.0))
 
 
-def precision_at(scenes: Sequence[Labelled], draw: Draw, scores: Scores, recall: float) -> float:
+def precision_at(
+    scenes: Sequence[Labelled], draw: Draw, places: list[Places], recall: float
+) -> float:
     """Precision of the highest threshold whose recall is no lower than one without classes."""
     best = float("nan")
-    for percent in range(10, 100, 10):
-        kept = [chosen(s, *one, percent / 100) for s, one in zip(scenes, scores, strict=True)]
+    for percent in range(5, 100, 5):
+        kept = [one.worth_most(percent / 100) for one in places]
         _, precision, reached, _ = total(scenes, draw, kept).rates()
         if reached < recall:
             break

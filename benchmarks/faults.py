@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import geopandas as gpd
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -39,16 +41,37 @@ from full_disk import (
 from hostile import Trap, as_text, check, damaged, geojson, job_files, ours, write_aois
 from kills import Resumed, Undisturbed, begin, kill_after, kill_at_step, resume, undisturbed
 from known_objects import KnownObjects, objects, write_labels
-from known_runs import equal_layers, files_in, job_for, until, use_known_objects
+from known_runs import (
+    counted_calls,
+    equal_layers,
+    files_in,
+    job_for,
+    until,
+    use_known_objects,
+)
+from made_rasters import write
 from notebook import notebook
+from range_server import serve
+from test_gone import reviewed
+from test_many import small_rasters, spoil
 from test_sam_memory import segmenter_of
+from test_signed import texts
+from test_stretch import FILLS, measured
 
 from workbench import Job, run
-from workbench.errors import CheckpointError, JobError, RunFailedError, RunFolderError
+from workbench.errors import (
+    CheckpointError,
+    JobError,
+    RunFailedError,
+    RunFolderError,
+    SceneError,
+)
 from workbench.layer.files import read_layer
 from workbench.raster import sources
 from workbench.raster.aoi import load_aoi
+from workbench.raster.open import open_scene
 from workbench.raster.scene import Scene
+from workbench.review.workflow import review
 from workbench.runs.folder import store_in
 from workbench.samples.demo import make_sample, write_sample
 from workbench.segmenters.sam.checkpoints import MODELS
@@ -376,6 +399,94 @@ def hostile(folder: Path) -> str:
     )
 
 
+def fills(folder: Path) -> str:
+    """Fill the edge of rasters with values that no tag declares, or that a tag misses."""
+    seen = 0
+    for number, (low, high, dtype, fill) in enumerate(FILLS.values()):
+        image = measured(low, high, dtype)
+        image[:, :, :20] = fill
+        scene = open_scene(write(folder / f"{number}.tif", image))
+        rgb, valid = scene.read(scene.window)
+        seen += not valid[:, :20].any() and valid[:, 20:].all() and rgb[valid].std() > 40
+    for number, tag in enumerate((-3.4e38, -3.40282e38)):
+        image = measured(0, 1, np.float32)
+        image[:, :, :20] = np.finfo(np.float32).min
+        scene = open_scene(write(folder / f"tag{number}.tif", image, nodata=tag))
+        rgb, valid = scene.read(scene.window)
+        seen += not valid[:, :20].any() and rgb[valid].std() > 40
+    hidden = measured(0, 1, np.float32)
+    hidden[:, :, :20] = np.random.default_rng(1).uniform(-1e4, -9e3, hidden[:, :, :20].shape)
+    refused = 0
+    with suppress(SceneError):
+        refused = 1
+        open_scene(write(folder / "hidden.tif", hidden))
+        refused = 0
+    return (
+        f"{seen} of {len(FILLS) + 2} kinds of fill left out, and the rest a picture; a fill that "
+        f"is another number in each pixel: {refused} of 1 refused"
+    )
+
+
+def many(folder: Path) -> str:
+    """Run 1,000 rasters, of which 20 cannot be read."""
+    with known_objects():
+        rasters = small_rasters(folder / "rasters", 1000)
+        spoil(rasters[::50])
+        told = ""
+        start = time.monotonic()
+        try:
+            run(job_for(str(folder / "rasters"), folder / "run"))
+        except RunFailedError as error:
+            told = str(error)
+        seconds = time.monotonic() - start
+    ledger = gpd.read_parquet(folder / "run" / "tiles.parquet")
+    left_out = ledger[ledger["status"] == "failed"]
+    causes = set(left_out["error"].str.split(" ", n=1).str[1])
+    return (
+        f"{(ledger['status'] == 'ok').sum()} done, {len(left_out)} in the ledger with "
+        f"{len(causes)} causes, in {seconds:.0f} s; the run failed and said “{told[:50]}…”"
+    )
+
+
+def signature(folder: Path) -> str:
+    """Let the signature of a remote raster expire, and continue with a fresh one."""
+    (folder / "served").mkdir()
+    write_cloud_raster(folder / "served" / "scene.tif", objects((230, 330), 1))
+    with known_objects() as patch, serve(folder / "served", folder / "log") as server:
+        patch.setenv("no_proxy", "127.0.0.1")
+        patch.setattr(sources, "RETRY_SECONDS", ())
+        url = f"{server.url}/scene.tif"
+        (folder / "log.signature").write_text("old0secret")
+        first = run(job_for(f"{url}?sig=old0secret", folder / "run"))
+        first.scenes[0].close()
+        sources.forget(f"{url}?sig=old0secret")
+        (folder / "log.signature").write_text("new0secret")
+        expired = first.scenes[0].problem() or ""
+        calls = counted_calls(patch)
+        same = equal_layers(
+            run(job_for(f"{url}?sig=new0secret", folder / "run")).layer, first.layer
+        )
+    leaks = [path for path, content in texts(folder / "run") if b"0secret" in content]
+    return (
+        f"told: “{expired.removeprefix(url)[:48]}…”; with a fresh one {len(calls)} tiles "
+        f"computed, layer {'identical' if same else 'not it'}; {len(leaks)} files hold a signature"
+    )
+
+
+def moved(folder: Path) -> str:
+    """Move a raster away between the run and its review."""
+    with known_objects():
+        raster = known_raster(folder)
+        job = reviewed(run(job_for(raster, folder / "run")))
+        raster.rename(folder / "elsewhere.tif")
+        found = review(job)
+    made = [path.name for path in (folder / "run" / "review").iterdir()]
+    return (
+        f"the review says first “{found.rasters.replace(str(raster), '…')[:56]}…”, and makes "
+        f"{', '.join(sorted(made))}"
+    )
+
+
 FAULTS: dict[str, tuple[str, Callable[[Path], str]]] = {
     "kill": (f"`kill -9` at {KILLS} random moments", kill),
     "names": ("`kill -9` right before a file takes its name", kill_at_names),
@@ -388,6 +499,10 @@ FAULTS: dict[str, tuple[str, Callable[[Path], str]]] = {
     "network": ("network drops", network),
     "interrupt": ("Jupyter's stop button", interrupt),
     "hostile": ("hostile inputs", hostile),
+    "fills": ("values for “no data” that no tag declares", fills),
+    "many": ("20 unreadable rasters among 1,000", many),
+    "signature": ("signature of a remote raster expired", signature),
+    "moved": ("raster moved before the review", moved),
 }
 
 

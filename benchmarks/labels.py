@@ -194,7 +194,7 @@ def largest_share(plan: Plan, layer: gpd.GeoDataFrame) -> float:
         windows = tile_windows(part.scene, list(part.tiles))
         for tile, window in zip(part.tiles, windows.geometry, strict=True):
             record, _ = known[part.index(tile)]
-            name = f"{part.scene.name}/r{tile.row}c{tile.col}"
+            name = record.name
             own = layer.geometry[layer["source_tile"] == name].to_numpy()
             if not len(own):
                 continue

@@ -37,11 +37,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from workbench.candidates.select import Thresholds, select
 from workbench.candidates.table import Candidates, Rules
 from workbench.segmenters.sam import MODELS, SamSegmenter, encoder, load_model, resolve_device
-from workbench.segmenters.sam.checkpoints import Embedded, Sam
+from workbench.segmenters.sam.checkpoints import Embedded
 from workbench.segmenters.sam.device import DTYPES, resolve_precision
 
 # after workbench.segmenters.sam, which makes torchvision importable
 from segment_anything import SamAutomaticMaskGenerator  # isort: skip
+from segment_anything.modeling import Sam  # isort: skip
 
 TILE_PX = 1024
 SURVIVING = 0.1
@@ -71,9 +72,10 @@ OFFICIAL_STAGES = {
     },
 }
 ENGINE_STAGES = {
-    "encoder": OFFICIAL_STAGES["encoder"],
+    "encoder": {("network.py", "scaled"), ("encoder.py", "set_torch_image")},
     "decoder": {
         ("segmenter.py", "_prompts"),
+        ("network.py", "_embedded"),
         ("decoder.py", "decoder_of"),
         ("decoder.py", "__call__"),
         ("decoder.py", "_upscale"),

@@ -1,6 +1,6 @@
 """Write docs/licences.md: the licence of every package that a run needs, from its metadata.
 
-Those of the extras `cluster` and `regularize` are among them.
+Those of the extras `cluster`, `models` and `regularize` are among them.
 
     python docs/licences.py
 
@@ -28,7 +28,7 @@ def needed() -> dict[str, str]:
     """Return the names of all packages that a run needs here, by canonical name."""
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    texts = [*project["dependencies"], *extras["cluster"], *extras["regularize"]]
+    texts = [*project["dependencies"], *extras["cluster"], *extras["models"], *extras["regularize"]]
     waiting = [Requirement(text) for text in texts]
     found: dict[str, str] = {}
     seen: set[tuple[str, frozenset[str]]] = set()

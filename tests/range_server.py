@@ -2,8 +2,10 @@
 
     python range_server.py FOLDER LOG
 
-prints its port. LOG gets a line for each request: the path and how many bytes went out. In the
-process of a test it would wait for ever: rasterio keeps Python's lock in some of its calls.
+prints its port. LOG gets a line for each request: the path and how many bytes went out. Beside LOG
+there may be a file with the suffix .signature: then only addresses that contain its text are
+answered. In the process of a test it would wait for ever: rasterio keeps Python's lock in some of
+its calls.
 """
 
 import functools
@@ -32,6 +34,12 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def answer(self, body: bool) -> None:
         path = Path(self.translate_path(self.path))
+        signature = self.log.with_suffix(".signature")
+        if signature.exists() and signature.read_text() not in self.path:
+            self.send_response(403)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         content, first, last, wanted = b"", 0, -1, None
         if path.is_file():
             content = path.read_bytes()

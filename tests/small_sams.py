@@ -5,7 +5,7 @@ import os
 import numpy as np
 import torch
 
-import workbench.segmenters.sam  # noqa: F401
+from workbench.segmenters.sam.sam2 import Trunk, build_sam2
 
 # after workbench.segmenters.sam, which makes torchvision importable
 from segment_anything.modeling import (  # isort: skip
@@ -45,19 +45,26 @@ class BlobDecoder(MaskDecoder):
             dense_prompt_embeddings=dense_prompt_embeddings,
             multimask_output=multimask_output,
         )
-        # random Fourier features: their product is large where the prompt is
-        near = torch.einsum("bc,chw->bhw", sparse_prompt_embeddings[:, 0], image_pe[0])
-        near = near[:, None] / (image_pe.shape[1] / 2)
-        near = torch.nn.functional.interpolate(near, masks.shape[-2:], mode="bilinear")
-        texture = torch.nn.functional.avg_pool2d(masks, 5, 1, 2)
-        texture = texture - texture.mean((2, 3), keepdim=True)
-        texture = texture / (texture.std((2, 3), keepdim=True) + 1e-6)
-        size = torch.tensor([6.0, 4.0, 2.0])[None, :, None, None]
-        sharpness = torch.tanh(among_prompts(masks.mean((2, 3), keepdim=True)))
-        iou = 0.65 + 0.35 * torch.tanh(among_prompts(iou))
-        if self.steps:
-            iou = torch.round(iou * self.steps) / self.steps
-        return 4 * 3**sharpness * (8 * near + 2 * texture - size), iou
+        return shaped(masks, iou, sparse_prompt_embeddings, image_pe, self.steps)
+
+
+def shaped(
+    masks: torch.Tensor, iou: torch.Tensor, sparse: torch.Tensor, image_pe: torch.Tensor, steps: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn random logits `(b, 3, h, w)` into blobs around their prompts, `(b, n, c)`."""
+    # random Fourier features: their product is large where the prompt is
+    near = torch.einsum("bc,chw->bhw", sparse[:, 0], image_pe[0])
+    near = near[:, None] / (image_pe.shape[1] / 2)
+    near = torch.nn.functional.interpolate(near, masks.shape[-2:], mode="bilinear")
+    texture = torch.nn.functional.avg_pool2d(masks, 5, 1, 2)
+    texture = texture - texture.mean((2, 3), keepdim=True)
+    texture = texture / (texture.std((2, 3), keepdim=True) + 1e-6)
+    size = torch.tensor([6.0, 4.0, 2.0])[None, :, None, None]
+    sharpness = torch.tanh(among_prompts(masks.mean((2, 3), keepdim=True)))
+    iou = 0.65 + 0.35 * torch.tanh(among_prompts(iou))
+    if steps:
+        iou = torch.round(iou * steps) / steps
+    return 4 * 3**sharpness * (8 * near + 2 * texture - size), iou
 
 
 def small_sam(seed: int = 0, steps: int = 0, embed_dim: int = 32) -> Sam:
@@ -89,6 +96,29 @@ def small_sam(seed: int = 0, steps: int = 0, embed_dim: int = 32) -> Sam:
     model.mask_decoder.steps = steps
     with torch.no_grad():  # so that prompts differ in their place alone
         model.prompt_encoder.point_embeddings[1].weight *= 0.1
+    return model.eval()
+
+
+SMALL_TRUNK = Trunk(16, 1, (1, 1, 2, 1), (3,), windows=(8, 4, 4, 2))
+
+
+def small_sam2(seed: int = 0) -> torch.nn.Module:
+    """SAM 2.1 for images of 128 pixels, with random weights and the blobs of `BlobDecoder`."""
+    torch.manual_seed(seed)
+    model = build_sam2(SMALL_TRUNK, side=128, width=32, mlp=32)
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases and position embeddings, too
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        model.prompt_encoder.point_embed.weight[1] *= 0.1
+
+    def blobs(_: object, __: object, inputs: dict, output: tuple) -> tuple:
+        masks, iou, *rest = output
+        sparse = inputs["sparse_prompt_embeddings"][0]
+        positions = inputs["image_positional_embeddings"]
+        logits, scores = shaped(masks[0], iou[0], sparse, positions, 0)
+        return logits[None], scores[None], *rest
+
+    model.mask_decoder.register_forward_hook(blobs, with_kwargs=True)
     return model.eval()
 
 

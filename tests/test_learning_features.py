@@ -85,6 +85,39 @@ def test_the_shadow_side_is_seen():
     assert figures([disc(30)], image)["darkest_side"][0] < plain["darkest_side"][0] - 20
 
 
+def test_half_an_object_has_a_side_without_contrast():
+    image = np.full((200, 200, 3), 100, np.uint8)
+    whole = rectangle(80, 60)
+    image[whole] = 160
+    half = whole & (np.mgrid[:200, :200][1] < 100)
+    got = figures([whole, half], image)
+    assert got["weakest_side"][0] > 4 * got["weakest_side"][1]
+    assert got["weakest_edge"][0] > 2 * got["weakest_edge"][1]
+
+
+def test_two_objects_in_one_have_edges_and_tones_inside():
+    image = np.full((200, 200, 3), 100, np.uint8)
+    left, right = (np.roll(rectangle(40, 60), by, axis=1) for by in (-22, 22))
+    image[left], image[right] = 160, 190
+    both = rectangle(86, 60)
+    got = figures([left, both], image)
+    assert got["inner_edges"][0] < 0.02 < got["inner_edges"][1]
+    assert got["tones"][1] > 4 * got["tones"][0]
+    assert got["edge_spread"][1] > 4 * got["edge_spread"][0]
+
+
+def test_how_much_parts_cover_and_how_many_edges_of_the_tile_are_touched():
+    whole = rectangle(80, 80)
+    parts = [np.roll(rectangle(30, 30), by, axis=1) for by in (-20, 20)]
+    corner = np.zeros((200, 200), bool)
+    corner[:40, 170:] = True
+    got = figures([whole, *parts, corner])
+    share = 31**2 / 81**2
+    assert got["largest_part"] == pytest.approx([share, 0, 0, 0], abs=0.01)
+    assert got["parts_cover"] == pytest.approx([2 * share, 0, 0, 0], abs=0.02)
+    assert got["tile_sides"].tolist() == [0, 0, 0, 2]
+
+
 def test_light_of_another_day_changes_little():
     rng = np.random.default_rng(1)
     image = rng.integers(40, 120, (200, 200, 3)).astype(np.uint8)

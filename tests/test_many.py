@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pytest
 import yaml
@@ -10,7 +11,9 @@ from known_runs import job_for
 
 from workbench import run
 from workbench.candidates.store import CandidateStore
+from workbench.errors import RunFailedError, SceneError
 from workbench.layer.files import read_layer
+from workbench.runs.result import read_run
 
 pytestmark = pytest.mark.usefixtures("known_objects_only")
 
@@ -65,3 +68,66 @@ def test_a_raster_whose_name_begins_with_a_dot_is_labelled(tmp_path):
     record["scenes"][0]["name"] = ".ortho"
     (tmp_path / "run" / "run.yaml").write_text(yaml.safe_dump(record))
     assert run(job_for(hidden, tmp_path / "run")).layer["source"].tolist() == [".ortho"]
+
+
+def spoil(paths):
+    """Make rasters unreadable, each in another way."""
+    ways = [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("no raster"),
+        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"),
+        lambda path: path.write_bytes(path.read_bytes()[:100]),
+    ]
+    for number, path in enumerate(paths):
+        ways[number % len(ways)](Path(path))
+
+
+def test_bad_rasters_among_many_are_told_and_the_others_done(tmp_path, capsys):
+    rasters = small_rasters(tmp_path / "rasters", 30)
+    bad = rasters[::7]  # the first, too
+    spoil(bad)
+    job = job_for(str(tmp_path / "rasters"), tmp_path / "run")
+    with pytest.raises(RunFailedError, match=r"5 of 30 rasters cannot be read and were left out"):
+        run(job)
+    assert (
+        "25 rasters (5 more cannot be read and are left out), 25 tiles" in capsys.readouterr().err
+    )
+    ledger = gpd.read_parquet(tmp_path / "run" / "tiles.parquet")
+    failed = ledger[ledger["status"] == "failed"]
+    assert set(failed["source"]) == set(bad)
+    causes = {"is empty (0 bytes)", "cannot be read as a raster", "Git LFS pointer"}
+    assert {c for c in causes for error in failed["error"] if c in error} == causes
+    assert (ledger["status"] == "ok").sum() == 25
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "Rasters left out" in report
+    assert all(path in report for path in bad)
+    made = read_run(tmp_path / "run")
+    assert len(made.layer) == 25
+    assert len(made.tiles) == 25
+    # once they are mended, only they are computed
+    mended = small_rasters(tmp_path / "again", 30)
+    for path in bad:
+        Path(mended[rasters.index(path)]).replace(path)
+    again = run(job)
+    assert len(again.layer) == 30
+
+
+def test_without_any_readable_raster_nothing_is_written(tmp_path):
+    rasters = small_rasters(tmp_path / "rasters", 3)
+    spoil(rasters)
+    with pytest.raises(SceneError, match=r"None of 3 rasters can be read. The first: .*is empty"):
+        run(job_for(rasters, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(SceneError, match="is empty"):
+        run(job_for(rasters[:1], tmp_path / "run"))
+
+
+def test_a_parameter_that_no_raster_can_take_stops_the_run(tmp_path):
+    rasters = small_rasters(tmp_path / "rasters", 3)
+    with pytest.raises(SceneError, match="crs: "):
+        run(job_for(rasters, tmp_path / "run", crs="EPSG:2056"))
+
+
+def test_a_run_says_early_what_the_rest_takes(tmp_path, capsys):
+    run(job_for(small_rasters(tmp_path / "rasters", 12), tmp_path / "run"))
+    assert "after 10 tiles: about" in capsys.readouterr().err

@@ -52,6 +52,14 @@ def papermill(tmp_path, *arguments, cwd=None, notebook="prelabel"):
     return done, out
 
 
+def test_a_folder_and_a_raster_whose_names_are_numbers(tmp_path):
+    write_labels(tmp_path / "0079", objects((96, 96), 1))
+    done, _ = papermill(tmp_path, "-p", "source", "0079", "-p", "out_dir", "2024_05")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "2024_05" / "report.html").exists()
+    assert not (tmp_path / "202405").exists()
+
+
 def test_the_lab_opens_a_copy_that_is_made_once_and_left_to_its_user(tmp_path):
     for name in ("Makefile", "notebooks"):
         (tmp_path / name).symlink_to(ROOT / name)

@@ -99,7 +99,7 @@ def test_a_worker_that_halved_its_batches_keeps_its_model_and_says_so(
     monkeypatch.setattr(cluster, "_loaded", [])
     job = job_for(raster, tmp_path / "run", tile_size=192)
     with closing(prepare(job)) as plan:
-        share = cluster.Share(job, plan.folder, plan.lock.owner, make)
+        share = cluster.SharedRun(job, plan.folder, plan.lock.owner, make)
         key = cluster._key_here(share, {})
         loads.clear()
         (part,) = plan.scenes

@@ -1,11 +1,12 @@
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 from known_objects import scene_of
 
-from workbench.raster.tiles import TileGrid, tile_windows, tiles_over
+from workbench.raster.tiles import TileGrid, tile_name, tile_names, tile_windows, tiles_over
 
 SIZES = st.integers(1, 700)
 
@@ -80,3 +81,10 @@ def test_windows_on_the_map_stay_inside_the_scene():
     assert windows.crs == scene.crs
     assert windows["pixel"].to_numpy() == pytest.approx(0.5)
     assert tile_windows(scene, []).empty
+
+
+def test_the_names_of_rows_are_those_of_their_tiles():
+    rows = [("ortho", 0, 0), ("ortho", 12, 3), ("b/c.d", 7, 100)]
+    frame = pd.DataFrame(rows, columns=["source", "tile_row", "tile_col"])
+    assert tile_names(frame).tolist() == [tile_name(*row) for row in rows]
+    assert tile_name("ortho", 12, 3) == "ortho/r12c3"

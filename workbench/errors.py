@@ -9,6 +9,10 @@ class SceneError(WorkbenchError):
     """A raster cannot be read as a scene."""
 
 
+class SettingError(SceneError):
+    """A parameter of the job, rather than the raster, is why a raster cannot be read as a scene."""
+
+
 class AOIError(WorkbenchError):
     """An area of interest cannot be used with a scene."""
 

@@ -19,6 +19,7 @@ from qgis.PyQt.QtWidgets import (
 )
 
 from . import actions
+from .frame import Frame
 from .keys import Keys
 from .tour import Tour, teaching_order
 
@@ -37,6 +38,7 @@ class ReviewDock(QDockWidget):
         self.times = deque(maxlen=500)
         self.history = []  # name of each decision, and {fid: (status, class)} before it
         self.drawing = None  # what was selected when a drawing began
+        self.frame = Frame(iface.mapCanvas())
         self.keys = Keys(iface.mainWindow(), self._refresh)
         self.soon = QTimer(self)  # one step changes several things, and they are shown once
         self.soon.setSingleShot(True)
@@ -74,6 +76,7 @@ class ReviewDock(QDockWidget):
             signal.connect(slot)
         self._classes()
         self._saved()
+        self.frame.begin()
         self.keys.set(self._calls())
         self.keys.turn(True)
         self._go()
@@ -81,6 +84,7 @@ class ReviewDock(QDockWidget):
     def stop(self):
         """End the review; what was decided is kept in the layer."""
         self.keys.turn(False)
+        self.frame.hide()
         if self.layer is None:
             return
         actions.PLANS.pop(self.layer.id(), None)
@@ -265,7 +269,8 @@ class ReviewDock(QDockWidget):
         choices = self.layer.editorWidgetSetup(self.layer.fields().indexOf("class_id"))
         rows = choices.config().get("map", [])
         rows = [rows] if isinstance(rows, dict) else rows
-        self.classes = {int(value): label for row in rows for label, value in row.items()}
+        pairs = [(str(value), label) for row in rows for label, value in row.items()]
+        self.classes = {int(value): label for value, label in pairs if value.isdigit()}
         while self.class_grid.count():
             self.class_grid.takeAt(0).widget().deleteLater()
         for i, (number, label) in enumerate(self.classes.items()):
@@ -281,7 +286,7 @@ class ReviewDock(QDockWidget):
         self.now.setWordWrap(True)
         self.tile_bar, self.all_bar = QProgressBar(), QProgressBar()
         self.pace = QLabel("")
-        self.keys_line = QLabel("")
+        self.keys_line = QLabel("<i>The keys wait: click on the map to use them.</i>")
         self.keys_line.setWordWrap(True)
         decide = QGridLayout()
         for i, (text, call, tip) in enumerate(
@@ -357,10 +362,9 @@ class ReviewDock(QDockWidget):
     def _show_state(self):
         if self.layer is None:
             return
-        self.keys_line.setText(
-            "" if self.keys.work else "<i>The keys wait: click on the map to use them.</i>"
-        )
+        self.keys_line.setVisible(not self.keys.work)
         chosen = self.layer.selectedFeatureIds()
+        self.frame.show(self.layer, chosen)
         if len(chosen) == 1:
             feature = self.layer.getFeature(chosen[0])
             self.now.setText(self._line(feature) if feature.isValid() else "")

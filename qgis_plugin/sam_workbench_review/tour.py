@@ -22,6 +22,7 @@ class Tour:
         self.fids = []  # all labels of that tile
         self.waiting = []  # those still to be shown
         self.skipped = {}  # how often
+        self.done = set()  # tiles that need not be looked at again
         self.entered = None  # is called when a tile begins
 
     def sort(self, names):
@@ -29,7 +30,7 @@ class Tour:
         place = {name: i for i, name in enumerate(names)}
         self.tiles.sort(key=lambda tile: place.get(tile[0], len(place)))
 
-    def next(self, layer=None):
+    def next(self, layer=None, *, look_again=True):
         """Return the id of the label to show next; None: nothing is left."""
         fid = self._of_this_tile()
         if fid is None and self.tile is not None:
@@ -38,13 +39,16 @@ class Tour:
         if fid is not None:
             return fid
         for name, _ in self.tiles:
-            if self._enter(name):
-                if self.entered:
-                    self.entered()
-                return self._of_this_tile()
-        if self.skipped:  # what was skipped twice comes when all else is done
+            if name not in self.done:
+                if self._enter(name):
+                    if self.entered:
+                        self.entered()
+                    return self._of_this_tile()
+                self.done.add(name)
+        if look_again:  # a label may have come back, or was skipped twice
+            self.done.clear()
             self.skipped.clear()
-            return self.next()
+            return self.next(look_again=False)
         self.tile, self.fids = None, []
         return None
 

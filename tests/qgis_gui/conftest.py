@@ -34,7 +34,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     outcome = yield
     used = getattr(item, "funcargs", {})
     running = used.get("desktop_with_plugin") or used.get("desktop")
-    if running is not None and outcome.get_result().failed:
+    report = outcome.get_result()
+    if running is not None and report.failed and report.when == "call":
         folder = os.environ.get("WORKBENCH_GUI_PICTURES")
         if folder:
             running.picture(Path(folder) / f"{item.name}.png")
@@ -163,5 +164,5 @@ def opened_review(desktop: Desktop, project: Path) -> Iterator[Review]:
         "for w in QgsApplication.topLevelWidgets():\n"
         "    if isinstance(w, QDialog) and w.isVisible(): w.close()\n"
         "iface.actionPan().trigger()\n"
-        "layer.rollBack()"
+        "for other in QgsProject.instance().mapLayersByName('prelabels'): other.rollBack()"
     )

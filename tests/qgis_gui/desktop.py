@@ -111,6 +111,15 @@ class Desktop:
             raise
         return self
 
+    def quit(self) -> None:
+        """Close QGIS as a person does, so that its files are whole."""
+        self.ask(
+            "from qgis.PyQt.QtCore import QTimer\n"
+            "QgsProject.instance().setDirty(False)\n"
+            "QTimer.singleShot(100, iface.actionExit().trigger)"
+        )
+        self._processes[-1].wait(30)
+
     def __exit__(self, *_: object) -> None:
         """End the processes that were started here."""
         for process in reversed(self._processes):

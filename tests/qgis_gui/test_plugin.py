@@ -244,3 +244,18 @@ def test_keys_are_off_when_the_dock_is_closed(tour, desktop):
     desktop.key("a")
     desktop.wait(0.2)
     assert tour.status(fid) == "unreviewed"
+
+
+def test_a_review_to_its_end_and_the_project_closed(tour, desktop):
+    tour.ask("for _ in range(4): dock.reject_rest()")
+    desktop.wait(0.4)
+    assert tour.ask("answer = layer.selectedFeatureIds()") == []
+    assert "All labels are reviewed" in tour.ask("answer = dock.now.text()")
+    assert {row["status"] for row in tour.rows().values()} == {"rejected"}, "saved by itself"
+    desktop.key("a")  # does nothing
+    desktop.wait(0.2)
+    tour.ask("iface.newProject(False)")
+    desktop.key("a")
+    desktop.wait(0.2)
+    assert "closed" in tour.ask("answer = dock.now.text()")
+    assert tour.dialogs() == []

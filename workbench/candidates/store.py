@@ -21,8 +21,9 @@ from workbench._support.files import atomic_path
 from workbench.candidates.rle import damaged
 from workbench.candidates.table import SCHEMA, Candidates, Rules
 from workbench.errors import RunFolderError
+from workbench.raster.tiles import tile_name
 
-Status = Literal["ok", "empty", "nodata", "failed"]
+TileStatus = Literal["ok", "empty", "nodata", "failed"]
 
 
 @dataclass(frozen=True, slots=True)  # a run may have millions
@@ -32,7 +33,7 @@ class TileRecord:
     source: str
     tile_row: int
     tile_col: int
-    status: Status
+    status: TileStatus
     error: str = ""
     n_candidates: int = 0
     seconds: float = 0.0
@@ -42,6 +43,11 @@ class TileRecord:
     def index(self) -> tuple[str, int, int]:
         """Source name, tile row, tile column."""
         return self.source, self.tile_row, self.tile_col
+
+    @property
+    def name(self) -> str:
+        """For people, as in `ortho/r3c12`."""
+        return tile_name(*self.index)
 
 
 # what is known of each tile, and the file that says so

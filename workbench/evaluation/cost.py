@@ -15,6 +15,7 @@ from workbench.evaluation.matching import Pairs, match
 
 FITS = 0.75  # IoU from which a label is accepted as it is
 NEARLY = 0.5  # IoU from which mending is quicker than drawing
+LOOK_S, MEND_S, DRAW_S = 1.5, 6.0, 10.0  # seconds for one label, one outline, one object
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ def review_cost(
     layer: gpd.GeoDataFrame,
     reference: gpd.GeoDataFrame,
     *,
-    look_s: float = 1.5,
-    mend_s: float = 6,
-    draw_s: float = 10,
+    look_s: float = LOOK_S,
+    mend_s: float = MEND_S,
+    draw_s: float = DRAW_S,
 ) -> ReviewCost:
     """Estimate the seconds from a layer to its reference polygons.
 
@@ -62,7 +63,7 @@ def review_cost(
 
 
 def cost_of_pairs(
-    pairs: Pairs, *, look_s: float = 1.5, mend_s: float = 6, draw_s: float = 10
+    pairs: Pairs, *, look_s: float = LOOK_S, mend_s: float = MEND_S, draw_s: float = DRAW_S
 ) -> ReviewCost:
     """As `review_cost`, of labels that are matched already."""
     best = pairs.best_iou()

@@ -26,6 +26,7 @@ from pyproj import CRS
 
 from workbench._support.files import atomic_path, naming
 from workbench.errors import RunFolderError
+from workbench.layer.antimeridian import cut_at_antimeridian
 from workbench.layer.schema import (
     BATCH,
     COLUMNS,
@@ -302,6 +303,14 @@ def frozen_time() -> Iterator[None]:
         pyogrio.set_gdal_config_options({option: before})
 
 
+def describe_layer(gpkg: Path, text: str) -> None:
+    """Keep a text in the metadata of the layer, where QGIS and GDAL show it as its description."""
+    with naming(gpkg), closing(sqlite3.connect(gpkg)) as file, file:
+        file.execute(
+            "UPDATE gpkg_contents SET description = ? WHERE table_name = ?", (text, LABELS)
+        )
+
+
 def refuse_open(gpkg: Path) -> None:
     """Refuse to replace a GeoPackage that has a write-ahead log beside it.
 
@@ -356,30 +365,12 @@ class _GeoJSON:
 def _lonlat(geometry: gpd.GeoSeries) -> np.ndarray:
     """Transform to EPSG:4326 with 7 decimals (1 cm), exteriors counterclockwise, and valid."""
     exact = np.asarray(geometry.to_crs(4326).array)
-    exact = _cut_at_antimeridian(exact)
+    exact = cut_at_antimeridian(exact, geometry)
     rounded = shapely.transform(exact, lambda lonlat: np.round(lonlat, 7))
     broken = ~shapely.is_valid(rounded)  # rounding closed a thin neck
     mended = shapely.set_precision(exact[broken], 1e-7)
     rounded[broken] = as_multi(shapely.transform(mended, lambda lonlat: np.round(lonlat, 7)))
     return shapely.orient_polygons(rounded)
-
-
-def _cut_at_antimeridian(geometry: np.ndarray) -> np.ndarray:
-    """Cut polygons that cross 180° in two, as RFC 7946 wants; leave the others alone."""
-    west, _, east, _ = shapely.bounds(geometry).T
-    across = np.flatnonzero(east - west > 180)
-    if not len(across):
-        return geometry
-    geometry = geometry.copy()
-    # from 0° to 360°, each is in one piece
-    around = shapely.transform(
-        geometry[across], lambda lonlat: np.where(lonlat < [0, -np.inf], lonlat + [360, 0], lonlat)
-    )
-    before = shapely.intersection(around, shapely.box(0, -90, 180, 90))
-    beyond = shapely.intersection(around, shapely.box(180, -90, 360, 90))
-    beyond = shapely.transform(beyond, lambda lonlat: lonlat - [360, 0])
-    geometry[across] = as_multi(shapely.union(before, beyond))
-    return geometry
 
 
 def _read_geojson(path: Path) -> gpd.GeoDataFrame:

@@ -68,6 +68,25 @@ def as_tiles(tiles: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     return typed(tiles, TILE_COLUMNS, "Polygon")
 
 
+def with_left_out(tiles: gpd.GeoDataFrame, left_out: Mapping[str, str]) -> gpd.GeoDataFrame:
+    """Add a failed row for each raster that could not be read, with its cause.
+
+    It has no place: its row and column are -1, and its geometry is empty.
+    """
+    if not left_out:
+        return tiles
+    rows = gpd.GeoDataFrame(
+        {
+            "tile": list(left_out), "source": list(left_out), "tile_row": -1, "tile_col": -1,
+            "status": "failed", "error": list(left_out.values()), "n_candidates": 0,
+            "n_polygons": 0, "seconds": 0.0,
+        },
+        geometry=[shapely.Polygon()] * len(left_out),
+        crs=tiles.crs,
+    )  # fmt: skip
+    return pd.concat([tiles, as_tiles(rows)], ignore_index=True)
+
+
 def finest(tiles: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     """Keep the tiles of a ledger whose cores partition the scenes: those of the working grid."""
     return tiles[tiles["source"].map(raster_of) == tiles["source"]].reset_index(drop=True)

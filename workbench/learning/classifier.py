@@ -2,7 +2,9 @@
 
 A classifier *is* its examples: it is fitted again from them whenever it is needed, the same each
 time, and never stored. It is the mean of two: a forest, which knows corners and exceptions, and a
-logistic regression, which goes on smoothly where there are no examples. `benchmarks/classes.py`
+logistic regression, which goes on smoothly where there are no examples. Rare classes count for
+more, by the square root of how rare they are: if all counted alike, scores would say too little of
+how likely a class is, and what is kept at one place follows from that. `benchmarks/classes.py`
 measures it.
 """
 
@@ -34,22 +36,30 @@ class Classifier:
 
     @classmethod
     def fit(
-        cls, figures: NDArray[np.float32], class_id: NDArray[np.int64], trees: int = TREES
+        cls,
+        figures: NDArray[np.float32],
+        class_id: NDArray[np.int64],
+        trees: int = TREES,
+        weight: NDArray[np.float64] | None = None,
     ) -> Classifier:
-        """Learn from figures `(n, k)` and classes `(n,)`, two at least, 0 for none of these."""
+        """Learn from figures `(n, k)` and classes `(n,)`, two at least, 0 for none of these.
+
+        `weight` `(n,)` says how much each row counts; None: all alike.
+        """
         from sklearn.ensemble import ExtraTreesClassifier  # takes a second to import
 
+        weight = np.ones(len(class_id)) if weight is None else weight
         # rows in an order of their own: where examples come from does not matter
-        order = np.lexsort((*figures.T[::-1], class_id))
-        figures, class_id = figures[order], class_id[order]
+        order = np.lexsort((weight, *figures.T[::-1], class_id))
+        figures, class_id, weight = figures[order], class_id[order], weight[order]
+        weight = _rare_for_more(class_id, weight)
         forest = ExtraTreesClassifier(
-            trees, min_samples_leaf=3, max_features=0.2, class_weight="balanced",
-            random_state=0, n_jobs=-1,
-        )  # fmt: skip
-        forest.fit(figures, class_id)
+            trees, min_samples_leaf=3, max_features=0.2, random_state=0, n_jobs=-1
+        )
+        forest.fit(figures, class_id, weight)
         classes = np.asarray(forest.classes_, np.int64)
         trees_of = tuple(tree.tree_ for tree in forest.estimators_)
-        return cls(trees_of, _Line.fit(figures, class_id), classes)
+        return cls(trees_of, _Line.fit(figures, class_id, weight), classes)
 
     def probabilities(self, figures: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the probability of each class, `(n, len(classes))`."""
@@ -85,13 +95,15 @@ class _Line:
     level: NDArray[np.float64]
 
     @classmethod
-    def fit(cls, figures: NDArray[np.float32], class_id: NDArray[np.int64]) -> _Line:
+    def fit(
+        cls, figures: NDArray[np.float32], class_id: NDArray[np.int64], weight: NDArray[np.float64]
+    ) -> _Line:
         from sklearn.linear_model import LogisticRegression
 
         middle, spread = figures.mean(axis=0, dtype=float), figures.std(axis=0, dtype=float)
         spread = np.where(spread > 1e-6, spread, 1.0)
-        line = LogisticRegression(C=0.03, class_weight="balanced", max_iter=1000)
-        line.fit(_standard(figures, middle, spread), class_id)
+        line = LogisticRegression(C=0.01, max_iter=1000)
+        line.fit(_standard(figures, middle, spread), class_id, weight)
         slope, level = line.coef_, line.intercept_
         if len(slope) == 1:  # of two classes scikit-learn keeps the second only
             slope, level = np.stack((0 * slope[0], slope[0])), np.array([0.0, level[0]])
@@ -104,6 +116,13 @@ class _Line:
         logits = np.column_stack(terms) + self.level
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+
+
+def _rare_for_more(class_id: NDArray[np.int64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights with a mean of 1, of each class more by the root of how much rarer it is."""
+    _, class_of = np.unique(class_id, return_inverse=True)
+    weight = weight / np.sqrt(np.bincount(class_of, weight))[class_of]
+    return np.asarray(weight / weight.mean())
 
 
 def _standard(

@@ -24,6 +24,7 @@ from workbench.learning.features import FEATURES, FEATURES_VERSION
 from workbench.polygons.areas import lies_in, only_polygonal
 
 SAME = 0.6  # IoU from which a candidate shows a labelled object
+BEST = 0.5  # IoU from which the best one shows an object that no other does
 UNCLEAR = 0.4  # IoU from which it is too like one to be an example of none
 PERSON = "person"  # who says what is said by hand, in the tuner or in a review
 ENOUGH = 5  # objects of a class; with fewer the classes are little more than a guess
@@ -56,6 +57,13 @@ class Examples:
     def class_id(self) -> NDArray[np.int64]:
         """The classes, `(n,)`, 0 for none of these."""
         return np.asarray(self.frame["class_id"].to_numpy(np.int64))
+
+    @property
+    def weight(self) -> NDArray[np.float64]:
+        """How much each counts, `(n,)`: all candidates that show one object as much as one."""
+        named = self.frame["label"] != ""
+        shown_by = self.frame.groupby(["source", "label", "class_id"])["label"].transform("size")
+        return np.where(named, 1 / shown_by.to_numpy(float), 1.0)
 
     def objects(self) -> pd.Series:
         """Count the labelled objects of each class."""
@@ -179,7 +187,10 @@ def _read(path: Path) -> gpd.GeoDataFrame:
         read = gpd.read_parquet if path.suffix == ".parquet" else gpd.read_file
         frame = read(path)
     except Exception as error:  # what is damaged fails anywhere in GDAL, GEOS and PROJ
-        raise ExamplesError(f"examples {path} cannot be read as a vector file: {error}") from error
+        raise ExamplesError(
+            f"examples {path} cannot be read as a vector file: {error}. Save "
+            "them again as GeoPackage or GeoParquet."
+        ) from error
     if not isinstance(frame, gpd.GeoDataFrame):
         raise ExamplesError(f"examples {path} have no geometry. Give a file with polygons.")
     return frame.rename_geometry("geometry") if frame.geometry.name != "geometry" else frame
@@ -217,8 +228,9 @@ def match_labels(
 
     `labels` have `class_id`, `label` and `said_by`; `described` is as for `examples_from`, in the
     CRS of the labels, the area and the `known` objects `(k,)`, which others show. A candidate shows
-    an object from an IoU of 0.6 on. Inside the area, where all objects are labelled, one that has
-    no IoU of 0.4 with any of them, known ones included, is none of these.
+    an object from an IoU of 0.6 on; where none of a tile has that, its best one does from 0.5 on.
+    Inside the area, where all objects are labelled, one that has no IoU of 0.4 with any of them,
+    known ones included, is none of these.
     """
     geometry = described.geometry.to_numpy()
     pairs = pairs_of(geometry, labels.geometry.to_numpy(), at_least=UNCLEAR)
@@ -227,6 +239,14 @@ def match_labels(
     label, iou = pairs.reference[order][first], pairs.iou[order][first]
     found = np.full(len(geometry), -1)
     found[rows[iou >= SAME]] = label[iou >= SAME]
+    # where candidates fit badly, most of the labels would teach nothing; tile by tile, so that it
+    # does not matter which tiles are looked at together
+    _, tile = np.unique(described["tile"].to_numpy(str)[rows], return_inverse=True)
+    seen = label * len(geometry) + tile
+    rest = np.flatnonzero((iou >= BEST) & ~np.isin(seen, seen[iou >= SAME]))
+    rest = rest[np.argsort(-iou[rest], kind="stable")]
+    best = rest[np.unique(seen[rest], return_index=True)[1]]
+    found[rows[best]] = label[best]
     shown = np.flatnonzero(found >= 0)
     which = labels.iloc[found[shown]]
     positive = examples_from(
@@ -251,7 +271,7 @@ def check(examples: Examples) -> list[str]:
     if not known - {0}:
         raise ExamplesError(
             "no candidate shows a labelled object: none of them covers one with an IoU of "
-            f"{SAME:g}. Check that the labels lie on this scene, or label objects that the model "
+            f"{BEST:g}. Check that the labels lie on this scene, or label objects that the model "
             "outlines."
         )
     if len(known) == 1:

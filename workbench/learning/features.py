@@ -22,17 +22,19 @@ from workbench.candidates.rle import Runs, decode_runs
 from workbench.candidates.table import Candidates
 from workbench.raster.scene import Scene
 
-FEATURES_VERSION = 1  # to be raised when any figure below changes its meaning
+FEATURES_VERSION = 2  # to be raised when any figure below changes its meaning
 FEATURES = (
     *(f"{name}_{channel}" for name in ("inside", "spread", "ring", "contrast")
       for channel in ("brightness", "red_green", "yellow_blue")),
     "separation", "edge_inside", "edge_outline", "edge_ring", "edge_ratio",
     "texture_inside", "texture_ring", "spread_ring_brightness",
-    "darkest_side", "brightest_side", "valid_share",
+    "darkest_side", "brightest_side", "weakest_side", "weak_sides", "weakest_edge", "weak_edges",
+    "tones", "inner_edges", "edge_spread", "valid_share",
     "log_area", "log_perimeter", "log_width", "compactness", "solidity", "convexity",
     "rectangularity", "rectangle_ratio", "elongation", "box_fill",
     "pred_iou", "stability_score",
     "log_parts", "log_parents", "log_doubles", "share_of_parent", "lead",
+    "largest_part", "parts_cover", "tile_sides",
 )  # fmt: skip
 
 Float = NDArray[np.float32]
@@ -104,7 +106,7 @@ def describe(
             (seen.figures, shape)
         )
     scores = [candidates.column(name) for name in ("pred_iou", "stability_score")]
-    figures[:, -7:] = np.column_stack((*scores, _neighbours(candidates)))
+    figures[:, -10:] = np.column_stack((*scores, _neighbours(candidates)))
     return np.nan_to_num(figures, posinf=0, neginf=0)
 
 
@@ -126,39 +128,42 @@ class _Pyramid:
     @classmethod
     def of(cls, colours: NDArray[np.uint8], valid: NDArray[np.bool_]) -> _Pyramid:
         """Halve the colours and validity of a tile again and again."""
-        brightness = np.ascontiguousarray(colours[..., 0])
-        fine = cv2.absdiff(brightness, cv2.GaussianBlur(brightness, (0, 0), 1.5))
-        level = np.dstack((colours, fine * np.uint8(1), valid.view(np.uint8) * np.uint8(255)))
+        channels = cv2.split(colours)
+        fine = cv2.absdiff(channels[0], cv2.GaussianBlur(channels[0], (0, 0), 1.5))
+        level = [*channels, fine, valid.view(np.uint8) * np.uint8(255)]
         tables, sizes = [], []
         for _ in range(_LEVELS):
-            tables.append(np.dstack((level, _edges(level[..., :3]))).reshape(-1, 6))
-            sizes.append(level.shape[:2])
-            height, width = (max(1, side // 2) for side in level.shape[:2])
-            halves = [
-                cv2.resize(np.ascontiguousarray(level[..., part]), (width, height),
-                           interpolation=cv2.INTER_AREA)
-                for part in (slice(0, 3), slice(3, 5))
-            ]  # fmt: skip
-            level = np.dstack(halves)
+            tables.append(cv2.merge([*level, _edges(cv2.merge(level[:3]))]).reshape(-1, 6))
+            sizes.append(level[0].shape)
+            height, width = (max(1, side // 2) for side in level[0].shape)
+            level = [
+                cv2.resize(one, (width, height), interpolation=cv2.INTER_AREA) for one in level
+            ]
         start = np.cumsum([0, *(len(table) for table in tables[:-1])])
         height_of, width_of = np.array(sizes).T
         return cls(np.concatenate(tables), start, width_of, height_of)
 
     def at(self, level: NDArray[np.int64], x: NDArray[np.int64], y: NDArray[np.int64]) -> Float:
-        """Pixels at places of the tile, each seen at a level: one more axis, of 6."""
-        level, x, y = np.broadcast_arrays(level, x, y)
-        column = np.minimum(x >> level, self.width[level] - 1)
-        row = np.minimum(y >> level, self.height[level] - 1)
-        return self.pixels[self.start[level] + row * self.width[level] + column].astype(np.float32)
+        """Pixels at the places `x`, `y` `(n, g)` of `n` grids, each seen at its level `(n,)`.
+
+        Returns `(n, 6, g * g)`, x first.
+        """
+        level = level[:, None]
+        width = self.width[level]
+        column = np.minimum(x >> level, width - 1)
+        row = self.start[level] + np.minimum(y >> level, self.height[level] - 1) * width
+        place = (column[:, :, None] + row[:, None, :]).reshape(len(x), -1)
+        return self.pixels.take(place, axis=0).transpose(0, 2, 1).astype(np.float32, order="C")
 
 
 def _edges(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Strength of the strongest edge of three channels, 0 to 255."""
-    smooth = cv2.blur(np.ascontiguousarray(colours), (3, 3))
-    along = [
-        np.abs(cv2.Sobel(smooth, cv2.CV_16S, *d, ksize=1)).max(axis=2) for d in ((1, 0), (0, 1))
-    ]
-    return np.minimum(along[0] + along[1], 255).astype(np.uint8)
+    smooth = cv2.split(cv2.blur(colours, (3, 3)))
+    along = []
+    for direction in ((1, 0), (0, 1)):
+        steps = [np.abs(cv2.Sobel(one, cv2.CV_16S, *direction, ksize=1)) for one in smooth]
+        along.append(cv2.max(cv2.max(steps[0], steps[1]), steps[2]))
+    return cv2.convertScaleAbs(cv2.add(*along))
 
 
 # --------------------------------------------------------------------- what a mask looks like
@@ -187,39 +192,56 @@ def _seen(runs: Runs, pyramid: _Pyramid) -> _Seen:
     level = np.clip(np.log2(np.maximum(cell, 1)).astype(np.int64), 0, _LEVELS - 1)
     column, row = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
     there_x, there_y = (column >= 0) & (column < runs.width), (row >= 0) & (row < runs.height)
-    values = pyramid.at(
-        level[:, None, None],
-        np.clip(column, 0, runs.width - 1)[:, :, None],
-        np.clip(row, 0, runs.height - 1)[:, None, :],
-    ).reshape(runs.n, _GRID * _GRID, 6)
+    values = pyramid.at(level, np.clip(column, 0, runs.width - 1), np.clip(row, 0, runs.height - 1))
     there = (there_x[:, :, None] & there_y[:, None, :]).reshape(runs.n, -1)
-    there &= values[..., 4] > 127
-    weights = np.stack([m.reshape(runs.n, -1) & there for m in masks], axis=1).astype(np.float32)
-    count = np.maximum(weights.sum(axis=2), 1e-6)[..., None]
-    mean = weights @ values / count
-    square = weights[:, :2] @ values[..., :3] ** 2 / count[:, :2]
-    spread = np.sqrt(np.maximum(square - mean[:, :2, :3] ** 2, 0))
-    # without a ring in the picture there is no contrast to be known
-    inside, ring, outline = mean[:, 0], mean[:, 1], mean[:, 2]
-    ring = np.where(count[:, 1] > 0.5, ring, inside)
-    contrast = inside[:, :3] - ring[:, :3]
-    within = np.sqrt((spread[:, 0] ** 2).sum(axis=1) + (spread[:, 1] ** 2).sum(axis=1))
-    sides = (weights[:, 1] * values[..., 0]) @ _SECTOR_OF
-    samples = weights[:, 1] @ _SECTOR_OF
-    side = np.where(samples > 0, sides / np.maximum(samples, 1), ring[:, :1]) - inside[:, :1]
-    figures = np.column_stack(
-        (
-            inside[:, :3] - _NEUTRAL, spread[:, 0], ring[:, :3] - _NEUTRAL, contrast,
-            np.sqrt((contrast**2).sum(axis=1)) / (within + 8),
-            inside[:, 5], outline[:, 5], ring[:, 5], (outline[:, 5] + 4) / (inside[:, 5] + 4),
-            inside[:, 3], ring[:, 3], spread[:, 1, 0],
-            side.min(axis=1), side.max(axis=1),
-            weights[:, 0].sum(axis=1) / np.maximum(mask.sum(axis=(1, 2)), 1),
-        )
-    ).astype(np.float32)  # fmt: skip
+    there &= values[:, 4] > 127
+    areas = [part.reshape(runs.n, -1) & there for part in (*masks, core)]
+    weights = np.stack(areas, axis=1).astype(np.float32)
+    valid = weights[:, 0].sum(axis=1) / np.maximum(mask.sum(axis=(1, 2)), 1)
+    figures = np.column_stack((_colours_and_edges(values, weights), valid)).astype(np.float32)
     across = (mask[:, 1:] != mask[:, :-1]).sum(axis=(1, 2))
     down = (mask[:, :, 1:] != mask[:, :, :-1]).sum(axis=(1, 2))
     return _Seen(figures, (np.pi / 4 * (across + down) * cell).astype(np.float32))
+
+
+def _colours_and_edges(values: Float, weights: Float) -> Float:
+    """Figures of the samples `values` `(n, 6, 1024)`, `(n, k)`.
+
+    `weights` `(n, 4, 1024)` say which of them are inside, in the ring, at the outline and in the
+    core: inside, and clear of the outline.
+    """
+    count = np.maximum(weights.sum(axis=2), 1e-6)[..., None]
+    mean = weights @ values.transpose(0, 2, 1) / count
+    square = weights[:, :2] @ (values[:, :3] ** 2).transpose(0, 2, 1) / count[:, :2]
+    spread = np.sqrt(np.maximum(square - mean[:, :2, :3] ** 2, 0))
+    # without a ring in the picture there is no contrast to be known
+    inside, ring, outline, core = mean.transpose(1, 0, 2)
+    ring = np.where(count[:, 1] > 0.5, ring, inside)
+    contrast = inside[:, :3] - ring[:, :3]
+    within = np.sqrt((spread[:, 0] ** 2).sum(axis=1) + (spread[:, 1] ** 2).sum(axis=1)) + 8
+
+    # by sectors: half a roof has no contrast on the side of the other half
+    sides = _by_sector(weights[:, 1], values[:, :3], ring[:, :3]) - inside[:, :3, None]
+    apart = np.sort(np.sqrt((sides**2).sum(axis=1)) / within[:, None], axis=1)
+    tones = _by_sector(weights[:, 0], values[:, :3], inside[:, :3]) - inside[:, :3, None]
+    edges = _by_sector(weights[:, 2], values[:, 5:], outline[:, 5:])[:, 0]
+    edges = np.sort((edges + 4) / (inside[:, 5:] + 4), axis=1)
+
+    # two roofs in one have edges inside that are as strong as their outline
+    strong = (weights[:, 3] * (values[:, 5] > outline[:, 5:])).sum(axis=1) / count[:, 3, 0]
+    edge_square = (weights[:, 3] * values[:, 5] ** 2).sum(axis=1) / count[:, 3, 0]
+    return np.column_stack(
+        (
+            inside[:, :3] - _NEUTRAL, spread[:, 0], ring[:, :3] - _NEUTRAL, contrast,
+            np.sqrt((contrast**2).sum(axis=1)) / within,
+            inside[:, 5], outline[:, 5], ring[:, 5], (outline[:, 5] + 4) / (inside[:, 5] + 4),
+            inside[:, 3], ring[:, 3], spread[:, 1, 0],
+            sides[:, 0].min(axis=1), sides[:, 0].max(axis=1),
+            apart[:, 0], apart[:, 2], edges[:, 0], edges[:, 2],
+            np.sqrt((tones**2).sum(axis=1)).max(axis=1), strong,
+            np.sqrt(np.maximum(edge_square - core[:, 5] ** 2, 0)),
+        )
+    )  # fmt: skip
 
 
 def _sector_of() -> Float:
@@ -231,6 +253,13 @@ def _sector_of() -> Float:
 
 
 _SECTOR_OF = _sector_of()
+
+
+def _by_sector(weights: Float, values: Float, instead: Float) -> Float:
+    """Means of `values` `(n, c, 1024)` in each sector, `(n, c, 8)`; `instead` `(n, c)` if empty."""
+    samples = (weights @ _SECTOR_OF)[:, None]
+    means = (weights[:, None] * values) @ _SECTOR_OF / np.maximum(samples, 1)
+    return np.where(samples > 0, means, instead[..., None])
 
 
 def _sampled(runs: Runs, x: NDArray[Any], y: NDArray[Any], cell: NDArray[Any]) -> NDArray[np.bool_]:
@@ -294,10 +323,7 @@ def _shape(runs: Runs, perimeter: Float, pixel_m: float) -> Float:
 
     # how far each mask reaches in 24 directions tells its convex hull, to 1 % of a circle
     angle = np.arange(_DIRECTIONS) * (2 * np.pi / _DIRECTIONS)
-    c, s = np.cos(angle), np.sin(angle)
-    reach = np.maximum.reduceat(
-        runs.x[:, None] * c + np.maximum(runs.y0[:, None] * s, runs.y1[:, None] * s), first
-    ) + np.maximum(c, 0)
+    reach = _reach(runs, first, angle)
     turn = 2 * np.pi / _DIRECTIONS
     side = np.roll(reach, 1, axis=1) + np.roll(reach, -1, axis=1) - 2 * reach * np.cos(turn)
     side = np.maximum(side, 0) / np.sin(turn)
@@ -328,17 +354,41 @@ def _shape(runs: Runs, perimeter: Float, pixel_m: float) -> Float:
     return shape
 
 
+def _reach(runs: Runs, first: NDArray[np.int64], angle: NDArray[np.float64]) -> NDArray[Any]:
+    """How far masks reach in each direction, `(masks, directions)`; `first` are their first runs.
+
+    The second half of the directions is opposite to the first.
+    """
+    # of a column only the lowest and the highest pixel can be on the hull
+    new = np.flatnonzero(np.diff(runs.mask * (runs.width + 1) + runs.x, prepend=-1))
+    x = runs.x[new].astype(np.float32)
+    low = np.minimum.reduceat(runs.y0, new).astype(np.float32)
+    high = np.maximum.reduceat(runs.y1, new).astype(np.float32)
+    begin = np.searchsorted(new, first)
+    reach = np.empty((len(angle), len(first)), np.float32)
+    half = len(angle) // 2
+    for i, (c, s) in enumerate(zip(np.cos(angle[:half]), np.sin(angle[:half]), strict=True)):
+        along = x * np.float32(c)
+        reach[i] = np.maximum.reduceat(along + high * np.float32(s), begin)
+        reach[half + i] = -np.minimum.reduceat(along + low * np.float32(s), begin)
+    # a pixel is as wide as its column
+    return reach.T.astype(np.float64) + np.maximum(np.cos(angle), 0)
+
+
 def _neighbours(candidates: Candidates) -> Float:
-    """Where each candidate stands among those of its tile, by their boxes, `(n, 5)`.
+    """Where each candidate stands among those of its tile, by their boxes, `(n, 8)`.
 
     How many lie inside it, around it and at its very place (logarithms), which share it is of the
-    smallest around it, and by how much its predicted IoU leads those at its place.
+    smallest around it, by how much its predicted IoU leads those at its place, how much of it the
+    largest inside it covers, and all of them, and how many edges of the tile it touches.
     """
     x0, y0, x1, y1 = (candidates.boxes + (0, 0, 1, 1)).T.astype(np.float32)
     size = (x1 - x0) * (y1 - y0)
     area = candidates.column("area_px").astype(np.float32)
     score = candidates.column("pred_iou")
-    figures = np.zeros((len(size), 5), np.float32)
+    figures = np.zeros((len(size), 8), np.float32)
+    rules = candidates.rules
+    sides = np.sum((x0 <= 1, y0 <= 1, x1 >= rules.width - 1, y1 >= rules.height - 1), axis=0)
     for start in range(0, len(size), 256):
         i = np.s_[start : start + 256, None]
         wide = np.minimum(x1[i], x1) - np.maximum(x0[i], x0)
@@ -351,6 +401,7 @@ def _neighbours(candidates: Candidates) -> Float:
         rival = np.where(common > 0.5 * (size[i] + size - common), score, -np.inf)
         np.put_along_axis(rival, np.arange(start, start + len(rival))[:, None], -np.inf, 1)
         best = rival.max(axis=1)
+        inside = np.where(part, area, 0)
         rows = slice(start, start + len(rival))
         figures[rows] = np.column_stack(
             (
@@ -358,6 +409,9 @@ def _neighbours(candidates: Candidates) -> Float:
                 np.log1p(double.sum(axis=1) - 1),
                 area[rows] / around,
                 np.where(np.isfinite(best), score[rows] - best, 0.5),
+                inside.max(axis=1) / area[rows],
+                np.minimum(inside.sum(axis=1) / area[rows], 4),
+                sides[rows],
             )
         )  # fmt: skip
     return figures

@@ -24,7 +24,7 @@ from workbench.candidates.table import Candidates
 from workbench.polygons.seam_pairs import AGREE
 from workbench.raster.tiles import Tile, TileGrid
 
-Index = tuple[int, int]
+RowCol = tuple[int, int]
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of a tile, end exclusive
 
 
@@ -45,7 +45,7 @@ class _Piece:
 
     rle: dict[str, Any]
     overlap: Box
-    shown_by: Index
+    shown_by: RowCol
     number: int
 
 
@@ -59,11 +59,11 @@ class Continuations:
 
     def __init__(self, grid: TileGrid) -> None:
         self._grid = grid
-        self._waiting: dict[tuple[Index, Index], _Part] = {}  # until the neighbour is seen
-        self._next: dict[Index, list[_Piece]] = {}
-        self._now: dict[Index, list[_Piece]] = {}
-        self._known: dict[Index, list[_Piece]] = {}  # of all rounds
-        self._taken: dict[Index, set[int]] = {}  # ordinals
+        self._waiting: dict[tuple[RowCol, RowCol], _Part] = {}  # until the neighbour is seen
+        self._next: dict[RowCol, list[_Piece]] = {}
+        self._now: dict[RowCol, list[_Piece]] = {}
+        self._known: dict[RowCol, list[_Piece]] = {}  # of all rounds
+        self._taken: dict[RowCol, set[int]] = {}  # ordinals
 
     def see(self, tile: Tile, chosen: Candidates) -> None:
         """Take note of the masks that become labels of a tile."""
@@ -80,7 +80,7 @@ class Continuations:
             self._note(neighbour, tile, part, iou.max(axis=1, initial=0) < AGREE)
             self._note(tile, neighbour, other, iou.max(axis=0, initial=0) < AGREE)
 
-    def turn(self) -> list[Index]:
+    def turn(self) -> list[RowCol]:
         """Begin a round: the tiles (row, column) to look in, in order; none at the end."""
         self._now, self._next = self._next, {}
         for index, pieces in self._now.items():
@@ -135,7 +135,7 @@ class Continuations:
             pieces = self._next.setdefault((tile.row, tile.col), [])
             pieces.append(_Piece(part.rles[row], overlap, shown_by, row))
 
-    def _is_enclosed(self, index: Index, stored: Candidates, row: int) -> bool:
+    def _is_enclosed(self, index: RowCol, stored: Candidates, row: int) -> bool:
         """Whether a mask continues pieces on three or four sides of its tile."""
         sides = {
             piece.shown_by

@@ -56,7 +56,7 @@ class _Side:
     seen: NDArray[np.bool_]
 
 
-class Verdicts(NamedTuple):
+class Comparison(NamedTuple):
     """What two windows say of their polygons."""
 
     matches: NDArray[Any]  # of MATCH
@@ -66,7 +66,7 @@ class Verdicts(NamedTuple):
 
 def compare_neighbours(
     shapes: SpilledPolygons, tile: NDArray[np.int64], windows: gpd.GeoDataFrame
-) -> Iterator[Verdicts]:
+) -> Iterator[Comparison]:
     """Compare all pairs of overlapping windows of one scale.
 
     What is held in memory is that of a few pairs.
@@ -96,14 +96,14 @@ def compare_neighbours(
         cut = shapely.intersects(whole, _cut_strip(boxes[here], boxes[there], touch[here]))
         return _Side(boxes[here], rows, whole, shared, cut, seen)
 
-    def compare(i: int, j: int) -> Verdicts:
+    def compare(i: int, j: int) -> Comparison:
         overlap = shapely.intersection(boxes[i], boxes[j])
         if overlap.area == 0:
-            return Verdicts(np.empty(0, MATCH), _pairs(), _pairs())
+            return Comparison(np.empty(0, MATCH), _pairs(), _pairs())
         one, other = side(i, j, overlap), side(j, i, overlap)
         foreign = _pairs((_others_to_decide(one, other), j), (_others_to_decide(other, one), i))
         cut = _pairs((one.rows[one.cut], j), (other.rows[other.cut], i))
-        return Verdicts(_agreeing(one, other), foreign, cut)
+        return Comparison(_agreeing(one, other), foreign, cut)
 
     pairs = np.column_stack((a, b))[a < b]
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]

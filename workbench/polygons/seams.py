@@ -347,27 +347,21 @@ def _spans_its_tile(
     return np.asarray(~groups.joined & (near.sum(axis=1) >= SIDES), bool)
 
 
-def _neighbourhoods(
-    bounds: NDArray[np.float64],
-    rows: NDArray[np.int64],
-    windows: gpd.GeoDataFrame,
-    new: NDArray[np.bool_],
-) -> Iterator[NDArray[np.int64]]:
-    """Those of the rows that reach a few windows, in their order.
-
-    A row that reaches one window is left out, unless a `new` row reaches that window, too.
-    """
+def _reached(
+    bounds: NDArray[np.float64], rows: NDArray[np.int64], windows: gpd.GeoDataFrame
+) -> NDArray[np.int32]:
+    """Each of the rows with each window that it reaches, `(m, 2)`: window and row."""
     tree = shapely.STRtree(windows.geometry.to_numpy())
-    all_of = np.zeros(len(windows), bool)
-    all_of[tree.query(shapely.box(*bounds[rows[new[rows]]].T))[1]] = True
     reached = [np.empty((0, 2), np.int32)]
     for batch in _in_batches(rows):
         row, window = tree.query(shapely.box(*bounds[batch].T))
-        shared = (np.bincount(row, minlength=len(batch))[row] > 1) | all_of[window]
-        pairs = np.column_stack((window[shared], batch[row[shared]]))
-        reached.append(pairs.astype(np.int32))
-    pairs = np.concatenate(reached)
-    pairs = pairs[np.lexsort(pairs.T[::-1])]
+        reached.append(np.column_stack((window, batch[row])).astype(np.int32))
+    return np.concatenate(reached)
+
+
+def _neighbourhoods(reached: NDArray[np.int32]) -> Iterator[NDArray[np.int64]]:
+    """The rows that reach a few windows, in their order; see `_reached`."""
+    pairs = reached[np.lexsort(reached.T[::-1])]
     last = np.flatnonzero(np.diff(pairs[:, 0], append=-1)) + 1
     start = 0
     while start < len(pairs):
@@ -390,11 +384,16 @@ def _not_offered(
     `seen_by` gives the tiles that saw a row: which overlaps to allow, a tile that saw both has
     decided. It has not compared what other tiles saw of the same objects, nor rows that are `new`.
     """
+    reached = _reached(shapes.bounds, rows, windows)
+    several = np.bincount(reached[:, 1], minlength=len(shapes)) > 1
+    beside_new = np.isin(reached[:, 0], reached[new[reached[:, 1]], 0])
     found = [np.empty((0, 2), np.int64)]
-    for near in _neighbourhoods(shapes.bounds, rows, windows, new):
+    for near in _neighbourhoods(reached[several[reached[:, 1]] | beside_new]):
         frames = np.asarray(shapely.box(*shapes.bounds[near].T), object)
         i, j = shapely.STRtree(frames).query(frames)
         i, j = near[i[i < j]], near[j[i < j]]
+        asked = (several[i] & several[j]) | new[i] | new[j]
+        i, j = i[asked], j[asked]
         possible = may_conflict(
             shapes.bounds[i], shapes.bounds[j], shapes.area[i], shapes.area[j], offer
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,15 @@ import pyproj
 import shapely
 from shapely.affinity import translate
 
+from workbench._support.secrets import without_secrets
 from workbench.errors import AOIError
 from workbench.raster.crs import crs_title, is_earth
 from workbench.raster.scene import Scene
+from workbench.raster.vectors import read_geometry
 
+_log = logging.getLogger(__name__)
+
+_SOLID = ("Polygon", "MultiPolygon")
 FARTHEST = 1e9  # in no unit of any CRS is Earth that large
 
 
@@ -24,36 +30,30 @@ def load_aoi(aoi: str | Mapping[str, Any]) -> gpd.GeoSeries:
     """Read an AOI from a vector file, or take a GeoJSON geometry in EPSG:4326.
 
     Args:
-        aoi: path of a vector file in any CRS, or a GeoJSON geometry, feature or collection.
+        aoi: path or URL of a vector file in any CRS (`file.gpkg|layername=aoi` names one layer of
+            several), or a GeoJSON geometry, feature or collection.
 
     Returns:
-        Its polygons, made valid, in the CRS of the file.
+        Its polygons, made valid, in the CRS of the file. Those in collections, too. What encloses
+        no area is left out, and a warning is logged that counts it.
 
     Raises:
-        AOIError: if it has no polygons, or no CRS that fits its coordinates.
+        AOIError: if it has no polygons, no CRS that fits its coordinates, or several layers of
+            polygons.
 
     Example:
         >>> load_aoi("area.gpkg").crs.name
     """
     if isinstance(aoi, Mapping):
         return _geojson_aoi(aoi)
-    if not os.path.exists(aoi):
-        raise AOIError(f"AOI {aoi}: no such file. Give a vector file or a GeoJSON geometry.")
-    try:
-        frame = gpd.read_file(aoi, columns=[])
-    except Exception as error:  # a damaged file can fail anywhere in GDAL, GEOS and PROJ
+    what = f"AOI {without_secrets(aoi)}"
+    geometry = read_geometry(aoi, what)
+    if geometry.crs is None:
         raise AOIError(
-            f"AOI {aoi} cannot be read as a vector file: {str(error).rstrip('.')}. Open it in QGIS "
-            "and export it again, for example as GeoPackage."
-        ) from error
-    if not isinstance(frame, gpd.GeoDataFrame):
-        raise AOIError(f"AOI {aoi} has no geometry. Give a file with polygons.")
-    if frame.crs is None:
-        raise AOIError(
-            f"AOI {aoi} has no CRS, so its place is unknown. Save it with one, for example with "
+            f"{what} has no CRS, so its place is unknown. Save it with one, for example with "
             "`ogr2ogr -a_srs EPSG:32633 out.gpkg in.shp`."
         )
-    return _polygons_of(frame.geometry, f"AOI {aoi}")
+    return _polygons_of(geometry, what)
 
 
 def parts_in(scenes: Sequence[Scene], aoi: gpd.GeoSeries) -> list[shapely.Geometry]:
@@ -80,7 +80,9 @@ def _geojson_aoi(aoi: Mapping[str, Any]) -> gpd.GeoSeries:
 
 
 def _polygons_of(geometry: gpd.GeoSeries, what: str) -> gpd.GeoSeries:
-    geometry = geometry[~geometry.isna() & ~geometry.is_empty]
+    missing = geometry.isna() | geometry.is_empty
+    n_empty = int(missing.sum())
+    geometry = geometry[~missing]
     if geometry.crs.is_engineering or not is_earth(geometry.crs):
         raise AOIError(
             f"{what} is in a local CRS ({geometry.crs.name}) with no known place on Earth. Save it "
@@ -90,10 +92,15 @@ def _polygons_of(geometry: gpd.GeoSeries, what: str) -> gpd.GeoSeries:
         raise AOIError(
             f"{what} has coordinates that are not finite, or not on Earth. Draw it again."
         )
-    polygons = geometry[geometry.geom_type.isin(["Polygon", "MultiPolygon"])].make_valid()
+    polygons, others = _solid(geometry)
     if polygons.empty:
         found = ", ".join(sorted(set(geometry.geom_type))) or "nothing"
         raise AOIError(f"{what} has no polygons ({found}). Draw the area as a polygon.")
+    if n_empty:
+        others["feature without geometry"] = n_empty
+    if others:
+        counted = ", ".join(f"{n} × {kind}" for kind, n in sorted(others.items()))
+        _log.warning("%s: left out, because it encloses no area: %s.", what, counted)
     x0, y0, x1, y1 = polygons.total_bounds
     if polygons.crs.is_geographic and (x0 < -181 or x1 > 361 or y0 < -91 or y1 > 91):
         raise AOIError(
@@ -102,6 +109,23 @@ def _polygons_of(geometry: gpd.GeoSeries, what: str) -> gpd.GeoSeries:
             "the CRS that its coordinates are in."
         )
     return polygons
+
+
+def _solid(geometry: gpd.GeoSeries) -> tuple[gpd.GeoSeries, Counter[str]]:
+    """The polygons in geometry, valid, also those in collections; and how many others there are."""
+    parts = _without_collections(geometry)
+    solid = parts.geom_type.isin(_SOLID)
+    # where a polygon is folded, making it valid may leave a line beside it
+    valid = _without_collections(parts[solid].make_valid())
+    return valid[valid.geom_type.isin(_SOLID)], Counter(parts[~solid].geom_type)
+
+
+def _without_collections(geometry: gpd.GeoSeries) -> gpd.GeoSeries:
+    while (collections := geometry.geom_type == "GeometryCollection").any():  # may be nested
+        parts = geometry[collections].explode(ignore_index=True)
+        parts = parts[~parts.is_empty]  # an empty collection would come back for ever
+        geometry = gpd.GeoSeries([*geometry[~collections], *parts], crs=geometry.crs)
+    return geometry
 
 
 def _part_in(scene: Scene, aoi: gpd.GeoSeries) -> shapely.Geometry:

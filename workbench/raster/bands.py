@@ -2,11 +2,12 @@
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Self
 from xml.etree import ElementTree
 
 import numpy as np
@@ -49,13 +50,12 @@ class Layers:
         if self.has_mask_band:
             valid &= dataset.read_masks(unique[0], out_shape=shape, **options) > 0
         else:
-            nodata = [dataset.nodatavals[band - 1] for band in unique]
-            if None not in nodata:
-                # only where all bands have it: a red of 255 does not make a white roof nodata
-                empty = np.ones(valid.shape, np.bool_)
-                for band, value in zip(values, nodata, strict=True):
-                    empty &= np.isnan(band) if np.isnan(value) else band == value
-                valid &= ~empty
+            flags = [dataset.mask_flag_enums[band - 1] for band in unique]
+            if all(MaskFlags.nodata in each or not each for each in flags):
+                # GDAL compares, because a tag may differ from the pixels in its last digits; a
+                # pixel is invalid only if all bands are: a red of 255 makes no white roof nodata
+                masks = None if shape is None else (len(unique), *shape)
+                valid &= dataset.read_masks(unique, out_shape=masks, **options).any(axis=0)
             if self.alpha is not None:
                 # the band itself: GDAL scales a 16-bit alpha to its mask, where 255 becomes 0
                 valid &= dataset.read(self.alpha, out_shape=shape, **options) > 0
@@ -103,6 +103,12 @@ class Layers:
                 except GDAL_ERRORS:
                     continue
         return values, valid, damage
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the datasets."""
@@ -180,16 +186,101 @@ def warp(
         )
 
 
-def open_subset(layers: Layers, source: str) -> rasterio.DatasetReader:
+def without(layers: Layers, source: str, nodata: float) -> Layers:
+    """The same layers, in which `nodata` is invalid, too. Close them, but not what is below."""
+    subset = open_subset(layers, source, nodata)
+    unique = sorted(set(layers.bands))
+    red, green, blue = (unique.index(band) + 1 for band in layers.bands)
+    return Layers(subset, (red, green, blue), None, layers.palette)
+
+
+def open_subset(layers: Layers, source: str, nodata: float | None = None) -> rasterio.DatasetReader:
     """Open a VRT of the chosen bands alone, with their validity, for warping.
 
     Without it the warper would read all bands, take near infrared that is tagged as alpha for a
-    mask, and count a pixel as nodata because of bands that are not used.
+    mask, and count a pixel as nodata because of bands that are not used. `nodata` is a value that
+    is invalid besides what the file says.
     """
+    mask, tags = _mask_and_tags(layers)
+    if nodata is None:
+        return open_dataset(_vrt(layers, source, {} if mask is not None else tags, mask))
+    valid = [_vrt_of_valid(layers, source, dict.fromkeys(tags, nodata))]
+    if mask is not None:
+        valid.append((source, str(mask)))
+    if None not in tags.values():
+        valid.append(_vrt_of_valid(layers, source, tags))
+    both = _combined(layers.dataset, valid, "min")
+    return open_dataset(_vrt(layers, source, {}, 1, both))
+
+
+def _mask_and_tags(layers: Layers) -> tuple[str | int | None, dict[int, float | None]]:
+    """The band of the file that says what is valid, if there is one; and its nodata values."""
     dataset = layers.dataset
-    root = ElementTree.Element(
+    # GDAL's order: a mask in the file or beside it counts before nodata values
+    mask = f"mask,{layers.bands[0]}" if layers.has_mask_band else layers.alpha
+    tags: dict[int, float | None] = {}
+    for band in sorted(set(layers.bands)):
+        tags[band] = dataset.nodatavals[band - 1]
+        if tags[band] is None and dataset.dtypes[band - 1].startswith("float"):
+            tags[band] = np.nan  # or bilinear resampling would spread undeclared nans
+    return mask, tags
+
+
+def _vrt_of_valid(
+    layers: Layers, source: str, nodata: Mapping[int, float | None]
+) -> tuple[str, str]:
+    """A VRT whose first band is 0 where all bands have their `nodata`, and that band."""
+    inner = _vrt(layers, source, nodata, None)
+    masks = [(inner, f"mask,{number}") for number in range(1, len(nodata) + 1)]
+    return _combined(layers.dataset, masks, "max"), "1"
+
+
+def _combined(dataset: rasterio.DatasetReader, parts: list[tuple[str, str]], how: str) -> str:
+    """A VRT of one byte band: the `min` or `max` of some bands (file, band)."""
+    root = _vrt_root(dataset)
+    band = ElementTree.SubElement(root, "VRTRasterBand", dataType="Byte", band="1")
+    if len(parts) > 1:  # GDAL's functions want two at least
+        band.set("subClass", "VRTDerivedRasterBand")
+        ElementTree.SubElement(band, "PixelFunctionType").text = how
+    for name, number in parts:
+        _add_source(band, name, number)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _vrt_root(dataset: rasterio.DatasetReader) -> ElementTree.Element:
+    return ElementTree.Element(
         "VRTDataset", rasterXSize=str(dataset.width), rasterYSize=str(dataset.height)
     )
+
+
+def _add_source(
+    band: ElementTree.Element,
+    name: str,
+    number: str,
+    rects: Mapping[str, dict[str, str]] = MappingProxyType({}),
+) -> ElementTree.Element:
+    simple = ElementTree.SubElement(band, "SimpleSource")
+    element = ElementTree.SubElement(simple, "SourceFilename", relativeToVRT="0")
+    element.text = gdal_name(name)
+    ElementTree.SubElement(simple, "SourceBand").text = number
+    for rect, place in rects.items():
+        ElementTree.SubElement(simple, rect, place)
+    return simple
+
+
+def _vrt(
+    layers: Layers,
+    source: str,
+    nodata: Mapping[int, float | None],
+    mask: str | int | None,
+    mask_source: str | None = None,
+) -> str:
+    """A VRT of the chosen bands with these nodata values, and with a mask (a band) if given.
+
+    The mask is a band of `mask_source`, or else of `source`.
+    """
+    dataset = layers.dataset
+    root = _vrt_root(dataset)
     if is_by_gcps(dataset):
         gcps, crs = dataset.gcps
         points = ElementTree.SubElement(root, "GCPList", Projection=(crs or dataset.crs).to_wkt())
@@ -202,26 +293,71 @@ def open_subset(layers: Layers, source: str) -> rasterio.DatasetReader:
             repr(value) for value in dataset.transform.to_gdal()
         )
 
-    def add_band(parent: ElementTree.Element, dtype: str, source_band: str) -> ElementTree.Element:
-        band = ElementTree.SubElement(parent, "VRTRasterBand", dataType=dtype)
-        simple = ElementTree.SubElement(band, "SimpleSource")
-        name = ElementTree.SubElement(simple, "SourceFilename", relativeToVRT="0")
-        name.text = gdal_name(source)
-        ElementTree.SubElement(simple, "SourceBand").text = source_band
-        return band
+    def add_band(parent: ElementTree.Element, dtype: str) -> ElementTree.Element:
+        return ElementTree.SubElement(parent, "VRTRasterBand", dataType=dtype)
 
-    # GDAL's order: a mask in the file or beside it counts before nodata values
-    mask = f"mask,{layers.bands[0]}" if layers.has_mask_band else layers.alpha
     for index in sorted(set(layers.bands)):
-        dtype = dataset.dtypes[index - 1]
-        nodata = dataset.nodatavals[index - 1]
-        if nodata is None and dtype.startswith("float"):
-            nodata = np.nan  # or bilinear resampling would spread undeclared nans
-        band = add_band(root, typename_fwd[dtype_rev[dtype]], str(index))
-        if mask is None and nodata is not None:
-            element = ElementTree.Element("NoDataValue")
-            element.text = repr(float(nodata))
-            band.insert(0, element)
+        band = add_band(root, typename_fwd[dtype_rev[dataset.dtypes[index - 1]]])
+        value = nodata.get(index)
+        if value is not None:
+            ElementTree.SubElement(band, "NoDataValue").text = repr(float(value))
+        _add_source(band, source, str(index))
     if mask is not None:
-        add_band(ElementTree.SubElement(root, "MaskBand"), "Byte", str(mask))
-    return open_dataset(ElementTree.tostring(root, encoding="unicode"))
+        band = add_band(ElementTree.SubElement(root, "MaskBand"), "Byte")
+        _add_source(band, mask_source or source, str(mask))
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def open_mosaic(
+    layers: Layers, names: Sequence[str], grid: tuple[Affine, int, int], nodata: float | None
+) -> Layers:
+    """Open rasters of one grid as one, later ones on top; what none of them covers is invalid.
+
+    `layers` is one of them, whose bands and validity the others have, too. `grid` is the transform,
+    width and height of the whole; it may cut the rasters. `nodata` is invalid besides what the
+    files say.
+    """
+    dataset, (transform, width, height) = layers.dataset, grid
+    unique = sorted(set(layers.bands))
+    mask, tags = _mask_and_tags(layers)
+    by_mask = mask is not None or None in tags.values()
+    root = ElementTree.Element("VRTDataset", rasterXSize=str(width), rasterYSize=str(height))
+    ElementTree.SubElement(root, "SRS").text = dataset.crs.to_wkt()
+    ElementTree.SubElement(root, "GeoTransform").text = ", ".join(
+        repr(value) for value in transform.to_gdal()
+    )
+    bands = {}
+    for index in unique:
+        dtype = typename_fwd[dtype_rev[dataset.dtypes[index - 1]]]
+        bands[index] = ElementTree.SubElement(root, "VRTRasterBand", dataType=dtype)
+        if not by_mask:
+            ElementTree.SubElement(bands[index], "NoDataValue").text = repr(tags[index])
+    if by_mask:
+        masks = ElementTree.SubElement(
+            ElementTree.SubElement(root, "MaskBand"), "VRTRasterBand", dataType="Byte"
+        )
+    for name in names:
+        with open_dataset(name) as each:
+            column, row = ~transform @ (each.transform @ (0, 0))
+            size = {"xSize": str(each.width), "ySize": str(each.height)}
+            rects = {
+                "SrcRect": {"xOff": "0", "yOff": "0", **size},
+                "DstRect": {"xOff": str(round(column)), "yOff": str(round(row)), **size},
+            }
+            mask, tags = _mask_and_tags(source_layers(each, layers.bands, layers.alpha))
+        for index, band in bands.items():
+            source = _add_source(band, name, str(index), rects)
+            if not by_mask and tags[index] is not None:  # what is below shows through
+                source.tag = "ComplexSource"
+                ElementTree.SubElement(source, "NODATA").text = repr(tags[index])
+        if by_mask:
+            source = _add_source(masks, name, "1" if mask is None else str(mask), rects)
+            if mask is None:  # all of it is valid
+                source.tag = "ComplexSource"
+                ElementTree.SubElement(source, "LUT").text = "0:255,1:255"
+    text = ElementTree.tostring(root, encoding="unicode")
+    red, green, blue = (unique.index(band) + 1 for band in layers.bands)
+    mosaic = Layers(open_dataset(text), (red, green, blue), None, layers.palette, (dataset,))
+    if nodata is None:
+        return mosaic
+    return replace(without(mosaic, text, nodata), beneath=(mosaic.dataset, dataset))

@@ -101,8 +101,15 @@ def ground_scale(
     along_y, azimuth_y = _geodesic(crs, geod, x, y - _STEP, x, y + _STEP)
     scale_x, scale_y = along_x / (2 * _STEP), along_y / (2 * _STEP)
     # the grid's axes need not be perpendicular on the ground (equal-area and oblique projections)
-    areal = scale_x * scale_y * np.abs(np.sin(np.radians(azimuth_x - azimuth_y)))
-    return scale_x, scale_y, areal
+    across = np.atleast_1d(np.abs(np.sin(np.radians(azimuth_x - azimuth_y))))
+    skew = across < 1 - 1e-7
+    if skew.any():
+        # near a pole north turns between the starts of the two steps: measure from one point
+        x, y = np.atleast_1d(x)[skew], np.atleast_1d(y)[skew]
+        _, azimuth_x = _geodesic(crs, geod, x, y, x + _STEP, y)
+        _, azimuth_y = _geodesic(crs, geod, x, y, x, y + _STEP)
+        across[skew] = np.abs(np.sin(np.radians(azimuth_x - azimuth_y)))
+    return scale_x, scale_y, scale_x * scale_y * across.reshape(scale_x.shape)
 
 
 def ground_area_m2(
@@ -176,6 +183,12 @@ def crs_name(crs: CRS) -> str:
     """Name a CRS for programs: `EPSG:xxxx`, or its WKT if EPSG has no such system."""
     epsg = crs.to_epsg()
     return f"EPSG:{epsg}" if epsg else crs.to_wkt()
+
+
+def crs_short(crs: CRS) -> str:
+    """Name a CRS for people in a few characters: `EPSG:xxxx`, or its name if EPSG has no such."""
+    epsg = crs.to_epsg()
+    return f"EPSG:{epsg}" if epsg else str(crs.name)
 
 
 def crs_title(crs: CRS) -> str:

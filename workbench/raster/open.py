@@ -1,13 +1,10 @@
 """Open a raster as a `Scene`: choose its working grid, bands, validity and stretch."""
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyproj
@@ -16,9 +13,9 @@ from affine import Affine
 from numpy.typing import NDArray
 from pyproj.exceptions import CRSError
 from rasterio.enums import ColorInterp, Resampling
-from rasterio.windows import Window
 
-from workbench.errors import SceneError
+from workbench._support.secrets import without_secrets
+from workbench.errors import SceneError, SettingError
 from workbench.raster.bands import (
     Layers,
     horizontal,
@@ -28,6 +25,7 @@ from workbench.raster.bands import (
     open_subset,
     source_layers,
     warp,
+    without,
 )
 from workbench.raster.crs import (
     as_registered,
@@ -38,19 +36,22 @@ from workbench.raster.crs import (
     metric_crs,
     to_lonlat,
 )
+from workbench.raster.fingerprint import fingerprint_of
 from workbench.raster.scene import Scene, Stretch
 from workbench.raster.sources import (
     GDAL_ERRORS,
     absolute,
     cause,
+    harmless,
     is_local,
     is_remote,
+    is_url,
     patiently,
     refuse_impostors,
+    signed,
 )
-
-_SAMPLE_PX = 1024  # longest side of the decimated read behind statistics
-_SAMPLE_PERCENTILES = (2.0, 98.0)
+from workbench.raster.stretch import choose_stretch, fill_value, is_eight_bit, sample
+from workbench.raster.web_tiles import is_web_tiles
 
 
 def open_scene(
@@ -60,6 +61,7 @@ def open_scene(
     stretch: Stretch | tuple[float, float] | None = None,
     crs: pyproj.CRS | str | int | None = None,
     resolution_m: float | None = None,
+    nodata: float | None = None,
 ) -> Scene:
     """Decide how to read a raster; only a small sample of its pixels is read.
 
@@ -67,54 +69,68 @@ def open_scene(
         source: Path, URL or GDAL name.
         bands: Three 1-based numbers; None goes by colour interpretation.
         stretch: A `Stretch`, or a pair of percentiles; None is 2 and 98, for 8-bit data none.
+            Taken from pixels at full resolution.
         crs: Projected, in metres; None keeps the raster's own if it is, else takes UTM (WGS 84).
         resolution_m: Ground metres per pixel at the scene's centre; None keeps the raster's.
+        nodata: A value that means no data, besides what the file says; None finds one that stands
+            far apart from all others.
 
     Returns:
         The scene on its working grid. One with damaged pixels, or nodata only, opens, too.
 
     Raises:
-        SceneError: Not a readable raster with a place on Earth.
+        SceneError: Not a readable raster with a place on Earth, or its picture would be of nearly
+            one colour.
 
     Example:
         >>> rgb, valid = open_scene("ortho.tif").read(Window(0, 0, 512, 512))
     """
-    name = absolute(source)
+    address = signed(absolute(source))
+    name = without_secrets(address)
     refuse_impostors(name)
 
     def attempt() -> Scene:
-        with open_dataset(name) as dataset:
-            return _plan(dataset, name, bands, stretch, crs, resolution_m)
+        with open_dataset(address) as dataset:
+            return _plan(dataset, name, address, bands, stretch, crs, resolution_m, nodata)
 
     try:
-        return patiently(name, attempt)
+        return patiently(address, attempt)
     except (*GDAL_ERRORS, CRSError) as error:
         remedy = (
             "Check the address, the network and the server, and try again."
             if is_remote(name)
             else "Check the file with gdalinfo, and copy, download or export it again."
         )
-        raise SceneError(f"{name} cannot be read as a raster: {cause(error)}. {remedy}") from error
+        raise SceneError(
+            f"{name} cannot be read as a raster: {cause(error)}. {remedy}"
+        ) from harmless(error)
 
 
 def _plan(
     dataset: rasterio.DatasetReader,
     name: str,
+    address: str,
     bands: Sequence[int] | None,
     stretch: Stretch | tuple[float, float] | None,
     crs: pyproj.CRS | str | int | None,
     resolution_m: float | None,
+    nodata: float | None,
 ) -> Scene:
     if any(dtype.startswith("complex") for dtype in dataset.dtypes):
         raise SceneError(
             f"{name} holds complex numbers ({dataset.dtypes[0]}). Take the magnitude first, for "
             'example: gdal_calc.py -A in.tif --calc="abs(A)" --type=Float32 --outfile=out.tif'
         )
+    if dataset.count == 0:
+        raise SceneError(_several(dataset, name))
     source_crs = crs_of(dataset, name)
     working_crs = _working_crs(dataset, name, source_crs, crs)
     alpha = _genuine_alpha(dataset)
     chosen = _choose_bands(dataset, name, bands, alpha)
     layers = source_layers(dataset, chosen, alpha)
+    # before any pixels: after a damaged block GDAL's error would be raised by whatever comes next
+    fingerprint = fingerprint_of(dataset, name)
+    nodata, limits = _nodata_and_stretch(layers, name, address, nodata, stretch)
     scene = Scene(
         source=name,
         name=_stem(name),
@@ -123,10 +139,12 @@ def _plan(
         width=dataset.width,
         height=dataset.height,
         bands=chosen,
-        stretch=_choose_stretch(layers, stretch),
+        stretch=limits,
         alpha=alpha,
         warped=False,
-        fingerprint=_fingerprint(dataset, name),
+        fingerprint=fingerprint,
+        nodata=nodata,
+        address="" if address == name else address,
     )
     if not is_in(dataset, working_crs):
         scene = _on_grid(scene, *_suggested_grid(layers, scene))
@@ -138,12 +156,55 @@ def _plan(
     return scene if resolution_m is None else _on_grid(scene, *_square_grid(scene, resolution_m))
 
 
+def _nodata_and_stretch(
+    layers: Layers,
+    name: str,
+    address: str,
+    nodata: float | None,
+    stretch: Stretch | tuple[float, float] | None,
+) -> tuple[float | None, Stretch | None]:
+    """The value that means no data besides what the file says, and the stretch of the others."""
+    if nodata is not None:
+        with without(layers, address, nodata) as known:
+            return nodata, choose_stretch(known, stretch, None, name)
+    if layers.palette is not None or is_eight_bit(layers):
+        return None, choose_stretch(layers, stretch, None, name)
+    values = sample(layers)
+    nodata = fill_value(values)
+    if nodata is not None:
+        values = values[:, ~(values == nodata).all(axis=0)]
+    return nodata, choose_stretch(layers, stretch, values, name)
+
+
 def _on_grid(scene: Scene, transform: Affine, width: int, height: int) -> Scene:
     return replace(scene, transform=transform, width=width, height=height, warped=True)
 
 
+def _several(dataset: rasterio.DatasetReader, name: str) -> str:
+    """Say which rasters a file holds."""
+    tags = dataset.tags(ns="SUBDATASETS")
+    lines = [
+        f"  {each}  ({tags.get(f'SUBDATASET_{number}_DESC', '')})"
+        for number, each in enumerate(dataset.subdatasets, 1)
+    ]
+    if not lines:
+        return f"{name} has no bands. Export it again, or name another raster."
+    more = [f"  and {len(lines) - 20} more (gdalinfo lists them)"] if len(lines) > 20 else []
+    return (
+        f"{name} holds several rasters ({len(lines)}). Name one of them as source:\n"
+        + "\n".join([*lines[:20], *more])
+    )
+
+
 def _stem(name: str) -> str:
-    path = re.sub(r"[?#].*$", "", name) if "://" in name else name
+    if not (is_local(name) or is_url(name) or name.startswith("/vsi")):
+        # a driver, a file and what is in it: GPKG:/data/two.gpkg:a becomes two_a
+        words = [word for word in re.split(r'[:"]+', name)[1:] if word]
+        stems = [Path(word).stem if "." in word else word for word in words]
+        return re.sub(r"[^\w.-]+", "_", "_".join(stems)).strip("._") or "scene"
+    if is_web_tiles(name):
+        return re.sub(r"^https?://|[/:{?].*$", "", name.replace("{s}.", "")) or "scene"
+    path = re.sub(r"[?#].*$", "", name) if is_url(name) else name
     # a leading dot would hide the files that are named after the scene
     return Path(path).stem.lstrip(".") or "scene"
 
@@ -153,9 +214,10 @@ def crs_of(dataset: rasterio.DatasetReader, name: str) -> pyproj.CRS:
     gcps, gcp_crs = dataset.gcps
     found = gcp_crs if is_by_gcps(dataset) and gcp_crs else dataset.crs
     if not found:
-        raise SceneError(
-            f"{name} has no CRS. If you know it, write it in: gdal_edit.py -a_srs EPSG:… {name}"
-        )
+        how = f"gdal_edit.py -a_srs EPSG:… {name}"
+        if not is_local(name):
+            how = f"gdal_translate -a_srs EPSG:… '{name}' with_crs.tif"
+        raise SceneError(f"{name} has no CRS. If you know it, write it in: {how}")
     if dataset.transform == Affine.identity() and not gcps:
         remedy = (
             "Orthorectify it first (gdalwarp -rpc)."
@@ -207,18 +269,18 @@ def _working_crs(
         try:
             wanted = as_registered(pyproj.CRS.from_user_input(crs))
         except CRSError as error:
-            raise SceneError(
+            raise SettingError(
                 f"crs: {crs!r} is not a CRS that PROJ knows ({cause(error)}). Use a code, for "
                 "example EPSG:32633, or leave crs out."
             ) from error
         if not is_metric(wanted):
             usual = metric_crs(source_crs, centre_lon, centre_lat)
-            raise SceneError(
+            raise SettingError(
                 f"crs: {crs_title(wanted)} is not projected in metres. Choose one that is, for "
                 f"example {crs_title(usual)}."
             )
         if not is_earth(wanted):
-            raise SceneError(
+            raise SettingError(
                 f"crs: {crs_title(wanted)} is not on Earth. Choose one that is, or leave crs out."
             )
         _refuse_foreign(name, wanted, source_crs, centre_lon, centre_lat)
@@ -250,7 +312,7 @@ def _refuse_foreign(
     span = area.east - area.west
     inside = span >= 360 or (lon - area.west) % 360 <= span % 360
     if not (inside and area.south <= lat <= area.north):
-        raise SceneError(
+        raise SettingError(
             f"crs: {crs_title(wanted)} is made for {area.name}, but {name} lies at {lat:.2f}° N, "
             f"{lon:.2f}° E. Choose a CRS for that place, for example "
             f"{crs_title(metric_crs(pyproj.CRS.from_epsg(4326), lon, lat))}. Rasters that are far "
@@ -301,7 +363,7 @@ def _upright_grid(dataset: rasterio.DatasetReader) -> tuple[Affine, int, int]:
 def _suggested_grid(layers: Layers, scene: Scene) -> tuple[Affine, int, int]:
     """The north-up grid that GDAL suggests in the scene's CRS: square pixels of like size."""
     with (
-        open_subset(layers, scene.source) as subset,
+        open_subset(layers, scene.opened_as, scene.nodata) as subset,
         warp(subset, scene.crs, Resampling.nearest) as warped,
     ):
         return warped.transform, warped.width, warped.height
@@ -310,7 +372,7 @@ def _suggested_grid(layers: Layers, scene: Scene) -> tuple[Affine, int, int]:
 def _square_grid(scene: Scene, resolution_m: float) -> tuple[Affine, int, int]:
     """A grid of square pixels of `resolution_m` ground metres at the scene's centre."""
     if not resolution_m > 0:
-        raise SceneError(f"resolution_m must be above 0, not {resolution_m}.")
+        raise SettingError(f"resolution_m must be above 0, not {resolution_m}.")
     left, bottom, right, top = scene.bounds
     areal = float(ground_scale(scene.crs, (left + right) / 2, (bottom + top) / 2)[2])
     size = resolution_m / np.sqrt(areal)
@@ -334,8 +396,10 @@ def _genuine_alpha(dataset: rasterio.DatasetReader) -> int | None:
     of a NAIP chip. "On" is the largest value present, because 16-bit files may use 255.
     """
     tagged = [i + 1 for i, tag in enumerate(dataset.colorinterp) if tag == ColorInterp.alpha]
+    if dataset.driver in ("WMS", "WMTS"):  # made by GDAL, and looking would fetch a lot
+        return tagged[0] if tagged else None
     for band in tagged:
-        values = _sample(Layers(dataset, (band, band, band)))[0]
+        values = sample(Layers(dataset, (band, band, band)))[0]
         if values.size == 0 or np.isin(values, (0, values.max())).mean() > 0.9:
             return band
     return None
@@ -364,87 +428,3 @@ def _choose_bands(
         return usable[0], usable[1], usable[2]
     grey = usable[0] if usable else 1
     return grey, grey, grey
-
-
-def _choose_stretch(
-    layers: Layers, stretch: Stretch | tuple[float, float] | None
-) -> Stretch | None:
-    if isinstance(stretch, Stretch):
-        return stretch
-    if layers.palette is not None:
-        return None
-    dtypes = {layers.dataset.dtypes[band - 1] for band in layers.bands}
-    if stretch is None and dtypes == {"uint8"}:
-        return None
-    low_high = _SAMPLE_PERCENTILES if stretch is None else stretch
-    if not (len(low_high) == 2 and 0 <= low_high[0] < low_high[1] <= 100):
-        raise SceneError(
-            f"stretch: {low_high} are not two rising percentiles from 0 to 100. Take, for example, "
-            "2 and 98."
-        )
-    values = _sample(layers)
-    if values.shape[1] == 0:  # no valid pixel: any stretch will do, if it is always the same
-        return Stretch((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
-    limits = []
-    for band in values.astype(np.float64):
-        low, high = np.percentile(band, low_high)
-        if low == high:  # nearly constant: stretch over all values
-            low, high = band.min(), band.max()
-        if low == high:  # constant: mid-grey, since black looks like no data
-            low, high = low - 0.5, high + 0.5
-        limits.append((float(low), float(high)))
-    (r0, r1), (g0, g1), (b0, b1) = limits
-    return Stretch((r0, g0, b0), (r1, g1, b1))
-
-
-def _fingerprint(dataset: rasterio.DatasetReader, name: str) -> str:
-    """A digest of the layout and of pieces of the content: quick, so it may miss a change."""
-    digest = hashlib.sha256()
-    digest.update(repr((dataset.profile, dataset.colorinterp, dataset.nodatavals)).encode())
-    if not is_local(name):
-        digest.update(name.encode())
-        if dataset.overviews(1):  # one small request; without overviews it would fetch everything
-            layers = Layers(dataset, (1, 1, 1))
-            digest.update(layers.read_decimated((64, 64), Resampling.nearest)[0].tobytes())
-        return digest.hexdigest()
-    files = [
-        path
-        for path in dataset.files
-        # overviews and statistics are left out: QGIS writes both beside a raster when it shows it
-        if os.path.isfile(path) and not path.lower().endswith((".ovr", ".aux.xml"))
-    ]
-    pieces = max(1, 16 // max(1, len(files)))
-    for path in files:
-        size = os.path.getsize(path)
-        digest.update(f"{os.path.basename(path)} {size}".encode())
-        if len(files) > 256:
-            continue  # a VRT of thousands of tiles: names and sizes must be enough
-        last = max(0, size - 65536)
-        with open(path, "rb") as file:
-            for offset in (*np.linspace(0, last, pieces).astype(int), last):
-                file.seek(int(offset))
-                digest.update(file.read(65536))
-    return digest.hexdigest()
-
-
-def _sample(layers: Layers) -> NDArray[Any]:
-    """Values `(3, n)` of valid pixels all over the dataset; n is 0 if none was found."""
-    dataset = layers.dataset
-    width, height = dataset.width, dataset.height
-    factor = max(1.0, max(width, height) / _SAMPLE_PX)
-    coarsest = max(dataset.overviews(layers.bands[0]), default=1)
-    if width * height / coarsest**2 <= 64e6:
-        shape = (max(1, round(height / factor)), max(1, round(width / factor)))
-        values, valid = layers.read_decimated(shape, Resampling.nearest)
-        return values[:, valid]
-    # without overviews, decimating would decode the whole file: look at pieces of it instead
-    pieces = []
-    for row in np.linspace(0, height - 256, 6).astype(int):
-        for column in np.linspace(0, width - 256, 6).astype(int):
-            window = Window(max(0, column), max(0, row), min(256, width), min(256, height))
-            try:
-                values, valid = patiently(dataset.name, partial(layers.read, window))
-            except GDAL_ERRORS:
-                continue
-            pieces.append(values[:, valid])
-    return np.concatenate(pieces, axis=1) if pieces else np.zeros((3, 0))

@@ -11,7 +11,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -24,16 +24,29 @@ from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
+from workbench._support.secrets import without_secrets
 from workbench.errors import SceneError
-from workbench.raster.bands import Layers, is_in, open_dataset, open_subset, source_layers, warp
+from workbench.raster.bands import (
+    Layers,
+    is_in,
+    open_dataset,
+    open_mosaic,
+    open_subset,
+    source_layers,
+    warp,
+    without,
+)
 from workbench.raster.crs import ground_scale
 from workbench.raster.sources import (
     GDAL_ERRORS,
     cause,
     forget,
     gdal_environment,
+    harmless,
     is_remote,
     patiently,
+    signed,
+    why_gone,
 )
 
 _HANDLES_PER_THREAD = 8
@@ -54,7 +67,8 @@ class Stretch:
         kind: type[np.floating[Any]] = np.float32 if exact else np.float64
         low: NDArray[Any] = np.array(self.low, kind).reshape(shape)
         span: NDArray[Any] = np.array(self.high, kind).reshape(shape) - low
-        scaled = (raw.astype(kind) - low) * (255 / np.where(span > 0, span, 1))
+        with np.errstate(over="ignore"):  # what is no data may be as large as a number can be
+            scaled = (raw.astype(kind) - low) * (255 / np.where(span > 0, span, 1))
         np.nan_to_num(scaled, copy=False)
         return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
@@ -81,6 +95,18 @@ class Scene:
     warped: bool  # read through a warp; else the working grid is the source's grid, bit for bit
     fingerprint: str  # changes when the raster's content does
     scale: int = 1
+    nodata: float | None = None  # means no data, though the file does not say so
+    # with its signature, if it has one: a signature is no part of the raster, and in no file
+    address: str = field(default="", repr=False, compare=False)
+
+    # rasters of the same grid that touch this one, of which the working grid takes in a strip
+    beside: tuple[str, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def opened_as(self) -> str:
+        """The name by which it is opened: with the environment's signature, or else its own."""
+        fresh = signed(self.source)
+        return fresh if fresh != self.source else self.address or self.source
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
@@ -173,8 +199,10 @@ class Scene:
                 raise
 
         try:
-            layers, raw, inside_valid = patiently(self.source, attempt)
+            layers, raw, inside_valid = patiently(self.opened_as, attempt)
         except GDAL_ERRORS as error:
+            if gone := why_gone(self.opened_as, error):
+                raise SceneError(gone) from harmless(error)
             remedy = (
                 "The network or the server has failed, or the file is damaged there: run again "
                 "when they are back."
@@ -185,7 +213,7 @@ class Scene:
                 f"{self.source}: the pixels of rows {rows.start}–{rows.stop}, columns "
                 f"{columns.start}–{columns.stop} of its working grid cannot be read: "
                 f"{cause(error)}. {remedy}"
-            ) from error
+            ) from harmless(error)
         target = (
             slice(rows.start - top, rows.stop - top),
             slice(columns.start - left, columns.stop - left),
@@ -220,20 +248,22 @@ class Scene:
         )
         size = (rows.stop - rows.start, columns.stop - columns.start)
         try:
-            with gdal_environment(self.source):
+            with gdal_environment(self.opened_as):
                 layers = _layers_of(self)
                 # colours of a palette cannot be averaged by their index
                 averaged = layers.palette is None and max(wide, tall) > 1
                 resampling = Resampling.average if averaged else Resampling.nearest
                 raw, inside_valid, damage = layers.read_what_is_whole(inside, size, resampling)
         except GDAL_ERRORS as error:
+            if gone := why_gone(self.opened_as, error):
+                raise SceneError(gone) from harmless(error)
             raise SceneError(
                 f"{self.source} cannot be read any more: {cause(error)}. Check that it is still "
                 "there and whole."
-            ) from error
+            ) from harmless(error)
         if damage is not None:
             self.close()
-            forget(self.source)
+            forget(self.opened_as)
             tell(
                 f"{self.source}: some of its pixels here cannot be read: {cause(damage)}. The file "
                 "is damaged or incomplete there: copy or download it again."
@@ -258,6 +288,15 @@ class Scene:
         scale = Affine.scale(window.width / shape[1], window.height / shape[0])
         return rgb, valid, self.window_transform(window) @ scale
 
+    def problem(self) -> str | None:
+        """Say why the raster cannot be opened any more, and what to do; None if it can."""
+        self.close()
+        try:
+            self.view(Window(0, 0, 1, 1), (1, 1))
+        except SceneError as error:
+            return str(error)
+        return None
+
     def describe(self) -> dict[str, Any]:
         """Return what was decided about the raster, as plain values for YAML and JSON."""
         stretch = self.stretch
@@ -274,6 +313,8 @@ class Scene:
             "alpha": self.alpha,
             "warped": self.warped,
             "fingerprint": self.fingerprint,
+            "nodata": self.nodata,
+            "beside": [without_secrets(name) for name in self.beside],
         } | ({} if self.scale == 1 else {"scale": self.scale})
 
     @classmethod
@@ -287,6 +328,7 @@ class Scene:
                 "crs": pyproj.CRS.from_user_input(values["crs"]),
                 "transform": Affine(*values["transform"]),
                 "bands": tuple(values["bands"]),
+                "beside": tuple(values.get("beside", ())),
                 "stretch": stretch and Stretch(tuple(stretch["low"]), tuple(stretch["high"])),
             }
         )
@@ -325,8 +367,9 @@ _handles = _Handles()
 
 def _handle_key(scene: Scene) -> tuple[Any, ...]:
     # the process too: a forked child must not share file positions with its parent
-    return (os.getpid(), scene.source, scene.crs.srs, scene.transform, scene.width, scene.height,
-            scene.bands, scene.alpha, scene.warped, scene.fingerprint)  # fmt: skip
+    return (os.getpid(), scene.opened_as, scene.crs.srs, scene.transform, scene.width, scene.height,
+            scene.bands, scene.alpha, scene.warped, scene.fingerprint, scene.nodata,
+            scene.beside)  # fmt: skip
 
 
 def _layers_of(scene: Scene) -> Layers:
@@ -341,13 +384,24 @@ def _layers_of(scene: Scene) -> Layers:
 
 
 def _open_layers(scene: Scene) -> Layers:
-    dataset = open_dataset(scene.source)
+    dataset = open_dataset(scene.opened_as)
     layers = source_layers(dataset, scene.bands, scene.alpha)
-    if not scene.warped:
-        return layers
-    subset = open_subset(layers, scene.source)
+    if scene.beside:
+        names = [*map(signed, scene.beside), scene.opened_as]  # its own pixels lie on top
+        at_full_size = scene.transform @ Affine.scale(1 / scene.scale)
+        place = (at_full_size, scene.width * scene.scale, scene.height * scene.scale)
+        layers = open_mosaic(layers, names, place, scene.nodata)
+        if scene.scale == 1:
+            return layers
+        dataset, subset = layers.dataset, open_subset(layers, layers.dataset.name)
+    elif not scene.warped:
+        if scene.nodata is None:
+            return layers
+        return replace(without(layers, scene.opened_as, scene.nodata), beneath=(dataset,))
+    else:
+        subset = open_subset(layers, scene.opened_as, scene.nodata)
     resampling = Resampling.bilinear if layers.palette is None else Resampling.nearest
-    beneath: tuple[rasterio.DatasetReader, ...] = (subset, dataset)
+    beneath: tuple[rasterio.DatasetReader, ...] = (subset, dataset, *layers.beneath)
     grid = {"transform": scene.transform, "width": scene.width, "height": scene.height}
     if is_in(dataset, scene.crs):
         warped = warp(subset, None, resampling, **grid)

@@ -1,6 +1,7 @@
 """What a user names as rasters: find the files, refuse look-alikes, give GDAL's names."""
 
 import glob
+import logging
 import os
 import re
 import time
@@ -13,7 +14,9 @@ import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
+from workbench._support.secrets import has_secrets, without_secrets
 from workbench.errors import SceneError
+from workbench.raster.web_tiles import document, is_map_service, is_web_tiles
 
 _RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".j2k", ".img", ".ntf", ".ecw", ".sid", ".bil", ".asc"}
 _PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}  # georeferenced only by a sidecar
@@ -51,12 +54,26 @@ _REMOTE_OPTIONS = {
     "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
     "VSI_CACHE": "TRUE",
 }
+# full addresses of signed rasters, or of folders of such, separated by spaces
+SIGNED_URLS = "WORKBENCH_SIGNED_URLS"
 RETRY_SECONDS = (1.0, 4.0, 16.0)  # waits between the tries of a remote raster
 
 # some of GDAL's errors pass rasterio unwrapped; their base class has no public name
 GDAL_ERRORS = (RasterioError, CPLE_BaseError)
 
 Result = TypeVar("Result")
+
+
+class _WithoutSecrets(logging.Filter):
+    """Leaves signatures out of what rasterio logs of GDAL, which has whole addresses."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = without_secrets(record.getMessage()), ()
+        return True
+
+
+for _name in ("rasterio._env", "rasterio._err", "rasterio._io", "rasterio._base"):
+    logging.getLogger(_name).addFilter(_WithoutSecrets())
 
 
 def find_sources(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -93,9 +110,37 @@ def find_sources(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str
 
 
 def absolute(source: str | os.PathLike[str]) -> str:
-    """Make the path of a local file absolute; URLs and GDAL's own names stay as they are."""
+    """Make the path of a local file absolute, also inside of one of GDAL's own names.
+
+    URLs stay as they are. Example: `GPKG:two.gpkg:a` becomes `GPKG:/here/two.gpkg:a`.
+    """
     name = os.fspath(source).removeprefix("file://")
-    return os.path.abspath(os.path.expanduser(name)) if is_local(name) else name
+    if is_local(name):
+        return os.path.abspath(os.path.expanduser(name))
+    start, end = _path_in(name)
+    path = os.path.abspath(os.path.expanduser(name[start:end])) if start < end else ""
+    return name[:start] + path + name[end:]
+
+
+def _path_in(name: str) -> tuple[int, int]:
+    """Where in one of GDAL's names a relative path of an existing file stands."""
+    if archive := re.match(r"/vsi(?:zip|tar|gzip|7z|rar)/(?!/|vsi)", name):
+        parts, end = name[archive.end() :].split("/"), archive.end()
+        for part in parts:
+            end += len(part)
+            if os.path.isfile(name[archive.end() : end]):
+                return archive.end(), end
+            end += 1
+    elif virtual := re.match(r"vrt://(?!/)([^?]+)", name):
+        return virtual.span(1)
+    elif not is_url(name):
+        # a driver, and then the file in quotes or among other words: HDF4_SDS:UNKNOWN:"a.hdf":0
+        for word in re.finditer(r'"([^"]+)"|(?<=:)([^":]+)', name):
+            span = word.span(1) if word[1] else word.span(2)
+            path = os.path.expanduser(name[slice(*span)])
+            if not os.path.isabs(path) and os.path.exists(path):
+                return span
+    return 0, 0
 
 
 def is_local(name: str) -> bool:
@@ -104,17 +149,43 @@ def is_local(name: str) -> bool:
     return not re.match(r"/vsi|[A-Za-z][A-Za-z0-9_+.-]+:", name)
 
 
+def is_url(name: str) -> bool:
+    """Whether a name is an address with a scheme, as `https://…` or `s3://…`."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
+
+
 def gdal_name(name: str) -> str:
     """The name by which GDAL opens a path or URL."""
+    if is_web_tiles(name):
+        return document(name)
     for scheme, prefix in _REMOTE.items():
         if name.startswith(scheme):
             return prefix + name.removeprefix(scheme)
     return name
 
 
+def signed(name: str) -> str:
+    """Add the signature that the environment has for an address, if it has one.
+
+    `WORKBENCH_SIGNED_URLS` holds the full addresses of rasters, or of folders with one signature
+    for all that is in them.
+    """
+    head = "/vsicurl/" if name.startswith("/vsicurl/") else ""
+    address = name.removeprefix(head)
+    for full in os.environ.get(SIGNED_URLS, "").split():
+        place, _, query = full.partition("?")
+        plain = without_secrets(place)
+        if address == plain or address.startswith((plain.rstrip("/") + "/", plain + "?")):
+            joint = "&" if "?" in address else "?"
+            address, bar, options = address.partition("|")  # of web tiles
+            more = joint + query if query else ""
+            return head + place + address[len(plain) :] + more + bar + options
+    return name
+
+
 def is_remote(name: str) -> bool:
     """Whether a source is read over a network by GDAL's own means."""
-    return gdal_name(name).startswith(_REMOTE_FILE_SYSTEMS)
+    return is_map_service(name) or gdal_name(name).startswith(_REMOTE_FILE_SYSTEMS)
 
 
 def gdal_environment(name: str) -> AbstractContextManager[Any]:
@@ -156,8 +227,42 @@ def forget(name: str) -> None:
 
 
 def cause(error: BaseException) -> str:
-    """GDAL's own text of an error: rasterio often says only that something failed."""
-    return str(error.__cause__ or error).strip().rstrip(".")
+    """GDAL's own text of an error: rasterio often says only that something failed.
+
+    Without signatures.
+    """
+    return without_secrets(str(error.__cause__ or error)).strip().rstrip(".")
+
+
+def why_gone(name: str, error: BaseException) -> str | None:
+    """Say that a raster is not there any more, and what to do; None if that is not the cause."""
+    plain, words = without_secrets(name), cause(error)
+    if is_local(name):
+        if os.path.exists(name):
+            return None
+        return (
+            f"There is no file {plain} any more: it was moved, renamed or deleted. Put it back, or "
+            "run again with `source` where it is now: finished tiles are kept."
+        )
+    status = re.search(r"response code: (401|403|404|410)", words)
+    if status is None:
+        return None
+    if status[1] in ("404", "410"):
+        return (
+            f"{plain} is not there any more (HTTP {status[1]}): it was moved or deleted. Run again "
+            "with `source` where it is now: finished tiles are kept."
+        )
+    return (
+        f"{plain} does not answer without a valid signature or login (HTTP {status[1]}); an old "
+        f"one may have expired. Put a fresh address in {SIGNED_URLS}, or set GDAL_HTTP_HEADERS, "
+        "and try again: finished tiles are kept."
+    )
+
+
+def harmless(error: BaseException) -> BaseException | None:
+    """Return the error if a traceback may show it, and None if it has a signature in it."""
+    chain = (error, error.__cause__, error.__context__)
+    return None if any(has_secrets(str(each)) for each in chain) else error
 
 
 def _rasters_in(directory: Path) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import shapely
 from rasterio.windows import Window
 
@@ -164,3 +165,14 @@ def tile_windows(scene: Scene, tiles: list[Tile]) -> gpd.GeoDataFrame:
         geometry=[scene.window_polygon(tile.window.intersection(scene.window)) for tile in tiles],
         crs=scene.crs,
     )
+
+
+def tile_name(source: str, row: int, col: int) -> str:
+    """Name a tile for people and files, as in `ortho/r3c12`."""
+    return f"{source}/r{row}c{col}"
+
+
+def tile_names(frame: pd.DataFrame) -> pd.Series:
+    """Return the `tile_name` of each row, from `source`, `tile_row` and `tile_col`."""
+    row, col = frame["tile_row"].astype(str), frame["tile_col"].astype(str)
+    return frame["source"].astype(str) + "/r" + row + "c" + col

@@ -17,7 +17,7 @@ from workbench.evaluation.judged import JudgedAdvice
 from workbench.layer.cores import reviewed_tiles, tiles_of
 from workbench.layer.schema import DRAWN
 from workbench.polygons.areas import area_of, with_area
-from workbench.raster.crs import crs_name
+from workbench.raster.crs import crs_short
 from workbench.review.changes import changes
 from workbench.review.decisions import advise_by_decisions
 from workbench.review.job import ReviewJob
@@ -109,7 +109,7 @@ def _of_run(run: Run, name: str, path: str) -> gpd.GeoDataFrame:
         )
         raise ReviewError(
             f"{name} {path} lies outside the run: its bounds are {theirs}, those of the run {ours} "
-            f"({crs_name(run.layer.crs)}). Give the file of this scene, and check its CRS."
+            f"({crs_short(run.layer.crs)}). Give the file of this scene, and check its CRS."
         )
     return frame
 

@@ -22,7 +22,7 @@ from workbench.errors import ReviewError
 from workbench.layer import schema
 from workbench.layer.schema import LABELS, Status
 from workbench.polygons.clean import only_polygons
-from workbench.raster.crs import crs_name, is_same_on
+from workbench.raster.crs import crs_short, is_same_on
 from workbench.review.changes import is_first_of_id, same_shapes
 from workbench.runs.result import Run
 
@@ -187,19 +187,21 @@ def _crs(path: Path, labels: gpd.GeoDataFrame, run: Run, notes: list[str]) -> gp
         if not len(labels) or not here.contains(shapely.box(*labels.total_bounds)):
             raise ReviewError(
                 f"{path} has no CRS, and its coordinates are not those of the run "
-                f"({crs_name(crs)}). Save it again with its CRS."
+                f"({crs_short(crs)}). Save it again with its CRS."
             )
-        notes.append(f"It has no CRS; its coordinates lie in the run, so {crs_name(crs)} is meant.")
+        notes.append(
+            f"It has no CRS; its coordinates lie in the run, so {crs_short(crs)} is meant."
+        )
         return labels.set_crs(crs)
     if is_same_on(bounds, labels.crs, crs):
         return labels
-    notes.append(f"It is in {crs_name(labels.crs)}; brought to {crs_name(crs)}, that of the run.")
+    notes.append(f"It is in {crs_short(labels.crs)}; brought to {crs_short(crs)}, that of the run.")
     try:
         return labels.to_crs(crs)
     except pyproj.exceptions.ProjError as error:
         raise ReviewError(
-            f"{path} is in {crs_name(labels.crs)}, from where no way leads to {crs_name(crs)}, the "
-            f"CRS of the run ({error}). Save it in that CRS."
+            f"{path} is in {crs_short(labels.crs)}, from where no way leads to {crs_short(crs)}, "
+            f"the CRS of the run ({error}). Save it in that CRS."
         ) from error
 
 

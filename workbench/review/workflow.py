@@ -57,6 +57,7 @@ class Review:
 
     folder: Path
     labels: gpd.GeoDataFrame
+    rasters: str  # which of them cannot be read any more, and why; empty if all can
     shapes: Finding
     changes: Finding
     thresholds: Finding
@@ -74,9 +75,11 @@ def review(job: ReviewJob) -> Review:
     reviewed = read_review(job.gpkg, run)
     labels = reviewed.labels
     thresholds, classes = _for_the_next_scene(job, run, labels)
+    problems = filter(None, (scene.problem() for scene in run.scenes))
     return Review(
         folder=job.folder,
         labels=labels,
+        rasters="".join(f"{problem}\n" for problem in problems),
         shapes=_shapes(job, run, reviewed),
         changes=_changes(job, run, labels),
         thresholds=thresholds,
@@ -160,7 +163,7 @@ def _advised(job: ReviewJob, advice: Advice | JudgedAdvice) -> Finding:
 def _dataset(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Finding:
     try:
         dataset = export_run(job, run, labels)
-    except DatasetError as error:
+    except (DatasetError, SceneError) as error:
         return Finding(f"No data set: {error}")
     return Finding(str(dataset), table=dataset.summary)
 

@@ -24,9 +24,10 @@ from workbench.learning.classifier import NONE, Classifier
 from workbench.learning.examples import Examples, check, join, match_labels
 from workbench.learning.features import FEATURES, SceneColours, describe
 from workbench.learning.held_out import HeldOut, held_out
-from workbench.polygons.areas import lies_in
+from workbench.polygons.areas import lies_in, middle_of
 from workbench.polygons.build import to_polygons
 from workbench.raster.scene import Scene, raster_of
+from workbench.raster.tiles import tile_name
 from workbench.runs.folder import features_in, store_in
 from workbench.runs.labels import EXAMPLES, labelled_area_of, labels_of, off_the_scene, on_scene
 from workbench.runs.plan import Plan
@@ -99,7 +100,7 @@ def learn(
     """
     notes = (*notes, *check(examples))
     expected = held_out(examples, class_thresh)
-    classifier = Classifier.fit(examples.figures, examples.class_id)
+    classifier = Classifier.fit(examples.figures, examples.class_id, weight=examples.weight)
     said = Said.by(examples, crs)
     return Taught(classifier, expected.class_thresh, examples, expected, said, notes)
 
@@ -223,8 +224,8 @@ def _held_out_with(
     (own,) = [one for one in finest if one.scene.name == raster_of(part.scene.name)]
     tiles = list(zip(polygons["tile_row"], polygons["tile_col"], strict=True))
     if part.scene.scale > 1:
-        middle = shapely.get_coordinates(shapely.point_on_surface(polygons.geometry.to_numpy()))
+        middle = shapely.get_coordinates(middle_of(polygons.geometry.to_numpy()))
         pixels = [~own.scene.transform @ (x, y) for x, y in middle.tolist()]
         found = [next(own.grid.within(x, y, x, y)) for x, y in pixels]
         tiles = [(tile.row, tile.col) for tile in found]
-    return np.array([f"{own.scene.name}/r{row}c{col}" for row, col in tiles], object)
+    return np.array([tile_name(own.scene.name, *tile) for tile in tiles], object)

@@ -46,7 +46,7 @@ MakeSegmenter = Callable[[Job, Mapping[str, Any]], Segmenter]
 
 
 @dataclass(frozen=True)
-class Share:
+class SharedRun:
     """What a worker must know of a run to take part in it.
 
     `owner` is the text in the lock of the run folder. `make` gives the Segmenter of a job; what the
@@ -63,7 +63,7 @@ class Share:
 class Chunk:
     """Some tiles of one scene, to segment and store; `key` is that of the run's Segmenter."""
 
-    share: Share
+    share: SharedRun
     key: Mapping[str, Any]
     part: ScenePlan
 
@@ -87,7 +87,7 @@ class _SegmenterThere:
         raise NotImplementedError
 
 
-def segmenter_there(address: str, share: Share, before: Mapping[str, Any]) -> Segmenter:
+def segmenter_there(address: str, share: SharedRun, before: Mapping[str, Any]) -> Segmenter:
     """Check the workers, and let one of them load the model and resolve its key.
 
     `before` is the key of an earlier run's Segmenter, or empty.
@@ -98,7 +98,7 @@ def segmenter_there(address: str, share: Share, before: Mapping[str, Any]) -> Se
 
 
 def segment_there(
-    address: str, share: Share, key: Mapping[str, Any], parts: Sequence[ScenePlan]
+    address: str, share: SharedRun, key: Mapping[str, Any], parts: Sequence[ScenePlan]
 ) -> Generator[SegmentedTile, None, None]:
     """Let workers compute and store the tiles of scenes; yields them without their candidates.
 
@@ -139,7 +139,7 @@ _at_work = threading.Lock()  # a worker may have several threads, but has the mo
 _loaded: list[tuple[dict[str, Any], Segmenter]] = []
 
 
-def _segmenter_here(share: Share, key: Mapping[str, Any]) -> tuple[dict[str, Any], Segmenter]:
+def _segmenter_here(share: SharedRun, key: Mapping[str, Any]) -> tuple[dict[str, Any], Segmenter]:
     """This worker's Segmenter, loaded on first use, and the key that it had then."""
     segmenter = share.make(share.job, key)
     if not _loaded or _loaded[0][0] != dict(segmenter.key):
@@ -149,7 +149,7 @@ def _segmenter_here(share: Share, key: Mapping[str, Any]) -> tuple[dict[str, Any
     return _loaded[0]
 
 
-def _key_here(share: Share, before: Mapping[str, Any]) -> dict[str, Any]:
+def _key_here(share: SharedRun, before: Mapping[str, Any]) -> dict[str, Any]:
     with _at_work:
         return _segmenter_here(share, before)[0]
 

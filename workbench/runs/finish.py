@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
+from functools import partial
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -14,19 +17,21 @@ import shapely
 from numpy.typing import NDArray
 
 from workbench._support.files import atomic_path
+from workbench._support.secrets import without_secrets
 from workbench._support.text import duration
 from workbench.candidates.offer import TileMasks, offered
 from workbench.candidates.select import select
 from workbench.candidates.store import valid_masks
 from workbench.candidates.table import Candidates, concat
-from workbench.errors import RunFailedError
+from workbench.errors import OutputError, RunFailedError
 from workbench.evaluation.against import AgainstReference
 from workbench.layer import qgis
-from workbench.layer.files import write_layer
+from workbench.layer.files import describe_layer, write_layer
 from workbench.layer.report import charts
 from workbench.layer.report.page import write_report
-from workbench.layer.report.tally import Tally, Topology, counted, seams
-from workbench.layer.schema import as_layer, as_tiles, coarser, finest
+from workbench.layer.report.tally import Counting, Tally, Topology, counted, seams
+from workbench.layer.schema import as_layer, as_tiles, coarser, finest, with_left_out
+from workbench.layer.web import write_web
 from workbench.polygons.areas import inside, lies_in
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
@@ -34,7 +39,8 @@ from workbench.polygons.continuation import Continuations
 from workbench.polygons.regularize import regularized
 from workbench.polygons.seams import merge_seams
 from workbench.raster.scene import raster_of
-from workbench.raster.tiles import tile_windows
+from workbench.raster.tiles import tile_names, tile_windows
+from workbench.raster.web_tiles import attribution_of
 from workbench.runs.classes import (
     Taught,
     classed_polygons,
@@ -49,6 +55,8 @@ from workbench.runs.plan import Plan, load_reference
 from workbench.runs.record import write_job
 from workbench.runs.result import Run
 from workbench.samples.demo import sample_truth
+
+_log = logging.getLogger(__name__)
 
 
 def finish(plan: Plan) -> Run:
@@ -81,26 +89,43 @@ def finish(plan: Plan) -> Run:
     tally, against = Tally(ledger), _against_reference(plan, ledger)
     with Topology(plan.folder) as topology:
         # one pass over the layer; only the map reads it again
-        counting = [tally, topology] if against is None else [tally, topology, against]
+        counting: list[Counting] = (
+            [tally, topology] if against is None else [tally, topology, against]
+        )
         layer = counted(layer_batches(plan, taught), *counting)
         tiles = write_layer(layer, with_counts, plan.folder, styles=styles).tiles
         scenes = tuple(part.scene for part in plan.area.finest)
+        credits = sorted({attribution_of(scene.source) for scene in scenes} - {""})
+        if credits:
+            describe_layer(plan.folder / "prelabels.gpkg", f"Imagery: {', '.join(credits)}")
         coarse = _counted(coarser(ledger), counts)
         result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally, coarse)
         if taught is not None:
             keep_examples(plan, taught)
-        quality = {} if against is None else {"Quality": against.rows()}
-        seconds = time.perf_counter() - start
-        _write(result, taught, topology, quality, plan.record.versions, seconds)
-    failed = ledger[ledger["status"] == "failed"]
-    if len(failed):
-        first = failed.iloc[0]
-        raise RunFailedError(
-            f"{len(failed)} of {len(ledger)} tiles failed, the first is {first['tile']}: "
-            f"{first['error']}\nThe other tiles are in {plan.folder}, with all errors in "
-            "tiles.parquet. Run again to try the failed tiles again."
-        )
+        _write(result, plan, taught, topology, against, time.perf_counter() - start)
+    _tell_failures(plan, ledger)
     return result
+
+
+def _tell_failures(plan: Plan, tiles: gpd.GeoDataFrame) -> None:
+    """Raise `RunFailedError` if tiles have failed or rasters were left out."""
+    failed = tiles[tiles["status"] == "failed"]
+    rest = (
+        f"\nEverything else is in {plan.folder}, with all errors in tiles.parquet. Run again to "
+        "try what failed again."
+    )
+    if plan.left_out:
+        source, cause = next(iter(plan.left_out.items()))
+        n = len(plan.left_out)
+        raise RunFailedError(
+            f"{n} of {n + plan.n_read} rasters cannot be read and were left out, the first is "
+            f"{source}: {cause}\n{len(failed)} of {len(tiles)} tiles of the others failed.{rest}"
+        )
+    if len(failed):
+        raise RunFailedError(
+            f"{len(failed)} of {len(tiles)} tiles failed, the first is {failed.iloc[0]['tile']}: "
+            f"{failed.iloc[0]['error']}{rest}"
+        )
 
 
 def layer_batches(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
@@ -197,7 +222,7 @@ def _with_status(polygons: gpd.GeoDataFrame, taught: Taught | None) -> gpd.GeoDa
 
 
 def _as_layer(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    tile = _tile_names(polygons)
+    tile = tile_names(polygons)
     return as_layer(
         polygons.assign(
             id=tile + "/" + polygons["ordinal"].astype(str),
@@ -207,18 +232,13 @@ def _as_layer(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     )
 
 
-def _tile_names(frame: pd.DataFrame) -> pd.Series:
-    row, col = frame["tile_row"].astype(str), frame["tile_col"].astype(str)
-    return frame["source"].astype(str) + "/r" + row + "c" + col
-
-
 def _ledger_layer(plan: Plan) -> gpd.GeoDataFrame:
     """One row for each wanted tile: its core and what the ledger says, polygons not counted yet."""
     known = plan.store.ledger()
     rows = [asdict(known[part.index(tile)][0]) for part in plan.scenes for tile in part.tiles]
     cores = [part.scene.window_polygon(tile.core) for part in plan.scenes for tile in part.tiles]
     ledger = gpd.GeoDataFrame(rows, geometry=cores, crs=plan.crs)
-    ledger["tile"] = _tile_names(ledger)
+    ledger["tile"] = tile_names(ledger)
     return as_tiles(ledger.assign(n_polygons=0))
 
 
@@ -240,26 +260,60 @@ def _against_reference(plan: Plan, ledger: gpd.GeoDataFrame) -> AgainstReference
     return AgainstReference(inside(reference.to_crs(ledger.crs), area))
 
 
+def _quality(against: AgainstReference | None) -> dict[str, Mapping[str, str]]:
+    return {} if against is None else {"Quality": against.rows()}
+
+
+def _by_product(missed: dict[str, str], name: str, make: Callable[[], Any], otherwise: Any) -> Any:
+    """Make what is not the layer, the ledger or the report; if it cannot be made, say why.
+
+    `missed` gets the reason. A file that cannot be written is not such a case.
+    """
+    try:
+        return make()
+    except OutputError:
+        raise
+    except Exception as error:  # whatever it is, the work of hours must not be lost for it
+        reason = without_secrets(str(error) or repr(error))
+        missed[name] = reason
+        _log.warning("%s could not be made: %s", name, reason)
+        return otherwise
+
+
 def _write(
     result: Run,
+    plan: Plan,
     taught: Taught | None,
     topology: Topology,
-    quality: Mapping[str, Mapping[str, str]],
-    versions: Mapping[str, str],
+    against: AgainstReference | None,
     seconds: float,
 ) -> None:
     """Write the rest; `seconds` is what the layer has taken."""
     start = time.perf_counter()
     folder, classes, scene = result.folder, result.job.classes, result.scenes[0]
+    missed: dict[str, str] = {}
     numbers = result.tally.numbers
     used = result.job.thresholds if taught is None else result.job.limits
     write_job(result.job, folder)
     with atomic_path(folder / "tiles.parquet") as path:
-        result.ledger.to_parquet(path, index=False)
-    qgis.write_project(
+        with_left_out(result.ledger, plan.left_out).to_parquet(path, index=False)
+    web = partial(
+        write_web,
+        folder / "prelabels.parquet",
+        result.job.formats or (),
+        scene.crs,
+        min(each.pixel_m for each in result.scenes),
+    )
+    _by_product(missed, "formats", web, [])
+    shown = [
+        _by_product(missed, f"{each.name} in review.qgz", partial(qgis.scene_raster, each), None)
+        for each in result.scenes
+    ]
+    project = partial(
+        qgis.write_project,
         folder / "review.qgz",
         gpkg=folder / "prelabels.gpkg",
-        rasters=[qgis.scene_raster(scene) for scene in result.scenes],
+        rasters=[raster for raster in shown if raster is not None],
         crs=scene.crs,
         bounds=tuple(result.tiles.total_bounds),
         classes=classes,
@@ -270,22 +324,30 @@ def _write(
         confidence=result.tally.classes,
         learned=None if taught is None else class_colors(folder, result.job),
     )
+    _by_product(missed, "review.qgz", project, None)
+    picture = _by_product(missed, "the picture of the layer", result.picture, b"")
+    tile_maps = _by_product(
+        missed, "the maps of the tiles", partial(charts.tile_maps, result.tiles), {}
+    )
+    scores = partial(
+        charts.distributions, numbers, used.pred_iou_thresh, used.stability_score_thresh
+    )
     write_report(
         folder / "report.html",
         title=f"Run {folder.name}",
-        picture_png=result.picture(),
+        picture_png=picture,
         summary=result.summary,
         parameters=result.job.parameters(),
         tiles=result.ledger,
         charts={
-            "Tiles": charts.tile_maps(result.tiles),
-            "Scores and areas": charts.distributions(
-                numbers, used.pred_iou_thresh, used.stability_score_thresh
-            ),
+            "Tiles": tile_maps,
+            "Scores and areas": _by_product(missed, "the charts of scores", scores, {}),
         },
         tables={
+            **({"Rasters left out": dict(plan.left_out)} if plan.left_out else {}),
+            **({"Not made": missed} if missed else {}),
             **({} if taught is None else {"Classes": taught.summary(classes)}),
-            **quality,
+            **_by_product(missed, "the quality", partial(_quality, against), {}),
             "Seams": seams(numbers),
             "Topology": topology.table(),
             "Time": {
@@ -294,6 +356,6 @@ def _write(
                 "polygons, seams, cleaning and the layer's files": duration(seconds),
                 "the other files": duration(time.perf_counter() - start),
             },
-            "Versions": versions,
+            "Versions": plan.record.versions,
         },
     )

@@ -22,6 +22,8 @@ OUTPUTS = (
     "prelabels.geojson",
     "prelabels.parquet",
     "prelabels.qml",
+    "prelabels.fgb",
+    "prelabels.pmtiles",
     "tiles.parquet",
     "review.qgz",
     "report.html",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from workbench._support.secrets import without_secrets
 from workbench._support.yaml import read_yaml
 from workbench.candidates.offer import Offer, Overlaps
 from workbench.candidates.select import Thresholds
@@ -22,6 +24,7 @@ from workbench.candidates.table import Rules
 from workbench.errors import JobError
 from workbench.polygons.clean import Cleaning
 from workbench.raster.sources import absolute
+from workbench.runs.given import holds_number, texts_in_yaml
 from workbench.runs.parameters import (
     AUTO,
     PATHS,
@@ -35,7 +38,10 @@ from workbench.runs.parameters import (
 )
 from workbench.segmenters.defaults import defaults_of
 
-Model = Literal["tiny", "classic", "vit_b", "vit_l", "vit_h"]
+ModelName = Literal[
+    "tiny", "classic", "vit_b", "vit_l", "vit_h",
+    "sam2.1_tiny", "sam2.1_small", "sam2.1_base_plus", "sam2.1_large",
+]  # fmt: skip
 MOST_SCALES, COARSEST = 4, 64
 TRUST = "WORKBENCH_TRUST_SCHEDULER"  # names the scheduler that a job file may name, too
 
@@ -51,21 +57,24 @@ class Job(Parameters):
         Thresholds(pred_iou_thresh=0.9, stability_score_thresh=0.92)
     """
 
-    source: Text | list[Text] | None = parameter(
+    source: Text | list[Text] | dict[str, Any] | None = parameter(
         None,
-        "path, list, glob, directory, VRT or URL (`https://`, `s3://`) of one or many rasters; "
-        "null: the sample scene",
+        "path, list, glob, directory, VRT or URL (`https://`, `s3://`) of one or many rasters; web "
+        "tiles (`https://…/{z}/{x}/{y}.png`); a STAC item, or a search (`{stac: URL, …}`); null: "
+        "the sample scene",
     )
     aoi: Text | dict[str, Any] | None = parameter(
         None,
-        "vector file in any CRS, or GeoJSON geometry in EPSG:4326; polygons whose representative "
+        "vector file in any CRS (`file.gpkg|layername=aoi`: one layer of it), or GeoJSON geometry "
+        "in EPSG:4326; polygons whose representative "
         "point is inside are kept, unclipped; null: the whole raster",
     )
     out_dir: Text | None = parameter(None, "the run folder; null: `runs/<scene>`")
-    model: Model = parameter(
+    model: ModelName = parameter(
         "classic",
         "`tiny`: a small SAM that comes with the package; `classic`: a baseline without weights; "
-        "`vit_b`, `vit_l`, `vit_h`: Meta's SAM, downloaded on first use",
+        "`vit_b`, `vit_l`, `vit_h`: Meta's SAM, downloaded on first use; `sam2.1_…`: SAM 2.1, "
+        "the same, with the extra `models`",
     )
     checkpoint: Text | None = parameter(None, "local weights file instead of the model's own")
     device: Literal["auto", "cuda", "mps", "cpu"] = parameter("auto", "where the network runs")
@@ -77,6 +86,11 @@ class Job(Parameters):
     )
     stretch: tuple[Percent, Percent] | None = parameter(
         None, "two percentiles; auto: none for 8-bit rasters, else 2 and 98"
+    )
+    nodata: float | None = parameter(
+        None,
+        "a value that means no data, besides what the file says; null: found if it stands far "
+        "apart from all others, for example -9999 in reflectance from 0 to 1",
     )
     crs: Text | None = parameter(
         None, "metric working CRS; auto: the raster's own if it is in metres, else UTM"
@@ -158,7 +172,8 @@ class Job(Parameters):
     )
     class_thresh: Share | None = parameter(
         None,
-        "keep objects whose class scores at least this; null: chosen on labelled tiles held out",
+        "keep objects whose class scores at least this; null: what costs least review, estimated "
+        "on labelled tiles held out",
     )
     classes: dict[int, str] = parameter(
         {1: "object"}, "numbers and names of the classes for the review"
@@ -168,6 +183,10 @@ class Job(Parameters):
         None,
         "vector file with all true objects; the report then says how good the labels are; null: "
         "no such section",
+    )
+    formats: list[Literal["flatgeobuf", "pmtiles"]] | None = parameter(
+        None,
+        "further files of the layer for maps on the web: `flatgeobuf`, `pmtiles`; null: none",
     )
     scheduler: Text | None = parameter(None, "address of a Dask scheduler; null: this process")
     resume: bool = parameter(True, "reuse stored candidates; failed tiles are tried again")
@@ -183,6 +202,13 @@ class Job(Parameters):
                 raise ValueError(
                     "no CRS of this name is known; use a code, for example EPSG:32633"
                 ) from error
+        return value
+
+    @field_validator("source")
+    @classmethod
+    def _stac(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "stac" not in value:
+            raise ValueError("a map must be a STAC search: {stac: URL, …}")
         return value
 
     @field_validator("bands")
@@ -218,7 +244,7 @@ class Job(Parameters):
                 )
         classes: dict[int, str] = validate(value)
         if len(classes) < len(value):
-            raise ValueError("two classes have the same number")
+            raise ValueError("two classes have the same number: give each one its own")
         return classes
 
     @field_validator("regularize", mode="before")
@@ -230,6 +256,11 @@ class Job(Parameters):
             # pydantic would read class 1 as true
             raise ValueError("true, null or a list of class ids expected, for example [1]")
         return value or None  # false and an empty list switch it off, too
+
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else value
 
     # defined last, because pydantic runs the last of such validators first
     _as_meant = field_validator("*", mode="before")(as_meant)
@@ -265,7 +296,7 @@ class Job(Parameters):
         if self.model == "classic" and self.checkpoint is not None:
             raise ValueError(
                 f"checkpoint {self.checkpoint}: `classic` has no weights. Set model to the SAM "
-                "that these are for (tiny, vit_b, vit_l, vit_h), or leave checkpoint null"
+                "that these are for (tiny, vit_b, sam2.1_tiny …), or leave checkpoint null"
             )
         return self
 
@@ -292,7 +323,8 @@ class Job(Parameters):
         A scheduler in it must be trusted: see `_refuse_strange_scheduler`.
         """
         try:
-            parameters = read_yaml(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
+            parameters = read_yaml(text)
         except (OSError, ValueError) as error:
             raise JobError(
                 f"{path} cannot be read as a job: {str(error).rstrip('.')}. Mend the file; the "
@@ -303,6 +335,10 @@ class Job(Parameters):
                 f"{path} is not a job: `name: value` lines expected. The job.yaml of a run folder "
                 "shows how it should look."
             )
+        for name in PATHS:
+            value = parameters.get(name)
+            if not isinstance(value, dict) and holds_number(value):  # a folder called 2024_05
+                parameters[name] = texts_in_yaml(text)[name]
         job = cls.create(**parameters)
         _refuse_strange_scheduler(path, job.scheduler)
         return job
@@ -316,7 +352,10 @@ class Job(Parameters):
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     def parameters(self) -> dict[str, Any]:
-        """Return all parameters as plain values, local paths absolute, `auto` written out."""
+        """Return all parameters as plain values, local paths absolute, `auto` written out.
+
+        Signatures and passwords in addresses are left out: these values are written to files.
+        """
         values = self.model_dump(mode="json")
         for name in AUTO:
             values[name] = "auto" if values[name] is None else values[name]
@@ -324,9 +363,11 @@ class Job(Parameters):
         for name in PATHS:
             value = values.get(name)
             if isinstance(value, list):
-                values[name] = [absolute(item) for item in value]
+                values[name] = [without_secrets(absolute(item)) for item in value]
             elif isinstance(value, str):
-                values[name] = absolute(value)
+                values[name] = without_secrets(absolute(value))
+            elif name == "source" and isinstance(value, dict) and "stac" in value:
+                values[name] = value | {"stac": without_secrets(absolute(str(value["stac"])))}
         return values
 
     def command(self, notebook: str, output: str, given: Job | None = None) -> str:

@@ -15,7 +15,7 @@ from workbench.learning.examples import PERSON, Examples, Labels, read_examples,
 from workbench.learning.features import FEATURES_VERSION
 from workbench.learning.verdicts import VERDICTS
 from workbench.raster.aoi import load_aoi
-from workbench.raster.crs import crs_name
+from workbench.raster.crs import crs_short
 from workbench.raster.scene import Scene
 from workbench.runs.job import Job
 
@@ -90,7 +90,7 @@ def off_the_scene(labels: Sequence[Labels], scenes: Sequence[Scene]) -> Examples
     ours = np.array([scene.bounds for scene in scenes])
     return ExamplesError(
         f"the examples do not lie on the scene: their bounds are {_around(theirs)}, those of the "
-        f"scene {_around(ours)} ({crs_name(crs)}). Give labels of this place, or the "
+        f"scene {_around(ours)} ({crs_short(crs)}). Give labels of this place, or the "
         "examples.parquet of another run, which can teach other scenes."
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import reprlib
 from collections.abc import Mapping
@@ -18,8 +19,12 @@ from pydantic import (
     ValidationInfo,
 )
 
+from workbench._support.secrets import has_secrets, without_secrets
 from workbench._support.yaml import read_yaml
 from workbench.errors import JobError
+from workbench.runs.given import text_of_parameter
+
+_log = logging.getLogger(__name__)
 
 
 def _without_nul(text: str) -> str:
@@ -82,7 +87,18 @@ class Parameters(BaseModel):
         person at the notebook may have other variables: then only near misses are refused.
         """
         values = {k: v for k, v in namespace.items() if k in cls.model_fields}
+        values |= {
+            k: text_of_parameter(k, v) for k, v in values.items() if k in PATHS and _is_name(v)
+        }
         job = cls.create(**values)
+        signed = [k for k in PATHS if has_secrets(str(values.get(k)))]
+        if signed and not job.is_interactive:
+            _log.warning(
+                "papermill writes `%s` with its signature or password to the output notebook. To "
+                "keep it out, give the address without it, and the full one in the environment "
+                "variable WORKBENCH_SIGNED_URLS.",
+                signed[0],
+            )
         others = {
             k: v
             for k, v in namespace.items()
@@ -128,7 +144,7 @@ def _explain(error: ValidationError, model: type[Parameters]) -> str:
             lines.append(f"Parameter `{name}`: {message} (given: {brief(problem['input'])})")
         else:
             lines.append(message)
-    return "\n".join(dict.fromkeys(lines))
+    return without_secrets("\n".join(dict.fromkeys(lines)))
 
 
 def _unknown(name: str, model: type[Parameters]) -> str:
@@ -154,6 +170,10 @@ def _parse(text: str, name: str) -> Any:
             except ValueError:
                 return text  # it may be the name of a file
     return text
+
+
+def _is_name(value: Any) -> bool:
+    return not isinstance(value, Mapping)  # a geometry
 
 
 def _from_home(value: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,17 +11,22 @@ import geopandas as gpd
 import pyproj
 import shapely
 
+from workbench._support.secrets import without_secrets
 from workbench.candidates.store import CandidateStore
-from workbench.errors import AOIError, JobError, SceneError
+from workbench.errors import AOIError, JobError, SceneError, SettingError
 from workbench.polygons.regularize import require_library
 from workbench.raster.aoi import load_aoi, parts_in
 from workbench.raster.crs import crs_title, to_lonlat
 from workbench.raster.open import open_scene
 from workbench.raster.scene import Scene
+from workbench.raster.separate_bands import refuse_separate_bands
+from workbench.raster.sheets import with_neighbours
 from workbench.raster.sources import find_sources
+from workbench.raster.stac import is_stac_file, rasters_of
 from workbench.raster.tiles import Tile, TileGrid, tiles_over
+from workbench.raster.web_tiles import cut_to_area, is_map_service, is_web_tiles
 from workbench.runs import choose
-from workbench.runs.cluster import Share, segmenter_there
+from workbench.runs.cluster import SharedRun, segmenter_there
 from workbench.runs.folder import FolderLock, refuse_foreign, refuse_to_lose_review, store_in
 from workbench.runs.job import Job
 from workbench.runs.labels import check_labels, refuse_to_lose_examples
@@ -35,6 +41,8 @@ from workbench.runs.record import (
 from workbench.runs.tile_stream import ScenePlan
 from workbench.samples.demo import sample_scene
 from workbench.segmenters.protocol import Segmenter
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,8 @@ class Plan:
     segmenter: Segmenter
     record: RunRecord
     lock: FolderLock
+    n_read: int  # of the rasters, also outside the AOI
+    left_out: Mapping[str, str]  # rasters that cannot be read, and why
 
     def close(self) -> None:
         """Let other processes have the run folder."""
@@ -116,7 +126,7 @@ def prepare(
     """
     if job.regularize is not None:
         require_library()
-    scenes = open_scenes(job)
+    scenes, left_out = open_usable(job)
     aoi = load_aoi(job.aoi) if job.aoi is not None else None
     if job.reference is not None:
         load_reference(job.reference)  # what is wrong with it should not end a long run
@@ -138,7 +148,7 @@ def prepare(
         if tiles is None or before is None:  # without resume, a review would lose its candidates
             refuse_to_lose_review(folder)
             refuse_to_lose_examples(job, folder)
-        plan = Plan(job, folder, area, segmenter, record, lock)
+        plan = Plan(job, folder, area, segmenter, record, lock, len(scenes), left_out)
         if before is None or pending(plan):
             segmenter.load()
         claim(folder, job, record, before)
@@ -153,7 +163,7 @@ def _segmenter(job: Job, lock: FolderLock, before: RunRecord | None) -> Segmente
     key = before.segmenter if before is not None else {}
     if job.scheduler is None:
         return choose.segmenter_for(job, key)
-    share = Share(job, lock.folder, lock.owner, choose.segmenter_for)
+    share = SharedRun(job, lock.folder, lock.owner, choose.segmenter_for)
     return segmenter_there(job.scheduler, share, key)
 
 
@@ -191,15 +201,68 @@ def _at_each_scale(job: Job, scene: Scene, part: shapely.Geometry | None) -> Ite
 
 
 def open_scenes(job: Job) -> list[Scene]:
-    """Open all rasters that a job names, in one working CRS."""
-    sources = [str(sample_scene())] if job.source is None else find_sources(job.source)
-    first = _open(sources[0], job, job.crs)
-    # many rasters share one CRS: that of the first
-    crs = first.crs.to_wkt()
-    scenes = [first, *(_open(source, job, crs) for source in sources[1:])]
-    for scene in scenes:
-        _refuse_far_away(scene, first)
+    """Open the rasters that a job names, in one working CRS; warn of those that cannot be read."""
+    scenes, left_out = open_usable(job)
+    for source, cause in left_out.items():
+        _log.warning("%s is left out: %s", source, cause)
     return scenes
+
+
+def open_usable(job: Job) -> tuple[list[Scene], dict[str, str]]:
+    """Open the rasters that a job names, in one working CRS.
+
+    Returns the scenes, and of those that cannot be read the name and the cause. Raises `SceneError`
+    if none can be read, or if a parameter of the job is at fault.
+    """
+    sources = _sources_of(job)
+    if any(map(is_map_service, sources)):
+        sources = _cut_services(sources, job)
+    refuse_separate_bands(sources)
+    scenes: list[Scene] = []
+    left_out: dict[str, str] = {}
+    crs = job.crs
+    for source in sources:
+        try:
+            scene = _open(source, job, crs)
+        except SettingError:
+            raise
+        except SceneError as error:
+            if len(sources) == 1:
+                raise
+            left_out[without_secrets(source)] = str(error)
+            continue
+        scenes.append(scene)
+        crs = scenes[0].crs.to_wkt()  # many rasters share one CRS: that of the first
+        _refuse_far_away(scene, scenes[0])
+    if not scenes:
+        first = next(iter(left_out.values()))
+        raise SceneError(f"None of {len(left_out)} rasters can be read. The first: {first}")
+    return with_neighbours(scenes, round(job.tile_size * job.overlap)), left_out
+
+
+def _sources_of(job: Job) -> list[str]:
+    if job.source is None:
+        return [str(sample_scene())]
+    if isinstance(job.source, dict):
+        bounds = None
+        if job.aoi is not None:
+            bounds = load_aoi(job.aoi).to_crs(4326).total_bounds.tolist()
+        return rasters_of(job.source, bounds)
+    if isinstance(job.source, str) and is_stac_file(job.source):
+        return rasters_of({"stac": job.source})
+    return find_sources(job.source)
+
+
+def _cut_services(sources: Sequence[str], job: Job) -> list[str]:
+    """Name the part of map services that the area needs."""
+    if job.aoi is None:
+        service = without_secrets(next(filter(is_map_service, sources)))
+        raise SettingError(f"{service} is a map of a large area: set aoi to the part you want.")
+    aoi = load_aoi(job.aoi)
+    return [
+        cut_to_area(source, aoi, job.resolution_m) if is_web_tiles(source) else source
+        for source in sources
+    ]
 
 
 def _refuse_far_away(scene: Scene, first: Scene) -> None:
@@ -219,7 +282,12 @@ def _refuse_far_away(scene: Scene, first: Scene) -> None:
 
 def _open(source: str, job: Job, crs: str | None) -> Scene:
     return open_scene(
-        source, bands=job.bands, stretch=job.stretch, crs=crs, resolution_m=job.resolution_m
+        source,
+        bands=job.bands,
+        stretch=job.stretch,
+        crs=crs,
+        resolution_m=job.resolution_m,
+        nodata=job.nodata,
     )
 
 

@@ -44,7 +44,7 @@ from workbench.segmenters.protocol import Segmenter
 IDENTITY = ("crs", "tiling", "segmenter")
 REMEDY = "Choose another out_dir, or set resume=false to replace that run."
 # what can differ in a scene while its candidates still fit
-INCIDENTAL = {"source", "pixel_m"}
+INCIDENTAL = {"source", "pixel_m", "beside"}
 
 
 # ------------------------------------------------------------------------------- its record
@@ -110,6 +110,8 @@ class SceneRecord(_Record):
     alpha: PositiveInt | None
     warped: bool
     fingerprint: str
+    beside: list[str] = []
+    nodata: float | None = None  # as in runs of earlier versions, which did not look for one
 
     @classmethod
     def of(cls, scene: Scene) -> Self:
@@ -298,7 +300,9 @@ def _refuse_another_run(folder: Path, before: RunRecord, resolved: RunRecord) ->
         old, new = earlier.model_dump(), scene.model_dump()
         changed = [name for name in new if name not in INCIDENTAL and old[name] != new[name]]
         what = (
-            "when the raster had another content"
+            "beside other sheets"
+            if len(old["beside"]) != len(new["beside"])
+            else "when the raster had another content"
             if "fingerprint" in changed
             else "with other settings"
         )

@@ -142,6 +142,8 @@ def read_run(folder: str | Path) -> Run:
     job = Job.from_yaml(folder / "job.yaml")
     with _undamaged(folder):
         ledger = as_tiles(gpd.read_parquet(folder / "tiles.parquet"))
+        # rasters that could not be read have no tiles
+        ledger = ledger[~ledger.geometry.is_empty].reset_index(drop=True)
     tiles = finest(ledger)
     used = set(tiles["source"])  # a folder may hold candidates of more rasters than its layer has
     scenes = tuple(described.scene() for described in record.scenes if described.name in used)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from contextlib import closing
 
 from tqdm import tqdm
 
 from workbench.runs.finish import finish
+from workbench.runs.forecast import MEASURED_TILES, forecast, outlook
 from workbench.runs.job import Job
 from workbench.runs.plan import pending, prepare
 from workbench.runs.result import Run
 from workbench.runs.segment import segment
+from workbench.runs.tile_stream import SegmentedTile
 
 
 def run(job: Job) -> Run:
@@ -26,7 +30,8 @@ def run(job: Job) -> Run:
 
     Raises:
         WorkbenchError: The job cannot be done; raised before any long work.
-        RunFailedError: Some tiles failed; raised after all files are written.
+        RunFailedError: Some tiles failed, or some of several rasters cannot be read; raised after
+            all files are written.
 
     Example:
         >>> made = run(Job(source="ortho.tif", out_dir="runs/ortho"))
@@ -34,10 +39,17 @@ def run(job: Job) -> Run:
     """
     with closing(prepare(job)) as plan:
         done = plan.n_tiles - len(pending(plan))  # by an earlier run
+        tqdm.write(forecast(plan, done), file=sys.stderr)
         with (
             closing(segment(plan)) as tiles,
             tqdm(total=plan.n_tiles, initial=done, desc="tiles", unit="tile") as bar,
         ):
-            for _ in tiles:
+            start, todo = time.monotonic(), plan.n_tiles - done
+            first: list[SegmentedTile] = []
+            for tile in tiles:
                 bar.update()
+                if todo > MEASURED_TILES > len(first):
+                    first.append(tile)
+                    if len(first) == MEASURED_TILES:
+                        bar.write(outlook(first, todo, time.monotonic() - start), file=sys.stderr)
         return finish(plan)

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import closing
 
 from workbench.runs import choose
-from workbench.runs.cluster import Share, segment_there
+from workbench.runs.cluster import SharedRun, segment_there
 from workbench.runs.plan import Plan, pending
 from workbench.runs.record import plain, record_change
 from workbench.runs.tile_stream import SegmentedTile, TileWatch, segment_tiles, store_tiles
@@ -27,7 +27,7 @@ def segment(
     job = plan.job
     parts = plan.area.only({part.index(tile) for part, tile in pending(plan)}).parts
     if job.scheduler is not None:
-        share = Share(job, plan.folder, plan.lock.owner, choose.segmenter_for)
+        share = SharedRun(job, plan.folder, plan.lock.owner, choose.segmenter_for)
         yield from segment_there(job.scheduler, share, plan.segmenter.key, parts)
         return
     keep = _Keeper(plan)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.candidates.rle import encode_masks
-from workbench.candidates.store import CandidateStore, Status, TileRecord
+from workbench.candidates.store import CandidateStore, TileRecord, TileStatus
 from workbench.candidates.table import Candidates, concat
 from workbench.raster.scene import Scene
 from workbench.raster.tiles import Tile, TileGrid
@@ -181,7 +181,7 @@ class _Work:
             return self._made("failed", start, error=f"{type(problem).__name__}: {problem}")
 
     def _made(
-        self, status: Status, start: float, found: Candidates | None = None, **more: Any
+        self, status: TileStatus, start: float, found: Candidates | None = None, **more: Any
     ) -> SegmentedTile:
         if found is None:
             grid = self.part.grid

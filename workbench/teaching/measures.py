@@ -37,7 +37,7 @@ STEPS = tuple(percent / 100 for percent in range(50, 100))  # of a slider
 
 
 @dataclass(frozen=True, eq=False)
-class Proposals:
+class TileWithTruth:
     """The candidates of a tile without invalid pixels, and the true objects there.
 
     `masks` has a row for each of `candidates`, with the columns of `to_polygons`. For the object
@@ -58,7 +58,7 @@ class Proposals:
 
 def propose(
     segmenter: Segmenter, scene: Scene, grid: TileGrid, tile: Tile, truth: gpd.GeoDataFrame
-) -> Proposals:
+) -> TileWithTruth:
     """Segment one tile and measure each of its masks against the ground truth."""
     image, _ = scene.read(tile.window)
     found = segmenter.propose(image).at_tile(tile.row, tile.col)
@@ -71,10 +71,10 @@ def propose(
     number[pairs.predicted[best]] = pairs.reference[best]
     kind = np.where(number < 0, "nothing", there["kind"].to_numpy(object)[number])
     masks = masks.assign(true_iou=pairs.true_iou(), kind=kind, object=number)
-    return Proposals(scene, tile, candidates, masks, there)
+    return TileWithTruth(scene, tile, candidates, masks, there)
 
 
-def comebacks(proposals: Proposals, pred_iou_thresh: float) -> pd.DataFrame:
+def comebacks(proposals: TileWithTruth, pred_iou_thresh: float) -> pd.DataFrame:
     """List the masks that a higher stability threshold brings back, largest gain first.
 
     Each row has the threshold `at` which the mask returns, its `row` among the masks, the row of

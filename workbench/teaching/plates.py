@@ -24,7 +24,7 @@ from workbench.evaluation.metrics import calibration
 from workbench.layer.report.map import figure_png
 from workbench.raster.scene import Scene
 from workbench.runs.result import Run
-from workbench.teaching.measures import Proposals, Trial, gaps_between, seam_lines, simplified
+from workbench.teaching.measures import TileWithTruth, Trial, gaps_between, seam_lines, simplified
 
 # differ for colour-blind people, and from fields, roofs and roads
 TRUTH, MASK, RIVAL, BACK = "#ffffff", "#00e5ff", "#ff8a00", "#ff2fd0"
@@ -55,7 +55,7 @@ class Plate(Figure):
 # --------------------------------------------------------------------------- prompts, masks
 
 
-def draw_prompt(predictor: Any, proposals: Proposals, x: float, y: float) -> Plate:
+def draw_prompt(predictor: Any, proposals: TileWithTruth, x: float, y: float) -> Plate:
     """Ask SAM what is at a pixel of the tile, and draw its three masks side by side.
 
     `predictor` is a `SamPredictor` that has been given the tile.
@@ -86,7 +86,7 @@ def draw_prompt(predictor: Any, proposals: Proposals, x: float, y: float) -> Pla
     return plate
 
 
-def draw_stability(predictor: Any, proposals: Proposals, rows: list[int]) -> Plate:
+def draw_stability(predictor: Any, proposals: TileWithTruth, rows: list[int]) -> Plate:
     """Draw masks cut a little tighter and a little looser; stability is the share in common."""
     plate = Plate(
         "Each mask cut at a logit of +1 (orange) and of −1 (adds the blue part). A stable mask "
@@ -132,7 +132,7 @@ def draw_scores(masks: gpd.GeoDataFrame) -> Plate:
     return plate
 
 
-def draw_comeback(proposals: Proposals, case: pd.Series) -> Plate:
+def draw_comeback(proposals: TileWithTruth, case: pd.Series) -> Plate:
     """Draw one of `comebacks` just below its threshold and at it."""
     mask, rival = (proposals.masks.iloc[[int(case[name])]] for name in ("row", "rival"))
     plate = Plate(
@@ -153,7 +153,7 @@ def draw_comeback(proposals: Proposals, case: pd.Series) -> Plate:
     return plate
 
 
-def draw_kept(proposals: Proposals, pred_iou_thresh: float, stability: float) -> Plate:
+def draw_kept(proposals: TileWithTruth, pred_iou_thresh: float, stability: float) -> Plate:
     """Draw the masks that two thresholds keep, and mark those that a lower stability drops."""
     now = proposals.kept(Thresholds(pred_iou_thresh, round(stability, 2)))
     before = proposals.kept(Thresholds(pred_iou_thresh, max(round(stability - 0.05, 2), 0)))

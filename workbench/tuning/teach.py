@@ -163,7 +163,8 @@ class Teacher:
         examples = _joined(verdicts, others)
         if examples is None:
             return None
-        classifier = Classifier.fit(examples.figures, examples.class_id, QUICK_TREES)
+        known = examples.figures, examples.class_id
+        classifier = Classifier.fit(*known, QUICK_TREES, examples.weight)
         thresh = FALLBACK if class_thresh is None else class_thresh
         return Lesson(classifier, thresh, Said.by(examples, self._crs))
 

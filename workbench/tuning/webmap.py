@@ -48,7 +48,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Outlines:
+class WebOutlines:
     """Polygons as plain numbers, for drawing on a canvas with the non-zero rule.
 
     The rings of row 0 come first, then those of row 1, …; outer rings run counter-clockwise, holes
@@ -116,7 +116,7 @@ def degrees_from_web(x: float, y: float) -> tuple[float, float]:
     return math.degrees(x / _RADIUS_M), math.degrees(math.atan(math.sinh(y / _RADIUS_M)))
 
 
-def outlines(geometry: gpd.GeoSeries) -> Outlines:
+def outlines(geometry: gpd.GeoSeries) -> WebOutlines:
     """Return the rings of polygons and multipolygons in EPSG:3857; empty ones have none.
 
     No rows give empty arrays. Raises `ValueError` for other geometry.
@@ -124,7 +124,7 @@ def outlines(geometry: gpd.GeoSeries) -> Outlines:
     shapes = shapely.orient_polygons(np.asarray(geometry.array))
     if shapely.is_missing(shapes).all():
         none = np.empty(0, np.uint32)
-        return Outlines(
+        return WebOutlines(
             (0.0, 0.0), np.empty((0, 2), np.float32), none, np.zeros(len(shapes), np.uint32)
         )
     kind, vertices, offsets = shapely.to_ragged_array(shapes, include_z=False)
@@ -139,7 +139,7 @@ def outlines(geometry: gpd.GeoSeries) -> Outlines:
     origin = (
         (float((x.min() + x.max()) / 2), float((y.min() + y.max()) / 2)) if len(x) else (0.0, 0.0)
     )
-    return Outlines(
+    return WebOutlines(
         origin,
         np.column_stack([x - origin[0], y - origin[1]]).astype(np.float32),
         (np.diff(ring_ends) - 1).astype(np.uint32),

@@ -17,7 +17,7 @@ import pyproj
 import shapely
 import traitlets
 
-from workbench.raster.crs import crs_title
+from workbench.raster.crs import crs_short, crs_title
 from workbench.raster.scene import Scene
 from workbench.runs.plan import Area
 from workbench.tuning.webmap import Bounds, degrees_from_web, to_web, web_from_degrees
@@ -203,9 +203,7 @@ class SceneMap:
         elif math.isfinite(x) and math.isfinite(y):
             digits = max(0, -math.floor(math.log10(self.scenes[0].transform.a)))
             place = [f"E {x:.{digits}f}", f"N {y:.{digits}f}"]
-            epsg = self.crs.to_epsg()
-            crs = f"EPSG:{epsg}" if epsg else self.crs.name
-            self.cursor.value = small(Markup(" &ensp; ").join([*place, crs]))
+            self.cursor.value = small(Markup(" &ensp; ").join([*place, crs_short(self.crs)]))
 
     def _say(self, about: str, text: str) -> None:
         """Show a note about imagery or tiles under the map; an empty text removes it."""

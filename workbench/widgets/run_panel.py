@@ -276,8 +276,7 @@ class JobPanel:
         progress, record = self._progress, event.record
         assert progress is not None
         if record.status == "failed":
-            name = f"{record.source}/r{record.tile_row}c{record.tile_col}"
-            failed = (*progress.failed, Markup("<li>{}: {}</li>").format(name, record.error))
+            failed = (*progress.failed, Markup("<li>{}: {}</li>").format(record.name, record.error))
             self._progress = replace(progress, failed=failed)
             self.failures.value = Markup("<p>{} tile{} failed:</p><ul>{}</ul>").format(
                 len(failed),

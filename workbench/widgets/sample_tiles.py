@@ -112,8 +112,7 @@ class SampleTiles:
                 if self._timed is not None:
                     self._timed = (self._timed[0], self._timed[1] + 1, time.monotonic())
                 if record.status == "failed":
-                    name = f"r{record.tile_row}c{record.tile_col}"
-                    self._message.value = sentence(f"Tile {name} failed: {record.error}")
+                    self._message.value = sentence(f"Tile {record.name} failed: {record.error}")
                 else:
                     self._take(self._session.sample_of(event))
             case Finished() | Stopped():

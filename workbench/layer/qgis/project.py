@@ -24,7 +24,7 @@ from workbench.layer.qgis.xml import VERSION, document, el, style_element, text_
 from workbench.raster.bands import open_dataset
 from workbench.raster.open import crs_of
 from workbench.raster.scene import Scene
-from workbench.raster.sources import gdal_environment, gdal_name
+from workbench.raster.sources import gdal_environment, gdal_name, is_local
 
 _IDS = uuid.UUID("0a4f6f0e-52a0-4a56-a8b5-6f7f1a6d1c55")  # layer ids are the same in every run
 MAX_BOOKMARKS = 2000  # nobody scrolls through more, and each one costs QGIS some kB
@@ -57,7 +57,7 @@ class ProjectRaster:
 def scene_raster(scene: Scene) -> ProjectRaster:
     """Show the scene's source file with the bands and the stretch that the model saw."""
     name = gdal_name(scene.source)
-    with gdal_environment(scene.source), open_dataset(name) as dataset:
+    with gdal_environment(scene.opened_as), open_dataset(scene.opened_as) as dataset:
         crs = crs_of(dataset, scene.source)
         palette = dataset.colorinterp[scene.bands[0] - 1] == ColorInterp.palette
         masked = dataset.mask_flag_enums[0] == [MaskFlags.per_dataset]
@@ -67,7 +67,7 @@ def scene_raster(scene: Scene) -> ProjectRaster:
     if scene.stretch is not None:
         stretch = tuple(zip(scene.stretch.low, scene.stretch.high, strict=True))[: len(bands)]
     return ProjectRaster(
-        source=Path(name) if Path(name).exists() else name,
+        source=Path(name) if is_local(name) and Path(name).exists() else name,
         name=scene.name,
         crs=crs,
         bands=() if palette else bands,

@@ -42,7 +42,7 @@ from workbench._support.palette import (
     confidence_labels,
 )
 from workbench.layer.report.tally import class_of, count_by_confidence
-from workbench.raster.crs import crs_name, ground_scale
+from workbench.raster.crs import crs_short, ground_scale
 
 _FILL = 0.18  # opacity of a polygon on the imagery
 # fonts of Linux, Windows and macOS with Chinese, Japanese and Korean
@@ -347,8 +347,7 @@ def _label_axes(axes: Axes, crs: pyproj.CRS) -> None:
     axes.tick_params(labelsize=8)
     for label in axes.get_yticklabels():
         label.set(rotation=90, va="center")
-    name = crs_name(crs) if crs.to_epsg() else crs.name
-    axes.set_xlabel(f"{_short(name)}, map units", fontsize=8, parse_math=False)
+    axes.set_xlabel(f"{_short(crs_short(crs))}, map units", fontsize=8, parse_math=False)
 
 
 def _scale_bar(axes: Axes, crs: pyproj.CRS) -> None:

@@ -25,6 +25,8 @@ FILES: Mapping[str, str] = {
     "prelabels.gpkg": "the polygons and the tiles, with their style inside",
     "prelabels.geojson": "the polygons in EPSG:4326, for the web and other programs",
     "prelabels.parquet": "the polygons as GeoParquet, for analysis",
+    "prelabels.fgb": "the labels as FlatGeobuf, for maps on the web",
+    "prelabels.pmtiles": "the labels as vector tiles, for maps on the web",
     "tiles.parquet": "the ledger: what happened to each tile",
     "job.yaml": "the parameters, to run it again: papermill -f job.yaml",
     "run.yaml": "what was resolved: CRS, stretch, weights, versions",

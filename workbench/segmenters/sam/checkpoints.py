@@ -9,14 +9,24 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pooch
 import torch
 from segment_anything import sam_model_registry
-from segment_anything.modeling import Sam
+from torch import nn
 
 from workbench.errors import CheckpointError
+from workbench.segmenters.sam.network import Network, SegmentAnything
+from workbench.segmenters.sam.sam2 import (
+    TRUNKS,
+    Sam2,
+    build_sam2,
+    names_of_transformers,
+    require_transformers,
+)
 from workbench.segmenters.sam.tiny import build_tiny
 
 
@@ -86,13 +96,33 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class Model:
-    """A SAM model: how it is built, and where its weights are."""
+    """A SAM model: how it is built, and where its weights are.
 
-    build: Callable[[], Sam]
+    `network_of` is how the engine speaks to it; `names` gives the weights of its file the names
+    that they have in the model.
+    """
+
+    build: Callable[[], nn.Module]
     weights: Embedded | Download
+    network_of: Callable[[Any], Network] = SegmentAnything
+    names: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    require: Callable[[], None] = lambda: None  # raises `CheckpointError` without its packages
 
 
 _OFFICIAL = "https://dl.fbaipublicfiles.com/segment_anything/"
+_OFFICIAL_2 = "https://dl.fbaipublicfiles.com/segment_anything_2/092824/"
+
+
+def _sam2(size: str, sha256: str) -> Model:
+    return Model(
+        partial(build_sam2, TRUNKS[size]),
+        Download(f"{_OFFICIAL_2}sam2.1_hiera_{size}.pt", sha256),
+        Sam2,
+        names_of_transformers,
+        require_transformers,
+    )
+
+
 MODELS: dict[str, Model] = {
     "tiny": Model(build_tiny, Embedded(Path(__file__).with_name("tiny.pth"))),
     "vit_b": Model(
@@ -116,6 +146,18 @@ MODELS: dict[str, Model] = {
             "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
         ),
     ),
+    "sam2.1_tiny": _sam2(
+        "tiny", "7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69"
+    ),
+    "sam2.1_small": _sam2(
+        "small", "6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38"
+    ),
+    "sam2.1_base_plus": _sam2(
+        "base_plus", "a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5"
+    ),
+    "sam2.1_large": _sam2(
+        "large", "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318"
+    ),
 }
 
 
@@ -124,19 +166,26 @@ def fetch_checkpoint(model: str) -> Path:
     return MODELS[model].weights.fetch()
 
 
-def load_model(model: str, path: Path) -> Sam:
+def load_model(model: str, path: Path) -> nn.Module:
     """Build a model and fill it with the weights of a local file, on the CPU and in fp32.
 
     Raises `CheckpointError` for anything that is not a checkpoint of exactly this model.
     """
-    weights = _read_weights(path)
     with torch.device("meta"):  # spends no time and memory on initial values
         sam = MODELS[model].build()
+    held = _read_weights(path)
+    weights = MODELS[model].names(held)
+    if not _plain(weights):
+        fit = _fitting(held)
+        raise CheckpointError(
+            f"checkpoint {path} is not one of {model}. It fits {fit}: set model to {fit}."
+            if fit
+            else f"checkpoint {path} does not hold the plain state_dict of a SAM model. Save only "
+            "model.state_dict(), with torch.save."
+        )
     misfit = _misfit(sam, weights)
     if misfit:
-        raise CheckpointError(
-            f"{path} is not a checkpoint of {model}: {misfit}. {_advice(weights)}"
-        )
+        raise CheckpointError(f"{path} is not a checkpoint of {model}: {misfit}. {_advice(held)}")
     sam.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     return sam.eval().requires_grad_(False)
 
@@ -153,7 +202,7 @@ def refuse_missing(path: Path) -> None:
 _RENEW = "Copy, download or install it again."
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+def _read_weights(path: Path) -> dict[str, Any]:
     refuse_missing(path)
     with path.open("rb") as file:
         start = file.read(64)
@@ -177,17 +226,14 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
             f"checkpoint {path} cannot be read as weights: it is damaged, cut short or not a "
             f"PyTorch file ({type(error).__name__}). {_RENEW}"
         ) from error
-    if not isinstance(weights, dict) or not all(
-        isinstance(value, torch.Tensor) for value in weights.values()
-    ):
-        raise CheckpointError(
-            f"checkpoint {path} does not hold the plain state_dict of a SAM model. Save only "
-            "model.state_dict(), with torch.save."
-        )
-    return weights
+    return weights if isinstance(weights, dict) else {"": weights}
 
 
-def _misfit(sam: Sam, weights: Mapping[str, torch.Tensor]) -> str:
+def _plain(weights: Mapping[str, Any]) -> bool:
+    return "" not in weights and all(isinstance(w, torch.Tensor) for w in weights.values())
+
+
+def _misfit(sam: nn.Module, weights: Mapping[str, torch.Tensor]) -> str:
     """Say how weights differ from those that a model needs; empty if they fit."""
     needed = sam.state_dict()
     missing = [name for name in needed if name not in weights]
@@ -201,10 +247,24 @@ def _misfit(sam: Sam, weights: Mapping[str, torch.Tensor]) -> str:
     return ""
 
 
-def _advice(weights: Mapping[str, torch.Tensor]) -> str:
-    for name, model in MODELS.items():
-        with torch.device("meta"):
-            sam = model.build()
-        if not _misfit(sam, weights):
-            return f"It fits {name}: set model to {name}."
+def _advice(held: Mapping[str, Any]) -> str:
+    fit = _fitting(held)
+    if fit:
+        return f"It fits {fit}: set model to {fit}."
     return f"It does not fit {', '.join(MODELS)} either: name a checkpoint of one of them."
+
+
+def _fitting(held: Mapping[str, Any]) -> str | None:
+    """The model that weights are for, of those that can be built here."""
+    for name, model in MODELS.items():
+        weights = model.names(held)
+        if not _plain(weights):
+            continue
+        try:
+            with torch.device("meta"):
+                sam = model.build()
+        except CheckpointError:  # without its optional packages
+            continue
+        if not _misfit(sam, weights):
+            return name
+    return None

@@ -23,8 +23,10 @@ from segment_anything.modeling import MaskDecoder, TwoWayTransformer
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear
 
-# (b, tokens, c) prompts -> (b, masks) IoUs, and a way to the (n, h, w) logits of some of the masks
-Decode = Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
+# which of (b, masks) are wanted -> their (n, h, w) logits
+LogitsOf = Callable[[Tensor], Tensor]
+# (b, tokens, c) prompts -> (b, masks) IoUs, and a way to the logits of some of the masks
+Decode = Callable[[Tensor], tuple[Tensor, LogitsOf]]
 
 # Only one upscaled image fits the CPU's caches; on other devices a batch is upscaled at once.
 UPSCALED_AT_ONCE = {"cpu": 1}
@@ -39,7 +41,7 @@ def decoder_of(decoder: Any, features: Tensor, image_pe: Tensor, no_mask: Tensor
     if type(decoder) is MaskDecoder and type(decoder.transformer) is TwoWayTransformer:
         return _ImageDecoder(decoder, features, image_pe, no_mask)
 
-    def as_it_is(sparse: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def as_it_is(sparse: Tensor) -> tuple[Tensor, LogitsOf]:
         logits, iou = decoder(
             image_embeddings=features,
             image_pe=image_pe,
@@ -65,7 +67,7 @@ class _ImageDecoder:
         self.shared_values = _heads(inward, inward.v_proj(self.keys))
         self.shared_queries = _heads(outward, outward.q_proj(at))
 
-    def __call__(self, sparse: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def __call__(self, sparse: Tensor) -> tuple[Tensor, LogitsOf]:
         decoder, transformer = self.decoder, self.decoder.transformer
         output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([output.expand(len(sparse), -1, -1), sparse], dim=1)

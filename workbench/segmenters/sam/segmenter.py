@@ -19,7 +19,6 @@ import numpy as np
 import pooch
 import torch
 from numpy.typing import NDArray
-from segment_anything.modeling import Sam
 from segment_anything.utils.amg import (
     batch_iterator,
     build_point_grid,
@@ -39,7 +38,6 @@ from workbench.segmenters.sam.checkpoints import (
     load_model,
     refuse_missing,
 )
-from workbench.segmenters.sam.decoder import decoder_of
 from workbench.segmenters.sam.device import (
     DTYPES,
     device_kind,
@@ -47,7 +45,6 @@ from workbench.segmenters.sam.device import (
     resolve_device,
     resolve_precision,
 )
-from workbench.segmenters.sam.encoder import Predictor
 from workbench.segmenters.sam.measure import (
     Measured,
     joined,
@@ -55,6 +52,7 @@ from workbench.segmenters.sam.measure import (
     measure_fused,
     measure_whole,
 )
+from workbench.segmenters.sam.network import Frame, Network, Prompts, SegmentAnything
 from workbench.segmenters.sam.proposals import Crop, Proposals, survivors
 
 # Only a few upsampled masks of 1024 x 1024 fit the CPU's caches: 4 ms a mask three at a time, 8 ms
@@ -78,7 +76,7 @@ class SamSegmenter:
     halved for good, and `key` has the new size.
     """
 
-    load_model: Callable[[], Sam]
+    load_model: Callable[[], nn.Module]
     name: str
     weights_sha256: str
     points_per_side: int = 32
@@ -87,14 +85,15 @@ class SamSegmenter:
     precision: str = "fp32"
     points_per_batch: int | None = None
     threads: int | None = None
+    network_of: Callable[[Any], Network] = SegmentAnything  # how the engine speaks to the model
     batch: int = field(init=False)  # prompts that go through the decoder at once
 
     def __post_init__(self) -> None:
         self.batch = self.points_per_batch or prompts_at_once(self.device)
 
     @cached_property
-    def model(self) -> Sam:
-        """The network, in evaluation mode on its device and ready for its precision."""
+    def model(self) -> nn.Module:
+        """The model, in evaluation mode on its device and ready for its precision."""
         torch.set_num_threads(self._threads)
         model = self.load_model().to(self.device).eval()
         if self.precision != "fp32":
@@ -104,6 +103,11 @@ class SamSegmenter:
                 if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
                     layer.weight.data = layer.weight.data.to(DTYPES[self.precision])
         return model
+
+    @cached_property
+    def network(self) -> Network:
+        """The model as the engine speaks to it."""
+        return self.network_of(self.model)
 
     def load(self) -> None:
         """Load the model now. Whatever is wrong with weights or device raises here."""
@@ -160,7 +164,7 @@ class SamSegmenter:
         height, width = image.shape[:2]
         rules = self.rules.for_tile(height, width)
         grid = build_point_grid(self.points_per_side)  # the same in every crop layer
-        masks_per_point = self.model.mask_decoder.num_multimask_outputs
+        masks_per_point = self.network.masks_per_prompt
         boxes, _ = generate_crop_boxes((height, width), rules.crop_n_layers, CROP_OVERLAP_RATIO)
         found: list[Proposals] = []
         for i, box in enumerate(boxes):
@@ -178,20 +182,16 @@ class SamSegmenter:
         Masks pass if they are above the floors and clear of inner crop edges.
         """
         x0, y0, x1, y1 = crop.box
-        predictor = Predictor(self.model)
-        encoder = self.model.prompt_encoder
+        network, device = self.network, self.device
+        frame = Frame(network.side, (y1 - y0, x1 - x0))
+        pixels = torch.as_tensor(frame.scaled(image[y0:y1, x0:x1]), device=device)
         with self._autocast():
-            predictor.set_image(image[y0:y1, x0:x1])
-            no_mask = encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-            # half a million sines that all prompts share; in bf16 they would be far off
-            decode = decoder_of(
-                self.model.mask_decoder, predictor.features, encoder.get_dense_pe(), no_mask
-            )
+            ask = network.look(pixels.permute(2, 0, 1).contiguous()[None])
         done = 0
         for (points,) in batch_iterator(self.batch, crop.points):
             with self._autocast():
                 # the decoder does not even upscale masks below the floor
-                pred_iou, logits_of = decode(self._prompts(predictor, points))
+                pred_iou, logits_of = ask(self._prompts(frame, points))
                 floor = crop.rules.pred_iou_floor
                 wanted = (pred_iou.float() > floor) | (floor <= 0)
                 low_res = logits_of(wanted).float()
@@ -199,49 +199,45 @@ class SamSegmenter:
             rows = wanted.flatten().nonzero()[:, 0]
             ious, ordinals = pred_iou.flatten()[rows], rows + crop.first_ordinal
             ordinals += done * crop.masks_per_point
-            measured = self._measure(predictor, low_res, crop.masks_per_point)
+            measured = self._measure(frame, low_res, crop.masks_per_point)
             done += len(points)
             yield done / len(crop.grid), self._passing(ordinals, ious.float(), measured, crop)
 
-    def _prompts(self, predictor: Predictor, points: NDArray[np.float64]) -> torch.Tensor:
-        """Embed `(n, 2)` crop pixels as `(n, 2, c)`: each is a point and a padding point."""
-        coords = torch.as_tensor(predictor.transform.apply_coords(points, predictor.original_size))
+    def _prompts(self, frame: Frame, points: NDArray[np.float64]) -> Prompts:
+        """Make prompts of `(n, 2)` crop pixels, each of one point on an object."""
+        placed = torch.as_tensor(frame.placed(points))
         if self._device_type == "mps":
-            coords = coords.float()  # it has no float64
-        coords = coords[:, None].to(self.model.device)
-        labels = torch.ones(coords.shape[:2], dtype=torch.int, device=self.model.device)
-        with torch.autocast(self._device_type, enabled=False):  # bf16 would move them by pixels
-            sparse, _ = self.model.prompt_encoder(points=(coords, labels), boxes=None, masks=None)
-        embedded: torch.Tensor = sparse
-        return embedded
+            placed = placed.float()  # it has no float64
+        placed = placed[:, None].to(self.device)
+        return Prompts(placed, torch.ones(placed.shape[:2], dtype=torch.int, device=self.device))
 
     def _refuse_overflow(self, *values: torch.Tensor) -> None:
         if not torch.stack([value.isfinite().all() for value in values]).all():
             raise WorkbenchError(
                 f"{self.name} gave values that are not finite in precision {self.precision}. "
-                "Set precision to fp32; if it is fp32 already, the weights are damaged."
+                "Set precision to fp32. If it is fp32 already, the weights are damaged: download "
+                "them again."
             )
 
-    def _measure(self, predictor: Predictor, low_res: torch.Tensor, channels: int) -> Measured:
+    def _measure(self, frame: Frame, low_res: torch.Tensor, channels: int) -> Measured:
         """Bring `(n, h, w)` logits to the size of the crop and measure their masks."""
-        size, threshold = self.model.image_encoder.img_size, self.model.mask_threshold
+        size, threshold = self.network.side, self.network.mask_threshold
         if self._fuses:
-            frame = predictor.input_size, predictor.original_size
-            return measure_fused(low_res, size, *frame, threshold)
+            return measure_fused(low_res, size, frame.input_size, frame.original_size, threshold)
         scale = size // low_res.shape[-1]
-        whole = predictor.input_size == predictor.original_size == (size, size)
+        whole = frame.input_size == frame.original_size == (size, size)
         if self._device_type == "cpu" and whole and scale * low_res.shape[-1] == size:
             return measure_enlarged(low_res, scale, threshold)
         parts = low_res.split(MASKS_AT_ONCE.get(self._device_type, max(1, len(low_res))))
         return joined(
             [
-                measure_whole(self._upsample(predictor, some, channels), threshold)
+                measure_whole(self._upsample(frame, some, channels), threshold)
                 for some in parts
                 if len(some)
             ]
         )
 
-    def _upsample(self, predictor: Predictor, low_res: torch.Tensor, channels: int) -> torch.Tensor:
+    def _upsample(self, frame: Frame, low_res: torch.Tensor, channels: int) -> torch.Tensor:
         """Bring `(n, h, w)` logits, n > 0, to the size of the crop.
 
         Done in as many channels as the decoder has: for other numbers of channels torch may take
@@ -249,15 +245,13 @@ class SamSegmenter:
         """
         n = len(low_res)
         padding = low_res[:1].expand(-n % channels, -1, -1)
-        padded = torch.cat([low_res, padding]).unflatten(0, (-1, channels))
-        size = self.model.image_encoder.img_size
-        if predictor.input_size == predictor.original_size == (size, size):
-            # postprocess_masks would interpolate once more to the same size, which changes no bit
-            logits = interpolate(padded, (size, size), mode="bilinear", align_corners=False)
-        else:
-            logits = self.model.postprocess_masks(
-                padded, predictor.input_size, predictor.original_size
-            )
+        logits = torch.cat([low_res, padding]).unflatten(0, (-1, channels))
+        size, (height, width) = self.network.side, frame.input_size
+        logits = interpolate(logits, (size, size), mode="bilinear", align_corners=False)
+        logits = logits[..., :height, :width]
+        # to the same size it would change no bit
+        if frame.input_size != frame.original_size:
+            logits = interpolate(logits, frame.original_size, mode="bilinear", align_corners=False)
         return logits.flatten(0, 1)[:n]
 
     def _passing(
@@ -312,7 +306,8 @@ def sam_segmenter(
     on a machine that has neither the weights nor the device.
 
     Args:
-        model: `tiny`, `vit_b`, `vit_l` or `vit_h`.
+        model: One of `MODELS`: `tiny`, `vit_b`, `vit_l`, `vit_h`; with the extra `models`
+            `sam2.1_tiny`, `sam2.1_small`, `sam2.1_base_plus`, `sam2.1_large`.
         checkpoint: Local weights file; all other arguments are as in `Job`.
 
     Returns:
@@ -339,6 +334,7 @@ def sam_segmenter(
         sha256 = pooch.file_hash(str(path))  # part of the key, so of the store
     return SamSegmenter(
         load_model=partial(_load_weights, model, path),
+        network_of=MODELS[model].network_of,
         name=model,
         weights_sha256=sha256,
         points_per_side=points_per_side,
@@ -350,5 +346,8 @@ def sam_segmenter(
     )
 
 
-def _load_weights(model: str, path: Path | None) -> Sam:
-    return load_model(model, fetch_checkpoint(model) if path is None else path)
+def _load_weights(model: str, path: Path | None) -> nn.Module:
+    if path is None:
+        MODELS[model].require()  # before a long download
+        path = fetch_checkpoint(model)
+    return load_model(model, path)

@@ -1,0 +1,54 @@
+"""The frame around the label that is judged, which tells it from its neighbours."""
+
+from qgis.core import QgsGeometry, QgsSettings, QgsWkbTypes
+from qgis.gui import QgsRubberBand
+from qgis.PyQt.QtGui import QColor
+
+# black below white is seen on any imagery, and no label has these colours
+LINES = (QColor(0, 0, 0, 150), 5), (QColor(255, 255, 255, 255), 2)
+MARKERS = "qgis/digitizing/marker_style"  # crosses at all corners of what is selected
+KEPT = "sam_workbench_review/marker_style"  # the user's own style, while there is a review
+
+
+class Frame:
+    """A thin white line with a dark halo. `begin` and `hide` may be called again and again."""
+
+    def __init__(self, canvas):
+        self.bands = []
+        for color, width in LINES:
+            band = QgsRubberBand(canvas, QgsWkbTypes.LineGeometry)
+            band.setColor(color)
+            band.setWidth(width)
+            self.bands.append(band)
+        give_markers_back()  # of a review that a crash has ended
+
+    def begin(self):
+        """Leave out the crosses at the corners of a selected label, which hide its edge."""
+        settings = QgsSettings()
+        if not settings.contains(KEPT):
+            settings.setValue(KEPT, settings.value(MARKERS, "Cross"))
+        settings.setValue(MARKERS, "None")
+
+    def show(self, layer, fids):
+        """Frame a label; if there is not exactly one, frame nothing."""
+        line = QgsGeometry()
+        if len(fids) == 1:
+            shape = layer.getFeature(fids[0]).geometry()
+            if not shape.isEmpty():
+                line = QgsGeometry(shape.constGet().boundary())
+        for band in self.bands:
+            band.setToGeometry(line, layer)
+
+    def hide(self):
+        """Frame nothing, and show the corners as before."""
+        for band in self.bands:
+            band.reset(QgsWkbTypes.LineGeometry)
+        give_markers_back()
+
+
+def give_markers_back():
+    """Restore the user's style of corners."""
+    settings = QgsSettings()
+    if settings.contains(KEPT):
+        settings.setValue(MARKERS, settings.value(KEPT))
+        settings.remove(KEPT)

@@ -1,0 +1,108 @@
+"""Geometry from vector files: any that GDAL reads, and GeoParquet; one layer of several."""
+
+from __future__ import annotations
+
+import io
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+
+import geopandas as gpd
+import pyogrio
+
+from workbench._support.secrets import has_secrets, without_secrets
+from workbench.errors import AOIError
+from workbench.raster.sources import gdal_name, is_local, signed
+
+_PARQUET = (".parquet", ".geoparquet", ".pq")
+_TIMEOUT = 60  # seconds of silence of a server
+# what a layer says of itself if it may hold polygons
+_POLYGONAL = ("Polygon", "Unknown", "GeometryCollection", "Surface")
+
+
+def read_geometry(address: str, what: str) -> gpd.GeoSeries:
+    """Read all geometry of a vector file, in the CRS of the file.
+
+    `address` is a path, a URL or a GDAL name (`/vsizip/…`); a layer of several is named as QGIS
+    does it, `file.gpkg|layername=aoi`. `what` begins each message.
+
+    Raises:
+        AOIError: It is not there or cannot be read, has no geometry, or holds several layers of
+            polygons and none of them is named.
+    """
+    path, options = _parts(address)
+    if is_local(path) and not os.path.exists(path):
+        raise AOIError(f"{what}: no such file. Give a vector file or a GeoJSON geometry.")
+    try:
+        frame = _read(path, options, what)
+    except AOIError:
+        raise
+    except Exception as error:  # a damaged file can fail anywhere in GDAL, GEOS and PROJ
+        quiet = None if has_secrets(str(error)) else error
+        reason = without_secrets(str(error)).rstrip(".")
+        raise AOIError(
+            f"{what} cannot be read as a vector file: {reason}. Open it in QGIS "
+            "and export it again, for example as GeoPackage."
+        ) from quiet
+    if not isinstance(frame, gpd.GeoDataFrame):
+        raise AOIError(f"{what} has no geometry. Give a file with polygons.")
+    return frame.geometry
+
+
+def _parts(address: str) -> tuple[str, dict[str, str]]:
+    """Split `file.gpkg|layername=aoi` into the file and its options."""
+    if "|" not in address or os.path.exists(address):
+        return address, {}
+    path, *options = address.split("|")
+    return path, dict(option.partition("=")[::2] for option in options)
+
+
+def _read(path: str, options: dict[str, str], what: str) -> gpd.GeoDataFrame:
+    plain = without_secrets(path).split("?")[0]
+    if plain.lower().endswith(_PARQUET):
+        return gpd.read_parquet(path if is_local(path) else io.BytesIO(_fetched(signed(path))))
+    place = gdal_name(signed(path))
+    named = {str(name): kind for name, kind in pyogrio.list_layers(place).tolist()}
+    layer = options.get("layername")
+    number = options.get("layerid", "")
+    if layer is None and number.isdecimal() and int(number) < len(named):
+        layer = list(named)[int(number)]
+    if layer is not None and layer not in named:
+        raise AOIError(f"{what} has no layer {layer}. {_choice(path, list(named))}")
+    if layer is None:
+        layer = _only_polygons(path, named, what)
+    return gpd.read_file(place, layer=layer, columns=[], where=options.get("subset"))
+
+
+def _only_polygons(path: str, named: dict[str, str | None], what: str) -> str | None:
+    """The layer of polygons if there is one; else the first, about which will be said what it is.
+
+    A table without geometry counts only if there is nothing else.
+    """
+    polygonal = [
+        name for name, kind in named.items() if kind and any(word in kind for word in _POLYGONAL)
+    ]
+    if len(polygonal) > 1:
+        raise AOIError(
+            f"{what} has {len(polygonal)} layers of polygons. {_choice(path, polygonal)}"
+        )
+    spatial = [name for name, kind in named.items() if kind]
+    return next(iter(polygonal or spatial or named), None)
+
+
+def _choice(path: str, layers: Sequence[str]) -> str:
+    path = without_secrets(path)
+    lines = "\n".join(f"  {path}|layername={layer}" for layer in layers)
+    return f"Name one of them:\n{lines}"
+
+
+def _fetched(url: str) -> bytes:
+    """The bytes of a file at an `https` address."""
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
+            content: bytes = answer.read()
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise OSError(f"HTTP response code: {error.code}") from None
+    return content
