@@ -23,6 +23,7 @@ class SameColour:
     def __init__(self) -> None:
         self.key = {"model": "same colour"}
         self.asked: list[int] = []
+        self.boxed: list[bool] = []
         self.broken = False
 
     def load(self) -> None:
@@ -32,6 +33,7 @@ class SameColour:
         if self.broken:
             raise ValueError("no answer today")
         self.asked.append(len(points))
+        self.boxed.append(boxes is not None)
         colours = [image[int(y), int(x)] for x, y in points]
         rows = [i for i, c in enumerate(colours) if tuple(c.tolist()) != BACKGROUND]
         masks = np.stack([(image == colours[i]).all(2) for i in rows]) if rows else None
@@ -119,6 +121,15 @@ def test_thresholds_decide_what_is_sound(model: SameColour, job: Job, tmp_path: 
     path = saved(tmp_path / "old.gpkg", TRUE)
     assert answer_prompts(job.changed(pred_iou_thresh=0.96), path)["score"].isna().all()
     assert answer_prompts(job, path)["score"].notna().all()
+
+
+def test_only_models_that_gain_from_boxes_are_given_them(
+    model: SameColour, job: Job, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "old.gpkg", TRUE)
+    answer_prompts(job, path)
+    answer_prompts(job.changed(model="vit_b", resume=False), path)
+    assert model.boxed == [False, True]
 
 
 def test_points_become_polygons(model: SameColour, job: Job, tmp_path: Path) -> None:

@@ -133,7 +133,8 @@ class _Pyramid:
         level = [*channels, fine, valid.view(np.uint8) * np.uint8(255)]
         tables, sizes = [], []
         for _ in range(_LEVELS):
-            tables.append(cv2.merge([*level, _edges(cv2.merge(level[:3]))]).reshape(-1, 6))
+            edges = _edges(np.asarray(cv2.merge(level[:3]), np.uint8))
+            tables.append(cv2.merge([*level, edges]).reshape(-1, 6))
             sizes.append(level[0].shape)
             height, width = (max(1, side // 2) for side in level[0].shape)
             level = [
@@ -163,7 +164,7 @@ def _edges(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
     for direction in ((1, 0), (0, 1)):
         steps = [np.abs(cv2.Sobel(one, cv2.CV_16S, *direction, ksize=1)) for one in smooth]
         along.append(cv2.max(cv2.max(steps[0], steps[1]), steps[2]))
-    return cv2.convertScaleAbs(cv2.add(*along))
+    return np.asarray(cv2.convertScaleAbs(cv2.add(along[0], along[1])), np.uint8)
 
 
 # --------------------------------------------------------------------- what a mask looks like
@@ -322,7 +323,7 @@ def _shape(runs: Runs, perimeter: Float, pixel_m: float) -> Float:
     elongation = np.sqrt(np.maximum((xx + yy) / 2 - root, 0) / ((xx + yy) / 2 + root))
 
     # how far each mask reaches in 24 directions tells its convex hull, to 1 % of a circle
-    angle = np.arange(_DIRECTIONS) * (2 * np.pi / _DIRECTIONS)
+    angle = np.arange(_DIRECTIONS, dtype=float) * (2 * np.pi / _DIRECTIONS)
     reach = _reach(runs, first, angle)
     turn = 2 * np.pi / _DIRECTIONS
     side = np.roll(reach, 1, axis=1) + np.roll(reach, -1, axis=1) - 2 * reach * np.cos(turn)

@@ -30,6 +30,7 @@ from workbench.runs.folder import FolderLock
 from workbench.runs.job import Job
 from workbench.runs.plan import folder_of, open_scenes
 from workbench.runs.prompts import PromptWindow, best_masks, read_prompts, windows_around
+from workbench.segmenters.defaults import defaults_of
 
 LARGEST = 8192  # side of a window that is read, pixels
 SAME = 0.9  # from this IoU on a new shape only follows the pixels, and nothing has changed
@@ -64,8 +65,8 @@ def answer_prompts(job: Job, prompts: str | Path) -> gpd.GeoDataFrame:
 
     Args:
         job: Source, model, thresholds and so on; windows have the side `tile_size`.
-        prompts: Points, boxes or polygons, in any CRS. Boxes and polygons ask with their box and a
-            point inside.
+        prompts: Points, boxes or polygons, in any CRS. Boxes and polygons ask with a point
+            inside and their box; `tiny`, which learned from points, is asked without the box.
 
     Returns:
         The features that lie in the scenes, in the working CRS, with their attributes, `fid` and
@@ -95,7 +96,7 @@ def answer_prompts(job: Job, prompts: str | Path) -> gpd.GeoDataFrame:
         todo = [
             (scene, part)
             for scene, rows in zip(scenes, _by_scene(asked, scenes), strict=True)
-            for part in _windows(scene, asked, rows, job.tile_size)
+            for part in _windows(scene, asked, rows, job)
         ]
         waiting = [one for one in todo if not job.resume or not store.has(*one)]
         if waiting:
@@ -133,10 +134,12 @@ def _by_scene(asked: gpd.GeoDataFrame, scenes: Sequence[Scene]) -> list[NDArray[
 
 
 def _windows(
-    scene: Scene, asked: gpd.GeoDataFrame, rows: NDArray[np.intp], side: int
+    scene: Scene, asked: gpd.GeoDataFrame, rows: NDArray[np.intp], job: Job
 ) -> Iterator[PromptWindow]:
-    for part in windows_around(scene, asked.geometry.iloc[rows], side):
-        yield PromptWindow(part.window, rows[part.features], part.points, part.boxes)
+    with_boxes = defaults_of(job.model).takes_boxes
+    for part in windows_around(scene, asked.geometry.iloc[rows], job.tile_size):
+        boxes = part.boxes if with_boxes else None
+        yield PromptWindow(part.window, rows[part.features], part.points, boxes)
 
 
 def _answer(

@@ -93,7 +93,7 @@ def windows_around(scene: Scene, prompts: gpd.GeoSeries, side: int) -> Iterator[
     cells = np.floor(middles / half).astype(int)
     starts = cells * half - half // 2
     clear = np.hstack([bounds[:, :2] - starts, starts + side - bounds[:, 2:]])
-    fits = (clear >= margin).all(1)
+    fits: NDArray[np.bool_] = np.all(clear >= margin, axis=1)
     longest = (bounds[:, 2:] - bounds[:, :2]).max(1)
     sides = np.maximum(side, np.ceil(longest * 4 / 3).astype(int))
     starts[~fits] = np.floor(middles[~fits] - sides[~fits, None] / 2)

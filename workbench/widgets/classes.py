@@ -270,8 +270,8 @@ class ClassTeaching:
 
 def label_of(preview: Preview, row: int) -> str:
     """The id of a row, as a layer has it."""
-    *tile, ordinal = preview.key(row)
-    return f"{tile_name(*tile)}/{ordinal}"
+    source, tile_row, tile_col, ordinal = preview.key(row)
+    return f"{tile_name(source, tile_row, tile_col)}/{ordinal}"
 
 
 def row_of(preview: Preview, label: str) -> int:

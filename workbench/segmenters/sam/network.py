@@ -105,7 +105,8 @@ class SegmentAnything:
         """Embed an image with our encoder, and decode with our decoder."""
         model = self.model
         predictor = Predictor(model)
-        predictor.set_torch_image(image, image.shape[-2:])
+        height, width = (int(side) for side in image.shape[-2:])
+        predictor.set_torch_image(image, (height, width))
         no_mask = model.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
         # half a million sines that all prompts share; in bf16 they would be far off
         positions = model.prompt_encoder.get_dense_pe()
