@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 PLUGIN = "sam_workbench_review"  # the name of the plugin's package
-_IDS = uuid.UUID("5b0b2f3a-0f0c-4a26-9d4e-2f5c6c1f7d10")
+_IDS = uuid.UUID("5b0b2f3a-0f0c-4a26-9d4e-2f5c6c1f7d10")  # action ids are the same in every run
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ in `<maplayer>` (the project), so all three have the same style.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +54,6 @@ STATUSES: Mapping[schema.Status, str] = {
 KEPT: tuple[schema.Status, ...] = ("accepted", "edited")
 # what waits for review is strong, what is decided is quiet
 _FADE = f"if({is_one_of('status', 'rejected')}, 20, if({is_one_of('status', *KEPT)}, 45, 100))"
-_IDS = uuid.UUID("5b0b2f3a-0f0c-4a26-9d4e-2f5c6c1f7d10")  # action ids are the same in every run
 
 # The layer of the project that shows the labels as they were saved last, also while they are edited
 SAVED_ID = "prelabels_as_saved_5b0b2f3a"
