@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from workbench.layer.qgis.style import PLUGIN, styles
+from workbench.layer.qgis.buttons import PLUGIN
+from workbench.layer.qgis.style import styles
 
 ROOT = Path(__file__).parents[1]
 BUILD = runpy.run_path(str(ROOT / "qgis_plugin" / "build.py"))

@@ -118,7 +118,7 @@ def write_advised_job(
     job: ReviewJob, run: Run, labels: gpd.GeoDataFrame, advice: Advice | JudgedAdvice
 ) -> tuple[Path, str]:
     """Write the job of the next scene with the advised thresholds; see `_write_job`."""
-    learned: dict[str, Any] = {
+    learned: dict[str, float | str] = {
         "pred_iou_thresh": advice.advised.pred_iou_thresh,
         "stability_score_thresh": advice.advised.stability_score_thresh,
     }

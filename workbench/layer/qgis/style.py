@@ -6,10 +6,8 @@ in `<maplayer>` (the project), so all three have the same style.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -28,10 +26,10 @@ from workbench._support.palette import (
     confidence_labels,
 )
 from workbench.layer import schema
+from workbench.layer.qgis.buttons import Action, actions_of
 from workbench.layer.qgis.expressions import column, html, is_one_of, text
 from workbench.layer.qgis.xml import el, option, qml
 
-PLUGIN = "sam_workbench_review"  # the name of the plugin's package
 NO_SCORE = 99  # the confidence that a polygon drawn by hand is classified by
 
 _REVIEWED = "reviewed"
@@ -56,7 +54,6 @@ STATUSES: Mapping[schema.Status, str] = {
 KEPT: tuple[schema.Status, ...] = ("accepted", "edited")
 # what waits for review is strong, what is decided is quiet
 _FADE = f"if({is_one_of('status', 'rejected')}, 20, if({is_one_of('status', *KEPT)}, 45, 100))"
-_IDS = uuid.UUID("5b0b2f3a-0f0c-4a26-9d4e-2f5c6c1f7d10")  # action ids are the same in every run
 
 # The layer of the project that shows the labels as they were saved last, also while they are edited
 SAVED_ID = "prelabels_as_saved_5b0b2f3a"
@@ -183,7 +180,9 @@ def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
     return [
         _checks(("QgsIsValidCheck", *(("QgsGeometryOverlapCheck",) if planar else ()))),
         *_form(
-            form, display='concat("id", \' · \', round("confidence", 2))', actions=_actions(classes)
+            form,
+            display='concat("id", \' · \', round("confidence", 2))',
+            actions=actions_of(classes),
         ),
         _rows(
             {
@@ -327,24 +326,8 @@ class _Field:
     shown: bool = True  # in the form and in the table
 
 
-@dataclass(frozen=True)
-class _Action:
-    """A button of the form and the table, also for a click on the map; `code` is Python.
-
-    One for the `selection` is in the menu of actions of the attribute table instead.
-    """
-
-    name: str
-    code: str
-    selection: bool = False
-
-    @property
-    def id(self) -> str:
-        return f"{{{uuid.uuid5(_IDS, self.name)}}}"
-
-
 def _form(
-    fields: Sequence[_Field], display: str, actions: Sequence[_Action] = ()
+    fields: Sequence[_Field], display: str, actions: Sequence[Action] = ()
 ) -> list[ET.Element]:
     names = ("fieldConfiguration", "aliases", "defaults", "editable", "reuseLastValue")
     configuration, aliases, defaults, editable, reuse = (el(None, name) for name in names)
@@ -373,7 +356,7 @@ def _value_map(choices: Mapping[Any, str]) -> dict[str, Any]:
     return {"map": [{label: str(value)} for value, label in choices.items()]}
 
 
-def _buttons(actions: Sequence[_Action]) -> ET.Element:
+def _buttons(actions: Sequence[Action]) -> ET.Element:
     node = el(None, "attributeactions")
     el(node, "defaultAction", key="Canvas", value=actions[0].id)  # what a click on the map does
     for action in actions:
@@ -400,7 +383,7 @@ def _table(fields: Sequence[_Field]) -> ET.Element:
     return table
 
 
-def _form_layout(fields: Sequence[_Field], actions: Sequence[_Action]) -> list[ET.Element]:
+def _form_layout(fields: Sequence[_Field], actions: Sequence[Action]) -> list[ET.Element]:
     """Put the fields that a reviewer sets above those that the model set."""
     form = el(None, "attributeEditorForm")
     for title, wanted in (("Review", True), ("Model", False)):
@@ -450,32 +433,3 @@ _MAP_TIP = (
     f"<b>[% {_CLASS} %]</b><br>[% {_STATUS_SHOWN} %], confidence "
     '[% coalesce(round("confidence", 2), \'–\') %]<br>[% round("area_m2", 1) %] m²'
 )
-
-
-def _actions(classes: Mapping[int, str]) -> tuple[_Action, ...]:
-    # with several classes, a label without one is not exported: warn at the first
-    ask = ", classes_matter=True" if len(classes) > 1 else ""
-    one, some = "review('[% @layer_id %]', '[% $id %]', ", "review_selected('[% @layer_id %]', "
-    return (
-        _Action("Accept", _code(f"{one}'accepted'{ask})")),
-        _Action("Reject", _code(f"{one}'rejected')")),
-        _Action("Reopen", _code(f"{one}'unreviewed')")),
-        _Action("Accept selected labels", _code(f"{some}'accepted'{ask})"), selection=True),
-        _Action("Reject selected labels", _code(f"{some}'rejected')"), selection=True),
-        _Action("Reopen selected labels", _code(f"{some}'unreviewed')"), selection=True),
-        _Action("Zoom to each label: on or off", _code("switch_zoom()"), selection=True),
-    )
-
-
-def _code(call: str) -> str:
-    """Return the Python of an action, with the rules of the plugin if that is installed."""
-    module = files(__package__).joinpath("actions.py").read_text(encoding="utf-8")
-    return f"{module}\n\n{_FROM_PLUGIN}\n{call}\n"
-
-
-_FROM_PLUGIN = f"""\
-try:
-    from {PLUGIN}.actions import review, review_selected, switch_zoom
-except ImportError:
-    pass
-"""
