@@ -332,8 +332,8 @@ def test_a_layer_that_geopandas_has_written_is_read_in_batches(tmp_path: Path) -
 def test_the_least_certain_label_that_waits_is_found_by_an_index(tmp_path):
     gpkg = write_layer(sample(), tiles(), tmp_path, styles=lambda: STYLES).gpkg
     question = (
-        "EXPLAIN QUERY PLAN SELECT confidence, fid + 0 FROM prelabels WHERE status = 'unreviewed' "
-        "ORDER BY confidence, fid LIMIT 1"
+        "EXPLAIN QUERY PLAN SELECT coalesce(class_score, confidence), fid + 0 FROM prelabels "
+        "WHERE status = 'unreviewed' ORDER BY coalesce(class_score, confidence), fid LIMIT 1"
     )
     with closing(sqlite3.connect(gpkg)) as db:
         plan = " ".join(row[-1] for row in db.execute(question))

@@ -245,7 +245,7 @@ def test_a_view_shows_what_can_be_read_and_tells_of_the_rest(tmp_path):
     assert (scene.overview(128)[1] == valid).all()
     scene.close()
     path.unlink()
-    with pytest.raises(SceneError, match=r"a\.tif cannot be read any more"):
+    with pytest.raises(SceneError, match=r"a\.tif any more: it was moved"):
         scene.view(scene.window, (10, 10))
 
 

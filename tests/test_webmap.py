@@ -217,7 +217,7 @@ def test_a_raster_that_is_gone_is_said_and_the_others_are_shown(tmp_path):
     problems = []
     assert mosaic([gone, here], around(here), 300, problems.append) is not None
     (problem,) = problems
-    assert "b.tif cannot be read any more" in problem
+    assert "b.tif any more: it was moved, renamed or deleted" in problem
 
 
 # ---- polygons -------------------------------------------------------------------------------
