@@ -30,7 +30,7 @@ def scene_of(width: int, height: int, transform: Affine = TRANSFORM, name: str =
 
 def write_labels(path: Path, labels: NDArray[Any], transform: Affine = TRANSFORM) -> Path:
     """Write object numbers (0: nothing) as colours: red + 256 green."""
-    rgb = np.stack([labels % 256, labels // 256, np.full(labels.shape, 64)]).astype(np.uint8)
+    rgb = paint(labels).transpose(2, 0, 1)
     with rasterio.open(
         path, "w", driver="GTiff", width=labels.shape[1], height=labels.shape[0], count=3,
         dtype="uint8", crs="EPSG:32633", transform=transform, photometric="RGB",
@@ -40,8 +40,13 @@ def write_labels(path: Path, labels: NDArray[Any], transform: Affine = TRANSFORM
 
 
 def paint(labels: NDArray[Any]) -> NDArray[np.uint8]:
-    """The image of object numbers, as `write_labels` stores it."""
-    return np.dstack([labels % 256, labels // 256, np.full(labels.shape, 64)]).astype(np.uint8)
+    """The image of object numbers, as `write_labels` stores it.
+
+    One pixel is bright, for a picture that is dark all over would be stretched.
+    """
+    blue = np.full(labels.shape, 7)
+    blue[0, 0] = 255
+    return np.dstack([labels % 256, labels // 256, blue]).astype(np.uint8)
 
 
 @dataclass(frozen=True)

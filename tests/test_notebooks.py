@@ -184,7 +184,8 @@ def test_papermill_takes_a_review_back(tmp_path, finished):
     review = finished.folder / "review"
     there = {path.name for path in review.iterdir()}
     assert there == {
-        "issues.gpkg", "changes.png", "changes_map.png", "advice.png", "job.yaml", "dataset",
+        "issues.gpkg", "changes.png", "changes_map.png", "advice.png", "job.yaml",
+        "dataset", "examples.parquet",
     }  # fmt: skip
     advised = Job.from_yaml(review / "job.yaml")
     assert advised.source == str(tmp_path / "next.tif")
