@@ -492,6 +492,7 @@ def test_11_running_only_the_tuners_cell_again_shows_the_same_panel(opened):
     opened.page.keyboard.press("ArrowLeft")
     assert until_shown(opened, "len(tuner.panel.view.kept)") >= n
     opened.page.keyboard.press("ArrowRight")
+    opened.until(f"len(tuner.panel.view.kept) == {n}")
     assert until_shown(opened, "len(tuner.panel.view.kept)") == n
 
 

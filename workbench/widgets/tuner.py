@@ -135,12 +135,12 @@ class TunerPanel:
         )
         # messages stand beside the buttons, so that the map does not move when one comes
         said = row(self.tiles.widget, self.message)
-        said.layout.min_height = "36px"
+        said.layout.min_height = "28px"
         left = widgets.VBox(
             [
                 row(propose, self.n_tiles, clear, self.mode, advise), self.teaching.palette, said,
-                self.scene_map.widget, self.overlay, self.teaching.text, self.legend,
-                self.figures, self.verdicts.text,
+                self.scene_map.widget, self.overlay, self.verdicts.text, self.teaching.text,
+                self.legend, self.figures,
             ], layout=widgets.Layout(flex="1 1 500px", min_width="0"),
         )  # fmt: skip
         right = widgets.VBox(
