@@ -168,7 +168,7 @@ def test_the_tour_shows_all_its_pictures_and_no_widgets(told):
         for output in cell.get("outputs", [])
         if "data" in output
     ]
-    assert sum("image/png" in shown for shown in outputs) == 10
+    assert sum("image/png" in shown for shown in outputs) == 11
     assert not any("application/vnd.jupyter.widget-view+json" in shown for shown in outputs)
 
 
