@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
@@ -56,18 +56,17 @@ def with_looks(job: Job, looks: Looks) -> tuple[Job, dict[int, str]]:
     """
     names = {number: name for number, (name, _) in looks.items()}
     classes = names | ({} if job.classes == _USUAL and names else job.classes)
-    colors = {
-        number: looks[number][1] if number in looks else color_of(number) for number in classes
-    }
-    return (job if classes == job.classes else job.changed(classes=classes)), colors
+    named = job if classes == job.classes else job.changed(classes=classes)
+    return named, _colors(classes, looks)
 
 
 def class_colors(folder: Path, job: Job) -> dict[int, str]:
     """The colour of each class of a job, as a person has chosen it in this run folder."""
-    looks = read_looks(folder)
-    return {
-        number: looks[number][1] if number in looks else color_of(number) for number in job.classes
-    }
+    return _colors(job.classes, read_looks(folder))
+
+
+def _colors(classes: Iterable[int], looks: Looks) -> dict[int, str]:
+    return {number: looks[number][1] if number in looks else color_of(number) for number in classes}
 
 
 def is_color(value: str) -> bool:
