@@ -34,7 +34,7 @@ from workbench.polygons.seams import merge_seams
 from workbench.raster.scene import raster_of
 from workbench.raster.tiles import tile_names, tile_windows
 from workbench.raster.web_tiles import attribution_of
-from workbench.runs.by_products import QUALITY, TOPOLOGY, Finished, write_by_products
+from workbench.runs.by_products import QUALITY, TOPOLOGY, FinishedLayer, write_by_products
 from workbench.runs.classes import (
     Taught,
     classed_polygons,
@@ -100,7 +100,7 @@ def finish(plan: Plan) -> Run:
         with atomic_path(plan.folder / "tiles.parquet") as path:
             with_left_out(result.ledger, plan.left_out).to_parquet(path, index=False)
         seconds = time.perf_counter() - start
-        write_by_products(Finished(result, plan, taught, topology, against, attempts, seconds))
+        write_by_products(FinishedLayer(result, plan, taught, topology, against, attempts, seconds))
     _tell_failures(plan, ledger)
     return result
 
