@@ -1,7 +1,8 @@
 """The hand-off to QGIS: styles and the review project, written without QGIS.
 
-`style` has colours and forms, `project` the `.qgz`, `buttons` the buttons for reviewers and
-`actions` the code that QGIS runs for them, `xml` and `expressions` what must be escaped.
+`style` has forms and symbols (in the colours of `_support.palette`), `project` the `.qgz`,
+`buttons` the buttons for reviewers and `actions` the code that QGIS runs for them, `xml` and
+`expressions` what must be escaped.
 """
 
 from workbench.layer.qgis.project import AREA, ProjectRaster, scene_raster, write_project
