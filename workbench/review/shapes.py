@@ -102,7 +102,7 @@ def _overlaps(
     """Find duplicates and overlaps among pairs; the smaller label keeps a narrow overlap."""
     areas, common = shapely.area(shape), common_area(shape[i], shape[j])
     alike = iou(common, areas[i], areas[j])
-    fair = holds(common, areas[i], areas[j]) & ~planar
+    fair = holds(common, areas[i], areas[j]) & (not planar)
     for k in np.flatnonzero((common > 0) & ((alike >= DUPLICATE_IOU) | ~fair)).tolist():
         rows = (int(i[k]), int(j[k]))
         shared = shapely.intersection(*shape[list(rows)])
