@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyogrio
 from pyproj import CRS
 
 from workbench._support.files import atomic_path
-from workbench.layer.schema import BATCH, LABELS
+from workbench.layer.schema import BATCH, COLUMNS, LABELS
 from workbench.raster.crs import crs_name
 
 # the names of the formats, GDAL's drivers, and the files in a run folder
@@ -24,16 +25,18 @@ _UNITS = 4096  # to a side of a vector tile
 _ZOOMS = 8  # of a PMTiles file, the finest first
 
 
-def write_web(parquet: Path, formats: Collection[str], crs: CRS, pixel_m: float) -> list[Path]:
-    """Write a layer beside its GeoParquet file in `formats`; remove those of an earlier run.
+def write_web(layer: Path, formats: Collection[str], crs: CRS, pixel_m: float) -> list[Path]:
+    """Write a layer beside its file in `formats`; remove those of an earlier run.
+
+    The file is GeoParquet or a GeoPackage.
 
     Columns have the names and types of the other files. `pixel_m` is the pixel size of the imagery
     in ground metres: the finest zoom of PMTiles shows half of it.
     """
     written = []
     for name, driver in FORMATS.items():
-        path = parquet.with_name(FILES[name])
-        empty = name == "pmtiles" and pq.read_metadata(parquet).num_rows == 0  # tiles of nothing
+        path = layer.with_name(FILES[name])
+        empty = name == "pmtiles" and _length(layer) == 0  # tiles of nothing
         if name not in formats or empty:
             path.unlink(missing_ok=True)
             continue
@@ -42,16 +45,37 @@ def write_web(parquet: Path, formats: Collection[str], crs: CRS, pixel_m: float)
             finest = math.ceil(math.log2(_EQUATOR_M / _UNITS / (pixel_m / 2)))
             finest = min(22, max(0, finest))
             options = {"MINZOOM": max(0, finest - _ZOOMS), "MAXZOOM": finest, "NAME": LABELS}
-        with atomic_path(path) as temporary, pq.ParquetFile(parquet) as file:
+        with atomic_path(path) as temporary, _reading(layer) as (batches, geometry):
             pyogrio.write_arrow(
-                pa.RecordBatchReader.from_batches(file.schema_arrow, file.iter_batches(BATCH)),
+                batches,
                 temporary,
                 layer=LABELS,
                 driver=driver,
-                geometry_name="geometry",
+                geometry_name=geometry,
                 geometry_type="MultiPolygon",
                 crs=crs_name(crs),
                 **options,
             )
         written.append(path)
     return written
+
+
+def _length(layer: Path) -> int:
+    if layer.suffix == ".parquet":
+        return int(pq.read_metadata(layer).num_rows)
+    return int(pyogrio.read_info(layer, layer=LABELS, force_feature_count=True)["features"])
+
+
+@contextmanager
+def _reading(layer: Path) -> Iterator[tuple[pa.RecordBatchReader, str]]:
+    """Yield the batches of a layer, and the name of their column of shapes."""
+    if layer.suffix == ".parquet":
+        with pq.ParquetFile(layer) as file:
+            rows = file.iter_batches(BATCH)
+            yield pa.RecordBatchReader.from_batches(file.schema_arrow, rows), "geometry"
+        return
+    # columns that somebody has added in QGIS are for the review alone
+    with pyogrio.open_arrow(
+        layer, layer=LABELS, columns=list(COLUMNS), batch_size=BATCH, use_pyarrow=True
+    ) as (about, rows):
+        yield rows, about["geometry_name"] or "wkb_geometry"

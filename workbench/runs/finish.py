@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
@@ -53,6 +54,7 @@ from workbench.runs.labels import refuse_to_lose_examples
 from workbench.runs.looks import class_colors
 from workbench.runs.plan import Plan, load_reference
 from workbench.runs.record import write_job
+from workbench.runs.refresh import Refresh
 from workbench.runs.result import Run
 from workbench.samples.demo import sample_truth
 
@@ -68,11 +70,12 @@ def finish(plan: Plan) -> Run:
     """
 
     def with_counts(found: Mapping[str, int]) -> gpd.GeoDataFrame:
-        # the last moment: a review may have begun during a long run
-        refuse_to_lose_review(plan.folder)
-        # if the run is killed now, a Parquet file of the old layer must not be compared with the
-        # new GeoPackage
-        (plan.folder / "prelabels.parquet").unlink(missing_ok=True)
+        if refresh is None:
+            # the last moment: a review may have begun during a long run
+            refuse_to_lose_review(plan.folder)
+            # if the run is killed now, a Parquet file of the old layer must not be compared with
+            # the new GeoPackage
+            (plan.folder / "prelabels.parquet").unlink(missing_ok=True)
         counts.update(found)
         return _counted(finest(ledger), counts)
 
@@ -84,6 +87,7 @@ def finish(plan: Plan) -> Run:
     taught = teach(plan)
     if taught is not None:
         refuse_to_lose_examples(plan.job, plan.folder)
+    refresh = Refresh.of(plan.job, plan.folder, plan.crs) if plan.job.refresh else None
     ledger = _ledger_layer(plan)
     counts: dict[str, int] = {}
     tally, against = Tally(ledger), _against_reference(plan, ledger)
@@ -92,17 +96,23 @@ def finish(plan: Plan) -> Run:
         counting: list[Counting] = (
             [tally, topology] if against is None else [tally, topology, against]
         )
-        layer = counted(layer_batches(plan, taught), *counting)
-        tiles = write_layer(layer, with_counts, plan.folder, styles=styles).tiles
-        scenes = tuple(part.scene for part in plan.area.finest)
-        credits = sorted({attribution_of(scene.source) for scene in scenes} - {""})
-        if credits:
-            describe_layer(plan.folder / "prelabels.gpkg", f"Imagery: {', '.join(credits)}")
-        coarse = _counted(coarser(ledger), counts)
-        result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally, coarse)
-        if taught is not None:
-            keep_examples(plan, taught)
-        _write(result, plan, taught, topology, against, time.perf_counter() - start)
+        made = layer_batches(plan, taught)
+        layer = counted(made if refresh is None else refresh.among(made, plan.job), *counting)
+        kept = None if refresh is None else refresh.kept
+        with nullcontext(plan.folder) if refresh is None else refresh.staged() as folder:
+            tiles = write_layer(layer, with_counts, folder, styles=styles, kept=kept).tiles
+            scenes = tuple(part.scene for part in plan.area.finest)
+            credits = sorted({attribution_of(scene.source) for scene in scenes} - {""})
+            if credits:
+                describe_layer(folder / "prelabels.gpkg", f"Imagery: {', '.join(credits)}")
+            coarse = _counted(coarser(ledger), counts)
+            result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally, coarse)
+            if taught is not None:
+                keep_examples(plan, taught)
+            write_job(plan.job, folder)
+            with atomic_path(folder / "tiles.parquet") as path:
+                with_left_out(result.ledger, plan.left_out).to_parquet(path, index=False)
+        _write(result, plan, taught, topology, against, refresh, time.perf_counter() - start)
     _tell_failures(plan, ledger)
     return result
 
@@ -286,6 +296,7 @@ def _write(
     taught: Taught | None,
     topology: Topology,
     against: AgainstReference | None,
+    refresh: Refresh | None,
     seconds: float,
 ) -> None:
     """Write the rest; `seconds` is what the layer has taken."""
@@ -294,12 +305,10 @@ def _write(
     missed: dict[str, str] = {}
     numbers = result.tally.numbers
     used = result.job.thresholds if taught is None else result.job.limits
-    write_job(result.job, folder)
-    with atomic_path(folder / "tiles.parquet") as path:
-        with_left_out(result.ledger, plan.left_out).to_parquet(path, index=False)
     web = partial(
         write_web,
-        folder / "prelabels.parquet",
+        # after a refresh, the Parquet has labels as they were before their review
+        folder / ("prelabels.parquet" if refresh is None else "prelabels.gpkg"),
         result.job.formats or (),
         scene.crs,
         min(each.pixel_m for each in result.scenes),
@@ -346,6 +355,7 @@ def _write(
         tables={
             **({"Rasters left out": dict(plan.left_out)} if plan.left_out else {}),
             **({"Not made": missed} if missed else {}),
+            **({} if refresh is None else {"Review": refresh.table()}),
             **({} if taught is None else {"Classes": taught.summary(classes)}),
             **_by_product(missed, "the quality", partial(_quality, against), {}),
             "Seams": seams(numbers),
