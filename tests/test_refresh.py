@@ -1,13 +1,11 @@
 """A reviewed layer made anew: what a person has touched stays, and nothing is offered twice."""
 
-import json
 import shutil
 import sqlite3
 from contextlib import closing
 
 import geopandas as gpd
 import numpy as np
-import pandas as pd
 import pyogrio
 import pytest
 import shapely
@@ -165,8 +163,8 @@ def test_a_review_goes_on_after_a_refresh_and_through_a_second_one(raster, tmp_p
         {"accepted": 1, "rejected": 1, "edited": 1, "added": 1, "deleted": 1}
     ] * 2  # fmt: skip
     assert len(list(folder.glob("prelabels-before-*.gpkg"))) == 2
-    found = review(ReviewJob(run_dir=str(folder), chip_size=64))
-    assert "examples" in found.classes.text and "No examples" not in found.classes.text
+    found = review(ReviewJob(run_dir=str(folder), chip_size=64, val=0, test=0))
+    assert "No examples" not in found.classes.text
     assert "No data set" not in found.dataset.text
 
 
@@ -275,7 +273,7 @@ def test_a_refresh_that_is_killed_has_happened_or_not(raster, tmp_path, monkeypa
         patch.setattr(refresh, "_keep_beside", no_backup)
         patch.setattr(refresh, "_discard", lambda stage: None)
         if step == "staged":
-            patch.setattr(refresh, "_state", lambda path: (_ for _ in ()).throw(Killed()))
+            patch.setattr(refresh, "state_of", lambda path: (_ for _ in ()).throw(Killed()))
             patch.setattr(refresh, "read_touched", lambda *_: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             run(job(raster, folder, refresh=True, pred_iou_thresh=STRICT))

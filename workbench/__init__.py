@@ -21,6 +21,7 @@ _HOMES = {
     "answer_prompts": "runs.prompted",
     "clean": "polygons.clean",
     "compare": "evaluation.metrics",
+    "join_reviews": "review.join",
     "merge_seams": "polygons.seams",
     "offered": "candidates.offer",
     "open_scene": "raster.open",
@@ -29,6 +30,7 @@ _HOMES = {
     "sam_segmenter": "segmenters.sam",
     "sample_scene": "samples.demo",
     "select": "candidates.select",
+    "split_review": "review.split",
     "tile_windows": "raster.tiles",
     "to_polygons": "polygons.build",
 }

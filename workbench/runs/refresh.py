@@ -86,7 +86,7 @@ class Refresh:
         refuse_open(gpkg)
         if not gpkg.exists():
             return None
-        read_at = _state(gpkg)
+        read_at = state_of(gpkg)
         kept = read_touched(gpkg, crs)
         unknown = kept.now["class_id"].dropna()
         unknown = unknown[~unknown.isin(list(job.classes))]
@@ -160,7 +160,7 @@ class Refresh:
             yield making
         try:
             refuse_open(gpkg)
-            if _state(gpkg) != self.read_at:
+            if state_of(gpkg) != self.read_at:
                 raise RunFolderError(
                     f"{gpkg} has been changed while the run was made, so it was not replaced. Run "
                     "again: stored candidates are used."
@@ -230,7 +230,8 @@ def _sound(shapes: NDArray[np.object_]) -> NDArray[np.object_]:
     return shapes
 
 
-def _state(gpkg: Path) -> tuple[int, int]:
+def state_of(gpkg: Path) -> tuple[int, int]:
+    """What tells whether a file has been changed: when that last was, and its size."""
     now = gpkg.stat()
     return now.st_mtime_ns, now.st_size
 
