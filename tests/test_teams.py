@@ -1,8 +1,6 @@
 """Several reviewers: packages that open alone, joined again, with what they differ in."""
 
-import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import shapely
 from known_objects import objects_apart, write_labels
 from known_runs import equal_layers, files_in, job_for, left_over, use_known_objects
 from reviews import drawn, save_reviewed, with_rows
+from test_qgis import seen_by_qgis
 
 from workbench import join_reviews, read_run, run, split_review
 from workbench.errors import ReviewError, RunFolderError
@@ -328,30 +327,11 @@ def test_what_is_no_package_of_the_run_is_refused(folder, packages, tmp_path):
 # -------------------------------------------------------------------------------------- QGIS
 
 
-def qgis_python():
-    python = "/usr/bin/python3"
-    probe = [python, "-c", "import qgis.core"]
-    if (
-        not Path(python).exists()
-        or subprocess.run(probe, capture_output=True, check=False).returncode
-    ):
-        pytest.skip("no QGIS: apt-get install --no-install-recommends python3-qgis qgis-providers")
-    return python
-
-
 def test_a_package_opens_in_qgis_alone(packages, tmp_path):
-    python = qgis_python()
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     shutil.copy(packages[0].parent.parent / "scene.tif", moved / "scene.tif")
     package = shutil.copytree(packages[0], moved / "packages" / "anna")
-    verify = Path(__file__).with_name("qgis_verify.py")
-    done = subprocess.run(
-        [python, verify, package / "review.qgz"], capture_output=True, text=True, check=False,
-        env={"PATH": "/usr/bin:/bin", "QT_QPA_PLATFORM": "offscreen", "GDAL_PAM_ENABLED": "NO",
-             "HOME": str(tmp_path)},
-    )  # fmt: skip
-    seen = json.loads(done.stdout)
-    assert done.returncode == 0, seen
-    names = {layer["name"]: layer for layer in seen["layers"]}
-    assert {"prelabels", "tiles", "scene"} <= set(names)
+    seen = seen_by_qgis(package / "review.qgz")
+    assert seen["problems"] == []
+    assert {"prelabels", "tiles", "scene"} <= {layer["name"] for layer in seen["layers"]}

@@ -25,6 +25,7 @@ _HOMES = {
     "merge_seams": "polygons.seams",
     "offered": "candidates.offer",
     "open_scene": "raster.open",
+    "postgis_project": "review.postgis",
     "read_run": "runs.result",
     "run": "runs.run",
     "sam_segmenter": "segmenters.sam",
