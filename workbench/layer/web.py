@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,39 +25,34 @@ _UNITS = 4096  # to a side of a vector tile
 _ZOOMS = 8  # of a PMTiles file, the finest first
 
 
-def write_web(layer: Path, formats: Collection[str], crs: CRS, pixel_m: float) -> list[Path]:
-    """Write a layer beside its file in `formats`; remove those of an earlier run.
-
-    The file is GeoParquet or a GeoPackage.
+def write_format(layer: Path, name: str, crs: CRS, pixel_m: float) -> None:
+    """Write a layer beside its file, GeoParquet or a GeoPackage, in a format of `FORMATS`.
 
     Columns have the names and types of the other files. `pixel_m` is the pixel size of the imagery
-    in ground metres: the finest zoom of PMTiles shows half of it.
+    in ground metres: the finest zoom of PMTiles shows half of it. There are no tiles of nothing: an
+    empty layer gives no PMTiles.
     """
-    written = []
-    for name, driver in FORMATS.items():
-        path = layer.with_name(FILES[name])
-        empty = name == "pmtiles" and _length(layer) == 0  # tiles of nothing
-        if name not in formats or empty:
-            path.unlink(missing_ok=True)
-            continue
-        options: dict[str, Any] = {}
-        if name == "pmtiles":
-            finest = math.ceil(math.log2(_EQUATOR_M / _UNITS / (pixel_m / 2)))
-            finest = min(22, max(0, finest))
-            options = {"MINZOOM": max(0, finest - _ZOOMS), "MAXZOOM": finest, "NAME": LABELS}
-        with atomic_path(path) as temporary, _reading(layer) as (batches, geometry):
-            pyogrio.write_arrow(
-                batches,
-                temporary,
-                layer=LABELS,
-                driver=driver,
-                geometry_name=geometry,
-                geometry_type="MultiPolygon",
-                crs=crs_name(crs),
-                **options,
-            )
-        written.append(path)
-    return written
+    options: dict[str, Any] = {}
+    if name == "pmtiles":
+        if _length(layer) == 0:
+            return
+        finest = math.ceil(math.log2(_EQUATOR_M / _UNITS / (pixel_m / 2)))
+        finest = min(22, max(0, finest))
+        options = {"MINZOOM": max(0, finest - _ZOOMS), "MAXZOOM": finest, "NAME": LABELS}
+    with (
+        atomic_path(layer.with_name(FILES[name])) as temporary,
+        _reading(layer) as (batches, geometry),
+    ):
+        pyogrio.write_arrow(
+            batches,
+            temporary,
+            layer=LABELS,
+            driver=FORMATS[name],
+            geometry_name=geometry,
+            geometry_type="MultiPolygon",
+            crs=crs_name(crs),
+            **options,
+        )
 
 
 def _length(layer: Path) -> int:

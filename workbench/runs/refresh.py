@@ -35,7 +35,7 @@ from workbench.raster.crs import ground_area_m2
 from workbench.runs.folder import refuse_to_lose_review
 from workbench.runs.job import Job
 
-GPKG = "prelabels.gpkg"
+GPKG, GEOJSON = "prelabels.gpkg", "prelabels.geojson"
 STAGE = ".refresh"  # holds the files of a new layer until all of them are complete
 BACKUP = "prelabels-before-"  # and the time: what a refresh has replaced
 _SCORES = ["confidence", "stability"]
@@ -171,6 +171,8 @@ class Refresh:
             if (stage / GPKG).exists():
                 _discard(stage)
             raise
+        if not (stage / GEOJSON).exists():  # it could not be made; the old one shows another layer
+            (self.folder / GEOJSON).unlink(missing_ok=True)
         finish_moving(self.folder)
 
     def table(self) -> dict[str, str]:
