@@ -42,7 +42,7 @@ def folder(finished, tmp_path):
 
 @pytest.fixture
 def packages(folder, tmp_path):
-    split_review(folder, NAMES, tmp_path / "packages", shared=0.2)
+    split_review(folder, NAMES, tmp_path / "packages", shared=0.5)
     return [tmp_path / "packages" / name for name in NAMES]
 
 

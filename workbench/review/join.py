@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,21 +97,21 @@ def join_reviews(
         >>> joined.agreement["status_kappa"]
     """
     folder = Path(run_dir).absolute()
-    with closing(FolderLock(folder)):
-        run = read_run(folder)
-        if not packages:
-            raise ReviewError("no package to join: give the folders that came back.")
-        came = [read_package(Path(path), run) for path in packages]
-        names = [package.name for package in came]
-        if len(set(names)) < len(names):
-            raise ReviewError(f"two packages have one name ({', '.join(names)}). Rename a folder.")
-        if prefer is not None and prefer not in names:
-            raise ReviewError(f"prefer is {prefer!r}, no package: {', '.join(names)}.")
-        read_at = state_of(folder / "prelabels.gpkg")
-        base = read_with_more(folder / "prelabels.gpkg", run)
-        merged = _Merge(base, [*came, answers_here(base, came)], run, prefer)
-        layer = merged.layer()
-        refresh = Refresh(folder, Kept(layer, run.layer), read_at)
+    run = read_run(folder)
+    if not packages:
+        raise ReviewError("no package to join: give the folders that came back.")
+    came = [read_package(Path(path), run) for path in packages]
+    names = [package.name for package in came]
+    if len(set(names)) < len(names):
+        raise ReviewError(f"two packages have one name ({', '.join(names)}). Rename a folder.")
+    if prefer is not None and prefer not in names:
+        raise ReviewError(f"prefer is {prefer!r}, no package: {', '.join(names)}.")
+    read_at = state_of(folder / "prelabels.gpkg")
+    base = read_with_more(folder / "prelabels.gpkg", run)
+    merged = _Merge(base, [*came, answers_here(base, came)], run, prefer)
+    refresh = Refresh(folder, Kept(merged.layer(), run.layer), read_at)
+    lock = FolderLock(folder)
+    try:
         with refresh.staged() as stage:
             write_layer(
                 refresh.kept.among([run.layer[:0]]),
@@ -123,6 +122,8 @@ def join_reviews(
             )
         with atomic_path(folder / CONFLICTS) as path:
             write_gpkg_layer(merged.conflicts(), path, "conflicts", "MultiPolygon")
+    finally:
+        lock.release()
     assert refresh.replaced is not None
     return Joined(
         folder / "prelabels.gpkg",

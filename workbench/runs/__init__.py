@@ -5,5 +5,6 @@
 the other files; `forecast` says what a run takes.
 `job` holds the parameters (`parameters` reads what papermill delivers), `folder` and `record` the
 run folder, `refresh` what stays of a reviewed layer, `choose` the model, `labels` and `classes`
-what `examples` teach, `result` a finished run. `prompted` brings objects that are known already up to date, with `prompts` of a vector file.
+what `examples` teach, `result` a finished run. `prompted` brings objects that are known
+already up to date, with `prompts` of a vector file.
 """
