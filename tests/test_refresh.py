@@ -14,10 +14,11 @@ from known_runs import equal_layers, files_in, job_for, left_over
 from reviews import drawn, save_reviewed, with_rows
 
 from workbench import Job, read_run, run
-from workbench.errors import RunFolderError
+from workbench.errors import ReviewError, RunFolderError
 from workbench.layer.files import read_layer
 from workbench.layer.schema import COLUMNS, as_layer
 from workbench.review.changes import changes
+from workbench.review.decisions import advise_by_decisions
 from workbench.review.job import ReviewJob
 from workbench.review.read import read_review
 from workbench.review.workflow import review
@@ -213,7 +214,12 @@ def test_another_model_doubles_nothing_that_was_kept_or_rejected(raster, tmp_pat
         read_layer(folder / "prelabels.gpkg").sort_values("id", ignore_index=True),
         now.sort_values("id", ignore_index=True),
     )
-    assert review(ReviewJob(run_dir=str(again.folder), chip_size=64)).thresholds.text
+    found = review(ReviewJob(run_dir=str(again.folder), chip_size=64))
+    assert found.thresholds.text
+    # the verdicts are on candidates of the first model, which are no longer stored
+    labels = read_review(folder / "prelabels.gpkg", read_run(folder)).labels
+    with pytest.raises(ReviewError):
+        advise_by_decisions(read_run(folder), labels)
 
 
 def test_an_id_that_another_candidate_had_is_given_a_number(raster, tmp_path, monkeypatch):

@@ -138,11 +138,10 @@ class Refresh:
         """
         taken = self.kept.ids
         ids = batch["id"].to_numpy(object).copy()
-        judged = np.zeros(len(ids), bool)
+        judged, own_scores = np.zeros(len(ids), bool), batch[_SCORES].to_numpy(float).tolist()
         for row in np.flatnonzero(batch["id"].isin(taken)):
-            own = batch[_SCORES].iloc[row].astype(float).tolist()
             for name in chain([ids[row]], (f"{ids[row]}/{n}" for n in count(2))):
-                if name not in taken or (name, *own) in scores:
+                if name not in taken or (name, *own_scores[row]) in scores:
                     judged[row] = name in taken
                     ids[row] = name
                     break
