@@ -14,6 +14,7 @@ from known_runs import equal_layers, files_in, job_for, left_over
 from reviews import drawn, save_reviewed, with_rows
 
 from workbench import Job, read_run, run
+from workbench.candidates.table import Candidates
 from workbench.errors import ReviewError, RunFolderError
 from workbench.layer.files import read_layer
 from workbench.layer.schema import COLUMNS, as_layer
@@ -177,7 +178,10 @@ class Shifted(KnownObjects):
         return {"model": "shifted objects"}
 
     def propose(self, image, watch=None):
-        return super().propose(np.roll(image, 1, axis=1), watch)
+        found = super().propose(np.roll(image, 1, axis=1), watch)
+        columns = found.table.to_pydict()
+        columns["pred_iou"] = [score - 0.005 for score in columns["pred_iou"]]
+        return Candidates.from_columns(found.rules, columns)
 
 
 def use(monkeypatch, segmenter):

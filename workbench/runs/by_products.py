@@ -31,7 +31,7 @@ QUALITY, TOPOLOGY = "Quality", "Topology"  # headings of tables that are counted
 
 
 @dataclass(frozen=True, eq=False)
-class Finished:
+class FinishedLayer:
     """A run whose layer and ledger are written, and what was counted on the way.
 
     `seconds` is what the layer has taken.
@@ -47,7 +47,7 @@ class Finished:
     seconds: float
 
 
-def write_by_products(finished: Finished) -> None:
+def write_by_products(finished: FinishedLayer) -> None:
     """Write all files but those of the layer and the ledger; the report comes last."""
     start, attempts, run = time.perf_counter(), finished.attempts, finished.run
     for name, write in _FILES.items():
@@ -83,7 +83,7 @@ def write_by_products(finished: Finished) -> None:
     )
 
 
-def _write_format(name: str, finished: Finished) -> None:
+def _write_format(name: str, finished: FinishedLayer) -> None:
     run = finished.run
     # after a refresh, the Parquet has labels as they were before their review
     layer = run.folder / ("prelabels.parquet" if finished.refresh is None else "prelabels.gpkg")
@@ -92,7 +92,7 @@ def _write_format(name: str, finished: Finished) -> None:
         write_format(layer, name, run.scenes[0].crs, min(each.pixel_m for each in run.scenes))
 
 
-def _write_project(finished: Finished) -> None:
+def _write_project(finished: FinishedLayer) -> None:
     run, attempts = finished.run, finished.attempts
     rasters = [
         attempts.make(f"{scene.name} in review.qgz", partial(qgis.scene_raster, scene))
@@ -114,12 +114,12 @@ def _write_project(finished: Finished) -> None:
     )
 
 
-def _tile_maps(finished: Finished) -> dict[str, bytes]:
+def _tile_maps(finished: FinishedLayer) -> dict[str, bytes]:
     figures = charts.tile_maps(finished.run.tiles)
     return {title: figure_png(figure) for title, figure in figures.items()}
 
 
-def _scores_and_areas(finished: Finished) -> dict[str, bytes]:
+def _scores_and_areas(finished: FinishedLayer) -> dict[str, bytes]:
     job = finished.run.job
     used = job.thresholds if finished.taught is None else job.limits
     figures = charts.distributions(
@@ -128,27 +128,27 @@ def _scores_and_areas(finished: Finished) -> dict[str, bytes]:
     return {title: figure_png(figure) for title, figure in figures.items()}
 
 
-def _review(finished: Finished) -> Mapping[str, Any]:
+def _review(finished: FinishedLayer) -> Mapping[str, Any]:
     return {} if finished.refresh is None else finished.refresh.table()
 
 
-def _classes(finished: Finished) -> Mapping[str, Any]:
+def _classes(finished: FinishedLayer) -> Mapping[str, Any]:
     return {} if finished.taught is None else finished.taught.summary(finished.run.job.classes)
 
 
-def _quality(finished: Finished) -> Mapping[str, Any]:
+def _quality(finished: FinishedLayer) -> Mapping[str, Any]:
     return {} if finished.against is None else finished.against.rows()
 
 
-def _seams(finished: Finished) -> Mapping[str, Any]:
+def _seams(finished: FinishedLayer) -> Mapping[str, Any]:
     return seams(finished.run.tally.numbers)
 
 
-def _topology(finished: Finished) -> Mapping[str, Any]:
+def _topology(finished: FinishedLayer) -> Mapping[str, Any]:
     return finished.topology.table()
 
 
-def _times(finished: Finished, seconds: float) -> Mapping[str, Any]:
+def _times(finished: FinishedLayer, seconds: float) -> Mapping[str, Any]:
     return {
         "finished": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
         "segmenting, sum over tiles": duration(float(finished.run.ledger["seconds"].sum())),
@@ -158,11 +158,11 @@ def _times(finished: Finished, seconds: float) -> Mapping[str, Any]:
 
 
 # what is made, in the order of the report, where a part without content is left out
-_FILES: Mapping[str, Callable[[Finished], None]] = {
+_FILES: Mapping[str, Callable[[FinishedLayer], None]] = {
     **{FILES[name]: partial(_write_format, name) for name in FILES},
     "review.qgz": _write_project,
 }
-_CHARTS: Mapping[str, Callable[[Finished], Mapping[str, bytes]]] = {
+_CHARTS: Mapping[str, Callable[[FinishedLayer], Mapping[str, bytes]]] = {
     "Tiles": _tile_maps,
     "Scores and areas": _scores_and_areas,
 }

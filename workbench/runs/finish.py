@@ -35,7 +35,7 @@ from workbench.polygons.seams import merge_seams
 from workbench.raster.scene import raster_of
 from workbench.raster.tiles import tile_names, tile_windows
 from workbench.raster.web_tiles import attribution_of
-from workbench.runs.by_products import QUALITY, TOPOLOGY, Finished, write_by_products
+from workbench.runs.by_products import QUALITY, TOPOLOGY, FinishedLayer, write_by_products
 from workbench.runs.classes import (
     Taught,
     classed_polygons,
@@ -109,8 +109,9 @@ def finish(plan: Plan) -> Run:
             with atomic_path(folder / "tiles.parquet") as path:
                 with_left_out(result.ledger, plan.left_out).to_parquet(path, index=False)
         seconds = time.perf_counter() - start
-        finished = Finished(result, plan, taught, topology, against, refresh, attempts, seconds)
-        write_by_products(finished)
+        write_by_products(
+            FinishedLayer(result, plan, taught, topology, against, refresh, attempts, seconds)
+        )
     _tell_failures(plan, ledger)
     return result
 
