@@ -166,7 +166,7 @@ _CHARTS: Mapping[str, Callable[[FinishedLayer], Mapping[str, bytes]]] = {
     "Tiles": _tile_maps,
     "Scores and areas": _scores_and_areas,
 }
-_TABLES: Mapping[str, Callable[[Finished], Mapping[str, Any]]] = {
+_TABLES: Mapping[str, Callable[[FinishedLayer], Mapping[str, Any]]] = {
     "Review": _review,
     "Classes": _classes,
     QUALITY: _quality,
