@@ -311,7 +311,7 @@ def test_a_layer_that_was_saved_during_the_run_is_not_replaced(raster, tmp_path,
 
     def saved_meanwhile(self):
         with closing(sqlite3.connect(gpkg)) as db, db:
-            db.execute("CREATE TABLE more (text)")
+            db.execute("CREATE TABLE more (word TEXT)")
         return found(self)
 
     monkeypatch.setattr(refresh.Refresh, "staged", saved_meanwhile)
@@ -327,7 +327,7 @@ def test_a_layer_that_is_open_in_qgis_is_refused(raster, tmp_path):
     review_of(folder)
     with closing(sqlite3.connect(folder / "prelabels.gpkg")) as db:
         db.execute("PRAGMA journal_mode = WAL")
-        db.execute("CREATE TABLE more (text)")
+        db.execute("CREATE TABLE more (word TEXT)")
         db.commit()
         with pytest.raises(RunFolderError, match="is open in another program, probably QGIS"):
             run(job(raster, folder, refresh=True))
@@ -360,12 +360,10 @@ def test_in_a_planar_layer_new_labels_are_cut_where_kept_ones_are(raster, tmp_pa
     gpkg = folder / "prelabels.gpkg"
     labels = read_layer(gpkg)
     labels.loc[0, "status"] = "edited"
-    x, y = labels.geometry[1].centroid.coords[0]
-    labels.loc[0, "geometry"] = (
-        shapely.union(labels.geometry[0], shapely.box(x, y - 50, x + 0.5, y + 50))
-        if False
-        else shapely.MultiPolygon([*labels.geometry[0].geoms, shapely.box(x, y, x + 1, y + 50)])
-    )
+    # a person makes it larger, into a neighbour
+    left, bottom, right, top = labels.geometry[1].bounds
+    part = shapely.box(left, bottom, left + 0.2 * (right - left), top)
+    labels.loc[0, "geometry"] = shapely.MultiPolygon([*labels.geometry[0].geoms, part])
     gpkg.unlink()
     save_reviewed(labels, gpkg)
     run(job(raster, folder, refresh=True, **planar))
