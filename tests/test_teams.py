@@ -297,6 +297,26 @@ def test_what_was_reviewed_in_the_run_folder_meanwhile_stays(folder, packages):
     assert joined.conflicts["reviewer"].tolist() == ["anna", "run folder"]
 
 
+def test_a_refresh_in_the_meantime_loses_no_answer_and_doubles_nothing(folder, packages):
+    anna = packages[0]
+    mine = alone(anna, packages)
+    answer(anna, {mine[0]: {"status": "accepted"}, mine[1]: {"status": "rejected"}, mine[2]: None})
+    # other candidates: they have no id in common with those that were given out
+    labels = labels_in(folder)
+    other = labels.assign(id=[f"{label}/2" for label in labels["id"]])
+    other = pd.concat([other, labels[labels["id"] == mine[3]]], ignore_index=True)
+    save(folder, other)
+    other.to_parquet(folder / "prelabels.parquet")
+    joined = join_reviews(folder, packages)
+    assert len(joined.conflicts) == 0
+    came = read_review(folder / "prelabels.gpkg", read_run(folder))
+    told = changes(came.labels, read_run(folder).layer).set_index("id")["change"]
+    assert told[mine[:3]].tolist() == ["accepted", "rejected", "deleted"]
+    assert (told.drop(mine[:3]) == "unreviewed").all()
+    assert not {f"{label}/2" for label in mine[:3]} & set(told.index)
+    assert len(told) == len(labels) + 1
+
+
 def test_packages_can_be_joined_one_after_the_other(folder, packages, tmp_path):
     anna, ben, _ = packages
     answer(anna, {alone(anna, packages)[0]: {"status": "accepted"}})
@@ -317,9 +337,8 @@ def test_what_is_no_package_of_the_run_is_refused(folder, packages, tmp_path):
         join_reviews(folder, packages[:2], prefer="dora")
     with pytest.raises(ReviewError, match="two packages have one name"):
         join_reviews(folder, [packages[0], packages[0]])
-    strange = labels_in(packages[0]).assign(id=lambda frame: "other/" + frame["id"])
-    strange.to_parquet(packages[0] / "prelabels.parquet")
-    save(packages[0], strange)
+    record = (packages[0] / "run.yaml").read_text()
+    (packages[0] / "run.yaml").write_text(record.replace("fingerprint: ", "fingerprint: other"))
     with pytest.raises(ReviewError, match="is no package of the run"):
         join_reviews(folder, packages)
 

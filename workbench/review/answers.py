@@ -61,21 +61,14 @@ class Answers:
 def read_package(path: Path, run: Run) -> Answers:
     """Read a folder that `split_review` made of a run; raises `ReviewError` for any other."""
     part = read_run(path)
-    given = part.layer
-    if len(given) and not given["id"].isin(_ids_of(run)).all():
+    same_scenes = all(scene in run.scenes for scene in part.scenes)
+    if not same_scenes or not part.tiles["tile"].isin(run.tiles["tile"]).all():
         raise ReviewError(
-            f"{path} is no package of the run in {run.folder}: it has labels that are not there. "
-            "Give the packages that split_review made of this run."
+            f"{path} is no package of the run in {run.folder}: it has other tiles. Give the "
+            "packages that split_review made of this run."
         )
+    given = part.layer
     return _package(path.name, given, read_with_more(path / "prelabels.gpkg", part))
-
-
-def _ids_of(run: Run) -> set[str]:
-    """The ids of all labels that a run can have given out: drawn ones, too."""
-    there = pyogrio.read_dataframe(
-        run.folder / "prelabels.gpkg", layer=LABELS, columns=["id"], read_geometry=False
-    )
-    return {*run.layer["id"], *there["id"].fillna("")}
 
 
 def read_with_more(gpkg: Path, run: Run) -> gpd.GeoDataFrame:
@@ -109,13 +102,18 @@ def _package(name: str, given: gpd.GeoDataFrame, back: gpd.GeoDataFrame) -> Answ
     return Answers(name, given, back, answers, np.array(sorted(drawn), np.int64))
 
 
-def answers_here(base: gpd.GeoDataFrame, came: Sequence[Answers]) -> Answers:
-    """What was changed in the run folder itself since the packages were given out."""
+def answers_here(base: gpd.GeoDataFrame, came: Sequence[Answers], run: Run) -> Answers:
+    """What a person changed in the run folder itself since the packages were given out.
+
+    `base` are the labels there. What a refresh has replaced is no answer.
+    """
     given = [came[0].given]
     for package in came[1:]:
         known = pd.concat(given)["id"]
         given.append(package.given[~package.given["id"].isin(known)])
     all_given = pd.concat(given, ignore_index=True)
+    known = {*base["id"], *run.layer["id"]}
+    all_given = all_given[all_given["id"].isin(known)].reset_index(drop=True)
     there = base[base["id"].isin(all_given["id"])].reset_index(drop=True)
     return _package(HERE, all_given, there)
 

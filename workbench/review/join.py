@@ -108,8 +108,8 @@ def join_reviews(
         raise ReviewError(f"prefer is {prefer!r}, no package: {', '.join(names)}.")
     read_at = state_of(folder / "prelabels.gpkg")
     base = read_with_more(folder / "prelabels.gpkg", run)
-    merged = _Merge(base, [*came, answers_here(base, came)], run, prefer)
-    refresh = Refresh(folder, Kept(merged.layer(), run.layer), read_at)
+    merged = _Merge(base, [*came, answers_here(base, came, run)], run, prefer)
+    refresh = Refresh(folder, _without_doubles(merged.layer(), merged.replaced(), run), read_at)
     lock = FolderLock(folder)
     try:
         with refresh.staged() as stage:
@@ -132,6 +132,20 @@ def join_reviews(
         agreement(came, run),
         {package.name: len(package.answers) + len(package.drawn) for package in came},
     )
+
+
+def _without_doubles(layer: gpd.GeoDataFrame, replaced: gpd.GeoDataFrame, run: Run) -> Kept:
+    """Leave out labels of a refresh that double what came back of those that it replaced."""
+    before = run.layer
+    if len(replaced):
+        came_back = layer[layer["id"].isin(replaced["id"])].reset_index(drop=True)
+        new = layer[layer["status"].eq("unreviewed") & layer["id"].isin(before["id"])]
+        beside = Refresh(run.folder, Kept(came_back, replaced), (0, 0)).beside([new], run.job)
+        left = {label for batch in beside for label in batch["id"]}
+        doubles = set(new["id"]) - left
+        layer = layer[~layer["id"].isin(doubles)].reset_index(drop=True)
+        before = pd.concat([before[~before["id"].isin(doubles)], replaced], ignore_index=True)
+    return Kept(layer, before)
 
 
 class _Merge:
@@ -161,6 +175,17 @@ class _Merge:
         more = layer.drop(columns=[*COLUMNS, layer.geometry.name])
         layer = gpd.GeoDataFrame(pd.concat([typed, pd.DataFrame(more)], axis=1), crs=typed.crs)
         return layer.sort_values(["source", "id"], kind="stable", ignore_index=True)
+
+    def replaced(self) -> gpd.GeoDataFrame:
+        """Labels as they were given out that somebody has touched, and a refresh has replaced."""
+        known = {*self._base["id"], *self._run.layer["id"]}
+        gone = [
+            package.given[package.given["id"].isin(set(package.answers) - known)]
+            for package in self._packages
+        ]
+        labels = pd.concat(gone, ignore_index=True)
+        drawn = labels["id"].str.startswith(DRAWN)
+        return labels[~drawn & ~labels["id"].duplicated()]
 
     def conflicts(self) -> gpd.GeoDataFrame:
         """Each answer about each label in dispute, a row for each."""

@@ -99,9 +99,9 @@ class Refresh:
 
     def among(self, batches: Iterable[gpd.GeoDataFrame], job: Job) -> Iterator[gpd.GeoDataFrame]:
         """Join the labels that stay with those of a new layer that double none of them."""
-        return self.kept.among(self._beside(batches, job))
+        return self.kept.among(self.beside(batches, job))
 
-    def _beside(self, batches: Iterable[gpd.GeoDataFrame], job: Job) -> Iterator[gpd.GeoDataFrame]:
+    def beside(self, batches: Iterable[gpd.GeoDataFrame], job: Job) -> Iterator[gpd.GeoDataFrame]:
         """Leave out what a person has judged already, and give the rest ids that are free."""
         now = self.kept.now
         there = now["status"].ne("rejected").to_numpy()
