@@ -272,11 +272,14 @@ def test_two_ends_that_meet_are_one_object_though_a_third_tile_shows_a_whole_and
     # windows are 0..96 and 72..168 in both directions; a yard lies around the middle
     upper, lower = ((0, 1), 0.9, (72, 40, 130, 96)), ((1, 1), 0.9, (72, 72, 150, 130))
     left, part = ((1, 0), 0.9, (40, 72, 96, 140)), ((1, 0), 0.9, (62, 72, 96, 125))
-    merged = merge_seams(*pieces(upper, lower, left, part, width=168, height=168))
+    corner = ((1, 1), 0.8, (72, 72, 102, 110))  # so that no match of the two ends is a sure one
+    merged = merge_seams(*pieces(upper, lower, left, part, corner, width=168, height=168))
     assert merged["n_tiles"].tolist() == [3]
     crossing = ((1, 0), 0.9, (62, 60, 96, 125))  # not a part: half of it lies beside the other
     apart = ((1, 0), 0.9, (40, 100, 96, 140))
-    assert len(merge_seams(*pieces(upper, lower, crossing, apart, width=168, height=168))) > 1
+    assert (
+        len(merge_seams(*pieces(upper, lower, crossing, apart, corner, width=168, height=168))) > 1
+    )
 
 
 def accepted(polygons, *kept):
