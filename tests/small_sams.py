@@ -5,6 +5,7 @@ import os
 import numpy as np
 import torch
 
+from workbench.segmenters.sam.mobile_sam import build_mobile_sam
 from workbench.segmenters.sam.sam2 import Trunk, build_sam2
 
 # after workbench.segmenters.sam, which makes torchvision importable
@@ -123,6 +124,24 @@ def small_sam2(seed: int = 0) -> torch.nn.Module:
         return logits[None], scores[None], *rest
 
     model.mask_decoder.register_forward_hook(blobs, with_kwargs=True)
+    return model.eval()
+
+
+def small_mobile_sam(seed: int = 0) -> Sam:
+    """MobileSAM for images of 128 pixels, with random weights and the blobs of `BlobDecoder`."""
+    torch.manual_seed(seed)
+    model = build_mobile_sam(
+        side=128,
+        width=64,
+        mlp=32,
+        embed_dims=(8, 16, 16, 32),
+        depths=(1, 1, 2, 1),
+        num_heads=(1, 2, 2, 2),
+    )
+    transformer = TwoWayTransformer(depth=1, embedding_dim=64, num_heads=2, mlp_dim=32)
+    model.mask_decoder = BlobDecoder(transformer_dim=64, transformer=transformer)
+    with torch.no_grad():
+        model.prompt_encoder.point_embeddings[1].weight *= 0.1
     return model.eval()
 
 

@@ -14,12 +14,12 @@ from workbench.candidates.select import Thresholds, select
 from workbench.candidates.table import Candidates, Rules
 from workbench.errors import CheckpointError
 from workbench.segmenters.sam import MODELS, Download, SamSegmenter, checkpoints, sam_segmenter
+from workbench.segmenters.sam.extras import is_installed
 from workbench.segmenters.sam.network import Prompts
 from workbench.segmenters.sam.sam2 import (
     TRUNKS,
     Sam2,
     build_sam2,
-    is_installed,
     names_of_transformers,
 )
 
@@ -275,7 +275,7 @@ def test_offline_the_message_says_where_to_put_the_weights(small_registry: Path)
 def test_without_the_extra_the_message_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("workbench.segmenters.sam.sam2.is_installed", lambda _: False)
+    monkeypatch.setattr("workbench.segmenters.sam.extras.is_installed", lambda _: False)
     monkeypatch.setenv("SAM_WORKBENCH_CACHE", str(tmp_path))
     segmenter = sam_segmenter("sam2.1_small")  # nothing is loaded yet: stores are recognised
     with pytest.raises(CheckpointError, match=r"transformers.*pip install 'sam-workbench\[models"):

@@ -39,7 +39,7 @@ from workbench.runs.parameters import (
 from workbench.segmenters.defaults import defaults_of
 
 ModelName = Literal[
-    "tiny", "classic", "vit_b", "vit_l", "vit_h",
+    "tiny", "classic", "mobile_sam", "vit_b", "vit_l", "vit_h",
     "sam2.1_tiny", "sam2.1_small", "sam2.1_base_plus", "sam2.1_large",
 ]  # fmt: skip
 MOST_SCALES, COARSEST = 4, 64
@@ -73,8 +73,8 @@ class Job(Parameters):
     model: ModelName = parameter(
         "classic",
         "`tiny`: a small SAM that comes with the package; `classic`: a baseline without weights; "
-        "`vit_b`, `vit_l`, `vit_h`: Meta's SAM, downloaded on first use; `sam2.1_…`: SAM 2.1, "
-        "the same, with the extra `models`",
+        "`vit_b`, `vit_l`, `vit_h`: Meta's SAM, downloaded on first use; with the extra `models` "
+        "`mobile_sam`: a small SAM for computers without a GPU, and `sam2.1_…`: SAM 2.1",
     )
     checkpoint: Text | None = parameter(None, "local weights file instead of the model's own")
     device: Literal["auto", "cuda", "mps", "cpu"] = parameter("auto", "where the network runs")

@@ -19,6 +19,11 @@ from segment_anything import sam_model_registry
 from torch import nn
 
 from workbench.errors import CheckpointError
+from workbench.segmenters.sam.mobile_sam import (
+    build_mobile_sam,
+    names_of_timm,
+    require_timm,
+)
 from workbench.segmenters.sam.network import Network, SegmentAnything
 from workbench.segmenters.sam.sam2 import (
     TRUNKS,
@@ -145,6 +150,16 @@ MODELS: dict[str, Model] = {
             _OFFICIAL + "sam_vit_h_4b8939.pth",
             "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
         ),
+    ),
+    "mobile_sam": Model(
+        build_mobile_sam,
+        Download(
+            "https://github.com/ChaoningZhang/MobileSAM/raw/"
+            "34bbbfdface3c18e5221aa7de6032d7220c6c6a1/weights/mobile_sam.pt",
+            "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+        ),
+        names=names_of_timm,
+        require=require_timm,
     ),
     "sam2.1_tiny": _sam2(
         "tiny", "7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69"

@@ -9,19 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from workbench.errors import CheckpointError
 from workbench.segmenters.sam.decoder import LogitsOf
+from workbench.segmenters.sam.extras import require
 from workbench.segmenters.sam.network import Ask, Prompts
 
 # of ImageNet, in units of 0 to 255; the same numbers as the first SAM's
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+require_transformers = partial(require, "SAM 2.1", "transformers")
 
 
 @dataclass(frozen=True)
@@ -84,21 +86,6 @@ def build_sam2(trunk: Trunk, side: int = 1024, width: int = 256, mlp: int = 2048
         Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
     )
     return model
-
-
-def is_installed(package: str) -> bool:
-    """Whether an optional package can be imported."""
-    return find_spec(package) is not None
-
-
-def require_transformers() -> None:
-    """Raise `CheckpointError`, with what to install, if transformers is missing."""
-    if not is_installed("transformers"):
-        raise CheckpointError(
-            "SAM 2.1 needs the package transformers, which is not installed. Install the extra "
-            "`models`: pip install 'sam-workbench[models]'. Or set model to one that needs nothing "
-            "more: tiny, vit_b, vit_l, vit_h."
-        )
 
 
 class Sam2:
