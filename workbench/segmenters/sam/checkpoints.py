@@ -19,6 +19,7 @@ from segment_anything import sam_model_registry
 from torch import nn
 
 from workbench.errors import CheckpointError
+from workbench.segmenters.sam.edgetam import build_edgetam, require_edgetam
 from workbench.segmenters.sam.mobile_sam import (
     build_mobile_sam,
     names_of_timm,
@@ -113,6 +114,15 @@ class Model:
     names: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     require: Callable[[], None] = lambda: None  # raises `CheckpointError` without its packages
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the packages that it needs are installed."""
+        try:
+            self.require()
+        except CheckpointError:
+            return False
+        return True
+
 
 _OFFICIAL = "https://dl.fbaipublicfiles.com/segment_anything/"
 _OFFICIAL_2 = "https://dl.fbaipublicfiles.com/segment_anything_2/092824/"
@@ -172,6 +182,17 @@ MODELS: dict[str, Model] = {
     ),
     "sam2.1_large": _sam2(
         "large", "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318"
+    ),
+    "edgetam": Model(
+        build_edgetam,
+        Download(
+            "https://github.com/facebookresearch/EdgeTAM/raw/"
+            "9cc44bfe9e16cc374242917b91283c718410ea87/checkpoints/edgetam.pt",
+            "ed2d4850b8792c239689b043c47046ec239b6e808a3d9b6ae676c803fd8780df",
+        ),
+        Sam2,
+        names_of_transformers,
+        require_edgetam,
     ),
 }
 

@@ -6,6 +6,8 @@ from importlib.util import find_spec
 
 from workbench.errors import CheckpointError
 
+INSTALL = "pip install 'sam-workbench[models]'"
+
 
 def is_installed(package: str) -> bool:
     """Whether an optional package can be imported."""
@@ -18,6 +20,6 @@ def require(family: str, *packages: str) -> None:
     if missing:
         raise CheckpointError(
             f"{family} needs the package {missing[0]}, which is not installed. Install the extra "
-            "`models`: pip install 'sam-workbench[models]'. Or set model to one that needs nothing "
-            "more: tiny, vit_b, vit_l, vit_h."
+            f"`models`: {INSTALL}. Or set model to one that needs nothing more: tiny, vit_b, vit_l, "
+            "vit_h."
         )

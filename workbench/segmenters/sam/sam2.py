@@ -10,13 +10,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from workbench.segmenters.sam.decoder import LogitsOf
+from workbench.segmenters.sam.decoder import DecoderParts, ImageDecoder, LogitsOf
 from workbench.segmenters.sam.extras import require
 from workbench.segmenters.sam.network import Ask, Prompts
 
@@ -89,7 +90,7 @@ def build_sam2(trunk: Trunk, side: int = 1024, width: int = 256, mlp: int = 2048
 
 
 class Sam2:
-    """SAM 2.1 of transformers: a `Network`."""
+    """SAM 2.1 or EdgeTAM of transformers: a `Network`."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -98,7 +99,10 @@ class Sam2:
         self.mask_threshold = 0.0
 
     def look(self, image: Tensor) -> Ask:
-        """Embed an image; its features at strides 4, 8 and 16 are kept for all prompts."""
+        """Embed an image; its features at strides 4, 8 and 16 are kept for all prompts.
+
+        A decoder of another class than the library's is called as it is.
+        """
         model = self.model
         pixels = image.float()
         mean, std = (pixels.new_tensor(v).view(1, 3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
@@ -107,8 +111,13 @@ class Sam2:
         *fine, features = model.get_image_embeddings(padded)
         with torch.autocast(image.device.type, enabled=False):
             positions = model.get_image_wide_positional_embeddings()
+        if type(model.mask_decoder).__module__.startswith("transformers."):
+            no_mask = model.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+            parts = parts_of_transformers(model.mask_decoder)
+            decode = ImageDecoder(parts, features, positions, no_mask, fine)
+            return lambda prompts: decode(self._embedded(prompts)[0][0])
 
-        def ask(prompts: Prompts) -> tuple[Tensor, LogitsOf]:
+        def as_it_is(prompts: Prompts) -> tuple[Tensor, LogitsOf]:
             sparse, dense = self._embedded(prompts)
             logits, iou, *_ = model.mask_decoder(
                 image_embeddings=features,
@@ -120,7 +129,7 @@ class Sam2:
             )
             return iou[0], lambda wanted: logits[0][wanted]
 
-        return ask
+        return as_it_is
 
     def _embedded(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """Embed prompts as `(1, b, n, c)`, and "no mask prompt" as `(1, c, h, w)`."""
@@ -135,11 +144,52 @@ class Sam2:
         return sparse, dense
 
 
+def parts_of_transformers(decoder: Any) -> DecoderParts:
+    """Take a mask decoder of transformers apart."""
+    transformer = decoder.transformer
+    outputs = (decoder.obj_score_token, decoder.iou_token, decoder.mask_tokens)
+    return DecoderParts(
+        torch.cat([token.weight for token in outputs]),
+        1,
+        [_layer(layer) for layer in transformer.layers],
+        _attention(transformer.final_attn_token_to_image),
+        transformer.layer_norm_final_attn,
+        decoder.iou_prediction_head,
+        decoder.output_hypernetworks_mlps,
+        (decoder.upscale_conv1, decoder.upscale_layer_norm, decoder.upscale_conv2),
+    )
+
+
+def _layer(layer: Any) -> SimpleNamespace:
+    """Give a layer's modules the names that the first SAM has for them."""
+    attentions = ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token")
+    return SimpleNamespace(
+        skip_first_layer_pe=layer.skip_first_layer_pe,
+        mlp=layer.mlp,
+        **{f"norm{i}": getattr(layer, f"layer_norm{i}") for i in range(1, 5)},
+        **{name: _attention(getattr(layer, name)) for name in attentions},
+    )
+
+
+def _attention(attention: Any) -> SimpleNamespace:
+    return SimpleNamespace(
+        num_heads=attention.num_attention_heads,
+        internal_dim=attention.internal_dim,
+        q_proj=attention.q_proj,
+        k_proj=attention.k_proj,
+        v_proj=attention.v_proj,
+        out_proj=attention.o_proj,
+    )
+
+
 # what only videos need
-_OF_VIDEO = re.compile(r"memory_|maskmem|no_mem_pos|mask_downsample|obj_ptr|no_obj_")
+_OF_VIDEO = re.compile(
+    r"memory_|maskmem|spatial_perceiver|no_mem_pos|mask_downsample|obj_ptr|no_obj_"
+)
 # Meta's names as transformers has them, changed one after the other
 _RENAMED = (
     (r"^no_mem_embed$", "no_memory_embedding"),
+    (r"^image_encoder\.trunk\.body\.", "vision_encoder.backbone.timm_model."),  # EdgeTAM
     (r"^image_encoder\.trunk\.", "vision_encoder.backbone."),
     (r"^image_encoder\.neck\.convs\.(\d+)\.conv\.", r"vision_encoder.neck.convs.\1."),
     (r"^sam_prompt_encoder\.", "prompt_encoder."),
