@@ -107,7 +107,7 @@ SMALL_TRUNK = Trunk(16, 1, (1, 1, 2, 1), (3,), windows=(8, 4, 4, 2))
 def small_sam2(seed: int = 0, blobs: bool = True) -> torch.nn.Module:
     """SAM 2.1 for images of 128 pixels, with random weights and the blobs of `BlobDecoder`.
 
-    Without `blobs` its decoder is the library's own, which the engine computes with less arithmetic.
+    Without `blobs` the decoder is the library's own, which the engine has a shorter way for.
     """
     torch.manual_seed(seed)
     return _stirred(build_sam2(SMALL_TRUNK, side=128, width=32, mlp=32), blobs)

@@ -20,6 +20,6 @@ def require(family: str, *packages: str) -> None:
     if missing:
         raise CheckpointError(
             f"{family} needs the package {missing[0]}, which is not installed. Install the extra "
-            f"`models`: {INSTALL}. Or set model to one that needs nothing more: tiny, vit_b, vit_l, "
-            "vit_h."
+            f"`models`: {INSTALL}. Or set model to one that needs nothing more: tiny, vit_b, "
+            "vit_l, vit_h."
         )
