@@ -54,10 +54,16 @@ def each_by_one_thread(
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Start threads in which torch has one thread each; they live as long as the process."""
     others = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, "prompts", lambda: torch.set_num_threads(1))
+    pool = ThreadPoolExecutor(threads, "prompts", _take_one_thread)
     all_started = Barrier(threads)
     for future in [pool.submit(all_started.wait) for _ in range(threads)]:
         future.result()
     # the last number that any thread sets is also that of all threads to come
     torch.set_num_threads(others)
     return pool
+
+
+def _take_one_thread() -> None:
+    torch.set_num_threads(1)
+    # a thread takes the number that was last set anywhere when it first asks for it: ask now
+    torch.get_num_threads()
