@@ -3,6 +3,7 @@
 import ast
 import re
 import runpy
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,16 @@ PAGES = [
     ROOT / "workbench" / "segmenters" / "sam" / "tiny.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+
+
+def test_the_table_of_models_is_current():
+    for package in ("timm", "transformers"):
+        if not find_spec(package):
+            pytest.skip(f"{package} is not installed (extra `models`)")
+    for page, text in runpy.run_path(str(ROOT / "docs" / "models.py"))["pages"]().items():
+        assert page.read_text(encoding="utf-8") == text, "run python docs/models.py"
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    assert "| `mobile_sam` | points, boxes | 10 | 41 MB | Apache-2.0 | timm |" in text
 
 
 def test_the_tables_of_parameters_are_current():
