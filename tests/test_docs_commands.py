@@ -121,7 +121,8 @@ class Workshop:
         if "{z}" in word or "stac:" in word:  # test_web_tiles.py and test_stac.py have servers
             return "ortho.tif"
         word = word.replace("[4, 3, 2]", "[3, 2, 1]").replace("https://example.org/", "")
-        others = {"vit_h": "tiny", "vit_b": "tiny", "/shared/runs/all": "shared/runs/all"}
+        others = dict.fromkeys(("vit_h", "vit_b", "mobile_sam"), "tiny")
+        others |= {"/shared/runs/all": "shared/runs/all"}
         return others.get(word, word)
 
     def review(self, run):
