@@ -27,6 +27,7 @@ from pyproj import CRS
 from workbench._support.files import atomic_path, naming
 from workbench.errors import RunFolderError
 from workbench.layer.antimeridian import cut_at_antimeridian
+from workbench.layer.progress import Places, keep_count
 from workbench.layer.schema import (
     BATCH,
     COLUMNS,
@@ -97,6 +98,7 @@ def write_layer(
             frozen_time(),
         ):
             counts: Counter[str] = Counter()
+            places = Places()
             with (
                 closing(_GeoParquet(parquet, files["parquet"], first)) as table,
                 closing(_GeoJSON(geojson, files["geojson"])) as web,
@@ -106,16 +108,19 @@ def write_layer(
                     for batch in chain([first], batches):
                         counts.update(batch["source_tile"])
                         web.add(batch)
+                        places.add(batch)
                         yield from table.add(batch).to_batches(BATCH)
 
                 _write_labels(written(), table.schema, first.crs, gpkg)
             ledger = as_tiles(tiles(counts))
             if first.crs is None or first.crs != ledger.crs:
                 raise ValueError(f"layer and tiles need one CRS, not {first.crs} and {ledger.crs}")
-            write_gpkg_layer(ledger, gpkg, TILES, "Polygon")
+            progress = places.progress(ledger)
+            write_gpkg_layer(progress.tiles, gpkg, TILES, "Polygon")
             looks = styles()
             _add_styles(gpkg, looks)
             _add_index(gpkg)
+            keep_count(gpkg, progress)
         with atomic_path(files["qml"]) as qml:
             qml.write_text(next(iter(looks[LABELS].values())), encoding="utf-8")
     return LayerFiles(ledger, **files)
