@@ -216,7 +216,7 @@ class ReviewDock(QDockWidget):
         """Go back to moving the map, if a tool that edits is in the hand."""
         self.drawing = None
         tool = self.iface.mapCanvas().mapTool()
-        if tool is not None and tool.flags() & QgsMapTool.EditTool:
+        if tool is not None and tool.flags() & QgsMapTool.Flag.EditTool:
             self.iface.actionPan().trigger()
 
     def _go(self, instead_of=None):
