@@ -28,7 +28,7 @@ from workbench._support.attempts import Attempts
 from workbench._support.files import atomic_path, naming
 from workbench.errors import RunFolderError
 from workbench.layer.antimeridian import cut_at_antimeridian
-from workbench.layer.progress import Places, keep_count
+from workbench.layer.progress import LabelHomes, keep_count
 from workbench.layer.schema import (
     BATCH,
     COLUMNS,
@@ -101,21 +101,21 @@ def write_layer(
             frozen_time(),
         ):
             counts: Counter[str] = Counter()
-            places = Places()
+            homes = LabelHomes()
             with closing(_GeoParquet(parquet, files["parquet"], first)) as table:
 
                 def written() -> Iterator[pa.RecordBatch]:
                     for batch in chain([first], batches):
                         counts.update(batch["source_tile"])
                         add_to_geojson(batch)
-                        places.add(batch)
+                        homes.add(batch)
                         yield from table.add(batch).to_batches(BATCH)
 
                 _write_labels(written(), table.schema, first.crs, gpkg)
             ledger = as_tiles(tiles(counts))
             if first.crs is None or first.crs != ledger.crs:
                 raise ValueError(f"layer and tiles need one CRS, not {first.crs} and {ledger.crs}")
-            progress = places.progress(ledger)
+            progress = homes.progress(ledger)
             write_gpkg_layer(progress.tiles, gpkg, TILES, "Polygon")
             looks = styles()
             _add_styles(gpkg, looks)

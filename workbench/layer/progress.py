@@ -24,7 +24,7 @@ from workbench.polygons.areas import middle_of
 _HOMES = "label_tiles"  # the tile of a label, if it is not the one that found it
 
 
-class Places:
+class LabelHomes:
     """Collects where labels lie, batch by batch, as they are written."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Places:
         self._points.append(middle_of(batch.geometry.to_numpy()))
         self._columns.append(pd.DataFrame(batch[["source_tile", "status"]]))
 
-    def progress(self, tiles: gpd.GeoDataFrame) -> Progress:
+    def progress(self, tiles: gpd.GeoDataFrame) -> ReviewProgress:
         """Count the labels that wait, by tile."""
         homes = home_of(tiles, np.concatenate(self._points))
         labels = pd.concat(self._columns, ignore_index=True)
@@ -46,11 +46,11 @@ class Places:
         rows = np.flatnonzero(homes >= 0)
         rows = rows[names[homes[rows]] != labels["source_tile"].to_numpy(object)[rows]]
         elsewhere = dict(zip((rows + 1).tolist(), names[homes[rows]].tolist(), strict=True))
-        return Progress(tiles.assign(**{WAITING: counts}), elsewhere)
+        return ReviewProgress(tiles.assign(**{WAITING: counts}), elsewhere)
 
 
 @dataclass(frozen=True)
-class Progress:
+class ReviewProgress:
     """How far the review of each tile is.
 
     `tiles` has one column more, the number of unreviewed labels; null for tiles without labels.
@@ -62,7 +62,7 @@ class Progress:
     elsewhere: Mapping[int, str]
 
 
-def keep_count(gpkg: Path, progress: Progress) -> None:
+def keep_count(gpkg: Path, progress: ReviewProgress) -> None:
     """Let a GeoPackage that has both layers count from now on."""
     with closing(sqlite3.connect(gpkg)) as db, db:
         # not registered: no program shows it as a layer
