@@ -29,6 +29,7 @@ from workbench._support.files import atomic_path, naming
 from workbench.errors import RunFolderError
 from workbench.layer.antimeridian import cut_at_antimeridian
 from workbench.layer.kept import Kept
+from workbench.layer.progress import LabelHomes, keep_count
 from workbench.layer.schema import (
     BATCH,
     COLUMNS,
@@ -104,6 +105,7 @@ def write_layer(
             frozen_time(),
         ):
             counts: Counter[str] = Counter()
+            homes = LabelHomes()
             with closing(_GeoParquet(parquet, files["parquet"], empty)) as table:
 
                 def written() -> Iterator[pa.RecordBatch]:
@@ -112,6 +114,7 @@ def write_layer(
                     for batch in chain([first], batches):
                         counts.update(batch["source_tile"])
                         add_to_geojson(batch)
+                        homes.add(batch)
                         rows = table.add(batch if kept is None else kept.new_in(batch))
                         if kept is not None:
                             rows = _as_arrow(batch, schema)
@@ -122,10 +125,12 @@ def write_layer(
             ledger = as_tiles(tiles(counts))
             if first.crs is None or first.crs != ledger.crs:
                 raise ValueError(f"layer and tiles need one CRS, not {first.crs} and {ledger.crs}")
-            write_gpkg_layer(ledger, gpkg, TILES, "Polygon")
+            progress = homes.progress(ledger)
+            write_gpkg_layer(progress.tiles, gpkg, TILES, "Polygon")
             looks = styles()
             _add_styles(gpkg, looks)
             _add_index(gpkg)
+            keep_count(gpkg, progress)
         with atomic_path(files["qml"]) as qml:
             qml.write_text(next(iter(looks[LABELS].values())), encoding="utf-8")
     return LayerFiles(ledger, **files)

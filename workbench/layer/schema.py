@@ -43,6 +43,7 @@ TILE_COLUMNS: Mapping[str, str] = {
 }
 BATCH = 1024  # polygons in memory at once, when a layer is written or read in batches
 LABELS, TILES = "prelabels", "tiles"  # the names of the two layers in the GeoPackage
+WAITING = "n_unreviewed"  # a further column of the layer of tiles in the GeoPackage
 DRAWN = "drawn/"  # the ids of polygons that somebody drew begin with it
 GEOMETRY_COLUMN = "geom"  # its name in the GeoPackage
 

@@ -141,6 +141,8 @@ def write_project(
             projectlayers, ids[name], name, f"{source}|layername={name}", "ogr", "vector", crs
         )
         node.attrib.update(geometry="Polygon", wkbType=wkb, labelsEnabled="0")
+        if name == schema.TILES:  # saved labels change how many wait in a tile: draw it anew
+            el(el(node, "dataDependencies"), "layer", id=ids[schema.LABELS])
         if name == schema.LABELS:
             _style_manager(node, looks)
         node.extend(style)

@@ -33,10 +33,11 @@ from workbench.layer.qgis.xml import el, option, qml
 NO_SCORE = 99  # the confidence that a polygon drawn by hand is classified by
 
 _REVIEWED = "reviewed"
-# the plugin puts the names of the tiles that are reviewed to their end into a variable of the layer
+# A GeoPackage counts the labels of a tile that wait (workbench.layer.progress). Elsewhere, as in a
+# database, the plugin puts the names of the tiles that are reviewed into a variable of the layer.
 _TILE_STATUS = (
-    "if(array_contains(string_to_array(coalesce(@reviewed_tiles, ''), '|'), \"tile\"), "
-    f"'{_REVIEWED}', \"status\")"
+    f"if({column(schema.WAITING)} = 0 or array_contains(string_to_array(coalesce(@reviewed_tiles, "
+    f"''), '|'), {column('tile')}), '{_REVIEWED}', {column('status')})"
 )
 TILE_STATUSES: Mapping[str, str] = {
     _REVIEWED: "reviewed to its end",
@@ -208,7 +209,8 @@ def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
 
 def tile_style() -> list[ET.Element]:
     """Make the style of the tiles: outlines by status, failed in red, reviewed in green."""
-    form = [_Field(name, name, editable=False) for name in ("fid", *schema.TILE_COLUMNS)]
+    names = ("fid", *schema.TILE_COLUMNS, schema.WAITING)
+    form = [_Field(name, name, editable=False) for name in names]
     renderer = el(None, "renderer-v2", type="categorizedSymbol", attr=_TILE_STATUS, forceraster=0)
     categories, symbols = el(renderer, "categories"), el(renderer, "symbols")
     for number, (status, label) in enumerate(TILE_STATUSES.items()):
