@@ -46,20 +46,13 @@ class Classifier:
 
         `weight` `(n,)` says how much each row counts; None: all alike.
         """
-        from sklearn.ensemble import ExtraTreesClassifier  # takes a second to import
-
         weight = np.ones(len(class_id)) if weight is None else weight
         # rows in an order of their own: where examples come from does not matter
         order = np.lexsort((weight, *figures.T[::-1], class_id))
         figures, class_id, weight = figures[order], class_id[order], weight[order]
         weight = _rare_for_more(class_id, weight)
-        forest = ExtraTreesClassifier(
-            trees, min_samples_leaf=3, max_features=0.2, random_state=0, n_jobs=-1
-        )
-        forest.fit(figures, class_id, weight)
-        classes = np.asarray(forest.classes_, np.int64)
-        trees_of = tuple(tree.tree_ for tree in forest.estimators_)
-        return cls(trees_of, _Line.fit(figures, class_id, weight), classes)
+        forest = _grow(trees, figures, class_id, weight)
+        return cls(forest, _Line.fit(figures, class_id, weight), np.unique(class_id))
 
     def probabilities(self, figures: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the probability of each class, `(n, len(classes))`."""
@@ -116,6 +109,26 @@ class _Line:
         logits = np.column_stack(terms) + self.level
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+
+
+def _grow(
+    trees: int,
+    figures: NDArray[np.float32],
+    class_id: NDArray[np.int64],
+    weight: NDArray[np.float64],
+) -> tuple[Any, ...]:
+    """Grow extremely randomised trees, each from all rows; tree `i` is the same in any forest."""
+    from sklearn.tree import ExtraTreeClassifier  # takes a second to import
+
+    figures = np.ascontiguousarray(figures, np.float32)
+
+    # `ExtraTreesClassifier` grows the same trees, but spends as long again on starting threads and
+    # asking after them: with 90 examples 120 ms instead of 50 ms for 50 trees
+    def one(seed: int) -> Any:
+        tree = ExtraTreeClassifier(min_samples_leaf=3, max_features=0.2, random_state=seed)
+        return tree.fit(figures, class_id, weight, check_input=False).tree_
+
+    return tuple(_THREADS.map(one, range(trees)))
 
 
 def _rare_for_more(class_id: NDArray[np.int64], weight: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -16,7 +16,6 @@ import shapely
 from numpy.typing import NDArray
 
 from workbench._support.cores import usable_cores
-from workbench.candidates.select import Thresholds
 from workbench.candidates.store import Ledger, TileRecord, valid_masks
 from workbench.candidates.table import Candidates
 from workbench.learning.choose import select_classes
@@ -31,7 +30,7 @@ from workbench.raster.tiles import tile_name
 from workbench.runs.folder import features_in, store_in
 from workbench.runs.labels import EXAMPLES, labelled_area_of, labels_of, off_the_scene, on_scene
 from workbench.runs.plan import Plan
-from workbench.runs.said import Said, fill_their_tile, rows_of, select_said, traced_rows
+from workbench.runs.said import Said, fill_their_tile, select_said, traced_rows
 from workbench.runs.tile_stream import ScenePlan
 
 
@@ -117,11 +116,8 @@ def classed_polygons(
     whole = fill_their_tile(plan.job, part, candidates, records)
     about = taught.said.about(len(candidates), taught.said.shown_by(part, candidates, records))
 
-    def choose(
-        class_id: NDArray[np.int64], score: NDArray[np.float64], least: Thresholds
-    ) -> NDArray[np.int64]:
-        kept = select_classes(candidates, class_id, score, taught.class_thresh, least)
-        return rows_of(candidates, kept.candidates)
+    def choose(score: NDArray[np.float64]) -> NDArray[np.int64]:
+        return select_classes(candidates, score, taught.class_thresh)
 
     chosen = select_said(candidates, class_id, score, plan.job, whole, about, choose)
     kept = candidates.take(chosen.rows)

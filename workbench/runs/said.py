@@ -13,7 +13,7 @@ import shapely
 from numpy.typing import NDArray
 
 from workbench.candidates.offer import offered
-from workbench.candidates.select import Thresholds, passes
+from workbench.candidates.select import passes
 from workbench.candidates.store import TileRecord, valid_masks
 from workbench.candidates.table import Candidates
 from workbench.evaluation.matching import pairs_of
@@ -136,8 +136,8 @@ class Chosen:
     class_score: NDArray[np.float64]
 
 
-# which rows are kept, by class, score and the least scores
-Choose = Callable[[NDArray[np.int64], NDArray[np.float64], Thresholds], NDArray[np.int64]]
+# which rows are kept, by their class scores; -1 may not
+Choose = Callable[[NDArray[np.float64]], NDArray[np.int64]]
 
 
 def select_said(
@@ -159,9 +159,7 @@ def select_said(
     fits = passes(candidates, job.limits) & ~whole
     class_score = np.where(given, 1.0, np.where(refused | ~fits, -1.0, class_score))
     class_id = np.where(given, about.class_id, class_id)
-    rules = job.rules
-    floors = Thresholds(rules.pred_iou_floor, rules.stability_floor)
-    rows = choose(class_id, class_score, floors)
+    rows = choose(class_score)
     # a person may call both a field and the house on it an object: neither suppresses the other
     missing = np.flatnonzero(given & ~np.isin(about.object, about.object[rows]))
     best = missing[np.argsort(-about.iou[missing], kind="stable")]
