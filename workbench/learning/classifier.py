@@ -18,11 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench._support.cores import usable_cores
+from workbench.learning.features import FEATURES
 
 NONE = 0  # the class of what is none of the classes
 TREES = 300
 _ROWS = 1024  # that one thread scores at a time
 _THREADS = ThreadPoolExecutor(usable_cores(), "classes")
+PRED_IOU = FEATURES.index("pred_iou")
+# in a logistic regression: how much likelier, in logarithms, a spread of the predicted IoU makes a
+# class before any example has said so, and how many examples it takes to say otherwise
+USUAL_SLOPE, FIRMNESS = 1.0, 100.0
 _FAR = 4.0  # standard deviations: what is farther off in another scene counts as that far
 
 
@@ -91,15 +96,36 @@ class _Line:
     def fit(
         cls, figures: NDArray[np.float32], class_id: NDArray[np.int64], weight: NDArray[np.float64]
     ) -> _Line:
-        from sklearn.linear_model import LogisticRegression
+        """Fit slopes that are no further from what is usual than the examples ask for."""
+        from scipy.optimize import minimize
 
         middle, spread = figures.mean(axis=0, dtype=float), figures.std(axis=0, dtype=float)
         spread = np.where(spread > 1e-6, spread, 1.0)
-        line = LogisticRegression(C=0.01, max_iter=1000)
-        line.fit(_standard(figures, middle, spread), class_id, weight)
-        slope, level = line.coef_, line.intercept_
-        if len(slope) == 1:  # of two classes scikit-learn keeps the second only
-            slope, level = np.stack((0 * slope[0], slope[0])), np.array([0.0, level[0]])
+        classes, row = np.unique(class_id, return_inverse=True)
+        standard = _standard(figures, middle, spread)
+        # of two classes only the difference counts
+        n_free = 1 if len(classes) == 2 else len(classes)
+        usual = np.zeros((n_free, standard.shape[1]))
+        usual[classes[-n_free:] != NONE, PRED_IOU] = USUAL_SLOPE if NONE in classes else 0.0
+        truth = (row[:, None] == np.arange(len(classes))).astype(float)
+
+        def loss(free: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            slope, level = free[:-n_free].reshape(n_free, -1), free[-n_free:]
+            logits = np.zeros((len(standard), len(classes)))
+            logits[:, -n_free:] = standard @ (usual + slope).T + level
+            logits -= logits.max(axis=1, keepdims=True)
+            odds = np.exp(logits)
+            total = odds.sum(axis=1, keepdims=True)
+            missed = (odds / total - truth)[:, -n_free:] * weight[:, None]
+            value = (weight * (np.log(total[:, 0]) - (logits * truth).sum(axis=1))).sum()
+            steps = np.append(missed.T @ standard + FIRMNESS * slope, missed.sum(axis=0))
+            return value + FIRMNESS / 2 * (slope**2).sum(), steps
+
+        start = np.zeros(usual.size + n_free)
+        found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000}).x
+        slope, level = np.zeros((len(classes), usual.shape[1])), np.zeros(len(classes))
+        slope[-n_free:] = usual + found[:-n_free].reshape(usual.shape)
+        level[-n_free:] = found[-n_free:]
         return cls(middle, spread, slope, level)
 
     def probabilities(self, figures: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ import pyproj
 
 from workbench._support.files import atomic_path
 from workbench.errors import ExamplesError
-from workbench.learning.examples import COLUMNS, PERSON, Examples
+from workbench.learning.examples import COLUMNS, LIKE_IT, PERSON, Examples
 from workbench.learning.features import FEATURES, FEATURES_VERSION
 
 VERDICTS = "verdicts.parquet"  # in a run folder: what a person has said there
@@ -75,8 +75,9 @@ class Verdicts:
         left = self.frame[~self.frame["label"].isin([mine, *here["label"]])]
         # what was judged by itself keeps its own verdict
         described = described[(ids == mine) | ~ids.isin(_ids(left))]
+        said_by = np.where(_ids(described) == mine, PERSON, LIKE_IT)
         rows = described.assign(
-            class_id=class_id, label=mine, said_by=PERSON, features_version=FEATURES_VERSION
+            class_id=class_id, label=mine, said_by=said_by, features_version=FEATURES_VERSION
         )
         frames = [left, rows] if len(left) else [rows]
         return _verdicts(pd.concat(frames, ignore_index=True))

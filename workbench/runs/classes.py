@@ -111,7 +111,10 @@ def classed_polygons(
     candidates: Candidates,
     records: Sequence[TileRecord],
 ) -> gpd.GeoDataFrame:
-    """Select by class and trace: `to_polygons` with the columns `class_id` and `class_score`."""
+    """Select by class and trace: `to_polygons` with `class_id`, `class_score` and `kept`.
+
+    `kept` marks what a person has given its class, for `merge_seams`.
+    """
     class_id, score = taught.classifier.best(figures_of(plan.folder, part, candidates))
     whole = fill_their_tile(plan.job, part, candidates, records)
     about = taught.said.about(len(candidates), taught.said.shown_by(part, candidates, records))
@@ -123,12 +126,17 @@ def classed_polygons(
     kept = candidates.take(chosen.rows)
     polygons = to_polygons(kept, part.scene, part.grid, valid_masks(records, candidates.rules))
     row = chosen.rows[traced_rows(kept, polygons)]
-    return polygons.assign(class_id=chosen.class_id[row], class_score=chosen.class_score[row])
+    return polygons.assign(
+        class_id=chosen.class_id[row],
+        class_score=chosen.class_score[row],
+        kept=chosen.by_person[row],
+    )
 
 
 def without_class(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     """Give an empty frame of polygons the columns that `classed_polygons` adds."""
-    return polygons.assign(class_id=np.empty(0, np.int64), class_score=np.empty(0))
+    nothing = {"class_id": np.empty(0, np.int64), "class_score": np.empty(0)}
+    return polygons.assign(**nothing, kept=np.empty(0, bool))
 
 
 def keep_examples(plan: Plan, taught: Taught) -> None:

@@ -129,11 +129,15 @@ class About:
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """The rows that are kept, ascending, and the class and score of all candidates `(n,)`."""
+    """The rows that are kept, ascending, and the class and score of all candidates `(n,)`.
+
+    `by_person` `(n,)` marks what stays whatever else is found: a person has given its class.
+    """
 
     rows: NDArray[np.int64]
     class_id: NDArray[np.int64]
     class_score: NDArray[np.float64]
+    by_person: NDArray[np.bool_]
 
 
 # which rows are kept, by their class scores; -1 may not
@@ -152,19 +156,39 @@ def select_said(
     """Let `choose` keep the best at each place, and see to it that a person has the last word.
 
     `class_id` and `class_score` are the classifier's, `whole` marks the candidates that fill their
-    tile, as `fill_their_tile` does. What a person has classed scores 1 and is kept; what is none of
-    the classes is not.
+    tile, as `fill_their_tile` does. What a person has classed scores 1 and is kept, once in each
+    tile: the candidate that was judged, or else the one most like it. What is none of the classes
+    is not kept.
     """
     given, refused = about.class_id > NONE, about.class_id == NONE
+    by_person = _most_like(candidates, about, given, class_score)
     fits = passes(candidates, job.limits) & ~whole
-    class_score = np.where(given, 1.0, np.where(refused | ~fits, -1.0, class_score))
+    class_score = np.where(given | refused | ~fits, -1.0, class_score)
+    class_score[by_person] = 1.0
     class_id = np.where(given, about.class_id, class_id)
     rows = choose(class_score)
     # a person may call both a field and the house on it an object: neither suppresses the other
-    missing = np.flatnonzero(given & ~np.isin(about.object, about.object[rows]))
-    best = missing[np.argsort(-about.iou[missing], kind="stable")]
-    best = best[np.unique(about.object[best], return_index=True)[1]]
-    return Chosen(np.sort(np.concatenate([rows, best])), class_id, class_score)
+    rows = np.union1d(rows, np.flatnonzero(by_person))
+    return Chosen(rows, class_id, class_score, by_person)
+
+
+def _most_like(
+    candidates: Candidates,
+    about: About,
+    given: NDArray[np.bool_],
+    class_score: NDArray[np.float64],
+) -> NDArray[np.bool_]:
+    """Mark of the `given` rows the one of each tile that is most like each object."""
+    rows = np.flatnonzero(given)
+    keys = [about.object, *(candidates.column(name) for name in ("tile_row", "tile_col"))]
+    ordinal = candidates.column("ordinal")
+    order = np.lexsort((ordinal[rows], -class_score[rows], -about.iou[rows]))
+    _, first = np.unique(
+        np.column_stack([key[rows[order]] for key in keys]), axis=0, return_index=True
+    )
+    best = np.zeros(len(given), bool)
+    best[rows[order[first]]] = True
+    return best
 
 
 def fill_their_tile(
