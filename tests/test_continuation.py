@@ -48,7 +48,7 @@ def continued(left, right, stored, offer=Offer()):  # noqa: B008
     everything = seen(1, [*right, *stored], [0.9] * len(right) + [0.6] * len(stored))
     masks = TileMasks(everything, other, GRID, None)
     assert set(cut.turn()) <= {(0, 0), (0, 1)}
-    return cut.found(other, everything, np.arange(len(right)), masks, offer).tolist()
+    return cut.found(other, everything, np.arange(len(right)), masks, offer).continues.tolist()
 
 
 FIELD = mask(30, 20, 140, 60)
@@ -148,7 +148,7 @@ def test_what_continues_a_piece_is_continued_itself():
             masks = TileMasks(there, grid.tile(row, col), grid, None)
             chosen = np.zeros(1 if col == 0 else 0, np.int64)
             more = cut.found(grid.tile(row, col), there, chosen, masks, Offer())
-            assert more.tolist() == ([0] if len(rounds) == col else [])
+            assert more.continues.tolist() == ([0] if len(rounds) == col else [])
     assert rounds[:2] == [[(0, 1)], [(0, 0), (0, 2)]]
 
 

@@ -156,7 +156,7 @@ def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
             for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
                 yield classed_polygons(plan, taught, part, candidates, records)
             continue
-        yield nothing.assign(continues=False)
+        yield nothing.assign(continues=False, too_large=False)
         cut = Continuations(part.grid)
         labels: dict[tuple[int, int], NDArray[np.int64]] = {}  # ordinals
         for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
@@ -167,19 +167,22 @@ def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
                 labels[tile.row, tile.col] = of_tile.column("ordinal")
                 cut.see(tile, of_tile)
             polygons = to_polygons(chosen, part.scene, part.grid, valid)
-            yield polygons.assign(continues=False)
+            yield polygons.assign(continues=False, too_large=False)
         while wanted := [(part.scene.name, *index) for index in cut.turn()]:
             for candidates, records in plan.store.read(wanted, known):
                 valid = valid_masks(records, candidates.rules)
-                more = [Candidates.empty(candidates.rules)]
+                more, too_large = ([Candidates.empty(candidates.rules)] for _ in range(2))
                 for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
                     index = (tile.row, tile.col)
                     stored = candidates.of_tile(*index)
                     masks = TileMasks(stored, tile, part.grid, valid.get(index))
                     rows = np.flatnonzero(np.isin(stored.column("ordinal"), labels[index]))
-                    more.append(stored.take(cut.found(tile, stored, rows, masks, job.offer)))
-                polygons = to_polygons(concat(more), part.scene, part.grid, valid)
-                yield polygons.assign(continues=True)
+                    found = cut.found(tile, stored, rows, masks, job.offer)
+                    more.append(stored.take(found.continues))
+                    too_large.append(stored.take(found.too_large))
+                for some, no_label in ((more, False), (too_large, True)):
+                    polygons = to_polygons(concat(some), part.scene, part.grid, valid)
+                    yield polygons.assign(continues=True, too_large=no_label)
 
 
 def _windows(plan: Plan) -> gpd.GeoDataFrame:
