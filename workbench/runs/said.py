@@ -20,12 +20,11 @@ from workbench.evaluation.matching import pairs_of
 from workbench.learning.classifier import NONE
 from workbench.learning.examples import PERSON, SAME, Examples
 from workbench.polygons.build import to_polygons
-from workbench.polygons.overlap import common_area, iou, may_reach, most_common
+from workbench.polygons.overlap import may_reach, most_common
 from workbench.runs.job import Job
 from workbench.runs.tile_stream import ScenePlan
 
 _KEYS = ("tile_row", "tile_col", "ordinal")
-PART = 0.8  # of a judged object, inside a label that was merged from several tiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,24 +69,6 @@ class Said:
         about.class_id[row], about.object[row] = self.class_id[shape], self.object[shape]
         about.iou[row] = shown.iou[order]
         return about
-
-    def accepts(self, layer: gpd.GeoDataFrame) -> NDArray[np.bool_]:
-        """Mark the polygons `(n,)` of a layer that a person has seen and given their class.
-
-        `layer` has `class_id` and `n_tiles`. Of a label that was merged from several tiles a
-        person may have seen a part.
-        """
-        geometry = layer.geometry.to_numpy()
-        row, of = shapely.STRtree(self.shapes).query(geometry, "intersects")
-        same = layer["class_id"].to_numpy(np.int64)[row] == self.class_id[of]
-        row, of = row[same], of[same]
-        common = common_area(geometry[row], self.shapes[of])
-        area, theirs = shapely.area(geometry[row]), shapely.area(self.shapes[of])
-        merged = layer["n_tiles"].to_numpy()[row] > 1
-        seen = (iou(common, area, theirs) >= SAME) | (merged & (common >= PART * theirs))
-        accepted = np.zeros(len(layer), bool)
-        accepted[row[seen]] = True
-        return accepted
 
     def _possible(self, part: ScenePlan, candidates: Candidates) -> NDArray[np.int64]:
         """The rows whose boxes and areas do not rule out that they show one of the shapes."""
