@@ -7,8 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
-from known_runs import use_known_objects
-from test_learning_run import CLASSES, FIELD, NONE, ROOF, job_for, labelled, taught  # noqa: F401
+from known_runs import equal_layers, use_known_objects
+from test_learning_run import (  # noqa: F401
+    CLASSES,
+    FIELD,
+    NONE,
+    ROOF,
+    job_for,
+    labelled,
+    taught,
+    tiles_of,
+)
 
 from workbench import run
 from workbench.candidates.store import valid_masks
@@ -17,7 +26,7 @@ from workbench.learning.examples import PERSON
 from workbench.learning.features import FEATURES
 from workbench.learning.verdicts import VERDICTS, Verdicts, read_verdicts
 from workbench.polygons.build import to_polygons
-from workbench.runs.classes import figures_of
+from workbench.runs.classes import classed_polygons, figures_of, teach
 from workbench.runs.plan import prepare
 from workbench.runs.said import traced_rows
 
@@ -194,3 +203,22 @@ def test_what_a_person_accepted_at_a_seam_is_in_the_layer(labelled, plain, tmp_p
     )  # fmt: skip
     assert set(there.index) == set(judged.index)
     assert not there.index.duplicated().any()
+
+
+def test_c2_a_tile_alone_keeps_what_the_batch_keeps(labelled, plain, tmp_path):  # noqa: F811
+    verdicts = verdicts_on(labelled[1], described(plain), 8)
+    path = tmp_path / VERDICTS
+    verdicts.write(path)
+    result = run(taught(labelled, tmp_path / "run", examples=str(path), labelled_area=None))
+    with closing(prepare(result.job)) as plan:
+        lesson = teach(plan)
+        (part,) = plan.scenes
+        for candidates, records in plan.store.read([part.index(tile) for tile in part.tiles]):
+            batch = classed_polygons(plan, lesson, part, candidates, records)
+            alone = [
+                classed_polygons(plan, lesson, part, candidates.take(rows), records)
+                for rows in tiles_of(candidates)
+            ]
+            assert len(alone) > 5
+            assert batch["kept"].sum() >= 16
+            assert equal_layers(pd.concat(alone, ignore_index=True), batch)
