@@ -228,6 +228,38 @@ def test_the_threshold_is_the_cheapest_to_review():
     assert best.seconds < others[-1].seconds
 
 
+def surer_and_less_sure(n, seed=5):
+    """Pairs of rows that differ in their predicted IoU alone, `(n, k)` each."""
+    figures = described(n, seed)[list(FEATURES)].to_numpy(np.float32).copy()
+    low = figures.copy()
+    figures[:, FEATURES.index("pred_iou")], low[:, FEATURES.index("pred_iou")] = 2, -2
+    return figures, low
+
+
+def mean_gain(classifier):
+    sure, unsure = surer_and_less_sure(40)
+    return (classifier.best(sure)[1] - classifier.best(unsure)[1]).mean()
+
+
+def test_what_the_model_is_sure_of_counts_until_examples_say_otherwise():
+    rng = np.random.default_rng(1)
+    figures = rng.normal(size=(43, len(FEATURES))).astype(np.float32)
+    class_id = (np.arange(43) < 3).astype(np.int64)
+    few = Classifier.fit(figures, class_id)
+    assert mean_gain(few) > 0.02
+    figures = rng.normal(size=(400, len(FEATURES))).astype(np.float32)
+    less_sure = (figures[:, FEATURES.index("pred_iou")] < -0.3).astype(np.int64)
+    assert mean_gain(Classifier.fit(figures, less_sure)) < -0.2
+
+
+def test_between_two_classes_what_the_model_is_sure_of_decides_nothing():
+    figures = np.random.default_rng(1).normal(size=(6, len(FEATURES))).astype(np.float32)
+    figures[:, FEATURES.index("pred_iou")] = 0
+    classifier = Classifier.fit(figures, np.array([1, 1, 1, 2, 2, 2]))
+    sure, unsure = surer_and_less_sure(40)
+    assert np.allclose(classifier.probabilities(sure), classifier.probabilities(unsure))
+
+
 def test_few_labels_do_not_move_the_threshold_far():
     noise = np.random.default_rng(3).normal(size=(24, len(FEATURES))).astype(np.float32)
     few = known(24)
