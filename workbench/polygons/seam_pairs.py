@@ -46,7 +46,6 @@ class _Side:
     """The polygons of one window that reach into its overlap with another window.
 
     `seen`: the other window sees all of the polygon, and it does not touch that window's edges.
-    `most`: it sees more than half of the polygon.
     """
 
     box: shapely.Polygon
@@ -55,7 +54,6 @@ class _Side:
     shared: NDArray[np.object_]  # the part inside the overlap
     cut: NDArray[np.bool_]
     seen: NDArray[np.bool_]
-    most: NDArray[np.bool_]
 
 
 class Comparison(NamedTuple):
@@ -63,8 +61,7 @@ class Comparison(NamedTuple):
 
     matches: NDArray[Any]  # of MATCH
     foreign: NDArray[np.int64]  # (n, 2), row and other window: which is to decide
-    cut: NDArray[np.int64]  # (n, 2), row and other window: which sees what lies beyond
-    most: NDArray[np.int64]  # (n, 2), those of which the other window sees most as well
+    cut: NDArray[np.int64]  # (n, 2), the same
 
 
 def compare_neighbours(
@@ -93,22 +90,20 @@ def compare_neighbours(
         beyond = reach.any(axis=1)
         shared[beyond] = shapely.intersection(whole[beyond], overlap)
         # a polygon lies in its own window: what the other window sees of it is in the overlap
-        share = shapely.area(shared) / shapes.area[rows]
-        seen = share >= SEEN
+        seen = shapely.area(shared) >= SEEN * shapes.area[rows]
         edge = _cut_strip(boxes[there], boxes[here], touch[there])
         seen[seen] = ~shapely.intersects(whole[seen], edge)
         cut = shapely.intersects(whole, _cut_strip(boxes[here], boxes[there], touch[here]))
-        return _Side(boxes[here], rows, whole, shared, cut, seen, share > 0.5)
+        return _Side(boxes[here], rows, whole, shared, cut, seen)
 
     def compare(i: int, j: int) -> Comparison:
         overlap = shapely.intersection(boxes[i], boxes[j])
         if overlap.area == 0:
-            return Comparison(np.empty(0, MATCH), _pairs(), _pairs(), _pairs())
+            return Comparison(np.empty(0, MATCH), _pairs(), _pairs())
         one, other = side(i, j, overlap), side(j, i, overlap)
         foreign = _pairs((_others_to_decide(one, other), j), (_others_to_decide(other, one), i))
         cut = _pairs((one.rows[one.cut], j), (other.rows[other.cut], i))
-        most = _pairs((one.rows[one.cut & one.most], j), (other.rows[other.cut & other.most], i))
-        return Comparison(_agreeing(one, other), foreign, cut, most)
+        return Comparison(_agreeing(one, other), foreign, cut)
 
     pairs = np.column_stack((a, b))[a < b]
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]

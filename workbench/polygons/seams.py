@@ -14,8 +14,8 @@ would be in one large tile. Otherwise overlaps would hold the proposals of two t
 
 If two overlapping polygons of one tile agree with the same one of the next, the surer match counts.
 The other polygon is *open* there, if it is cut and nothing else continues it. So is a polygon whose
-rest is a mask as large as its tile, and one of which the neighbour sees most and shows nothing like
-it. An object of which more than half is open is dropped: its outline would be the edge of a tile.
+rest is a mask as large as its tile. An object of which more than half is open is dropped: what is
+left of it would end in straight lines at the edges of tiles, and what lies beyond is known.
 
 What a person has accepted (`kept`) is never dropped, whatever the neighbours say.
 
@@ -166,7 +166,6 @@ class _Said:
     matches: NDArray[Any]  # of MATCH
     foreign: NDArray[np.int64]  # the other window is to decide
     cut: NDArray[np.int64]  # the other window sees what lies beyond
-    most: NDArray[np.int64]  # of those, the other window sees more than half as well
 
     @classmethod
     def of(
@@ -178,8 +177,8 @@ class _Said:
         for verdicts in compare_neighbours(shapes, tile, windows):
             for all_of, of_pair in zip(said, verdicts, strict=True):
                 all_of += of_pair.tobytes()
-        foreign, cut, most = (np.frombuffer(pairs, np.int64).reshape(-1, 2) for pairs in said[1:])
-        return cls(np.frombuffer(said[0], MATCH), foreign, cut, most)
+        foreign, cut = (np.frombuffer(pairs, np.int64).reshape(-1, 2) for pairs in said[1:])
+        return cls(np.frombuffer(said[0], MATCH), foreign, cut)
 
     def of_one_class(self, rows: pd.DataFrame) -> _Said:
         """Without the matches of rows that differ in their class, if they have one."""
@@ -214,7 +213,7 @@ def _decide(
     goes_on = _rows_and_windows(agreed, tile)
     elsewhere = _rows_and_windows(said.matches[~together], tile)  # in what is not this object
     ends = said.cut[~_among(said.cut, goes_on)]
-    is_open = _marked(ends[_among(ends, elsewhere) | _among(ends, said.most)][:, 0], len(tile))
+    is_open = _marked(ends[_among(ends, elsewhere)][:, 0], len(tile))
     disowned = _marked(said.foreign[~_among(said.foreign, goes_on)][:, 0], len(tile))
     disowned &= ~roles.kept
     replaced = _marked(_replaced(agreed, rank, roles.kept), len(tile))
