@@ -1,7 +1,6 @@
 """The polygons of sample tiles at any thresholds and cleaning, fast enough to follow a slider.
 
-Calls the same `select`, `to_polygons` and `clean` as a run. What does not depend on a slider is
-computed once and kept.
+Calls the same `select`, `to_polygons` and `clean` as a run, and keeps what no slider changes.
 """
 
 from __future__ import annotations

@@ -19,8 +19,6 @@ from workbench.raster.scene import Scene
 from workbench.raster.tiles import Tile, TileGrid, tile_windows
 from workbench.runs.plan import ScenePlan
 
-Index = tuple[int, int]
-
 
 @dataclass(frozen=True)
 class ChosenTile:
@@ -33,7 +31,7 @@ class ChosenTile:
     rows: NDArray[np.int64]
 
     @property
-    def index(self) -> Index:
+    def index(self) -> tuple[int, int]:
         """Row and column of the tile."""
         return self.tile.row, self.tile.col
 
