@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from workbench._support.cores import usable_cores
 from workbench.candidates.offer import Offer, Reason, TileMasks
-from workbench.candidates.rle import decode_runs
 from workbench.candidates.select import Selector, Thresholds, passes
 from workbench.candidates.store import valid_masks
 from workbench.candidates.table import Candidates
@@ -362,24 +361,11 @@ class Preview:
 
     def at(self, x: float, y: float, view: View) -> list[Verdict]:
         """Explain all candidates whose mask covers a point of the map, best first."""
-        verdicts = [self.explain(row, view) for row in self.covering(x, y)]
-        return sorted(verdicts, key=lambda verdict: (-verdict.pred_iou, verdict.row))
-
-    def covering(self, x: float, y: float) -> list[int]:
-        """The rows whose mask covers a point of the map, ascending."""
-        rows: list[int] = []
+        verdicts = []
         for part in self._parts:
-            window = part.sample.tile.window
-            column, line = ~part.sample.part.scene.transform @ (x, y)
-            i, j = int(column // 1) - window.col_off, int(line // 1) - window.row_off
-            x0, y0, x1, y1 = part.candidates.boxes.T
-            near = np.flatnonzero((x0 <= i) & (i <= x1) & (y0 <= j) & (j <= y1))
-            counts = part.candidates.take(near).table.column("rle").to_pylist()
-            rules = part.candidates.rules
-            runs = decode_runs(counts, rules.height, rules.width)
-            here = (runs.x == i) & (runs.y0 <= j) & (j < runs.y1)
-            rows += (part.first + near[np.unique(runs.mask[here])]).tolist()
-        return rows
+            rows = part.first + part.candidates.covering(*part.sample.pixel_at(x, y))
+            verdicts += [self.explain(row, view) for row in rows.tolist()]
+        return sorted(verdicts, key=lambda verdict: (-verdict.pred_iou, verdict.row))
 
     def explain(self, row: int, view: View) -> Verdict:
         """Say why a candidate is shown or not."""

@@ -285,12 +285,13 @@ def at_place(
     kept = set() if classes is None else set(classes.kept.tolist())
     least = view.cleaning.min_area_px
     entries = []
-    for row in preview.covering(*place):
-        part = preview.part_of(row)
-        area = int(part.candidates.column("area_px")[row - part.first])
-        shown = row in kept or view.fate[row] == Fate.KEPT
-        if shown or area >= least:
-            entries.append((not shown, area, row))
+    for part in preview.parts:
+        areas = part.candidates.column("area_px")
+        for here in part.candidates.covering(*part.sample.pixel_at(*place)).tolist():
+            row, area = part.first + here, int(areas[here])
+            shown = row in kept or view.fate[row] == Fate.KEPT
+            if shown or area >= least:
+                entries.append((not shown, area, row))
     rows = [row for _, _, row in sorted(entries)]
     same = _same_objects(preview, rows)
     order: list[int] = []
