@@ -4,8 +4,9 @@ A classifier *is* its examples: it is fitted again from them whenever it is need
 time, and never stored. It is the mean of two: a forest, which knows corners and exceptions, and a
 logistic regression, which goes on smoothly where there are no examples. The regression starts from
 what is usual: a mask that the model is sure of is more likely an object than one that it is not
-sure of. With three examples that decides much, with thirty little. Rare classes count for more, by the square root of how rare they are: if all counted alike, scores would say too little of
-how likely a class is, and what is kept at one place follows from that. `benchmarks/classes.py`
+sure of. With three examples that decides much, with thirty little. Rare classes count for more, by
+the square root of how rare they are: if all counted alike, scores would say too little of how
+likely a class is, and what is kept at one place follows from that. `benchmarks/classes.py`
 measures it.
 """
 
