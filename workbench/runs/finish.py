@@ -150,7 +150,7 @@ def layer_batches(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFram
         whole = pd.concat(cleaned, ignore_index=True)
         cleaned = (regularized(each, plan.job.regularize) for each in [whole])
     for batch in cleaned:
-        yield _as_layer(_with_status(_in_aoi(batch, plan), taught))
+        yield _as_layer(_with_status(_in_aoi(batch, plan)))
 
 
 def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
@@ -225,12 +225,11 @@ def _with_class(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
     return polygons.assign(class_id=default)
 
 
-def _with_status(polygons: gpd.GeoDataFrame, taught: Taught | None) -> gpd.GeoDataFrame:
+def _with_status(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     """Mark as accepted what a person has judged already: nobody does it twice."""
-    if taught is None:
+    if "kept" not in polygons:
         return polygons
-    accepted = taught.said.accepts(polygons)
-    return polygons.assign(status=np.where(accepted, "accepted", "unreviewed"))
+    return polygons.assign(status=np.where(polygons["kept"], "accepted", "unreviewed"))
 
 
 def _as_layer(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:

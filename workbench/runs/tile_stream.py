@@ -51,6 +51,13 @@ class SegmentedTile:
     record: TileRecord
     whole: bool = True
 
+    def pixel_at(self, x: float, y: float) -> tuple[int, int]:
+        """The column and line in the tile of a point of the map; it may lie outside."""
+        column, line = ~self.part.scene.transform @ (x, y)
+        return int(column // 1) - self.tile.window.col_off, int(
+            line // 1
+        ) - self.tile.window.row_off
+
 
 def store_tiles(tiles: Sequence[SegmentedTile], store: CandidateStore) -> None:
     """Store tiles of one scene, all made under the same rules, in one file."""
