@@ -52,8 +52,18 @@ from workbench.runs.folder import refuse_to_lose_review
 from workbench.runs.labels import refuse_to_lose_examples
 from workbench.runs.looks import class_colors
 from workbench.runs.plan import Plan, load_reference
+from workbench.runs.prompted import (
+    LEDGER as PROMPTS,
+)
+from workbench.runs.prompted import (
+    Prompted,
+    offer_beside_prompts,
+    prompted,
+    tile_records,
+)
 from workbench.runs.record import write_job
 from workbench.runs.result import Run
+from workbench.runs.tile_stream import ScenePlan
 from workbench.samples.demo import sample_truth
 
 _log = logging.getLogger(__name__)
@@ -92,7 +102,11 @@ def finish(plan: Plan) -> Run:
         counting: list[Counting] = (
             [tally, topology] if against is None else [tally, topology, against]
         )
-        layer = counted(layer_batches(plan, taught), *counting)
+        batches = layer_batches(plan, taught)
+        known = prompted(plan)
+        if known is not None:
+            batches = known.among(batches, offer_beside_prompts(plan))
+        layer = counted(batches, *counting)
         tiles = write_layer(layer, with_counts, plan.folder, styles=styles).tiles
         scenes = tuple(part.scene for part in plan.area.finest)
         credits = sorted({attribution_of(scene.source) for scene in scenes} - {""})
@@ -102,7 +116,7 @@ def finish(plan: Plan) -> Run:
         result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally, coarse)
         if taught is not None:
             keep_examples(plan, taught)
-        _write(result, plan, taught, topology, against, time.perf_counter() - start)
+        _write(result, plan, taught, known, topology, against, time.perf_counter() - start)
     _tell_failures(plan, ledger)
     return result
 
@@ -129,7 +143,15 @@ def _tell_failures(plan: Plan, tiles: gpd.GeoDataFrame) -> None:
 
 
 def layer_batches(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
-    """Select, trace, merge, clean and square: the layer in batches, by source, tile and ordinal."""
+    """Select, trace, merge, clean and square: the layer in batches, by source, tile and ordinal.
+
+    Without tiles in which everything is segmented, it is one empty batch.
+    """
+    if not plan.by_grid:
+        yield _as_layer(
+            _with_class(_nothing(plan, plan.scenes[0]).assign(n_tiles=1, area_m2=0.0), plan)
+        )
+        return
     offer = plan.job.offer
     if taught is not None:  # which class lies where has been decided tile by tile
         offer = replace(offer, overlaps="all")
@@ -152,7 +174,7 @@ def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
     job = plan.job
     known = plan.store.ledger()  # once: to look through the folder takes as long as it has files
     for part in plan.scenes:
-        nothing = to_polygons(Candidates.empty(job.rules), part.scene, part.grid, {})
+        nothing = _nothing(plan, part)
         if taught is not None:
             yield without_class(nothing)
             for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
@@ -182,6 +204,11 @@ def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
                     more.append(stored.take(cut.found(tile, stored, rows, masks, job.offer)))
                 polygons = to_polygons(concat(more), part.scene, part.grid, valid)
                 yield polygons.assign(continues=True)
+
+
+def _nothing(plan: Plan, part: ScenePlan) -> gpd.GeoDataFrame:
+    """No polygons, with all columns that they have."""
+    return to_polygons(Candidates.empty(plan.job.rules), part.scene, part.grid, {})
 
 
 def _windows(plan: Plan) -> gpd.GeoDataFrame:
@@ -234,8 +261,8 @@ def _as_layer(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
 
 def _ledger_layer(plan: Plan) -> gpd.GeoDataFrame:
     """One row for each wanted tile: its core and what the ledger says, polygons not counted yet."""
-    known = plan.store.ledger()
-    rows = [asdict(known[part.index(tile)][0]) for part in plan.scenes for tile in part.tiles]
+    known = tile_records(plan)
+    rows = [asdict(known[part.index(tile)]) for part in plan.scenes for tile in part.tiles]
     cores = [part.scene.window_polygon(tile.core) for part in plan.scenes for tile in part.tiles]
     ledger = gpd.GeoDataFrame(rows, geometry=cores, crs=plan.crs)
     ledger["tile"] = tile_names(ledger)
@@ -284,6 +311,7 @@ def _write(
     result: Run,
     plan: Plan,
     taught: Taught | None,
+    known: Prompted | None,
     topology: Topology,
     against: AgainstReference | None,
     seconds: float,
@@ -297,6 +325,9 @@ def _write(
     write_job(result.job, folder)
     with atomic_path(folder / "tiles.parquet") as path:
         with_left_out(result.ledger, plan.left_out).to_parquet(path, index=False)
+    (folder / PROMPTS).unlink(missing_ok=True)  # of an earlier job
+    if known is not None:
+        known.write(folder)
     web = partial(
         write_web,
         folder / "prelabels.parquet",
@@ -347,6 +378,7 @@ def _write(
             **({"Rasters left out": dict(plan.left_out)} if plan.left_out else {}),
             **({"Not made": missed} if missed else {}),
             **({} if taught is None else {"Classes": taught.summary(classes)}),
+            **({} if known is None else {"Prompts": known.table()}),
             **_by_product(missed, "the quality", partial(_quality, against), {}),
             "Seams": seams(numbers),
             "Topology": topology.table(),

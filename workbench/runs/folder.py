@@ -28,6 +28,7 @@ OUTPUTS = (
     "review.qgz",
     "report.html",
     "examples.parquet",
+    "prompts.parquet",
 )
 LOCK = ".lock"  # says who writes the folder; empty while nobody does
 

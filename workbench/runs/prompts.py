@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from workbench._support.secrets import without_secrets
 from workbench.errors import JobError
-from workbench.layer.schema import COLUMNS, GEOMETRY_COLUMN
+from workbench.layer.schema import COLUMNS, GEOMETRY_COLUMN, LABELS
 from workbench.polygons.areas import lies_in, middle_of
 from workbench.raster.crs import crs_title
 from workbench.raster.scene import Scene
+from workbench.raster.vectors import read_vectors
 
 KINDS = {"Point": "points", "Polygon": "polygons", "MultiPolygon": "polygons"}
 # why a feature is not asked for
@@ -98,7 +99,8 @@ def read_prompts(
             `class_id` are not all among `classes`.
     """
     name = without_secrets(str(path))
-    frame = _read(Path(path))
+    # of a run folder, the labels are meant and not its tiles
+    frame = read_vectors(str(path), f"Parameter `prompts`: {name}", JobError, layer=LABELS)
     if classes is not None and "class_id" in frame:
         frame = frame.assign(class_id=_classes(name, frame["class_id"], classes))
     shapes = frame.geometry.to_numpy()
@@ -198,36 +200,12 @@ def _nullable(values: pd.Series) -> pd.Series:
         return values.astype("Int64")
     if pd.api.types.is_float_dtype(values) or pd.api.types.is_datetime64_any_dtype(values):
         return values
-    return values.map(_as_text).astype(object)
+    return values.map(_as_text).astype("string")
 
 
 def _as_text(value: Any) -> str | None:
     missing = value is None or (pd.api.types.is_scalar(value) and pd.isna(value))
     return None if missing else str(value)
-
-
-def _read(path: Path) -> gpd.GeoDataFrame:
-    if not path.exists():
-        raise _refused(path, "does not exist", "Give a vector file of points, boxes or polygons.")
-    try:
-        frame = (
-            gpd.read_parquet(path)
-            if path.suffix == ".parquet"
-            else gpd.read_file(path, fid_as_index=True)
-        )
-    except Exception as error:  # what is damaged fails anywhere in GDAL, GEOS and PROJ
-        raise _refused(
-            path, f"cannot be read as a vector file ({error})", "Open it in QGIS and export it."
-        ) from error
-    if not isinstance(frame, gpd.GeoDataFrame):
-        raise _refused(path, "has no shapes", "Give points, boxes or polygons.")
-    if frame.crs is None:
-        raise _refused(
-            path,
-            "has no CRS, so its place is unknown",
-            "Save it with one, for example with `ogr2ogr -a_srs EPSG:32633 out.gpkg in.shp`.",
-        )
-    return frame
 
 
 def _refused(path: str | Path, problem: str, remedy: str) -> JobError:
