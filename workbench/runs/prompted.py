@@ -102,11 +102,6 @@ class Prompted:
         both = both.sort_values("source", kind="stable", ignore_index=True)
         return as_layer(both.astype(ours.dtypes[self.more].to_dict()), self.more)
 
-    def write(self, folder: Path) -> None:
-        """Write the ledger of the prompts into the run folder."""
-        with atomic_path(folder / LEDGER) as path:
-            self.ledger.to_parquet(path)
-
     def table(self) -> dict[str, str]:
         """What the report says of them: quantities by name."""
         outcome, changed = self.ledger["outcome"], self.layer["changed"]
@@ -158,6 +153,15 @@ def prompted(plan: Plan) -> Prompted | None:
         index=frame.index.rename("fid"),
     )
     return Prompted(layer, ledger)
+
+
+def write_ledger(prompted: Prompted | None, folder: Path) -> None:
+    """Write the ledger of the prompts into the run folder, or remove that of an earlier job."""
+    if prompted is None:
+        (folder / LEDGER).unlink(missing_ok=True)
+        return
+    with atomic_path(folder / LEDGER) as path:
+        prompted.ledger.to_parquet(path)
 
 
 def tile_records(plan: Plan) -> dict[Index, TileRecord]:
