@@ -250,8 +250,8 @@ def test_a_feature_on_the_edge_of_two_rasters_is_asked_for_once(
 def test_a_million_prompts_are_planned_in_a_minute(tmp_path: Path) -> None:
     """How much that is to do is said before the first window."""
     scene = Scene(
-        "nowhere.tif", "land", pyproj.CRS.from_epsg(UTM), Affine(0.5, 0, X, 0, -0.5, Y), 100_000, 100_000,
-        (1, 2, 3), None, None, False, "-",
+        "nowhere.tif", "land", pyproj.CRS.from_epsg(UTM), Affine(0.5, 0, X, 0, -0.5, Y),
+        100_000, 100_000, (1, 2, 3), None, None, False, "-",
     )  # fmt: skip
     places = np.random.default_rng(0).uniform(20, 99_980, (1_000_000, 2))
     x, y = X + places[:, 0] / 2, Y - places[:, 1] / 2
