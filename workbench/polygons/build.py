@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import cv2
 import geopandas as gpd
@@ -54,14 +54,14 @@ def to_polygons(
 
 
 def shapes_in_window(
-    candidates: Candidates, scene: Scene, window: Window, valid: NDArray[np.bool_]
+    rles: Sequence[bytes], scene: Scene, window: Window, valid: NDArray[np.bool_]
 ) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
-    """Turn masks of one window into MultiPolygons along pixel edges, in the scene's CRS.
+    """Turn masks of one window (COCO counts) into MultiPolygons along pixel edges, on the map.
 
     `valid` `(h, w)` says which pixels are; the others are taken out of the masks. A mask without a
     valid pixel is an empty MultiPolygon. Also returns which masks touch invalid pixels, `(n,)`.
     """
-    counts: list[bytes] = candidates.table.column("rle").to_pylist()
+    counts = list(rles)
     touch = np.zeros(len(counts), bool)
     if counts and not valid.all():
         counts, touch = _without_invalid(counts, valid)

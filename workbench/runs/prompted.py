@@ -232,7 +232,8 @@ def _best(
     chosen, rows = found.take(best), window.features[prompt[best]]
     side = window.tile.window.height, window.tile.window.width
     valid = np.ones(side, bool) if valid is None else valid
-    shapes, touches = shapes_in_window(chosen, part.scene, window.tile.window, valid)
+    rles = chosen.table.column("rle").to_pylist()
+    shapes, touches = shapes_in_window(rles, part.scene, window.tile.window, valid)
     there = ~shapely.is_empty(shapes)
     why[rows[~there]] = INVALID
     why[rows[there]] = ""
