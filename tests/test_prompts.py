@@ -20,7 +20,7 @@ from workbench.raster.tiles import TileGrid
 from workbench.runs.job import Job
 from workbench.runs.plan import prepare
 from workbench.runs.prompt_windows import MARGIN, AskedPrompts, ask
-from workbench.runs.prompts import OUTSIDE, Prompts, read_prompts
+from workbench.runs.prompts import OUTSIDE, PromptFeatures, read_prompts
 from workbench.runs.tile_stream import ScenePlan
 
 UTM = 32633
@@ -49,8 +49,10 @@ def saved(path: Path, shapes: list, crs: int | None = UTM, **columns: list) -> P
     return path
 
 
-def prompts_of(shapes: list) -> Prompts:
-    return Prompts(gpd.GeoDataFrame(geometry=shapes, crs=UTM), np.full(len(shapes), "", object))
+def prompts_of(shapes: list) -> PromptFeatures:
+    return PromptFeatures(
+        gpd.GeoDataFrame(geometry=shapes, crs=UTM), np.full(len(shapes), "", object)
+    )
 
 
 def windows(scene: Scene, shapes: list, side: int, overlap: float = 0.25) -> AskedPrompts:
@@ -81,7 +83,7 @@ def test_columns_of_the_file_do_not_hide_those_of_the_layer() -> None:
          "roof": [{"kind": "tin"}]},
         geometry=[at(9, 9)], crs=UTM,
     )  # fmt: skip
-    columns = Prompts(frame, np.array([""], object)).attributes()
+    columns = PromptFeatures(frame, np.array([""], object)).attributes()
     assert list(columns) == ["prompt_ID", "prompt_status", "prompt_prompt_status", "flat", "roof"]
     assert columns["flat"].dtype == "boolean"
     assert columns["roof"].tolist() == ["{'kind': 'tin'}"]
@@ -260,7 +262,7 @@ def test_a_million_prompts_are_planned_in_a_minute(tmp_path: Path) -> None:
     grid = TileGrid(scene.width, scene.height)
     frame = gpd.GeoDataFrame(geometry=boxes, crs=UTM)
     asked = ask(
-        Prompts(frame, np.full(len(frame), "", object)),
+        PromptFeatures(frame, np.full(len(frame), "", object)),
         [ScenePlan(scene, grid, ())],
         1024,
         with_boxes=True,

@@ -24,14 +24,14 @@ from workbench.layer.web import FILES, write_format
 from workbench.runs.classes import Taught
 from workbench.runs.looks import class_colors
 from workbench.runs.plan import Plan
-from workbench.runs.prompted import Prompted
+from workbench.runs.prompted import PromptLabels
 from workbench.runs.result import Run
 
 QUALITY, TOPOLOGY = "Quality", "Topology"  # headings of tables that are counted batch by batch
 
 
 @dataclass(frozen=True, eq=False)
-class Finished:
+class FinishedLayer:
     """A run whose layer and ledger are written, and what was counted on the way.
 
     `seconds` is what the layer has taken.
@@ -40,14 +40,14 @@ class Finished:
     run: Run
     plan: Plan
     taught: Taught | None
-    prompted: Prompted | None
+    prompted: PromptLabels | None
     topology: Topology
     against: AgainstReference | None
     attempts: Attempts
     seconds: float
 
 
-def write_by_products(finished: Finished) -> None:
+def write_by_products(finished: FinishedLayer) -> None:
     """Write all files but those of the layer and the ledger; the report comes last."""
     start, attempts, run = time.perf_counter(), finished.attempts, finished.run
     for name, write in _FILES.items():
@@ -83,7 +83,7 @@ def write_by_products(finished: Finished) -> None:
     )
 
 
-def _write_format(name: str, finished: Finished) -> None:
+def _write_format(name: str, finished: FinishedLayer) -> None:
     run = finished.run
     layer = run.folder / "prelabels.parquet"
     (run.folder / FILES[name]).unlink(missing_ok=True)  # of an earlier layer
@@ -91,7 +91,7 @@ def _write_format(name: str, finished: Finished) -> None:
         write_format(layer, name, run.scenes[0].crs, min(each.pixel_m for each in run.scenes))
 
 
-def _write_project(finished: Finished) -> None:
+def _write_project(finished: FinishedLayer) -> None:
     run, attempts = finished.run, finished.attempts
     rasters = [
         attempts.make(f"{scene.name} in review.qgz", partial(qgis.scene_raster, scene))
@@ -113,12 +113,12 @@ def _write_project(finished: Finished) -> None:
     )
 
 
-def _tile_maps(finished: Finished) -> dict[str, bytes]:
+def _tile_maps(finished: FinishedLayer) -> dict[str, bytes]:
     figures = charts.tile_maps(finished.run.tiles)
     return {title: figure_png(figure) for title, figure in figures.items()}
 
 
-def _scores_and_areas(finished: Finished) -> dict[str, bytes]:
+def _scores_and_areas(finished: FinishedLayer) -> dict[str, bytes]:
     job = finished.run.job
     used = job.thresholds if finished.taught is None else job.limits
     figures = charts.distributions(
@@ -127,27 +127,27 @@ def _scores_and_areas(finished: Finished) -> dict[str, bytes]:
     return {title: figure_png(figure) for title, figure in figures.items()}
 
 
-def _classes(finished: Finished) -> Mapping[str, Any]:
+def _classes(finished: FinishedLayer) -> Mapping[str, Any]:
     return {} if finished.taught is None else finished.taught.summary(finished.run.job.classes)
 
 
-def _prompts(finished: Finished) -> Mapping[str, Any]:
+def _prompts(finished: FinishedLayer) -> Mapping[str, Any]:
     return {} if finished.prompted is None else finished.prompted.table()
 
 
-def _quality(finished: Finished) -> Mapping[str, Any]:
+def _quality(finished: FinishedLayer) -> Mapping[str, Any]:
     return {} if finished.against is None else finished.against.rows()
 
 
-def _seams(finished: Finished) -> Mapping[str, Any]:
+def _seams(finished: FinishedLayer) -> Mapping[str, Any]:
     return seams(finished.run.tally.numbers)
 
 
-def _topology(finished: Finished) -> Mapping[str, Any]:
+def _topology(finished: FinishedLayer) -> Mapping[str, Any]:
     return finished.topology.table()
 
 
-def _times(finished: Finished, seconds: float) -> Mapping[str, Any]:
+def _times(finished: FinishedLayer, seconds: float) -> Mapping[str, Any]:
     return {
         "finished": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
         "segmenting, sum over tiles": duration(float(finished.run.ledger["seconds"].sum())),
@@ -157,15 +157,15 @@ def _times(finished: Finished, seconds: float) -> Mapping[str, Any]:
 
 
 # what is made, in the order of the report, where a part without content is left out
-_FILES: Mapping[str, Callable[[Finished], None]] = {
+_FILES: Mapping[str, Callable[[FinishedLayer], None]] = {
     **{FILES[name]: partial(_write_format, name) for name in FILES},
     "review.qgz": _write_project,
 }
-_CHARTS: Mapping[str, Callable[[Finished], Mapping[str, bytes]]] = {
+_CHARTS: Mapping[str, Callable[[FinishedLayer], Mapping[str, bytes]]] = {
     "Tiles": _tile_maps,
     "Scores and areas": _scores_and_areas,
 }
-_TABLES: Mapping[str, Callable[[Finished], Mapping[str, Any]]] = {
+_TABLES: Mapping[str, Callable[[FinishedLayer], Mapping[str, Any]]] = {
     "Classes": _classes,
     "Prompts": _prompts,
     QUALITY: _quality,

@@ -34,7 +34,7 @@ from workbench.polygons.seams import merge_seams
 from workbench.raster.scene import raster_of
 from workbench.raster.tiles import tile_names, tile_windows
 from workbench.raster.web_tiles import attribution_of
-from workbench.runs.by_products import QUALITY, TOPOLOGY, Finished, write_by_products
+from workbench.runs.by_products import QUALITY, TOPOLOGY, FinishedLayer, write_by_products
 from workbench.runs.classes import (
     Taught,
     classed_polygons,
@@ -108,7 +108,7 @@ def finish(plan: Plan) -> Run:
         write_ledger(known, plan.folder)
         seconds = time.perf_counter() - start
         write_by_products(
-            Finished(result, plan, taught, known, topology, against, attempts, seconds)
+            FinishedLayer(result, plan, taught, known, topology, against, attempts, seconds)
         )
     _tell_failures(plan, ledger)
     return result

@@ -19,7 +19,7 @@ from rasterio.windows import Window
 from workbench.candidates.table import Candidates, Rules
 from workbench.raster.scene import Scene
 from workbench.raster.tiles import Tile, TileGrid
-from workbench.runs.prompts import Prompts, middles
+from workbench.runs.prompts import PromptFeatures, middles
 from workbench.runs.tile_stream import ScenePlan
 from workbench.segmenters.at_points import MOST_MASKS, answer
 from workbench.segmenters.protocol import Segmenter, Watch
@@ -27,7 +27,7 @@ from workbench.segmenters.protocol import Segmenter, Watch
 # of a window, around its features: with less, the roofs of one tile more often fit into one window
 MARGIN = 0.05
 
-Index = tuple[str, int, int]  # source, row, column
+TileIndex = tuple[str, int, int]  # source, row, column
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class PromptWindow:
     """
 
     tile: Tile
-    home: Index  # the tile of the working grid that the features belong to
+    home: TileIndex  # the tile of the working grid that the features belong to
     features: NDArray[np.intp]  # (n,) rows of the prompts
     points: NDArray[np.float64]  # (n, 2) XY, pixels of the window
     boxes: NDArray[np.float64] | None  # (n, 4) XYXY, pixels of the window; None for points
@@ -52,9 +52,9 @@ class AskedPrompts:
     `parts` has the windows of each scene, and of each coarser scale of it, as its tiles.
     """
 
-    prompts: Prompts
+    prompts: PromptFeatures
     parts: tuple[ScenePlan, ...]
-    windows: Mapping[Index, PromptWindow]
+    windows: Mapping[TileIndex, PromptWindow]
 
     @property
     def sources(self) -> set[str]:
@@ -62,7 +62,7 @@ class AskedPrompts:
         return {part.scene.name for part in self.parts}
 
     @property
-    def homes(self) -> set[Index]:
+    def homes(self) -> set[TileIndex]:
         """The tiles of the working grid that have prompts."""
         return {window.home for window in self.windows.values()}
 
@@ -71,7 +71,9 @@ class AskedPrompts:
         return lambda tile: _AtPrompts(segmenter, self.windows[part.index(tile)])
 
 
-def ask(prompts: Prompts, parts: Sequence[ScenePlan], side: int, with_boxes: bool) -> AskedPrompts:
+def ask(
+    prompts: PromptFeatures, parts: Sequence[ScenePlan], side: int, with_boxes: bool
+) -> AskedPrompts:
     """Put windows of `side` pixels around the prompts.
 
     `parts` are the scenes on the working grid. A feature belongs to the first that holds its
@@ -80,7 +82,7 @@ def ask(prompts: Prompts, parts: Sequence[ScenePlan], side: int, with_boxes: boo
     """
     todo = prompts.asked
     middle = middles(prompts.shapes[todo])
-    found: dict[Index, PromptWindow] = {}
+    found: dict[TileIndex, PromptWindow] = {}
     planned: list[ScenePlan] = []
     for part in parts:
         here = shapely.intersects_xy(shapely.box(*part.scene.bounds), middle)
@@ -105,7 +107,7 @@ def _part_of(scene: Scene, scale: int, side: int, tiles: Sequence[Tile]) -> Scen
 
 def _windows(
     part: ScenePlan,
-    prompts: Prompts,
+    prompts: PromptFeatures,
     rows: NDArray[np.intp],
     middle: NDArray[np.float64],
     side: int,

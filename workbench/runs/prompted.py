@@ -38,7 +38,7 @@ from workbench.raster.crs import ground_area_m2, ground_scale
 from workbench.raster.scene import raster_of
 from workbench.raster.tiles import tile_name
 from workbench.runs.plan import Plan
-from workbench.runs.prompt_windows import AskedPrompts, Index, PromptWindow
+from workbench.runs.prompt_windows import AskedPrompts, PromptWindow, TileIndex
 from workbench.runs.prompts import ANSWER
 from workbench.runs.tile_stream import ScenePlan
 from workbench.segmenters.at_points import MOST_MASKS, best_masks
@@ -57,7 +57,7 @@ NO_MASK, LOW, CUT, INVALID = (
 
 
 @dataclass(frozen=True, eq=False)
-class Prompted:
+class PromptLabels:
     """The labels of the prompts, and a row for each feature of the file.
 
     `layer` has the columns of a layer, then those of `ANSWER`, then the attributes of the file.
@@ -120,7 +120,7 @@ class Prompted:
         return lines
 
 
-def prompted(plan: Plan) -> Prompted | None:
+def prompted(plan: Plan) -> PromptLabels | None:
     """Make the labels of a run's prompts from the stored answers; None without prompts."""
     if plan.asked is None:
         return None
@@ -152,10 +152,10 @@ def prompted(plan: Plan) -> Prompted | None:
         crs=frame.crs,
         index=frame.index.rename("fid"),
     )
-    return Prompted(layer, ledger)
+    return PromptLabels(layer, ledger)
 
 
-def write_ledger(prompted: Prompted | None, folder: Path) -> None:
+def write_ledger(prompted: PromptLabels | None, folder: Path) -> None:
     """Write the ledger of the prompts into the run folder, or remove that of an earlier job."""
     if prompted is None:
         (folder / LEDGER).unlink(missing_ok=True)
@@ -164,7 +164,7 @@ def write_ledger(prompted: Prompted | None, folder: Path) -> None:
         prompted.ledger.to_parquet(path)
 
 
-def tile_records(plan: Plan) -> dict[Index, TileRecord]:
+def tile_records(plan: Plan) -> dict[TileIndex, TileRecord]:
     """What is known of each wanted tile, that of the windows around its prompts included."""
     known = plan.store.ledger()
     records = {part.index(tile): known[part.index(tile)][0]

@@ -35,7 +35,7 @@ _TAKEN = {name.lower() for name in (*COLUMNS, *ANSWER, "geometry", GEOMETRY_COLU
 
 
 @dataclass(frozen=True, eq=False)
-class Prompts:
+class PromptFeatures:
     """The features of a vector file, in the working CRS.
 
     `frame` has all of them with their attributes, polygons mended; its index is their `fid`.
@@ -89,7 +89,7 @@ def read_prompts(
     scenes: Sequence[Scene],
     aoi: gpd.GeoSeries | None = None,
     classes: Mapping[int, str] | None = None,
-) -> Prompts:
+) -> PromptFeatures:
     """Read points or polygons (boxes are polygons) with their attributes, in the scenes' CRS.
 
     A feature is asked for if its representative point lies in a scene and in the AOI.
@@ -137,7 +137,7 @@ def read_prompts(
                 f"has {len(rows)} features inside the rasters, but none inside aoi",
                 "Choose a larger area, or leave aoi null.",
             )
-    return Prompts(placed.set_geometry(shapes, crs=scenes[0].crs), why_not)
+    return PromptFeatures(placed.set_geometry(shapes, crs=scenes[0].crs), why_not)
 
 
 def middles(shapes: NDArray[np.object_]) -> NDArray[np.float64]:

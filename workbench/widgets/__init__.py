@@ -4,9 +4,11 @@ A job comes in; the same job goes out with what a person has changed by hand, or
 widgets decide nothing themselves: they call the functions that a batch run calls.
 
 `area`, `tuner` and `run_panel` are what the notebook shows; each keeps its panel through `cells`,
-and all share a `session`. `map`, `imagery`, `overlay` and `drawn_polygons` are the map,
-`score_plane` the scatter of candidates, `controls`, `presets`, `sample_tiles` and `verdicts` the
-parts of the tuner, `safe_html` the only owner of HTML.
+and all share a `session`. `map`, `imagery`, `overlay` and `drawn_polygons` are the map, `looks`
+changes how polygons look on it. `drawn_area` and `area_text` belong to the area, `score_plane`,
+`controls`, `presets`, `sample_tiles`, `verdicts` and `tuner_text` to the tuner, `classes` and
+`palette` teach classes in it. `quiet` waits until a person pauses, `safe_html` is the only owner
+of HTML.
 """
 
 from workbench.widgets.area import AOIPicker
