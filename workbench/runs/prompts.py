@@ -98,16 +98,16 @@ def read_prompts(
         JobError: None is left, or the file does not hold points or polygons with a CRS, or its
             `class_id` are not all among `classes`.
     """
-    name = without_secrets(str(path))
+    what = f"Parameter `prompts`: {without_secrets(str(path))}"
     # of a run folder, the labels are meant and not its tiles
-    frame = read_vectors(str(path), f"Parameter `prompts`: {name}", JobError, layer=LABELS)
+    frame = read_vectors(str(path), what, JobError, layer=LABELS)
     if classes is not None and "class_id" in frame:
-        frame = frame.assign(class_id=_classes(name, frame["class_id"], classes))
+        frame = frame.assign(class_id=_classes(what, frame["class_id"], classes))
     shapes = frame.geometry.to_numpy()
     has_shape = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
     if not has_shape.any():
-        raise _refused(name, "has no features with a shape", "Give points, boxes or polygons.")
-    _refuse_other_kinds(name, shapes[has_shape])
+        raise JobError(f"{what} has no features with a shape. Give points, boxes or polygons.")
+    _refuse_other_kinds(what, shapes[has_shape])
     placed = frame.to_crs(scenes[0].crs)
     shapes = _mended(placed.geometry.to_numpy())
     has_shape &= ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
@@ -118,13 +118,11 @@ def read_prompts(
         inside[rows] |= lies_in(shapes[rows], shapely.box(*scene.bounds))
     if not inside.any():
         bounds = shapely.total_bounds(shapes[has_shape])
-        raise _refused(
-            name,
-            f"has no feature inside {Path(scenes[0].source).name}"
-            + (f" or {len(scenes) - 1} other rasters" if len(scenes) > 1 else "")
-            + f": its bounds are {_bounds(bounds)}, the raster's are "
-            f"{_bounds(scenes[0].bounds)}, both in {crs_title(scenes[0].crs)}",
-            "Check the CRS of the file.",
+        others = f" or {len(scenes) - 1} other rasters" if len(scenes) > 1 else ""
+        raise JobError(
+            f"{what} has no feature inside {Path(scenes[0].source).name}{others}: its bounds are "
+            f"{_bounds(bounds)}, the raster's are {_bounds(scenes[0].bounds)}, both in "
+            f"{crs_title(scenes[0].crs)}. Check the CRS of the file."
         )
     why_not = np.where(has_shape, np.where(inside, "", OUTSIDE), NO_SHAPE).astype(object)
     if aoi is not None:
@@ -132,10 +130,9 @@ def read_prompts(
         wanted = shapely.union_all(aoi.to_crs(scenes[0].crs).to_numpy())
         why_not[rows[~lies_in(shapes[rows], wanted)]] = OUTSIDE_AOI
         if not (why_not == "").any():
-            raise _refused(
-                name,
-                f"has {len(rows)} features inside the rasters, but none inside aoi",
-                "Choose a larger area, or leave aoi null.",
+            raise JobError(
+                f"{what} has {len(rows)} features inside the rasters, but none inside aoi. Choose "
+                "a larger area, or leave aoi null."
             )
     return PromptFeatures(placed.set_geometry(shapes, crs=scenes[0].crs), why_not)
 
@@ -145,21 +142,20 @@ def middles(shapes: NDArray[np.object_]) -> NDArray[np.float64]:
     return shapely.get_coordinates(middle_of(shapes))
 
 
-def _refuse_other_kinds(name: str, shapes: NDArray[np.object_]) -> None:
+def _refuse_other_kinds(what: str, shapes: NDArray[np.object_]) -> None:
     if shapely.has_z(shapes).any():
-        raise _refused(
-            name,
-            "has 3D shapes",
-            "Save it without heights, for example with `ogr2ogr -dim XY out.gpkg in.gpkg`.",
+        raise JobError(
+            f"{what} has 3D shapes. Save it without heights, for example with "
+            "`ogr2ogr -dim XY out.gpkg in.gpkg`."
         )
     types = {shapely.GeometryType(number).name for number in np.unique(shapely.get_type_id(shapes))}
     kinds = {kind.upper(): what for kind, what in KINDS.items()}
     if unknown := sorted(types - set(kinds)):
         other = next(shape.geom_type for shape in shapes if shape.geom_type.upper() == unknown[0])
-        raise _refused(name, f"has a {other}", "Give only points, or only boxes and polygons.")
+        raise JobError(f"{what} has a {other}. Give only points, or only boxes and polygons.")
     if len({kinds[kind] for kind in types}) > 1:
-        raise _refused(
-            name, "mixes points and polygons", "Save them as two files and run two jobs."
+        raise JobError(
+            f"{what} mixes points and polygons. Save them as two files and run two jobs."
         )
 
 
@@ -173,22 +169,20 @@ def _mended(shapes: NDArray[np.object_]) -> NDArray[np.object_]:
     return shapes
 
 
-def _classes(name: str, values: pd.Series, classes: Mapping[int, str]) -> pd.Series:
+def _classes(what: str, values: pd.Series, classes: Mapping[int, str]) -> pd.Series:
     """The classes of features as whole numbers, all of them among the job's."""
     numbers = pd.to_numeric(values, errors="coerce")
     wrong = values[values.notna() & (numbers.isna() | (numbers % 1 != 0))]
     if len(wrong):
-        raise _refused(
-            name,
-            f"has class_id {wrong.iloc[0]!r}, which is not a whole number",
-            "Mend the column, or rename it if it means something else.",
+        raise JobError(
+            f"{what} has class_id {wrong.iloc[0]!r}, which is not a whole number. Mend the column, "
+            "or rename it if it means something else."
         )
     unknown = sorted({int(number) for number in numbers.dropna().unique()} - set(classes))
     if unknown:
-        raise _refused(
-            name,
-            f"has class_id {unknown[0]}, which is not one of classes {dict(classes)}",
-            "Add it to `classes`, or rename the column if it means something else.",
+        raise JobError(
+            f"{what} has class_id {unknown[0]}, which is not one of classes {dict(classes)}. Add "
+            "it to `classes`, or rename the column if it means something else."
         )
     return numbers.astype("Int64")
 
@@ -206,10 +200,6 @@ def _nullable(values: pd.Series) -> pd.Series:
 def _as_text(value: Any) -> str | None:
     missing = value is None or (pd.api.types.is_scalar(value) and pd.isna(value))
     return None if missing else str(value)
-
-
-def _refused(path: str | Path, problem: str, remedy: str) -> JobError:
-    return JobError(f"Parameter `prompts`: {path} {problem}. {remedy}")
 
 
 def _bounds(bounds: Sequence[float] | NDArray[np.float64]) -> str:

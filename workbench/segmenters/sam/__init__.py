@@ -2,8 +2,8 @@
 
 `checkpoints` and `device` get a model ready. `network` says what the engine needs of one; the first
 SAM runs in `encoder` and `decoder`, SAM 2.1 in `sam2`. `measure` (`fused` on CUDA) scores masks,
-`proposals` makes candidates of them, `segmenter` puts it together. `tiny` is the embedded model;
-`torchvision_shim` repairs a torchvision without compiled operators.
+`proposals` makes candidates of them, `segmenter` puts it together; `by_hand` answers clicks. `tiny`
+is the embedded model; `torchvision_shim` repairs a torchvision without compiled operators.
 """
 
 from workbench.segmenters.sam.torchvision_shim import mend_torchvision
