@@ -234,6 +234,30 @@ def test_only_new_windows_are_computed(model: SameColour, job: Job, tmp_path: Pa
     assert model.asked == [3, 3]
 
 
+def test_C3_a_stopped_run_goes_on_where_it_was(
+    model: SameColour, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job.changed(tile_size=64, prompts=saved(tmp_path / "old.gpkg", moved(TRUE, 1.0)))
+    whole = run(job.changed(out_dir=str(tmp_path / "whole"))).layer
+    windows = len(model.asked)
+    assert windows > 1
+    answer, left = SameColour.answer, [windows - 1]
+
+    def interrupted(*given, **named):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return answer(*given, **named)
+
+    monkeypatch.setattr(SameColour, "answer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(job)
+    monkeypatch.setattr(SameColour, "answer", answer)
+    model.asked.clear()
+    assert run(job).layer.equals(whole)
+    assert len(model.asked) < windows
+
+
 def test_C6_a_window_that_fails_is_in_the_ledger_and_is_tried_again(
     model: SameColour, job: Job, tmp_path: Path
 ) -> None:

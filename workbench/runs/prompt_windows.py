@@ -80,7 +80,7 @@ def ask(
     representative point, and to the tile whose core does. A model that does not gain from boxes is
     asked without.
     """
-    todo = prompts.asked
+    todo, with_boxes = prompts.asked, with_boxes and not prompts.are_points
     middle = middles(prompts.shapes[todo])
     found: dict[TileIndex, PromptWindow] = {}
     planned: list[ScenePlan] = []
@@ -142,7 +142,7 @@ def _windows(
             some = np.sort(np.concatenate(groups))
             asked_points = np.round(points[some] / scale - (left, top), 3)
             asked_boxes = None
-            if with_boxes and not prompts.are_points:
+            if with_boxes:
                 asked_boxes = np.round(boxes[some] / scale - np.tile((left, top), 2), 3)
                 asked_boxes = asked_boxes.clip(0, side)
             known = _name(scale, left, top, side, asked_points, asked_boxes)

@@ -142,7 +142,7 @@ def prompted(plan: Plan) -> PromptLabels | None:
     has_new = np.zeros(len(frame), bool)
     has_new[rows] = True
     has_old = (prompts.why_not == "") & ~has_new & solid
-    kept = _old(prompts.frame, np.flatnonzero(has_old), plan)
+    kept = _old(prompts.frame, np.flatnonzero(has_old), home, plan)
     both = pd.concat([answers, kept], ignore_index=True).sort_values("row", ignore_index=True)
     layer = _layer(both, asked, home, plan)
     outcome = np.select([has_new, has_old], [NEW, KEPT], NONE)
@@ -327,13 +327,16 @@ def _doubles(
     return np.where(rival >= 0, rows[rival], -1)
 
 
-def _old(frame: gpd.GeoDataFrame, rows: NDArray[np.intp], plan: Plan) -> gpd.GeoDataFrame:
+def _old(
+    frame: gpd.GeoDataFrame, rows: NDArray[np.intp], home: NDArray[np.object_], plan: Plan
+) -> gpd.GeoDataFrame:
     """Features that keep their shapes."""
     shapes, there = only_polygonal(frame.geometry.iloc[rows])
     rows = rows[there]
     made = _frame(plan, rows, shapes)
-    transform = plan.scenes[0].scene.transform
-    area_px = shapely.area(shapes) / abs(transform.a * transform.e)
+    transforms = {part.scene.name: part.scene.transform for part in plan.area.finest}
+    pixel = {name: abs(grid.a * grid.e) for name, grid in transforms.items()}  # map units²
+    area_px = shapely.area(shapes) / np.array([pixel[raster_of(tile)] for tile in home[rows]])
     return made.assign(
         area_px=np.rint(area_px).astype(np.int64), area_m2=ground_area_m2(shapes, plan.crs)
     )
