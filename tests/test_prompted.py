@@ -5,6 +5,7 @@ from pathlib import Path
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import pyogrio
 import pytest
 import shapely
 from made_rasters import BACKGROUND, NORTH_UP, RECTANGLES, three_rectangles, write
@@ -144,6 +145,11 @@ def test_shapes_move_to_the_objects_and_attributes_stay(
         )
         assert written["owner"].fillna("-").tolist() == ["a", "-", "c"]
         assert written["changed"].tolist() == [True] * 3
+    for style in pyogrio.read_dataframe(made.folder / "prelabels.gpkg", layer="layer_styles")[
+        "styleQML"
+    ][:3]:  # form and filters of QGIS
+        assert 'field="owner"' in style
+        assert 'name="Changed"' in style
     assert model.asked == [3]  # in one batch
     assert model.proposed == 0
     assert read_run(made.folder).layer.equals(layer)

@@ -41,6 +41,13 @@ TILE_COLUMNS: Mapping[str, str] = {
     "n_polygons": "int64",
     "seconds": "float64",
 }
+# further columns where prompts were given: what came of each
+ANSWER: Mapping[str, str] = {
+    "prompt_fid": "Int64",  # text where the file has no numbers
+    "prompt_iou": "float64",
+    "moved_m": "float64",
+    "changed": "boolean",
+}
 BATCH = 1024  # polygons in memory at once, when a layer is written or read in batches
 LABELS, TILES = "prelabels", "tiles"  # the names of the two layers in the GeoPackage
 DRAWN = "drawn/"  # the ids of polygons that somebody drew begin with it

@@ -24,7 +24,7 @@ from workbench.layer.web import FILES, write_format
 from workbench.runs.classes import Taught
 from workbench.runs.looks import class_colors
 from workbench.runs.plan import Plan
-from workbench.runs.prompted import PromptLabels
+from workbench.runs.prompted import PromptLabels, more_of
 from workbench.runs.result import Run
 
 QUALITY, TOPOLOGY = "Quality", "Topology"  # headings of tables that are counted batch by batch
@@ -110,6 +110,7 @@ def _write_project(finished: FinishedLayer) -> None:
         planar=run.job.planar,
         confidence=run.tally.classes,
         learned=None if finished.taught is None else class_colors(run.folder, run.job),
+        more=more_of(finished.prompted),
     )
 
 

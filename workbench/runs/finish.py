@@ -46,7 +46,13 @@ from workbench.runs.folder import refuse_to_lose_review
 from workbench.runs.labels import refuse_to_lose_examples
 from workbench.runs.looks import class_colors
 from workbench.runs.plan import Plan, load_reference
-from workbench.runs.prompted import offer_beside_prompts, prompted, tile_records, write_ledger
+from workbench.runs.prompted import (
+    more_of,
+    offer_beside_prompts,
+    prompted,
+    tile_records,
+    write_ledger,
+)
 from workbench.runs.record import write_job
 from workbench.runs.result import Run
 from workbench.runs.tile_stream import ScenePlan
@@ -72,7 +78,9 @@ def finish(plan: Plan) -> Run:
 
     def styles() -> Mapping[str, Mapping[str, str]]:
         learned = None if taught is None else class_colors(plan.folder, plan.job)
-        return qgis.styles(plan.job.classes, plan.job.planar, tally.classes, learned)
+        return qgis.styles(
+            plan.job.classes, plan.job.planar, tally.classes, learned, more_of(known)
+        )
 
     start = time.perf_counter()
     taught = teach(plan)

@@ -28,7 +28,7 @@ from workbench.candidates.offer import (
 from workbench.candidates.select import passes
 from workbench.candidates.store import Ledger, TileRecord, valid_masks
 from workbench.candidates.table import Candidates
-from workbench.layer.schema import as_layer
+from workbench.layer.schema import ANSWER, as_layer, further_columns
 from workbench.polygons.areas import only_polygonal
 from workbench.polygons.build import shapes_in_window
 from workbench.polygons.clean import Cleaning, clean
@@ -39,7 +39,6 @@ from workbench.raster.scene import raster_of
 from workbench.raster.tiles import tile_name
 from workbench.runs.plan import Plan
 from workbench.runs.prompt_windows import AskedPrompts, PromptWindow, TileIndex
-from workbench.runs.prompts import ANSWER
 from workbench.runs.tile_stream import ScenePlan
 from workbench.segmenters.at_points import MOST_MASKS, best_masks
 
@@ -71,8 +70,7 @@ class PromptLabels:
     @property
     def more(self) -> list[str]:
         """The columns that the layer has besides those of every layer."""
-        names = list(self.layer.columns)
-        return names[names.index("at_edge") + 1 : -1]
+        return further_columns(self.layer)
 
     def among(
         self, batches: Iterable[gpd.GeoDataFrame], offer: Offer
@@ -153,6 +151,11 @@ def prompted(plan: Plan) -> PromptLabels | None:
         index=frame.index.rename("fid"),
     )
     return PromptLabels(layer, ledger)
+
+
+def more_of(prompted: PromptLabels | None) -> list[str]:
+    """The columns that a layer has besides those of every layer; none without prompts."""
+    return [] if prompted is None else prompted.more
 
 
 def write_ledger(prompted: PromptLabels | None, folder: Path) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from workbench._support.secrets import without_secrets
 from workbench.errors import JobError
-from workbench.layer.schema import COLUMNS, GEOMETRY_COLUMN, LABELS
+from workbench.layer.schema import ANSWER, COLUMNS, GEOMETRY_COLUMN, LABELS
 from workbench.polygons.areas import lies_in, middle_of
 from workbench.raster.crs import crs_title
 from workbench.raster.scene import Scene
@@ -24,13 +24,6 @@ from workbench.raster.vectors import read_vectors
 KINDS = {"Point": "points", "Polygon": "polygons", "MultiPolygon": "polygons"}
 # why a feature is not asked for
 NO_SHAPE, OUTSIDE, OUTSIDE_AOI = "no shape", "outside the rasters", "outside the area"
-# columns of the layer that say what came of a prompt
-ANSWER = {
-    "prompt_fid": "Int64",
-    "prompt_iou": "float64",
-    "moved_m": "float64",
-    "changed": "boolean",
-}
 _TAKEN = {name.lower() for name in (*COLUMNS, *ANSWER, "geometry", GEOMETRY_COLUMN, "fid", "crs")}
 
 
