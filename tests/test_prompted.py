@@ -119,7 +119,8 @@ def test_shapes_move_to_the_objects_and_attributes_stay(
         status=["x", "y", "z"],
         seen=pd.to_datetime(["2020-01-01", None, "2021-01-01"]),
     )
-    made = run(job.changed(prompts=prompts, classes={4: "hut", 5: "house", 6: "hall"}))
+    classes, formats = {4: "hut", 5: "house", 6: "hall"}, ["flatgeobuf", "pmtiles"]
+    made = run(job.changed(prompts=prompts, classes=classes, formats=formats))
     layer = made.layer
     assert shapely.equals(layer.geometry.to_numpy(), TRUE).all()
     assert layer["class_id"].tolist() == [4, 5, 6]
@@ -150,6 +151,8 @@ def test_shapes_move_to_the_objects_and_attributes_stay(
     ][:3]:  # form and filters of QGIS
         assert 'field="owner"' in style
         assert 'name="Changed"' in style
+    assert (made.folder / "prelabels.fgb").exists()
+    assert (made.folder / "prelabels.pmtiles").exists()
     assert model.asked == [3]  # in one batch
     assert model.proposed == 0
     assert read_run(made.folder).layer.equals(layer)
