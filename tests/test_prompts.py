@@ -77,6 +77,12 @@ def test_prompts_in_another_crs_come_to_the_scene(scene: Scene, tmp_path: Path) 
     assert point.distance(at(100, 100)) < 1e-3
 
 
+def test_numbers_that_are_not_unique_are_counted_anew(scene: Scene, tmp_path: Path) -> None:
+    frame = gpd.GeoDataFrame(geometry=[at(9, 9), at(90, 90)], crs=UTM, index=[5, 5])
+    frame.to_parquet(tmp_path / "trees.parquet")
+    assert read_prompts(tmp_path / "trees.parquet", [scene]).frame.index.tolist() == [0, 1]
+
+
 def test_columns_of_the_file_do_not_hide_those_of_the_layer() -> None:
     frame = gpd.GeoDataFrame(
         {"ID": [1], "class_id": [2], "status": ["x"], "prompt_status": ["y"], "flat": [True],

@@ -94,6 +94,8 @@ def read_prompts(
     what = f"Parameter `prompts`: {without_secrets(str(path))}"
     # of a run folder, the labels are meant and not its tiles
     frame = read_vectors(str(path), what, JobError, layer=LABELS)
+    if not frame.index.is_unique:  # of GeoParquet it may be anything
+        frame = frame.reset_index(drop=True)
     if classes is not None and "class_id" in frame:
         frame = frame.assign(class_id=_classes(what, frame["class_id"], classes))
     shapes = frame.geometry.to_numpy()
