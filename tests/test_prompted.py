@@ -13,8 +13,9 @@ from made_rasters import BACKGROUND, NORTH_UP, RECTANGLES, three_rectangles, wri
 from workbench import run
 from workbench.candidates.rle import encode_masks
 from workbench.candidates.table import SCHEMA, Candidates, Rules
-from workbench.errors import JobError, RunFailedError
+from workbench.errors import JobError, ReviewError, RunFailedError
 from workbench.polygons.overlap import iou_of
+from workbench.review.tile_planes import tile_planes
 from workbench.runs import choose
 from workbench.runs.job import Job
 from workbench.runs.prompted import LEDGER
@@ -359,3 +360,11 @@ def test_without_prompts_again_their_ledger_is_gone(
     assert (made.folder / LEDGER).exists()
     assert "prompt_fid" not in run(job).layer
     assert not (made.folder / LEDGER).exists()
+
+
+def test_labels_of_prompts_alone_advise_no_thresholds(
+    model: SameColour, job: Job, tmp_path: Path
+) -> None:
+    made = run(job.changed(prompts=saved(tmp_path / "old.gpkg", TRUE)))
+    with pytest.raises(ReviewError, match="all labels come from prompts"):
+        tile_planes(made, made.layer, made.tiles["tile"])
