@@ -7,5 +7,6 @@ what papermill delivers, `given` the text that was typed, `together` checks what
 `trust` who may name a scheduler), `folder` and `record` the run folder,
 `choose` the model, `result` a finished run. `labels` reads what teaches classes, `classes` teaches
 them, `said` keeps what a person has decided, `looks` names and colours them. `prompts` reads
-objects that are known already, `prompt_windows` asks for them, `prompted` makes their labels.
+objects that are known already, `prompt_windows` asks for them, `prompt_answers` chooses
+their masks, `prompted` makes their labels.
 """

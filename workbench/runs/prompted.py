@@ -18,19 +18,14 @@ from numpy.typing import NDArray
 from workbench._support.files import atomic_path
 from workbench.candidates.offer import (
     ONE_CLASS_PER_PLACE,
-    SIDES,
-    TOUCH_PX,
     Offer,
     Reason,
     Shared,
     one_label_per_object,
 )
-from workbench.candidates.select import passes
-from workbench.candidates.store import Ledger, TileRecord, valid_masks
-from workbench.candidates.table import Candidates
+from workbench.candidates.store import TileRecord
 from workbench.layer.schema import ANSWER, as_layer, further_columns
 from workbench.polygons.areas import only_polygonal
-from workbench.polygons.build import shapes_in_window
 from workbench.polygons.clean import Cleaning, clean
 from workbench.polygons.overlap import common_area, iou_of, may_conflict
 from workbench.polygons.regularize import regularized
@@ -38,21 +33,13 @@ from workbench.raster.crs import ground_area_m2, ground_scale
 from workbench.raster.scene import raster_of
 from workbench.raster.tiles import tile_name
 from workbench.runs.plan import Plan
-from workbench.runs.prompt_windows import AskedPrompts, PromptWindow, TileIndex
-from workbench.runs.tile_stream import ScenePlan
-from workbench.segmenters.at_points import MOST_MASKS, best_masks
+from workbench.runs.prompt_answers import answers, frame_of
+from workbench.runs.prompt_windows import AskedPrompts, TileIndex
 
 SAME = 0.9  # from this IoU on a new shape only follows the pixels, and nothing has changed
 LEDGER = "prompts.parquet"
 # what came of a feature
 NEW, KEPT, NONE = "new", "kept", "none"
-# why there is no new shape
-NO_MASK, LOW, CUT, INVALID = (
-    "no mask",
-    "scores below the thresholds",
-    "the mask reaches the edge of its window, or covers it",
-    "no valid pixels",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,20 +115,20 @@ def prompted(plan: Plan) -> PromptLabels | None:
     for window in asked.windows.values():
         home[window.features] = tile_name(*window.home)
     why = prompts.why_not.copy()
-    answers = _finished(_answers(plan, asked, why), plan)
-    twice = _doubles(answers, old, plan.job.duplicate_iou)
+    found = _finished(answers(plan, asked, why), plan)
+    twice = _doubles(found, old, plan.job.duplicate_iou)
     fid = frame.index.to_numpy()
-    why[answers["row"].to_numpy()[twice >= 0]] = [
+    why[found["row"].to_numpy()[twice >= 0]] = [
         f"same mask as another feature: fid {fid[row]}" for row in twice[twice >= 0].tolist()
     ]
-    answers = answers[twice < 0]
-    rows = answers["row"].to_numpy()
+    found = found[twice < 0]
+    rows = found["row"].to_numpy()
     solid = shapely.get_dimensions(old) == 2
     has_new = np.zeros(len(frame), bool)
     has_new[rows] = True
     has_old = (prompts.why_not == "") & ~has_new & solid
     kept = _old(prompts.frame, np.flatnonzero(has_old), home, plan)
-    both = pd.concat([answers, kept], ignore_index=True).sort_values("row", ignore_index=True)
+    both = pd.concat([found, kept], ignore_index=True).sort_values("row", ignore_index=True)
     layer = _layer(both, asked, home, plan)
     outcome = np.select([has_new, has_old], [NEW, KEPT], NONE)
     ledger = gpd.GeoDataFrame(
@@ -196,110 +183,6 @@ def _together(before: TileRecord | None, now: TileRecord) -> TileRecord:
     )
 
 
-def _answers(plan: Plan, asked: AskedPrompts, why: NDArray[np.object_]) -> gpd.GeoDataFrame:
-    """The best sound mask of each feature that has one; `why` is filled in for the others."""
-    known: Ledger = plan.store.ledger()
-    found = [_frame(plan, np.empty(0, int), np.empty(0, object))]
-    for part in asked.parts:
-        for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
-            valid = valid_masks(records, candidates.rules)
-            for record in records:
-                window = asked.windows[record.index]
-                some = candidates.of_tile(record.tile_row, record.tile_col)
-                if record.status in ("failed", "nodata"):
-                    failed = record.status == "failed"
-                    why[window.features] = f"failed: {record.error}" if failed else INVALID
-                    continue
-                here = valid.get((record.tile_row, record.tile_col))
-                found.append(_best(plan, part, window, some, here, why))
-    return pd.concat(found, ignore_index=True)
-
-
-def _best(
-    plan: Plan,
-    part: ScenePlan,
-    window: PromptWindow,
-    found: Candidates,
-    valid: NDArray[np.bool_] | None,
-    why: NDArray[np.object_],
-) -> gpd.GeoDataFrame:
-    """The best sound mask of each feature of a window, traced."""
-    prompt = found.column("ordinal") // MOST_MASKS
-    scored = passes(found, plan.job.limits)
-    sound = scored & _whole(found, part, window, plan.job.max_area_share)
-    why[window.features] = NO_MASK
-    why[window.features[prompt]] = LOW
-    why[window.features[prompt[scored]]] = CUT
-    found, prompt = found.take(sound), prompt[sound]
-    best = best_masks(found, prompt, window.boxes)
-    chosen, rows = found.take(best), window.features[prompt[best]]
-    side = window.tile.window.height, window.tile.window.width
-    valid = np.ones(side, bool) if valid is None else valid
-    rles = chosen.table.column("rle").to_pylist()
-    shapes, touches = shapes_in_window(rles, part.scene, window.tile.window, valid)
-    there = ~shapely.is_empty(shapes)
-    why[rows[~there]] = INVALID
-    why[rows[there]] = ""
-    made = _frame(plan, rows[there], _largest_parts(shapes[there]))
-    bounds = (chosen.boxes + (0, 0, 1, 1))[there]
-    left, top = window.tile.window.col_off, window.tile.window.row_off
-    on_frame = (bounds[:, :2] + (left, top) <= 0).any(axis=1)
-    on_frame |= (bounds[:, 2:] + (left, top) >= (part.scene.width, part.scene.height)).any(axis=1)
-    pixel = abs(part.scene.transform.a * part.scene.transform.e) / part.scene.scale**2
-    return made.assign(
-        confidence=chosen.column("pred_iou")[there].astype(float),
-        stability=chosen.column("stability_score")[there].astype(float),
-        area_px=np.rint(shapely.area(made.geometry.to_numpy()) / pixel).astype(np.int64),
-        at_edge=on_frame | touches[there],
-        scale=part.scene.scale,
-    )
-
-
-def _frame(plan: Plan, rows: NDArray[np.intp], shapes: NDArray[np.object_]) -> gpd.GeoDataFrame:
-    n = len(rows)
-    return gpd.GeoDataFrame(
-        {
-            "row": rows.astype(np.int64),
-            "confidence": np.full(n, np.nan),
-            "stability": np.full(n, np.nan),
-            "area_px": np.zeros(n, np.int64),
-            "at_edge": np.zeros(n, bool),
-            "scale": np.ones(n, np.int64),
-        },
-        geometry=shapes,
-        crs=plan.crs,
-    )
-
-
-def _whole(
-    found: Candidates, part: ScenePlan, window: PromptWindow, most: float | None
-) -> NDArray[np.bool_]:
-    """Whether a mask ends inside its window, or with the scene, and does not fill it `(n,)`."""
-    place, boxes = window.tile.window, found.boxes
-    x0, y0, x1, y1 = boxes.T
-    right, bottom = part.scene.width - place.col_off, part.scene.height - place.row_off
-    ends = (x0 < TOUCH_PX, y0 < TOUCH_PX,
-            x1 >= min(place.width, right) - TOUCH_PX,
-            y1 >= min(place.height, bottom) - TOUCH_PX)  # fmt: skip
-    of_scene = (place.col_off <= 0, place.row_off <= 0, right <= place.width,
-                bottom <= place.height)  # fmt: skip
-    cut = np.zeros(len(found), bool)
-    for touches, is_end in zip(ends, of_scene, strict=True):
-        cut |= touches & (not is_end)
-    if most is not None:
-        cut |= found.column("area_px") > most * min(place.width, right) * min(place.height, bottom)
-        cut |= np.sum(ends, axis=0) >= SIDES
-    return ~cut
-
-
-def _largest_parts(shapes: NDArray[np.object_]) -> NDArray[np.object_]:
-    """The largest part of each mask: what is asked for is one object."""
-    parts, of = shapely.get_parts(shapes, return_index=True)
-    order = np.lexsort((-shapely.area(parts), of))
-    _, first = np.unique(of[order], return_index=True)
-    return np.asarray(shapely.multipolygons(parts[order[first]], indices=np.arange(len(first))))
-
-
 def _finished(answers: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
     """Fill, simplify and square as any polygon, of any size: that there is an object is known."""
     job = plan.job
@@ -336,7 +219,7 @@ def _old(
     """Features that keep their shapes."""
     shapes, there = only_polygonal(frame.geometry.iloc[rows])
     rows = rows[there]
-    made = _frame(plan, rows, shapes)
+    made = frame_of(plan, rows, shapes)
     transforms = {part.scene.name: part.scene.transform for part in plan.area.finest}
     pixel = {name: abs(grid.a * grid.e) for name, grid in transforms.items()}  # map units²
     area_px = shapely.area(shapes) / np.array([pixel[raster_of(tile)] for tile in home[rows]])

@@ -74,11 +74,9 @@ def fits(
     return np.asarray(scores)
 
 
-def best_masks(
-    found: Candidates, prompt: NDArray[np.int64], boxes: NDArray[np.float64] | None
-) -> NDArray[np.intp]:
-    """The row of the mask that answers best each prompt that has one, in the prompts' order."""
-    order = np.lexsort((np.arange(len(prompt)), -fits(found, prompt, boxes), prompt))
+def best_of_each(prompt: NDArray[np.int64], fit: NDArray[np.float64]) -> NDArray[np.intp]:
+    """The row `(m,)` with the best fit for each prompt that has one, in the prompts' order."""
+    order = np.lexsort((np.arange(len(prompt)), -fit, prompt))
     _, first = np.unique(prompt[order], return_index=True)
     rows: NDArray[np.intp] = order[first]
     return rows
