@@ -368,3 +368,13 @@ def test_labels_of_prompts_alone_advise_no_thresholds(
     made = run(job.changed(prompts=saved(tmp_path / "old.gpkg", TRUE)))
     with pytest.raises(ReviewError, match="all labels come from prompts"):
         tile_planes(made, made.layer, made.tiles["tile"])
+
+
+def test_a_mask_that_shares_too_little_with_the_old_shape_does_not_count(
+    model: SameColour, job: Job, tmp_path: Path
+) -> None:
+    yard = rectangle(0, 0, 155, 64)  # its middle is on the first rectangle, with an IoU of 0.18
+    made = run(job.changed(prompts=saved(tmp_path / "old.gpkg", [yard])))
+    assert shapely.equals(made.layer.geometry.to_numpy(), [yard]).all()
+    why = gpd.read_parquet(made.folder / LEDGER)["why"].tolist()
+    assert why == ["the mask shares too little with the old shape"]
