@@ -151,6 +151,7 @@ def test_bad_prompts_are_one_clear_error_before_anything_is_written(
     [
         ({"prompts": "a.gpkg", "planar": True}, "planar cuts overlapping labels"),
         ({"prompts": "a.gpkg", "scheduler": "tcp://1.2.3.4:5"}, "answered by one process"),
+        ({"prompts": "a.gpkg", "refresh": True}, "refresh does not keep"),
         ({"grid": False}, "grid is false and there are no prompts"),
         ({"grid": False, "prompts": "a.gpkg", "examples": "b.gpkg"}, "examples teach"),
     ],

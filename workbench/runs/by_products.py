@@ -25,6 +25,7 @@ from workbench.runs.classes import Taught
 from workbench.runs.looks import class_colors
 from workbench.runs.plan import Plan
 from workbench.runs.prompted import PromptLabels, more_of
+from workbench.runs.refresh import Refresh
 from workbench.runs.result import Run
 
 QUALITY, TOPOLOGY = "Quality", "Topology"  # headings of tables that are counted batch by batch
@@ -43,6 +44,7 @@ class FinishedLayer:
     prompted: PromptLabels | None
     topology: Topology
     against: AgainstReference | None
+    refresh: Refresh | None
     attempts: Attempts
     seconds: float
 
@@ -85,7 +87,8 @@ def write_by_products(finished: FinishedLayer) -> None:
 
 def _write_format(name: str, finished: FinishedLayer) -> None:
     run = finished.run
-    layer = run.folder / "prelabels.parquet"
+    # after a refresh, the Parquet has labels as they were before their review
+    layer = run.folder / ("prelabels.parquet" if finished.refresh is None else "prelabels.gpkg")
     (run.folder / FILES[name]).unlink(missing_ok=True)  # of an earlier layer
     if name in (run.job.formats or ()):
         write_format(layer, name, run.scenes[0].crs, min(each.pixel_m for each in run.scenes))
@@ -128,6 +131,10 @@ def _scores_and_areas(finished: FinishedLayer) -> dict[str, bytes]:
     return {title: figure_png(figure) for title, figure in figures.items()}
 
 
+def _review(finished: FinishedLayer) -> Mapping[str, Any]:
+    return {} if finished.refresh is None else finished.refresh.table()
+
+
 def _classes(finished: FinishedLayer) -> Mapping[str, Any]:
     return {} if finished.taught is None else finished.taught.summary(finished.run.job.classes)
 
@@ -167,6 +174,7 @@ _CHARTS: Mapping[str, Callable[[FinishedLayer], Mapping[str, bytes]]] = {
     "Scores and areas": _scores_and_areas,
 }
 _TABLES: Mapping[str, Callable[[FinishedLayer], Mapping[str, Any]]] = {
+    "Review": _review,
     "Classes": _classes,
     "Prompts": _prompts,
     QUALITY: _quality,

@@ -25,7 +25,12 @@ def check_squared(
 
 
 def check_prompts(
-    prompts: str | None, grid: bool | None, examples: object, planar: bool, scheduler: str | None
+    prompts: str | None,
+    grid: bool | None,
+    examples: object,
+    planar: bool,
+    scheduler: str | None,
+    refresh: bool,
 ) -> None:
     """Refuse what cannot be done with prompts, and a run that would segment nothing."""
     if prompts is not None and planar:
@@ -36,6 +41,11 @@ def check_prompts(
     if prompts is not None and scheduler is not None:
         raise ValueError(
             "prompts are answered by one process: set scheduler to null, or leave prompts null"
+        )
+    if prompts is not None and refresh:
+        raise ValueError(
+            "refresh does not keep what came of prompts: set refresh to false and choose another "
+            "out_dir, or leave prompts null"
         )
     if grid is False and prompts is None:
         raise ValueError(
