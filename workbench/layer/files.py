@@ -95,7 +95,7 @@ def write_layer(
     refuse_open(files["gpkg"])
     batches = iter(layer)
     first = next(batches)
-    empty = as_layer(first)[:0]
+    empty = first[:0] if kept is None else as_layer(first)[:0]
     # a review is compared with the Parquet: it is put in place last, so that it never belongs to an
     # older GeoPackage
     with atomic_path(files["parquet"]) as parquet:
