@@ -27,9 +27,9 @@ def test_documented_defaults():
         "min_area_px": 500, "min_area_m2": None, "max_area_m2": None,
         "fill_holes_m2": None, "min_solidity": None, "simplify_m": None, "planar": False,
         "regularize": None,
-        "examples": None, "labelled_area": None, "class_thresh": None, "classes": {1: "object"},
-        "default_class": None, "reference": None, "formats": None,
-        "scheduler": None, "resume": True, "interactive": "auto",
+        "examples": None, "labelled_area": None, "class_thresh": None, "prompts": None,
+        "grid": "auto", "classes": {1: "object"}, "default_class": None, "reference": None,
+        "formats": None, "scheduler": None, "resume": True, "refresh": False, "interactive": "auto",
     }  # fmt: skip
 
 

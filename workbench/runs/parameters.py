@@ -40,10 +40,10 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 # parameters whose None is written `auto`
-AUTO = ("bands", "stretch", "crs", "interactive")
+AUTO = ("bands", "stretch", "crs", "grid", "interactive")
 PATHS = (
     "source", "aoi", "out_dir", "checkpoint",
-    "examples", "run_dir", "reviewed", "reference", "labelled_area", "next_source",
+    "examples", "prompts", "run_dir", "reviewed", "reference", "labelled_area", "next_source",
 )  # fmt: skip
 
 

@@ -4,8 +4,8 @@
 SAM runs in `encoder` and `decoder`, SAM 2.1 in `sam2`, models for people without a GPU in
 `mobile_sam` and `edgetam` (`extras` are the packages that they need, `workers` shares prompts among
 cores). `measure` (`fused` on CUDA) scores masks, `proposals` makes candidates of them, `segmenter`
-puts it together. `tiny` is the embedded model; `torchvision_shim` repairs a torchvision without
-compiled operators.
+puts it together, `by_hand` answers clicks. `tiny` is the embedded model; `torchvision_shim` repairs
+a torchvision without compiled operators.
 """
 
 from workbench.segmenters.sam.torchvision_shim import mend_torchvision
