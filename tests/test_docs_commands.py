@@ -185,6 +185,12 @@ class Workshop:
             ["activate", environment["name"]],
         )
 
+    def ogr2ogr(self, words):
+        """The commands of a database are those of test_postgis.py; here its review is stood in."""
+        if words[1] == "GPKG":
+            self.review(self.folder / "runs" / "ortho")
+            shutil.copy(self.folder / "runs" / "ortho" / "prelabels.gpkg", self.folder / words[2])
+
     def of_the_system(self, words):
         """What is not this project's."""
 
@@ -201,7 +207,10 @@ KNOWN = {
     "python": Workshop.python,
     "make": Workshop.make,
     "conda": Workshop.conda,
-    **dict.fromkeys(("git", "cd", "source", "apt-get", "pre-commit"), Workshop.of_the_system),
+    "ogr2ogr": Workshop.ogr2ogr,
+    **dict.fromkeys(
+        ("git", "cd", "source", "apt-get", "pre-commit", "createdb", "psql"), Workshop.of_the_system
+    ),
 }
 
 

@@ -186,11 +186,13 @@ class Job(Parameters):
         "no such section",
     )
     formats: list[Literal["flatgeobuf", "pmtiles"]] | None = parameter(
-        None,
-        "further files of the layer for maps on the web: `flatgeobuf`, `pmtiles`; null: none",
+        None, "further files of the layer for maps on the web: `flatgeobuf`, `pmtiles`; null: none"
     )
     scheduler: Text | None = parameter(None, "address of a Dask scheduler; null: this process")
     resume: bool = parameter(True, "reuse stored candidates; failed tiles are tried again")
+    refresh: bool = parameter(
+        False, "keep all labels that a person has touched, and make the others anew; false: refuse"
+    )
     interactive: bool | None = parameter(None, "show widgets; auto: only in JupyterLab and VS Code")
 
     @field_validator("crs")

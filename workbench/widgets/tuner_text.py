@@ -19,10 +19,11 @@ FATES = {
     Fate.WHOLE_TILE: "too large",
     Fate.DUPLICATE: "repeated",
     Fate.OVERLAP: "overlapped",
+    Fate.MERGED: "merged",
 }
 # the fates as the score plane shows them, some in one colour
 IN_PLANE = np.arange(len(Fate), dtype=np.uint8)
-IN_PLANE[[Fate.WHOLE_TILE, Fate.DUPLICATE, Fate.OVERLAP]] = Fate.SUPPRESSED
+IN_PLANE[[Fate.WHOLE_TILE, Fate.DUPLICATE, Fate.OVERLAP, Fate.MERGED]] = Fate.SUPPRESSED
 MOST_VERDICTS = 10  # candidates that are listed for one place
 
 
@@ -38,7 +39,7 @@ def figures_text(preview: Preview, view: View, judged: Mapping[Key, bool], forec
         parts.append(f"{figures.covered:.0%} of the tiles covered")
         parts.append(f"median {figures.median_area_m2:,.3g} m²")
     if figures.n_seam:
-        parts.append(f"{figures.n_seam} dashed: they reach another tile and are merged in a run")
+        parts.append(f"{figures.n_seam} dashed: they reach other tiles and are not merged yet")
     shown = {preview.key(int(row)) for row in view.kept} if judged else set()
     verdicts = [good for key, good in judged.items() if key in shown]
     if verdicts:
@@ -92,8 +93,9 @@ def legend(colours: Markup, area_colour: str) -> Markup:
     """Name the colours of polygons, and of the lines on the map."""
     return paragraph(
         Markup(
-            '{} &ensp; dashed: reaches another tile<br>lines: <span style="color: {}">area</span> '
-            '&ensp; <span style="color: #ffffff; background: #757575; padding: 0 3px">tiles; '
+            "{} &ensp; dashed: reaches another tile, not merged yet<br>"
+            'lines: <span style="color: {}">area</span> &ensp; '
+            '<span style="color: #ffffff; background: #757575; padding: 0 3px">tiles; '
             "thick: computed tiles</span>"
         ).format(colours, area_colour),
         "font-size: 12px",
