@@ -5,15 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import pyproj
 import yaml
-from pydantic import (
-    ValidatorFunctionWrapHandler,
-    field_validator,
-    model_validator,
-)
+from pydantic import ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from workbench._support.secrets import without_secrets
 from workbench._support.yaml import read_yaml
@@ -217,6 +213,16 @@ class Job(Parameters):
                 raise ValueError(
                     "no CRS of this name is known; use a code, for example EPSG:32633"
                 ) from error
+        return value
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _known_model(cls, value: Any) -> Any:
+        if value not in (names := get_args(ModelName)):
+            raise ValueError(
+                f"no model has this name. Take one of {', '.join(map(repr, names))}; mobile_sam, "
+                "sam2.1_… and edgetam need pip install 'sam-workbench[models]'"
+            )
         return value
 
     @field_validator("source")
