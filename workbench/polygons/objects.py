@@ -19,7 +19,7 @@ from workbench.polygons.pixel_area import Lattices
 from workbench.polygons.seam_pairs import SUREST
 
 # what a row has in common with others of its tile, as shares (n,) of the smaller one of each pair
-Overlaps = Callable[[int, NDArray[np.int64]], NDArray[np.float64]]
+SharesOf = Callable[[int, NDArray[np.int64]], NDArray[np.float64]]
 RIVALS = 0.1  # share of the smaller of two polygons of a tile from which both are no one object
 
 
@@ -91,7 +91,7 @@ class Objects:
 
 
 def _joined(
-    matches: NDArray[Any], tile: NDArray[np.int64], overlaps: Overlaps
+    matches: NDArray[Any], tile: NDArray[np.int64], overlaps: SharesOf
 ) -> Iterable[list[int]]:
     """Join the matches, in this order, of rows that these connect."""
     object_of: dict[int, list[int]] = {}
@@ -120,7 +120,7 @@ def _join(one: list[int], other: list[int], object_of: dict[int, list[int]]) -> 
 
 
 def _end_at_each_other(
-    match: Any, one: list[int], other: list[int], tile: NDArray[np.int64], overlaps: Overlaps
+    match: Any, one: list[int], other: list[int], tile: NDArray[np.int64], overlaps: SharesOf
 ) -> bool:
     """Whether two objects are pieces of one, though a tile shows a whole and a part of it.
 
@@ -136,7 +136,7 @@ def _end_at_each_other(
     return all(((share <= RIVALS) | (share >= INSIDE)).all() for share in shares)
 
 
-def _rivals(one: list[int], other: list[int], tile: NDArray[np.int64], overlaps: Overlaps) -> bool:
+def _rivals(one: list[int], other: list[int], tile: NDArray[np.int64], overlaps: SharesOf) -> bool:
     """Whether two objects have polygons of one tile that overlap."""
     return any((overlaps(i, rows) > RIVALS).any() for i, rows in _pairs_of_a_tile(one, other, tile))
 
