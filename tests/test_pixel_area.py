@@ -48,7 +48,8 @@ def test_many_are_counted_in_parts(monkeypatch):
 
 def test_what_lies_beside_the_pixels_is_intersected():
     square = shapely.box(500_000, 5_299_990, 500_010, 5_300_000)
-    for beside in (shapely.box(500_005.1, 5_299_990, 500_020, 5_300_000), square.centroid.buffer(3)):
+    moved = shapely.box(500_005.1, 5_299_990, 500_020, 5_300_000)
+    for beside in (moved, square.centroid.buffer(3)):
         one, other = np.array([square], object), np.array([beside], object)
         assert common_pixel_area(one, other, LATTICE) is None
         area = common_area(one, other, LATTICE)
