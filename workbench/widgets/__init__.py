@@ -7,8 +7,8 @@ widgets decide nothing themselves: they call the functions that a batch run call
 and all share a `session`. `map`, `imagery`, `overlay` and `drawn_polygons` are the map, `looks`
 changes how polygons look on it. `drawn_area` and `area_text` belong to the area, `score_plane`,
 `controls`, `presets`, `sample_tiles`, `verdicts` and `tuner_text` to the tuner, `classes` and
-`palette` teach classes in it. `quiet` waits until a person pauses, `at_rest` is what the tuner does
-then, `safe_html` is the only owner of HTML.
+`palette` teach classes in it. `quiet` waits until a person pauses, `at_rest` uses that time,
+`safe_html` is the only owner of HTML.
 """
 
 from workbench.widgets.area import AOIPicker
