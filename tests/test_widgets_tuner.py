@@ -19,7 +19,7 @@ from workbench.raster.crs import to_lonlat
 from workbench.tuning.preview import Fate
 from workbench.tuning.process import Finished, Planned, Stopped, TileDone, TileUnderway
 from workbench.widgets import AOIPicker, RunPanel, ThresholdTuner, cells
-from workbench.widgets.controls import TUNED
+from workbench.widgets.history import TUNED
 from workbench.widgets.overlay import Flag
 
 
@@ -179,10 +179,11 @@ def test_undo_flip_and_defaults(tuner):
     assert tuner.job.planar
     tuner.panel.settings._flip()
     assert not tuner.job.planar
-    for _ in range(5):
-        tuner.panel.settings._undo()
+    for _ in range(6):
+        tuner.session.undo()
     assert tuner.job == start
-    assert tuner.panel.settings.undo.disabled
+    tuner.session.undo()  # the tiles
+    assert not tuner.panel.toolbar.can_undo
     tuner.panel.settings._reset()
     usual = Job()
     assert all(getattr(tuner.job, name) == getattr(usual, name) for name in TUNED)
@@ -195,7 +196,7 @@ def test_to_undo_a_flip_gives_back_a_and_b(tuner):
     tuner.panel.controls.of["pred_iou_thresh"].value = 0.9
     tuner.panel.settings._flip()
     assert tuner.job.thresholds.pred_iou_thresh == 0.85
-    tuner.panel.settings._undo()
+    tuner.session.undo()
     assert tuner.job.pred_iou_thresh == 0.9
     tuner.panel.settings._flip()
     assert tuner.job.thresholds.pred_iou_thresh == 0.85
@@ -211,7 +212,7 @@ def test_one_drag_is_one_step_back(tuner):
     sampled(tuner)
     for value in (0.86, 0.87, 0.88, 0.89):
         tuner.panel.controls.of["pred_iou_thresh"].value = value
-    tuner.panel.settings._undo()
+    tuner.session.undo()
     assert tuner.job.thresholds.pred_iou_thresh == 0.85
 
 
@@ -252,7 +253,7 @@ def test_judged_polygons_make_a_running_precision(tuner):
     sampled(tuner)
     polygons = tuner.panel.view.polygons.iloc[:2]
     for verdict, (_, polygon) in zip(("good", "bad"), polygons.iterrows(), strict=True):
-        tuner.panel.mode.value = verdict
+        tuner.panel.judging.mode.value = verdict
         point = polygon.geometry.representative_point()
         click_on(tuner, point.x, point.y, int(tuner.panel.drawn.place[polygon["row"]]))
     assert "50%" in tuner.panel.figures.value
@@ -264,7 +265,7 @@ def test_judged_polygons_make_a_running_precision(tuner):
 def test_advise_moves_the_sliders_by_the_verdicts(tuner):
     sampled(tuner)
     tuner.panel.advise()
-    assert "0 polygons are called good" in tuner.panel.message.value
+    assert "at least one of each" in tuner.panel.message.value
     kept = tuner.panel.view.kept  # scores above 0.9 and below 0.92
     keys = {tuner.panel.preview.key(int(row)): n > 1 for n, row in enumerate(kept)}
     gone = ("another scene", 0, 0, 1)  # of a tile that is no sample any more
@@ -273,7 +274,8 @@ def test_advise_moves_the_sliders_by_the_verdicts(tuner):
     assert not len(tuner.panel.view.kept)
     tuner.panel.advise()
     assert tuner.panel.controls.of["pred_iou_thresh"].value == tuner.job.pred_iou_thresh == 0.9
-    assert f"of {len(keys) - 2} good polygons are shown (0 before)" in tuner.panel.message.value
+    assert f"of {len(keys) - 2} (0 before)" in tuner.panel.message.value
+    assert "predicted IoU 0.950 → 0.900" in tuner.panel.message.value
     assert tuner.panel.view.kept.tolist() == kept.tolist()
 
 

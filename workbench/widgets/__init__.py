@@ -4,9 +4,11 @@ A job comes in; the same job goes out with what a person has changed by hand, or
 widgets decide nothing themselves: they call the functions that a batch run calls.
 
 `area`, `tuner` and `run_panel` are what the notebook shows; each keeps its panel through `cells`,
-and all share a `session`. `map`, `imagery`, `overlay` and `drawn_polygons` are the map,
-`score_plane` the scatter of candidates, `controls`, `presets`, `sample_tiles` and `verdicts` the
-parts of the tuner, `safe_html` the only owner of HTML.
+and all share a `session`, whose states are in its `history`, and `kept` in the run folder. `map`,
+`imagery`, `overlay` and `drawn_polygons` are the map, `object_list` the list beside it,
+`score_plane` the scatter of candidates, `controls`, `presets`, `sample_tiles`, `judging` and
+`verdicts` the parts of the tuner, `file_browser` and `links` lead to files, `toolbar` is what all
+panels share, `safe_html` the only owner of HTML.
 """
 
 from workbench.widgets.area import AOIPicker
