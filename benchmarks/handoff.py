@@ -68,7 +68,7 @@ def main():
         tally, styles = Tally(tiles), qgis.styles({1: "object"})
         batches = [layer[at : at + BATCH] for at in range(0, len(layer), BATCH)]
         with Topology(folder) as topology:
-            passing = counted(batches, tally, topology)
+            passing = counted(batches, tally.add, topology.add)
             files = write_layer(passing, lambda _: tiles, folder, styles=lambda: styles)
             what = "write GeoPackage, GeoJSON and GeoParquet, counted in passing"
             print(f"| {what} | {since(start, busy)} |", flush=True)

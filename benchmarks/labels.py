@@ -7,7 +7,7 @@ The scenes lie in the folder that WORKBENCH_TEST_DATA names, and the sample scen
 Candidates are stored once for each scene and model, in `runs/labels`; all variants are made from
 them. One row for each scene, model and variant, as Markdown, then the sums over all scenes.
 
-- *doubles*: share of the labels that repeat another one (IoU above 0.7).
+- *duplicates*: share of the labels that repeat another one (IoU above 0.7).
 - *largest*: the largest share of the valid part of its tile that one label covers.
 - *cost*: seconds of review against seconds of drawing everything by hand.
 - *cut*: straight edges of more than 20 m along the edge of a tile inside the scene.
@@ -41,7 +41,7 @@ from workbench.samples.demo import sample_scene, sample_truth
 
 STRAIGHT_M = 20
 HEADER = (
-    "| scene | model | variant | tiles | labels | doubles | largest | P@.5 | R@.5 | R@.75 | F1 "
+    "| scene | model | variant | tiles | labels | duplicates | largest | P@.5 | R@.5 | R@.75 | F1 "
     "| cost | cut |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
@@ -62,7 +62,7 @@ class Row:
     """What is counted on one scene."""
 
     n_labels: int
-    n_doubles: int
+    n_duplicates: int
     largest: float
     n_matched: int
     n_fitting: int  # at IoU 0.75
@@ -166,7 +166,7 @@ def count(plan: Plan, layer: gpd.GeoDataFrame, scene: LabelledScene) -> Row:
     thresh = scene.iou_thresh
     return Row(
         len(layer),
-        doubles(layer.geometry.to_numpy()),
+        duplicates(layer.geometry.to_numpy()),
         largest_share(plan, layer),
         pairs.n_matched(thresh),
         pairs.n_matched(0.75),
@@ -176,7 +176,7 @@ def count(plan: Plan, layer: gpd.GeoDataFrame, scene: LabelledScene) -> Row:
     )
 
 
-def doubles(geometry: np.ndarray, iou_thresh: float = 0.7) -> int:
+def duplicates(geometry: np.ndarray, iou_thresh: float = 0.7) -> int:
     """Labels that repeat an earlier one."""
     i, j = shapely.STRtree(geometry).query(geometry)
     i, j = i[i < j], j[i < j]
@@ -246,7 +246,7 @@ def line(scene: str, model: str, variant: str, n_tiles: int, rows: Sequence[Row]
     fitting = sum(row.n_fitting for row in rows)
     cells = [
         scene, model, variant or "as is", n_tiles or "", labels,
-        f"{sum(row.n_doubles for row in rows) / max(1, labels):.1%}",
+        f"{sum(row.n_duplicates for row in rows) / max(1, labels):.1%}",
         f"{max(row.largest for row in rows):.0%}",
         f"{matched / max(1, labels):.3f}", f"{matched / references:.3f}",
         f"{fitting / references:.3f}", f"{2 * matched / (labels + references):.3f}",

@@ -49,8 +49,31 @@ def paint(labels: NDArray[Any]) -> NDArray[np.uint8]:
     return np.dstack([labels % 256, labels // 256, blue]).astype(np.uint8)
 
 
+class AtOnce:
+    """A Segmenter that does all of its work in `propose`, which those that inherit have."""
+
+    rules = Rules(96, 96)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The name of the class."""
+        return {"model": type(self).__name__}
+
+    def load(self) -> None:
+        """Nothing to load."""
+
+    def begin(self, image: NDArray[np.uint8], watch: object = None) -> Callable[[], Candidates]:
+        """All of `propose` at once."""
+        found = self.propose(image, watch)
+        return lambda: found
+
+    def propose(self, image: NDArray[np.uint8], watch: object = None) -> Candidates:
+        """See `workbench.segmenters.protocol.Segmenter`."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class KnownObjects:
+class KnownObjects(AtOnce):
     """Return the objects that `write_labels` has painted, each with a score of its own.
 
     `contains` names objects (keys) that also cover others (values), as a whole covers its parts;
@@ -65,14 +88,6 @@ class KnownObjects:
     def key(self) -> dict[str, Any]:
         """Only what the tests tell apart."""
         return {"model": "known objects", "split": self.split}
-
-    def load(self) -> None:
-        """Nothing to load."""
-
-    def begin(self, image: NDArray[np.uint8], watch: object = None) -> Callable[[], Candidates]:
-        """All of `propose` at once."""
-        found = self.propose(image, watch)
-        return lambda: found
 
     def propose(self, image: NDArray[np.uint8], watch: object = None) -> Candidates:
         """See `workbench.segmenters.protocol.Segmenter`."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from known_objects import KnownObjects
 
 from workbench import Job
-from workbench.runs.folder import LOCK
+from workbench.runs.folder import LOCK, OWNER
 
 EXACT = {
     "tile_size": 96, "overlap": 0.25, "min_area_px": 0, "simplify_m": 0,
@@ -37,13 +37,13 @@ def equal_layers(one, other):
 
 
 def files_in(folder):
-    """All files in a folder, at any depth, except the lock; none if there is no folder."""
-    return [p for p in folder.rglob("*") if p.is_file() and p.name != LOCK]
+    """All files in a folder, at any depth, except those of the lock; none if there is no folder."""
+    return [p for p in folder.rglob("*") if p.is_file() and p.name not in (LOCK, OWNER)]
 
 
 def left_over(folder):
-    """Hidden files in a folder, at any depth, except the lock."""
-    return [p for p in folder.rglob(".*") if p.name != LOCK]
+    """Hidden files in a folder, at any depth, except those of the lock."""
+    return [p for p in folder.rglob(".*") if p.name not in (LOCK, OWNER)]
 
 
 def counted_calls(monkeypatch):

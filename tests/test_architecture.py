@@ -94,6 +94,17 @@ def test_every_room_says_what_comes_in_and_what_goes_out():
             assert len(ast.get_docstring(ast.parse(text)) or "") > 80, room
 
 
+def test_every_module_is_named_where_its_room_is_described():
+    for package in sorted(path.parent for path in PACKAGE.rglob("__init__.py")):
+        if package == PACKAGE:
+            continue
+        described = ast.get_docstring(ast.parse((package / "__init__.py").read_text("utf-8")))
+        inside = [path for path in package.glob("*.py") if path.name != "__init__.py"]
+        inside += [path.parent for path in package.glob("*/__init__.py")]
+        missing = [path.stem for path in inside if f"`{path.stem}`" not in described]
+        assert missing == [], f"name them in {package}/__init__.py"
+
+
 def test_no_module_is_long():
     for module, path in MODULES.items():
         lines = path.read_text(encoding="utf-8").count("\n")

@@ -252,8 +252,8 @@ def test_among_crops_the_smaller_wins_whatever_its_score() -> None:
 @pytest.mark.parametrize(
     ("thresholds", "name"),
     [
-        (Thresholds(0.49, 0.9), "pred_iou_thresh 0.49 is below 0.5"),
-        (Thresholds(0.9, 0.3), "stability_score_thresh 0.3 is below 0.5"),
+        (Thresholds(0.49, 0.9), r"pred_iou_thresh \(0.49\) is below the floor .*\(0.5\)"),
+        (Thresholds(0.9, 0.3), r"stability_score_thresh \(0.3\) is below the floor"),
     ],
 )
 def test_C5_thresholds_below_the_floors_are_refused(thresholds: Thresholds, name: str) -> None:

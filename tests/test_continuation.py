@@ -8,7 +8,7 @@ import pytest
 import shapely
 from hypothesis import given
 from hypothesis import strategies as st
-from known_objects import TRANSFORM, candidates_of, scene_of, write_labels
+from known_objects import TRANSFORM, AtOnce, candidates_of, scene_of, write_labels
 from pycocotools import mask as coco
 
 from workbench import Job, run
@@ -162,23 +162,8 @@ def test_what_continues_nothing_is_no_label():
         assert "continues" not in merged
 
 
-class Unsure:
+class Unsure(AtOnce):
     """Sees one field, and is less sure of it where it sees less of it."""
-
-    @property
-    def key(self):
-        return {"model": "unsure"}
-
-    @property
-    def rules(self):
-        return Rules(96, 96)
-
-    def load(self):
-        pass
-
-    def begin(self, image, watch=None):
-        found = self.propose(image, watch)
-        return lambda: found
 
     def propose(self, image, watch=None):
         there = image[..., 0] == 1
@@ -202,7 +187,7 @@ def test_a_run_leaves_no_straight_cut_where_the_rest_is_stored(tmp_path: Path, m
     assert not layer["at_edge"].any()
 
 
-class Sure(Unsure):
+class Sure(AtOnce):
     """Sees one lake, as surely in every tile."""
 
     def propose(self, image, watch=None):

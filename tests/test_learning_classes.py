@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import shapely
 from known_objects import candidates_of
+from range_server import serve
 
 from workbench.candidates.select import Thresholds
 from workbench.candidates.table import Rules
@@ -320,26 +321,57 @@ def test_a_reviewed_layer_teaches_what_was_judged(tmp_path):
         geometry=shapes, crs="EPSG:32633",
     )  # fmt: skip
     frame.to_file(tmp_path / "reviewed.gpkg")
-    read = read_labels(tmp_path / "reviewed.gpkg", {1: "a", 2: "b"})
+    read = read_labels(str(tmp_path / "reviewed.gpkg"), {1: "a", 2: "b"})
     assert read.polygons["class_id"].tolist() == [2, 0, 1]
     frame.assign(status="unreviewed").to_file(tmp_path / "nobody.gpkg")
     with pytest.raises(ExamplesError, match="no judged label"):
-        read_labels(tmp_path / "nobody.gpkg", {1: "a", 2: "b"})
+        read_labels(str(tmp_path / "nobody.gpkg"), {1: "a", 2: "b"})
 
 
 def test_polygons_without_class_are_class_1(tmp_path):
     labels([shapely.box(0, 0, 8, 8)])[["geometry"]].to_file(tmp_path / "plain.gpkg")
-    assert read_labels(tmp_path / "plain.gpkg", {1: "a"}).polygons["class_id"].tolist() == [1]
+    assert read_labels(str(tmp_path / "plain.gpkg"), {1: "a"}).polygons["class_id"].tolist() == [1]
+
+
+def test_the_labels_of_a_run_are_meant_if_no_layer_is_named(tmp_path):
+    path = tmp_path / "prelabels.gpkg"
+    shapes = [shapely.box(0, 0, 8, 8), shapely.box(10, 0, 18, 8)]
+    labels(shapes)[["geometry"]].to_file(path, layer="tiles")
+    labels(shapes[:1])[["geometry"]].to_file(path, layer="prelabels")
+    assert len(read_labels(str(path), {1: "a"}).polygons) == 1
+    named = read_labels(f"{path}|layername=tiles", {1: "a"}).polygons
+    assert named["label"].tolist() == [f"prelabels.gpkg|layername=tiles:{i}" for i in range(2)]
+    assert named["said_by"].tolist() == ["prelabels.gpkg|layername=tiles"] * 2
+    labels(shapes)[["geometry"]].to_file(tmp_path / "two.gpkg", layer="roofs")
+    labels(shapes)[["geometry"]].to_file(tmp_path / "two.gpkg", layer="trees")
+    with pytest.raises(ExamplesError, match=r"two\.gpkg has 2 layers of polygons"):
+        read_labels(str(tmp_path / "two.gpkg"), {1: "a"})
+
+
+def test_examples_at_an_address_hide_their_signature(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    (tmp_path / "served").mkdir()
+    shapes = [shapely.box(0, 0, 8, 8)]
+    labels(shapes)[["geometry"]].to_parquet(tmp_path / "served" / "a.parquet")
+    (tmp_path / "log.signature").write_text("s3cret")
+    with serve(tmp_path / "served", tmp_path / "log") as server:
+        read = read_labels(f"{server.url}/a.parquet?sig=s3cret", {1: "a"})
+        assert read.polygons["label"].tolist() == ["a.parquet:0"]
+        with pytest.raises(ExamplesError) as caught:
+            read_labels(f"{server.url}/missing.gpkg?sig=s3cret", {1: "a"})
+        assert "s3cret" not in f"{caught.value!r} {caught.value.__cause__!r}"
+        monkeypatch.setenv("WORKBENCH_SIGNED_URLS", f"{server.url}/a.parquet?sig=s3cret")
+        assert len(read_labels(f"{server.url}/a.parquet", {1: "a"}).polygons) == 1
 
 
 def test_examples_of_another_version_count_as_labels(tmp_path):
     examples = known(10)
     path = tmp_path / "examples.parquet"
     examples.write(path)
-    assert len(read_labels(path, {1: "a"}).examples) == 10
+    assert len(read_labels(str(path), {1: "a"}).examples) == 10
     frame = examples.frame.assign(features_version=FEATURES_VERSION - 1)
     type(examples)(frame).write(path)
-    read = read_labels(path, {1: "a"})
+    read = read_labels(str(path), {1: "a"})
     assert read.examples is None
     assert len(read.polygons) == 10
     assert "another version" in read.notes[0]
@@ -353,7 +385,7 @@ def test_examples_of_two_scenes_are_joined_in_one_crs():
 
 def test_what_cannot_be_read_is_said(tmp_path):
     with pytest.raises(ExamplesError, match="no such file"):
-        read_labels(tmp_path / "none.gpkg", {1: "a"})
+        read_labels(str(tmp_path / "none.gpkg"), {1: "a"})
     (tmp_path / "bad.gpkg").write_text("no database")
-    with pytest.raises(ExamplesError, match=r"cannot be read as a vector file.*\. Save them again"):
-        read_labels(tmp_path / "bad.gpkg", {1: "a"})
+    with pytest.raises(ExamplesError, match=r"cannot be read as a vector file.*\. Open it in QGIS"):
+        read_labels(str(tmp_path / "bad.gpkg"), {1: "a"})

@@ -247,11 +247,11 @@ def change(labels, what):
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("no CRS", "have no CRS"),
+        ("no CRS", "has no CRS"),
         ("off the scene", "do not lie on the scene"),
         ("another class", "`classes` does not name"),
         ("one class", "nothing says what is none of these"),
-        ("points", "hold Point, but no polygons"),
+        ("points", "holds Point, but no polygons"),
         ("no numbers", "whole numbers are needed"),
     ],
 )

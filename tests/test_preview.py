@@ -20,10 +20,10 @@ from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import Cleaning, clean
 from workbench.raster.open import open_scene
 from workbench.raster.tiles import TileGrid
+from workbench.runs.forecast import Forecast
 from workbench.runs.plan import ScenePlan, prepare
 from workbench.runs.segment import segment
 from workbench.runs.tile_stream import SegmentedTile
-from workbench.tuning.forecast import Forecast
 from workbench.tuning.preview import Fate, Preview
 from workbench.tuning.propose import propose_tiles
 
@@ -295,5 +295,8 @@ def test_proposed_tiles_show_all_that_there_is(tmp_path):
 
 def test_a_forecast_says_what_is_known():
     assert Forecast().text(1) == "1 tile"
-    assert Forecast(8.0, 250e3).text(24) == "24 tiles · about 3 min 12 s · 6.0 MB of candidates"
+    known = Forecast(8.0, 250e3)
+    assert known.text(24) == "24 tiles · about 3 min 12 s · up to 6.0 MB of candidates"
+    assert Forecast().after(8.0, 250_000) == known
+    assert known.after(3.0, 250_000).seconds_per_tile == 7.0  # a fifth of the way
     assert "about 2 h 13 min" in Forecast(8.0).text(1000)

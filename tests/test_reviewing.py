@@ -23,7 +23,7 @@ from workbench.review.job import ReviewJob
 from workbench.review.next_job import (
     advise_run,
     forget_advice,
-    read_vector,
+    labelled_area_of_run,
     write_advised_job,
 )
 from workbench.review.workflow import export_run, review
@@ -104,18 +104,22 @@ def test_a_complete_review_counts_everywhere(finished):
 
 
 def test_degrees_are_no_reason_to_warn(finished, tmp_path):
-    finished.layer.to_crs(4326).to_file(tmp_path / "degrees.gpkg")
-    assert len(read_vector(str(tmp_path / "degrees.gpkg"))) == len(finished.layer)
+    path = tmp_path / "degrees.gpkg"
+    finished.layer.to_crs(4326).to_file(path)
+    job = ReviewJob.create(run_dir=str(finished.folder), labelled_area=str(path))
+    assert len(labelled_area_of_run(job, finished)) == len(finished.layer)
 
 
-def test_a_file_without_polygons_is_refused_with_what_to_do(tmp_path):
-    with pytest.raises(
-        ReviewError, match=r"nowhere\.gpkg cannot be read .*Check the path, or save"
-    ):
-        read_vector(str(tmp_path / "nowhere.gpkg"))
+def test_a_file_without_polygons_is_refused_with_what_to_do(finished, tmp_path):
+    def read(name):
+        job = ReviewJob.create(run_dir=str(finished.folder), labelled_area=str(tmp_path / name))
+        labelled_area_of_run(job, finished)
+
+    with pytest.raises(ReviewError, match=r"area .*nowhere\.gpkg: no such file\. Check the path"):
+        read("nowhere.gpkg")
     gpd.GeoSeries([shapely.Point(1, 2)], crs=4326).to_file(tmp_path / "points.gpkg")
-    with pytest.raises(ReviewError, match=r"points\.gpkg has no polygons with a CRS\. Give"):
-        read_vector(str(tmp_path / "points.gpkg"))
+    with pytest.raises(ReviewError, match=r"points\.gpkg has no polygons\. Give"):
+        read("points.gpkg")
 
 
 def test_one_tile_is_no_question_of_reviewing_more(finished):

@@ -10,8 +10,9 @@ from range_server import serve
 from shapely import GeometryCollection, LineString, MultiPolygon, Point, box
 
 from workbench import Job
-from workbench.errors import AOIError
+from workbench.errors import AOIError, ExamplesError
 from workbench.raster.aoi import load_aoi
+from workbench.raster.vectors import read_vectors
 
 AREA = box(0, 0, 100, 150)
 OTHER = box(200, 0, 240, 100)
@@ -130,6 +131,37 @@ def test_a_file_in_an_archive_and_at_a_url(tmp_path, monkeypatch):
         (tmp_path / "log").with_suffix(".signature").write_text("s3cret")
         for name in ("a.geojson", "a.parquet"):
             assert len(load_aoi(f"{server.url}/{name}?sig=s3cret"))
+
+
+@pytest.mark.parametrize("name", ["a.gpkg", "a.parquet"])
+def test_wanted_columns_come_with_the_geometry(tmp_path, name):
+    frame = gpd.GeoDataFrame({"b": [1, 2], "a": ["x", "y"]}, geometry=[AREA, OTHER], crs=32633)
+    frame = frame.rename_geometry("shape")
+    frame.to_parquet(tmp_path / name) if "parquet" in name else frame.to_file(tmp_path / name)
+
+    def read(columns):
+        return read_vectors(str(tmp_path / name), "labels", ExamplesError, columns=columns)
+
+    assert list(read(None)) == ["b", "a", "geometry"]
+    assert list(read(["a", "unknown"])) == ["a", "geometry"]
+    assert list(read([])) == ["geometry"]
+    if name == "a.gpkg":
+        assert read([]).index.tolist() == [1, 2]
+
+
+def test_the_caller_says_what_an_error_is(tmp_path):
+    save(tmp_path / "a.gpkg", [AREA], "one")
+    save(tmp_path / "a.gpkg", [AREA], "two")
+    (tmp_path / "b.gpkg").write_text("no database")
+    gpd.pd.DataFrame({"a": [1]}).to_csv(tmp_path / "c.csv")
+    for name, problem in {
+        "none.gpkg": "labels: no such file",
+        "a.gpkg": "labels has 2 layers of polygons",
+        "b.gpkg": "labels cannot be read as a vector file",
+        "c.csv": "labels has no geometry",
+    }.items():
+        with pytest.raises(ExamplesError, match=problem):
+            read_vectors(str(tmp_path / name), "labels", ExamplesError)
 
 
 def test_the_layer_that_a_run_has_written_is_an_area(tmp_path):

@@ -15,8 +15,8 @@ from shapely.affinity import translate
 from workbench.errors import AOIError
 from workbench.raster.aoi import load_aoi
 from workbench.raster.crs import to_lonlat
+from workbench.runs.forecast import Forecast
 from workbench.runs.job import Job
-from workbench.tuning.forecast import Forecast
 from workbench.tuning.webmap import web_from_degrees
 from workbench.widgets import imagery
 from workbench.widgets import map as scenemap

@@ -2,8 +2,13 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import filelock
 import pytest
 from known_runs import equal_layers, job_for, left_over, until
 
@@ -45,7 +50,7 @@ def test_of_runs_that_start_at_once_one_goes_on(raster, tmp_path, start):
 def test_a_lock_ends_with_what_holds_it_and_leaves_nothing(tmp_path):
     folder = tmp_path / "deep" / "run"
     lock, again = FolderLock(folder), FolderLock(folder)  # a process has it as often as it likes
-    assert lock.owner == again.owner == (folder / ".lock").read_text()
+    assert lock.owner == again.owner == (folder / ".owner").read_text()
     assert str(os.getpid()) in lock.owner
     again.release()
     again.release()
@@ -61,6 +66,58 @@ def test_the_lock_file_stays_for_those_who_wait_for_it(tmp_path):
     lock = FolderLock(folder)
     inode = (folder / ".lock").stat().st_ino
     lock.release()
-    assert (folder / ".lock").read_text() == ""
+    assert not (folder / ".owner").exists()
     assert (folder / ".lock").stat().st_ino == inode
     assert not is_owned_by(folder, lock.owner)
+
+
+def test_on_a_disk_without_locks_nobody_touches_the_file_that_is_the_lock(tmp_path, monkeypatch):
+    """Others take a lock over if its file does not say which process has it."""
+    monkeypatch.setattr("workbench.runs.folder.FileLock", filelock.SoftFileLock)
+    folder, there = tmp_path / "run", []
+    folder.mkdir()
+    (folder / "notes.txt").touch()
+    lock = FolderLock(folder)
+    theirs = filelock.SoftFileLock(folder / ".lock", timeout=4)  # longer than they wait
+    assert theirs.pid == os.getpid()
+    code = "import sys, filelock; filelock.SoftFileLock(sys.argv[1], timeout=4).acquire()"
+    other = subprocess.run(
+        [sys.executable, "-c", code, folder / ".lock"], capture_output=True, text=True, check=False
+    )
+    assert "Timeout" in other.stderr
+    release = filelock.SoftFileLock.release
+    monkeypatch.setattr(
+        filelock.SoftFileLock, "release",
+        lambda self, *args: there.append((folder / ".lock").exists()) or release(self, *args),
+    )  # fmt: skip
+    lock.release()
+    assert there == [True]  # until it is released
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    FolderLock(tmp_path / "deep" / "run").release()
+    assert not (tmp_path / "deep").exists()
+
+
+def test_who_waits_for_a_lock_file_that_goes_has_a_lock_all_the_same(tmp_path):
+    folder = tmp_path / "run"
+    lock = FolderLock(folder)
+    code = (
+        "import sys, time, filelock\n"
+        "lock = filelock.FileLock(sys.argv[1], timeout=30)\n"
+        "print('waits', flush=True)\n"
+        "with lock:\n"
+        "    print('has it', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, folder / ".lock"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout.readline() == "waits\n"
+        time.sleep(0.3)  # it looks every 50 ms
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "rmdir", lambda self: None)  # slower than the other
+            lock.release()
+        assert other.stdout.readline() == "has it\n"
+        with pytest.raises(RunFolderError, match="being written by another run"):
+            FolderLock(folder)
+        other.communicate("")

@@ -1,5 +1,7 @@
 """Small things that every room needs and that know nothing of rasters or masks.
 
-`files` writes whole files or none, `yaml` reads plain values, `text` writes numbers as people do,
-`cores` counts the cores that the process may use, `palette` says which colour means what.
+`files` writes whole files or none, `attempts` makes what a result can do without, `yaml` reads
+plain values, `secrets` takes signatures out of addresses, `text` writes numbers as people do,
+`cores` counts the cores that the process may use, `palette` says which colour means what,
+`notebook` whether a person is at the notebook.
 """

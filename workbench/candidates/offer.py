@@ -312,7 +312,7 @@ def _each_once(shared: Shared) -> Shared:
 def _forbidden(
     shared: Shared, area: NDArray[np.float64], offer: Offer
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which pairs `(m,)` may not both be labels, and which of these are doubles."""
+    """Which pairs `(m,)` may not both be labels, and which of these are duplicates."""
     smaller = np.minimum(area[shared.i], area[shared.j])
     union = area[shared.i] + area[shared.j] - shared.common
     twice = np.zeros(len(shared.i), bool)

@@ -11,7 +11,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from workbench.candidates.table import Candidates
+from workbench.candidates.table import Candidates, Rules
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,19 @@ class Thresholds:
 
     pred_iou_thresh: float = 0.85
     stability_score_thresh: float = 0.92
+
+    def refuse_below(self, rules: Rules) -> None:
+        """Raise `ValueError` for a threshold below its floor: what it wants is not stored."""
+        for name, value, floor in (
+            ("pred_iou_thresh", self.pred_iou_thresh, rules.pred_iou_floor),
+            ("stability_score_thresh", self.stability_score_thresh, rules.stability_floor),
+        ):
+            if value < floor:
+                raise ValueError(
+                    f"{name} ({value:g}) is below the floor of what is stored ({floor:g}). Raise "
+                    "it, or lower the floor and choose another out_dir: candidates below the floor "
+                    "must be computed again"
+                )
 
 
 def passes(candidates: Candidates, thresholds: Thresholds) -> NDArray[np.bool_]:
@@ -89,16 +102,7 @@ class Selector:
 
     def rows(self, thresholds: Thresholds) -> NDArray[np.int64]:
         """Return the row numbers of `candidates` that `select` keeps."""
-        rules = self.candidates.rules
-        for name, value, floor in (
-            ("pred_iou_thresh", thresholds.pred_iou_thresh, rules.pred_iou_floor),
-            ("stability_score_thresh", thresholds.stability_score_thresh, rules.stability_floor),
-        ):
-            if value < floor:
-                raise ValueError(
-                    f"{name} {value:g} is below {floor:g}, the floor that candidates were stored "
-                    f"with: take at least {floor:g}, or run again with a lower floor"
-                )
+        thresholds.refuse_below(self.candidates.rules)
         keep = suppress(passes(self.candidates, thresholds), self._within_crops)
         return np.flatnonzero(suppress(keep, self._among_crops))
 

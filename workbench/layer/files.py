@@ -24,6 +24,7 @@ import shapely
 from numpy.typing import NDArray
 from pyproj import CRS
 
+from workbench._support.attempts import Attempts
 from workbench._support.files import atomic_path, naming
 from workbench.errors import RunFolderError
 from workbench.layer.antimeridian import cut_at_antimeridian
@@ -71,6 +72,7 @@ def write_layer(
     folder: Path,
     *,
     styles: Callable[[], Mapping[str, Mapping[str, str]]],
+    attempts: Attempts | None = None,
 ) -> LayerFiles:
     """Write `prelabels.gpkg`, `.geojson`, `.parquet` and `.qml`, each whole or not at all.
 
@@ -79,8 +81,9 @@ def write_layer(
     `source_tile`; it is called before any file is replaced. All share one CRS. `styles` returns
     QML by its name for the layers `prelabels` and `tiles`, the default first; it is called after
     the last batch, because colours follow the whole layer. The GeoJSON is RFC 7946
-    (EPSG:4326, 7 decimals), with the CRS of the layer in the property `crs`. Raises
-    `RunFolderError` if QGIS has the old GeoPackage open.
+    (EPSG:4326, 7 decimals), with the CRS of the layer in the property `crs`; if it cannot be made,
+    `attempts` has the reason, and the other files are written. Raises `RunFolderError` if QGIS has
+    the old GeoPackage open.
     """
     files = {
         suffix: folder / f"prelabels.{suffix}" for suffix in ("gpkg", "geojson", "parquet", "qml")
@@ -92,20 +95,17 @@ def write_layer(
     # older GeoPackage
     with atomic_path(files["parquet"]) as parquet:
         with (
-            atomic_path(files["geojson"]) as geojson,
+            _geojson(files["geojson"], attempts or Attempts()) as add_to_geojson,
             atomic_path(files["gpkg"]) as gpkg,
             frozen_time(),
         ):
             counts: Counter[str] = Counter()
-            with (
-                closing(_GeoParquet(parquet, files["parquet"], first)) as table,
-                closing(_GeoJSON(geojson, files["geojson"])) as web,
-            ):
+            with closing(_GeoParquet(parquet, files["parquet"], first)) as table:
 
                 def written() -> Iterator[pa.RecordBatch]:
                     for batch in chain([first], batches):
                         counts.update(batch["source_tile"])
-                        web.add(batch)
+                        add_to_geojson(batch)
                         yield from table.add(batch).to_batches(BATCH)
 
                 _write_labels(written(), table.schema, first.crs, gpkg)
@@ -322,6 +322,22 @@ def refuse_open(gpkg: Path) -> None:
             f"{gpkg} is open in another program, probably QGIS: {log.name} beside it holds edits. "
             "Close it there, or choose another out_dir."
         )
+
+
+class _NotMadeError(Exception):
+    """A file could not be made; the reason is told elsewhere."""
+
+
+@contextmanager
+def _geojson(path: Path, attempts: Attempts) -> Iterator[Callable[[gpd.GeoDataFrame], object]]:
+    """Yield what adds a batch to a GeoJSON file, which appears if all of them could be added."""
+    try:
+        with atomic_path(path) as temporary, closing(_GeoJSON(temporary, path)) as file:
+            yield attempts.each(path.name, file.add)
+            if path.name in attempts.missed:
+                raise _NotMadeError
+    except _NotMadeError:
+        path.unlink(missing_ok=True)  # that of an earlier layer
 
 
 class _GeoJSON:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +23,31 @@ _UNITS = 4096  # to a side of a vector tile
 _ZOOMS = 8  # of a PMTiles file, the finest first
 
 
-def write_web(parquet: Path, formats: Collection[str], crs: CRS, pixel_m: float) -> list[Path]:
-    """Write a layer beside its GeoParquet file in `formats`; remove those of an earlier run.
+def write_format(parquet: Path, name: str, crs: CRS, pixel_m: float) -> None:
+    """Write a layer beside its GeoParquet file in a format of `FORMATS`.
 
     Columns have the names and types of the other files. `pixel_m` is the pixel size of the imagery
-    in ground metres: the finest zoom of PMTiles shows half of it.
+    in ground metres: the finest zoom of PMTiles shows half of it. There are no tiles of nothing: an
+    empty layer gives no PMTiles.
     """
-    written = []
-    for name, driver in FORMATS.items():
-        path = parquet.with_name(FILES[name])
-        empty = name == "pmtiles" and pq.read_metadata(parquet).num_rows == 0  # tiles of nothing
-        if name not in formats or empty:
-            path.unlink(missing_ok=True)
-            continue
-        options: dict[str, Any] = {}
-        if name == "pmtiles":
-            finest = math.ceil(math.log2(_EQUATOR_M / _UNITS / (pixel_m / 2)))
-            finest = min(22, max(0, finest))
-            options = {"MINZOOM": max(0, finest - _ZOOMS), "MAXZOOM": finest, "NAME": LABELS}
-        with atomic_path(path) as temporary, pq.ParquetFile(parquet) as file:
-            pyogrio.write_arrow(
-                pa.RecordBatchReader.from_batches(file.schema_arrow, file.iter_batches(BATCH)),
-                temporary,
-                layer=LABELS,
-                driver=driver,
-                geometry_name="geometry",
-                geometry_type="MultiPolygon",
-                crs=crs_name(crs),
-                **options,
-            )
-        written.append(path)
-    return written
+    options: dict[str, Any] = {}
+    if name == "pmtiles":
+        if pq.read_metadata(parquet).num_rows == 0:
+            return
+        finest = math.ceil(math.log2(_EQUATOR_M / _UNITS / (pixel_m / 2)))
+        finest = min(22, max(0, finest))
+        options = {"MINZOOM": max(0, finest - _ZOOMS), "MAXZOOM": finest, "NAME": LABELS}
+    with (
+        atomic_path(parquet.with_name(FILES[name])) as temporary,
+        pq.ParquetFile(parquet) as file,
+    ):
+        pyogrio.write_arrow(
+            pa.RecordBatchReader.from_batches(file.schema_arrow, file.iter_batches(BATCH)),
+            temporary,
+            layer=LABELS,
+            driver=FORMATS[name],
+            geometry_name="geometry",
+            geometry_type="MultiPolygon",
+            crs=crs_name(crs),
+            **options,
+        )

@@ -18,10 +18,13 @@ import shapely
 from numpy.typing import NDArray
 
 from workbench._support.files import atomic_path
+from workbench._support.secrets import without_secrets
 from workbench.errors import ExamplesError
 from workbench.evaluation.matching import pairs_of
+from workbench.layer.schema import LABELS
 from workbench.learning.features import FEATURES, FEATURES_VERSION
 from workbench.polygons.areas import lies_in, only_polygonal
+from workbench.raster.vectors import read_vectors
 
 SAME = 0.6  # IoU from which a candidate shows a labelled object
 BEST = 0.5  # IoU from which the best one shows an object that no other does
@@ -122,47 +125,45 @@ class Labels:
     notes: tuple[str, ...] = ()
 
 
-def read_labels(path: Path, classes: Collection[int]) -> Labels:
+def read_labels(address: str, classes: Collection[int]) -> Labels:
     """Read a vector file as labels: examples of a run, a reviewed layer, or polygons of classes.
 
-    Without `class_id` all are class 1. Of a reviewed layer, what is rejected is none of the
-    classes, and what nobody has judged says nothing. Raises `ExamplesError` if nothing can be
-    learned from the file.
+    `address` is as for `read_vectors`. Without `class_id` all are class 1. Of a reviewed layer,
+    what is rejected is none of the classes, and what nobody has judged says nothing. Raises
+    `ExamplesError` if nothing can be learned from the file.
     """
-    frame = _read(path)
+    path = without_secrets(address)
+    what = f"Parameter `examples`: {path}"
+    frame = read_vectors(address, what, ExamplesError, layer=LABELS)
     notes: list[str] = []
-    if frame.crs is None:
-        raise ExamplesError(
-            f"examples {path} have no CRS, so their place is unknown. Save them with one, for "
-            "instance by `ogr2ogr -a_srs EPSG:32633 out.gpkg in.shp`."
-        )
     geometry, rows = only_polygonal(frame.geometry)
     if not len(rows):
         found = ", ".join(sorted(set(frame.geometry.geom_type.dropna()))) or "nothing"
         raise ExamplesError(
-            f"examples {path} hold {found}, but no polygons. A class is learned from shapes: draw "
+            f"{what} holds {found}, but no polygons. A class is learned from shapes: draw "
             "the outlines of a few objects."
         )
     if len(rows) < len(frame):
         notes.append(f"{path}: {len(frame) - len(rows)} rows are no polygons and were left out.")
     frame = frame.iloc[rows].set_geometry(geometry, crs=frame.crs)
-    frame["class_id"] = _class_ids(frame, path)
+    frame["class_id"] = _class_ids(frame, what)
     frame = frame[frame["class_id"].notna()]
     if frame.empty:
         raise ExamplesError(
-            f"examples {path} hold no judged label: accept or reject some in QGIS first, or give "
+            f"{what} holds no judged label: accept or reject some in QGIS first, or give "
             "polygons a class_id."
         )
     unknown = sorted(set(frame["class_id"]) - {0, *classes})
     if unknown:
         raise ExamplesError(
-            f"examples {path} have class_id {', '.join(map(str, unknown))}, which the parameter "
+            f"{what} has class_id {', '.join(map(str, unknown))}, which the parameter "
             f"`classes` does not name (it has {', '.join(map(str, sorted(classes)))}). Add them "
             "there, or correct the file; 0 means none of these."
         )
-    numbered = [f"{path.name}:{row}" for row in range(len(frame))]
+    name = Path(path).name
+    numbered = [f"{name}:{row}" for row in range(len(frame))]
     label = frame.get("label", pd.Series(numbered, frame.index))
-    said_by = frame.get("said_by", path.name)
+    said_by = frame.get("said_by", name)
     frame = frame.assign(label=label.astype(str), said_by=said_by)
     if "features_version" not in frame or not set(FEATURES) <= set(frame):
         return Labels(frame[["class_id", "label", "said_by", "geometry"]], notes=tuple(notes))
@@ -180,30 +181,14 @@ def read_labels(path: Path, classes: Collection[int]) -> Labels:
     return Labels(others[["class_id", "label", "said_by", "geometry"]], examples, tuple(notes))
 
 
-def _read(path: Path) -> gpd.GeoDataFrame:
-    if not path.exists():
-        raise ExamplesError(f"examples {path}: no such file. Give a vector file with polygons.")
-    try:
-        read = gpd.read_parquet if path.suffix == ".parquet" else gpd.read_file
-        frame = read(path)
-    except Exception as error:  # what is damaged fails anywhere in GDAL, GEOS and PROJ
-        raise ExamplesError(
-            f"examples {path} cannot be read as a vector file: {error}. Save "
-            "them again as GeoPackage or GeoParquet."
-        ) from error
-    if not isinstance(frame, gpd.GeoDataFrame):
-        raise ExamplesError(f"examples {path} have no geometry. Give a file with polygons.")
-    return frame.rename_geometry("geometry") if frame.geometry.name != "geometry" else frame
-
-
-def _class_ids(frame: gpd.GeoDataFrame, path: Path) -> pd.Series:
+def _class_ids(frame: gpd.GeoDataFrame, what: str) -> pd.Series:
     """The class that each row says, 0 for none of these, null if it says nothing."""
     if "class_id" in frame and frame["class_id"].notna().any():
         number = pd.to_numeric(frame["class_id"], errors="coerce")
         bad = frame["class_id"].notna() & ~(number == number.round())
         if bad.any():
             raise ExamplesError(
-                f"examples {path} have class_id {frame['class_id'][bad].iloc[0]!r}: whole numbers "
+                f"{what} has class_id {frame['class_id'][bad].iloc[0]!r}: whole numbers "
                 "are needed, those of the parameter `classes`, or 0 for none of these."
             )
         class_id = number.astype("Int64")

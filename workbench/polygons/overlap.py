@@ -10,7 +10,7 @@ from workbench.candidates.offer import Offer
 
 # a quotient of areas carries rounding errors
 SLACK = 1e-9
-HOLDS = 0.95  # share of the smaller label on the larger one: a part on its whole is no overlap
+HOLDS = 0.95  # share of a part that lies on its whole
 
 
 def common_area(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.float64]:
@@ -29,6 +29,16 @@ def iou(
 def iou_of(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.float64]:
     """Intersection over union of `(n,)` pairs of valid polygons; 0 where both are empty."""
     return iou(common_area(one, other), shapely.area(one), shapely.area(other))
+
+
+def holds(
+    common: NDArray[np.float64], area: NDArray[np.float64], other_area: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Whether one of each pair `(n,)` holds the other as its part, by common area and both areas.
+
+    A review accepts that. A part may stick out by a few pixels.
+    """
+    return np.asarray(common >= HOLDS * np.minimum(area, other_area))
 
 
 def common_frame(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:

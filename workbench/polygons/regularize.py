@@ -16,7 +16,7 @@ from shapely.affinity import translate
 from workbench.candidates.offer import INSIDE
 from workbench.errors import JobError
 from workbench.polygons.clean import metres_per_unit, only_polygons
-from workbench.polygons.overlap import HOLDS, SLACK, common_area, iou_of
+from workbench.polygons.overlap import SLACK, common_area, holds, iou_of
 from workbench.raster.crs import ground_area_m2
 
 LEAST_IOU = 0.85  # with the original shape; below it, squaring has made another shape
@@ -122,7 +122,7 @@ def _without_new_overlaps(
     """Take the squared shapes, except where one overlaps another by more than `before`.
 
     Of two such shapes, the one that squaring has changed more stays as it was. A part on its whole
-    may grow there, and stick out as far as a review accepts (`HOLDS`).
+    may grow there, and stick out as far as a review accepts (`holds`).
     """
     geometry, changed = squared.copy(), squared != before
     while changed.any():
@@ -135,7 +135,7 @@ def _without_new_overlaps(
         # of a part on its whole, what sticks out may not grow; of others, what they share
         nested = was >= INSIDE * least_was
         more = np.where(nested, (least - now) - (least_was - was), now - was)
-        grown = (more > SLACK * least) & ~(nested & (now >= HOLDS * least))
+        grown = (more > SLACK * least) & ~(nested & holds(now, least, least))
         one, other = one[grown], other[grown]
         if not len(one):
             break

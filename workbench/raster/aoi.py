@@ -18,7 +18,7 @@ from workbench._support.secrets import without_secrets
 from workbench.errors import AOIError
 from workbench.raster.crs import crs_title, is_earth
 from workbench.raster.scene import Scene
-from workbench.raster.vectors import read_geometry
+from workbench.raster.vectors import read_vectors
 
 _log = logging.getLogger(__name__)
 
@@ -47,12 +47,7 @@ def load_aoi(aoi: str | Mapping[str, Any]) -> gpd.GeoSeries:
     if isinstance(aoi, Mapping):
         return _geojson_aoi(aoi)
     what = f"AOI {without_secrets(aoi)}"
-    geometry = read_geometry(aoi, what)
-    if geometry.crs is None:
-        raise AOIError(
-            f"{what} has no CRS, so its place is unknown. Save it with one, for example with "
-            "`ogr2ogr -a_srs EPSG:32633 out.gpkg in.shp`."
-        )
+    geometry = read_vectors(aoi, what, AOIError, columns=()).geometry
     return _polygons_of(geometry, what)
 
 

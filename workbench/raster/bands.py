@@ -1,4 +1,4 @@
-"""Open datasets: where in them the colours and the validity are, and how they are warped."""
+"""Which bands are the colours and where a raster is valid; datasets of these, and how they warp."""
 
 import threading
 import warnings
@@ -21,6 +21,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
+from workbench.errors import SceneError
 from workbench.raster.sources import GDAL_ERRORS, gdal_name, patiently
 
 
@@ -120,6 +121,36 @@ class Layers:
         """Whether validity is a mask in the file or beside it."""
         flags = self.dataset.mask_flag_enums[self.bands[0] - 1]
         return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+
+
+def choose_bands(
+    dataset: rasterio.DatasetReader, name: str, bands: Sequence[int] | None, alpha: int | None
+) -> tuple[int, int, int]:
+    """The bands of red, green and blue, counted from 1: `bands`, else those that the file tags.
+
+    Without tags, the first three that are not `alpha`; of fewer the first one, as grey. Raises
+    `SceneError` if `bands` are not three that the raster has.
+    """
+    if bands is not None:
+        if len(bands) != 3:
+            raise SceneError(f"bands: {list(bands)} are {len(bands)} numbers; name three bands.")
+        for band in bands:
+            if not 1 <= band <= dataset.count:
+                raise SceneError(
+                    f"bands: there is no band {band} in {name}, which has {dataset.count} "
+                    "(counted from 1). Name three of these, or leave bands out."
+                )
+        return int(bands[0]), int(bands[1]), int(bands[2])
+    tags = list(dataset.colorinterp)
+    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+    if all(colour in tags for colour in colours):
+        red, green, blue = (tags.index(colour) + 1 for colour in colours)
+        return red, green, blue
+    usable = [band for band in dataset.indexes if band != alpha]
+    if len(usable) >= 3:
+        return usable[0], usable[1], usable[2]
+    grey = usable[0] if usable else 1
+    return grey, grey, grey
 
 
 def source_layers(

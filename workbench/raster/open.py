@@ -18,6 +18,7 @@ from workbench._support.secrets import without_secrets
 from workbench.errors import SceneError, SettingError
 from workbench.raster.bands import (
     Layers,
+    choose_bands,
     horizontal,
     is_by_gcps,
     is_in,
@@ -126,7 +127,7 @@ def _plan(
     source_crs = crs_of(dataset, name)
     working_crs = _working_crs(dataset, name, source_crs, crs)
     alpha = _genuine_alpha(dataset)
-    chosen = _choose_bands(dataset, name, bands, alpha)
+    chosen = choose_bands(dataset, name, bands, alpha)
     layers = source_layers(dataset, chosen, alpha)
     # before any pixels: after a damaged block GDAL's error would be raised by whatever comes next
     fingerprint = fingerprint_of(dataset, name)
@@ -403,28 +404,3 @@ def _genuine_alpha(dataset: rasterio.DatasetReader) -> int | None:
         if values.size == 0 or np.isin(values, (0, values.max())).mean() > 0.9:
             return band
     return None
-
-
-def _choose_bands(
-    dataset: rasterio.DatasetReader, name: str, bands: Sequence[int] | None, alpha: int | None
-) -> tuple[int, int, int]:
-    if bands is not None:
-        if len(bands) != 3:
-            raise SceneError(f"bands: {list(bands)} are {len(bands)} numbers; name three bands.")
-        for band in bands:
-            if not 1 <= band <= dataset.count:
-                raise SceneError(
-                    f"bands: there is no band {band} in {name}, which has {dataset.count} "
-                    "(counted from 1). Name three of these, or leave bands out."
-                )
-        return int(bands[0]), int(bands[1]), int(bands[2])
-    tags = list(dataset.colorinterp)
-    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
-    if all(colour in tags for colour in colours):
-        red, green, blue = (tags.index(colour) + 1 for colour in colours)
-        return red, green, blue
-    usable = [band for band in dataset.indexes if band != alpha]
-    if len(usable) >= 3:
-        return usable[0], usable[1], usable[2]
-    grey = usable[0] if usable else 1
-    return grey, grey, grey

@@ -1,4 +1,4 @@
-"""Geometry from vector files: any that GDAL reads, and GeoParquet; one layer of several."""
+"""Features of vector files: any that GDAL reads, and GeoParquet; one layer of several."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import geopandas as gpd
 import pyogrio
 
 from workbench._support.secrets import has_secrets, without_secrets
-from workbench.errors import AOIError
+from workbench.errors import WorkbenchError
 from workbench.raster.sources import gdal_name, is_local, signed
 
 _PARQUET = (".parquet", ".geoparquet", ".pq")
@@ -21,33 +21,59 @@ _TIMEOUT = 60  # seconds of silence of a server
 _POLYGONAL = ("Polygon", "Unknown", "GeometryCollection", "Surface")
 
 
-def read_geometry(address: str, what: str) -> gpd.GeoSeries:
-    """Read all geometry of a vector file, in the CRS of the file.
+def read_vectors(
+    address: str,
+    what: str,
+    refusal: type[WorkbenchError],
+    *,
+    columns: Sequence[str] | None = None,
+    layer: str | None = None,
+) -> gpd.GeoDataFrame:
+    """Read the features of a vector file, in the CRS of the file.
 
-    `address` is a path, a URL or a GDAL name (`/vsizip/…`); a layer of several is named as QGIS
-    does it, `file.gpkg|layername=aoi`. `what` begins each message.
+    Args:
+        address: a path, a URL or a GDAL name (`/vsizip/…`); a layer of several is named as QGIS
+            does it, `file.gpkg|layername=aoi`.
+        what: begins each message, for example ``Parameter `prompts`: roofs.gpkg``.
+        refusal: the kind of error that a message is raised as.
+        columns: those wanted besides the geometry, where the file has them; None: all.
+        layer: the layer that is meant if the file has it and the address names none.
+
+    Returns:
+        Columns and `geometry`. The index is the file's `fid`, where it has one.
 
     Raises:
-        AOIError: It is not there or cannot be read, has no geometry, or holds several layers of
-            polygons and none of them is named.
+        WorkbenchError: a `refusal`: the file is not there or cannot be read, has no geometry or no
+            CRS, or holds several layers of polygons and none of them is named.
     """
     path, options = _parts(address)
     if is_local(path) and not os.path.exists(path):
-        raise AOIError(f"{what}: no such file. Give a vector file or a GeoJSON geometry.")
+        raise refusal(
+            f"{what}: no such file. Check the path; relative paths start at {os.getcwd()}."
+        )
     try:
-        frame = _read(path, options, what)
-    except AOIError:
-        raise
+        frame = _read(path, options, what, columns, layer)
+    except _LayerError as error:
+        raise refusal(str(error)) from None
     except Exception as error:  # a damaged file can fail anywhere in GDAL, GEOS and PROJ
         quiet = None if has_secrets(str(error)) else error
         reason = without_secrets(str(error)).rstrip(".")
-        raise AOIError(
+        raise refusal(
             f"{what} cannot be read as a vector file: {reason}. Open it in QGIS "
             "and export it again, for example as GeoPackage."
         ) from quiet
     if not isinstance(frame, gpd.GeoDataFrame):
-        raise AOIError(f"{what} has no geometry. Give a file with polygons.")
-    return frame.geometry
+        raise refusal(f"{what} has no geometry. Give a vector layer, not a table.")
+    if frame.crs is None:
+        raise refusal(
+            f"{what} has no CRS, so its place is unknown. Save it with one, for example with "
+            "`ogr2ogr -a_srs EPSG:32633 out.gpkg in.shp`."
+        )
+    return frame if frame.geometry.name == "geometry" else frame.rename_geometry("geometry")
+
+
+class _LayerError(Exception):
+    """It is not clear which layer of a file is meant."""
 
 
 def _parts(address: str) -> tuple[str, dict[str, str]]:
@@ -58,10 +84,18 @@ def _parts(address: str) -> tuple[str, dict[str, str]]:
     return path, dict(option.partition("=")[::2] for option in options)
 
 
-def _read(path: str, options: dict[str, str], what: str) -> gpd.GeoDataFrame:
+def _read(
+    path: str,
+    options: dict[str, str],
+    what: str,
+    columns: Sequence[str] | None,
+    meant: str | None,
+) -> gpd.GeoDataFrame:
     plain = without_secrets(path).split("?")[0]
     if plain.lower().endswith(_PARQUET):
-        return gpd.read_parquet(path if is_local(path) else io.BytesIO(_fetched(signed(path))))
+        frame = gpd.read_parquet(path if is_local(path) else io.BytesIO(_fetched(signed(path))))
+        kept = frame.columns if columns is None else [*columns, frame.geometry.name]
+        return frame[[name for name in frame if name in kept]]
     place = gdal_name(signed(path))
     named = {str(name): kind for name, kind in pyogrio.list_layers(place).tolist()}
     layer = options.get("layername")
@@ -69,10 +103,16 @@ def _read(path: str, options: dict[str, str], what: str) -> gpd.GeoDataFrame:
     if layer is None and number.isdecimal() and int(number) < len(named):
         layer = list(named)[int(number)]
     if layer is not None and layer not in named:
-        raise AOIError(f"{what} has no layer {layer}. {_choice(path, list(named))}")
+        raise _LayerError(f"{what} has no layer {layer}. {_choice(path, list(named))}")
     if layer is None:
-        layer = _only_polygons(path, named, what)
-    return gpd.read_file(place, layer=layer, columns=[], where=options.get("subset"))
+        layer = meant if meant in named else _only_polygons(path, named, what)
+    return gpd.read_file(
+        place,
+        layer=layer,
+        columns=None if columns is None else list(columns),
+        where=options.get("subset"),
+        fid_as_index=True,
+    )
 
 
 def _only_polygons(path: str, named: dict[str, str | None], what: str) -> str | None:
@@ -84,7 +124,7 @@ def _only_polygons(path: str, named: dict[str, str | None], what: str) -> str | 
         name for name, kind in named.items() if kind and any(word in kind for word in _POLYGONAL)
     ]
     if len(polygonal) > 1:
-        raise AOIError(
+        raise _LayerError(
             f"{what} has {len(polygonal)} layers of polygons. {_choice(path, polygonal)}"
         )
     spatial = [name for name, kind in named.items() if kind]

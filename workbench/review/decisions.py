@@ -1,4 +1,4 @@
-"""Thresholds by the decisions of a review, where no tile is reviewed to its end."""
+"""Thresholds by the decisions of a review, where no tile is fully reviewed."""
 
 from __future__ import annotations
 

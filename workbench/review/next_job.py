@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
-import pyogrio
 import shapely
 
 from workbench._support.files import atomic_path
+from workbench._support.secrets import without_secrets
 from workbench.errors import ReviewError
 from workbench.evaluation.advice import Advice, advise
 from workbench.evaluation.judged import JudgedAdvice
 from workbench.layer.cores import reviewed_tiles, tiles_of
-from workbench.layer.schema import DRAWN
+from workbench.layer.schema import DRAWN, LABELS
 from workbench.polygons.areas import area_of, with_area
 from workbench.raster.crs import crs_short
+from workbench.raster.vectors import read_vectors
 from workbench.review.changes import changes
 from workbench.review.decisions import advise_by_decisions
 from workbench.review.job import ReviewJob
@@ -25,22 +26,6 @@ from workbench.review.tile_planes import tile_planes
 from workbench.runs.result import Run
 
 ADVICE = ("advice.png", "job.yaml")
-
-
-def read_vector(path: str) -> gpd.GeoDataFrame:
-    """Read polygons with a CRS, mended where invalid; raises `ReviewError` if there are none."""
-    try:
-        frame = pyogrio.read_dataframe(path)
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
-        raise ReviewError(
-            f"{path} cannot be read as a vector file: {error}. Check the path, or save the file "
-            "again as a GeoPackage."
-        ) from error
-    if isinstance(frame, gpd.GeoDataFrame) and frame.crs is not None:
-        frame = with_area(frame)
-        if len(frame):
-            return frame
-    raise ReviewError(f"{path} has no polygons with a CRS. Give a vector file with both.")
 
 
 def advise_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Advice | JudgedAdvice:
@@ -101,15 +86,19 @@ def _has_both(labels: gpd.GeoDataFrame) -> bool:
 
 def _of_run(run: Run, name: str, path: str) -> gpd.GeoDataFrame:
     """Read polygons in the CRS of the run, and refuse those that lie elsewhere."""
-    frame = read_vector(path).to_crs(run.layer.crs)
+    given = without_secrets(path)
+    frame = with_area(read_vectors(path, f"{name} {given}", ReviewError, layer=LABELS))
+    if frame.empty:
+        raise ReviewError(f"{name} {given} has no polygons. Give a vector file with polygons.")
+    frame = frame.to_crs(run.layer.crs)
     here = shapely.box(*run.tiles.total_bounds)
     if not frame.intersects(here).any():
         theirs, ours = (
             ", ".join(f"{value:.6g}" for value in of.total_bounds) for of in (frame, run.tiles)
         )
         raise ReviewError(
-            f"{name} {path} lies outside the run: its bounds are {theirs}, those of the run {ours} "
-            f"({crs_short(run.layer.crs)}). Give the file of this scene, and check its CRS."
+            f"{name} {given} lies outside the run: its bounds are {theirs}, those of the run "
+            f"{ours} ({crs_short(run.layer.crs)}). Give the file of this scene, and check its CRS."
         )
     return frame
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from workbench._support.files import atomic_path
 from workbench.layer.files import write_gpkg_layer
 from workbench.polygons.clean import only_polygons, regroup
-from workbench.polygons.overlap import HOLDS, iou
+from workbench.polygons.overlap import common_area, holds, iou
 from workbench.raster.crs import ground_area_m2
 
 DUPLICATE_IOU = 0.9
@@ -100,21 +100,21 @@ def _overlaps(
     planar: bool,
 ) -> Iterator[_Issue]:
     """Find duplicates and overlaps among pairs; the smaller label keeps a narrow overlap."""
-    shared = shapely.intersection(shape[i], shape[j])
-    area, areas = shapely.area(shared), shapely.area(shape)
-    less = np.minimum(areas[i], areas[j])
-    alike = iou(area, areas[i], areas[j])
-    for k in np.flatnonzero(area > 0):
+    areas, common = shapely.area(shape), common_area(shape[i], shape[j])
+    alike = iou(common, areas[i], areas[j])
+    fair = holds(common, areas[i], areas[j]) & (not planar)
+    for k in np.flatnonzero((common > 0) & ((alike >= DUPLICATE_IOU) | ~fair)).tolist():
         rows = (int(i[k]), int(j[k]))
+        shared = shapely.intersection(*shape[list(rows)])
         if alike[k] >= DUPLICATE_IOU:
             what = f"the same object twice (IoU {alike[k]:.2f})"
-            yield _Issue("duplicate", rows, what, shared[k])
-        elif planar or area[k] < HOLDS * less[k]:
-            fix: tuple[str | None, int | None] = (None, None)
-            if shapely.is_empty(shapely.buffer(shared[k], -pixel / 2)):
-                large = rows[1] if areas[rows[0]] <= areas[rows[1]] else rows[0]
-                fix = f"cut it off {ids[large]}", large
-            yield _Issue("overlap", rows, "two labels overlap", shared[k], *fix)
+            yield _Issue("duplicate", rows, what, shared)
+            continue
+        fix: tuple[str | None, int | None] = (None, None)
+        if shapely.is_empty(shapely.buffer(shared, -pixel / 2)):
+            large = rows[1] if areas[rows[0]] <= areas[rows[1]] else rows[0]
+            fix = f"cut it off {ids[large]}", large
+        yield _Issue("overlap", rows, "two labels overlap", shared, *fix)
 
 
 def _gaps(

@@ -1,14 +1,11 @@
-"""Make the layer, the report and the QGIS project from stored candidates."""
+"""Make the layer from stored candidates, and then all files of the run folder."""
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
-from datetime import datetime
 from functools import partial
-from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -16,22 +13,18 @@ import pandas as pd
 import shapely
 from numpy.typing import NDArray
 
+from workbench._support.attempts import Attempts
 from workbench._support.files import atomic_path
-from workbench._support.secrets import without_secrets
-from workbench._support.text import duration
 from workbench.candidates.offer import TileMasks, offered
 from workbench.candidates.select import select
 from workbench.candidates.store import valid_masks
 from workbench.candidates.table import Candidates, concat
-from workbench.errors import OutputError, RunFailedError
+from workbench.errors import RunFailedError
 from workbench.evaluation.against import AgainstReference
 from workbench.layer import qgis
 from workbench.layer.files import describe_layer, write_layer
-from workbench.layer.report import charts
-from workbench.layer.report.page import write_report
-from workbench.layer.report.tally import Counting, Tally, Topology, counted, seams
+from workbench.layer.report.tally import Tally, Topology, counted
 from workbench.layer.schema import as_layer, as_tiles, coarser, finest, with_left_out
-from workbench.layer.web import write_web
 from workbench.polygons.areas import inside, lies_in
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
@@ -41,6 +34,7 @@ from workbench.polygons.seams import merge_seams
 from workbench.raster.scene import raster_of
 from workbench.raster.tiles import tile_names, tile_windows
 from workbench.raster.web_tiles import attribution_of
+from workbench.runs.by_products import QUALITY, TOPOLOGY, FinishedLayer, write_by_products
 from workbench.runs.classes import (
     Taught,
     classed_polygons,
@@ -55,8 +49,6 @@ from workbench.runs.plan import Plan, load_reference
 from workbench.runs.record import write_job
 from workbench.runs.result import Run
 from workbench.samples.demo import sample_truth
-
-_log = logging.getLogger(__name__)
 
 
 def finish(plan: Plan) -> Run:
@@ -86,14 +78,16 @@ def finish(plan: Plan) -> Run:
         refuse_to_lose_examples(plan.job, plan.folder)
     ledger = _ledger_layer(plan)
     counts: dict[str, int] = {}
-    tally, against = Tally(ledger), _against_reference(plan, ledger)
+    attempts = Attempts()
+    tally = Tally(ledger, attempts)
+    against = attempts.make(QUALITY, partial(_against_reference, plan, ledger))
     with Topology(plan.folder) as topology:
         # one pass over the layer; only the map reads it again
-        counting: list[Counting] = (
-            [tally, topology] if against is None else [tally, topology, against]
-        )
+        counting = [tally.add, attempts.each(TOPOLOGY, topology.add)]
+        if against is not None:
+            counting.append(attempts.each(QUALITY, against.add))
         layer = counted(layer_batches(plan, taught), *counting)
-        tiles = write_layer(layer, with_counts, plan.folder, styles=styles).tiles
+        tiles = write_layer(layer, with_counts, plan.folder, styles=styles, attempts=attempts).tiles
         scenes = tuple(part.scene for part in plan.area.finest)
         credits = sorted({attribution_of(scene.source) for scene in scenes} - {""})
         if credits:
@@ -102,7 +96,11 @@ def finish(plan: Plan) -> Run:
         result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally, coarse)
         if taught is not None:
             keep_examples(plan, taught)
-        _write(result, plan, taught, topology, against, time.perf_counter() - start)
+        write_job(plan.job, plan.folder)
+        with atomic_path(plan.folder / "tiles.parquet") as path:
+            with_left_out(result.ledger, plan.left_out).to_parquet(path, index=False)
+        seconds = time.perf_counter() - start
+        write_by_products(FinishedLayer(result, plan, taught, topology, against, attempts, seconds))
     _tell_failures(plan, ledger)
     return result
 
@@ -258,104 +256,3 @@ def _against_reference(plan: Plan, ledger: gpd.GeoDataFrame) -> AgainstReference
     if plan.area.aoi is not None:
         area = gpd.GeoDataFrame(geometry=[plan.area.aoi], crs=ledger.crs)
     return AgainstReference(inside(reference.to_crs(ledger.crs), area))
-
-
-def _quality(against: AgainstReference | None) -> dict[str, Mapping[str, str]]:
-    return {} if against is None else {"Quality": against.rows()}
-
-
-def _by_product(missed: dict[str, str], name: str, make: Callable[[], Any], otherwise: Any) -> Any:
-    """Make what is not the layer, the ledger or the report; if it cannot be made, say why.
-
-    `missed` gets the reason. A file that cannot be written is not such a case.
-    """
-    try:
-        return make()
-    except OutputError:
-        raise
-    except Exception as error:  # whatever it is, the work of hours must not be lost for it
-        reason = without_secrets(str(error) or repr(error))
-        missed[name] = reason
-        _log.warning("%s could not be made: %s", name, reason)
-        return otherwise
-
-
-def _write(
-    result: Run,
-    plan: Plan,
-    taught: Taught | None,
-    topology: Topology,
-    against: AgainstReference | None,
-    seconds: float,
-) -> None:
-    """Write the rest; `seconds` is what the layer has taken."""
-    start = time.perf_counter()
-    folder, classes, scene = result.folder, result.job.classes, result.scenes[0]
-    missed: dict[str, str] = {}
-    numbers = result.tally.numbers
-    used = result.job.thresholds if taught is None else result.job.limits
-    write_job(result.job, folder)
-    with atomic_path(folder / "tiles.parquet") as path:
-        with_left_out(result.ledger, plan.left_out).to_parquet(path, index=False)
-    web = partial(
-        write_web,
-        folder / "prelabels.parquet",
-        result.job.formats or (),
-        scene.crs,
-        min(each.pixel_m for each in result.scenes),
-    )
-    _by_product(missed, "formats", web, [])
-    shown = [
-        _by_product(missed, f"{each.name} in review.qgz", partial(qgis.scene_raster, each), None)
-        for each in result.scenes
-    ]
-    project = partial(
-        qgis.write_project,
-        folder / "review.qgz",
-        gpkg=folder / "prelabels.gpkg",
-        rasters=[raster for raster in shown if raster is not None],
-        crs=scene.crs,
-        bounds=tuple(result.tiles.total_bounds),
-        classes=classes,
-        title=folder.name,
-        tiles=result.tiles,
-        aoi=result.aoi,
-        planar=result.job.planar,
-        confidence=result.tally.classes,
-        learned=None if taught is None else class_colors(folder, result.job),
-    )
-    _by_product(missed, "review.qgz", project, None)
-    picture = _by_product(missed, "the picture of the layer", result.picture, b"")
-    tile_maps = _by_product(
-        missed, "the maps of the tiles", partial(charts.tile_maps, result.tiles), {}
-    )
-    scores = partial(
-        charts.distributions, numbers, used.pred_iou_thresh, used.stability_score_thresh
-    )
-    write_report(
-        folder / "report.html",
-        title=f"Run {folder.name}",
-        picture_png=picture,
-        summary=result.summary,
-        parameters=result.job.parameters(),
-        tiles=result.ledger,
-        charts={
-            "Tiles": tile_maps,
-            "Scores and areas": _by_product(missed, "the charts of scores", scores, {}),
-        },
-        tables={
-            **({"Rasters left out": dict(plan.left_out)} if plan.left_out else {}),
-            **({"Not made": missed} if missed else {}),
-            **({} if taught is None else {"Classes": taught.summary(classes)}),
-            **_by_product(missed, "the quality", partial(_quality, against), {}),
-            "Seams": seams(numbers),
-            "Topology": topology.table(),
-            "Time": {
-                "finished": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
-                "segmenting, sum over tiles": duration(float(result.ledger["seconds"].sum())),
-                "polygons, seams, cleaning and the layer's files": duration(seconds),
-                "the other files": duration(time.perf_counter() - start),
-            },
-            "Versions": plan.record.versions,
-        },
-    )

@@ -29,7 +29,8 @@ OUTPUTS = (
     "report.html",
     "examples.parquet",
 )
-LOCK = ".lock"  # says who writes the folder; empty while nobody does
+LOCK = ".lock"  # only filelock writes it: on a disk without locks, what it says is the lock
+OWNER = ".owner"  # says which process writes the folder, while one does
 
 
 def store_in(folder: Path) -> CandidateStore:
@@ -54,19 +55,19 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._path = folder, folder / LOCK
+        self.folder, self._owner = folder, folder / OWNER
         self._made: list[Path] = []
         self._held = False
         try:
             self._made += [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             # any thread of the process may release it, and a second lock is the first one
-            self._lock = FileLock(self._path, timeout=1, is_singleton=True, thread_local=False)
+            self._lock = FileLock(folder / LOCK, timeout=1, is_singleton=True, thread_local=False)
             self._lock.acquire()
             self._held = True
             if self._lock.lock_counter == 1:
-                self._path.write_text(_this_process(), encoding="utf-8")
-            self.owner = self._path.read_text(encoding="utf-8")
+                self._owner.write_text(_this_process(), encoding="utf-8")
+            self.owner = self._owner.read_text(encoding="utf-8")
         except Timeout:
             raise RunFolderError(
                 f"{folder} is being written by another run: {self._read() or 'a process'}. Wait "
@@ -79,40 +80,37 @@ class FolderLock:
     def release(self) -> None:
         """Let others have the folder.
 
-        The empty lock file stays, because another process may be waiting for it. A folder that was
-        made for this lock and holds nothing else is removed.
+        The lock file stays, because another process may be waiting for it. A folder that was made
+        for this lock and holds nothing else is removed.
         """
         if self._held:
             self._held = False
             if self._lock.lock_counter == 1:
                 with suppress(OSError):
-                    self._give_up_file()
+                    self._owner.unlink(missing_ok=True)
+                    self._unlink_if_made_for_nothing()
             self._lock.release()
         for path in self._made:
             with suppress(OSError, ValueError):
                 path.rmdir()
 
-    def _give_up_file(self) -> None:
-        # on a disk without locks, the existence of the file is the lock
-        by_existence = isinstance(self._lock, SoftFileLock)
-        made_for_nothing = bool(self._made) and not any(
-            path.name != LOCK for path in self.folder.iterdir()
-        )
-        if by_existence or made_for_nothing:
-            self._path.unlink(missing_ok=True)
-        else:
-            self._path.write_text("", encoding="utf-8")
+    def _unlink_if_made_for_nothing(self) -> None:
+        if isinstance(self._lock, SoftFileLock):
+            return  # its existence is the lock, and `release` removes it
+        if self._made and [path.name for path in self.folder.iterdir()] == [LOCK]:
+            # who waits for the old file finds that it has no name any more, and makes a new one
+            (self.folder / LOCK).unlink(missing_ok=True)
 
     def _read(self) -> str:
         with suppress(OSError, ValueError):
-            return self._path.read_text(encoding="utf-8")
+            return self._owner.read_text(encoding="utf-8")
         return ""
 
 
 def is_owned_by(folder: Path, owner: str) -> bool:
     """Whether the folder, as this machine sees it, is locked by this `owner`."""
     try:
-        return (folder / LOCK).read_text(encoding="utf-8") == owner
+        return (folder / OWNER).read_text(encoding="utf-8") == owner
     except (OSError, ValueError):
         return False
 

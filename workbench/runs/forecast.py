@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from workbench._support.text import duration
 from workbench.runs.plan import Plan
-from workbench.runs.tile_stream import SegmentedTile
 
 MEASURED_TILES = 10  # after so many the rest can be foretold
 
 
-def forecast(plan: Plan, done: int) -> str:
+@dataclass(frozen=True)
+class Forecast:
+    """Time and storage of a run, estimated from tiles that were timed; None: not known yet.
+
+    Bytes are those of candidates in memory; compressed on disk they are fewer.
+    """
+
+    seconds_per_tile: float | None = None
+    bytes_per_tile: float | None = None
+
+    def after(self, seconds: float, n_bytes: int) -> Forecast:
+        """Return what another timed tile changes: a running mean, in which later tiles count more.
+
+        The first of a session are slow, and the next ones are most likely like the last ones.
+        """
+        if self.seconds_per_tile is None or self.bytes_per_tile is None:
+            return Forecast(seconds, n_bytes)
+        return Forecast(
+            0.8 * self.seconds_per_tile + 0.2 * seconds, 0.8 * self.bytes_per_tile + 0.2 * n_bytes
+        )
+
+    def text(self, n_tiles: int) -> str:
+        """For example "24 tiles · about 3 min · up to 12 MB of candidates"."""
+        parts = [f"{n_tiles:,} tile{'s' if n_tiles != 1 else ''}"]
+        if self.seconds_per_tile is not None:
+            parts.append(f"about {duration(self.seconds_per_tile * n_tiles)}")
+        if self.bytes_per_tile is not None:
+            parts.append(f"up to {_size(self.bytes_per_tile * n_tiles)} of candidates")
+        return " · ".join(parts)
+
+
+def work_of(plan: Plan, done: int) -> str:
     """Say how much there is to do; `done` tiles were stored by an earlier run."""
     pixels = sum(tile.core.width * tile.core.height for part in plan.scenes for tile in part.tiles)
     rasters = f"{plan.n_read:,} raster{'s' * (plan.n_read != 1)}"
@@ -21,11 +51,10 @@ def forecast(plan: Plan, done: int) -> str:
     return f"{rasters}, {plan.n_tiles:,} tiles{stored}, {pixels / 1e6:,.4g} megapixels"
 
 
-def outlook(done: Sequence[SegmentedTile], todo: int, seconds: float) -> str:
-    """Say how long the rest takes and what it fills, after the first tiles in some seconds."""
-    size = sum(tile.candidates.table.nbytes for tile in done)
-    rest = (todo - len(done)) / len(done)
-    return (
-        f"after {len(done)} tiles: about {duration(rest * seconds)} more, candidates of at most "
-        f"{rest * size / 1e9:.2g} GB"
+def _size(n: float) -> str:
+    scale, unit = next(
+        (scale, unit)
+        for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+        if n >= scale or unit == "kB"
     )
+    return f"{n / scale:.0f} {unit}" if n >= 10 * scale else f"{n / scale:.1f} {unit}"

@@ -267,17 +267,7 @@ class Job(Parameters):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        thresholds, rules = self.thresholds, self.rules
-        for name, value, floor in (
-            ("pred_iou_thresh", thresholds.pred_iou_thresh, rules.pred_iou_floor),
-            ("stability_score_thresh", thresholds.stability_score_thresh, rules.stability_floor),
-        ):
-            if value < floor:
-                raise ValueError(
-                    f"{name} ({value:g}) is below the floor of what is stored ({floor:g}). Raise "
-                    "it, or lower the floor and choose another out_dir: candidates below the floor "
-                    "must be computed again"
-                )
+        self.thresholds.refuse_below(self.rules)
         if self.stretch is not None and self.stretch[0] >= self.stretch[1]:
             raise ValueError("stretch needs a lower and then a higher percentile")
         if self.default_class is not None and self.default_class not in self.classes:

@@ -25,7 +25,7 @@ EXAMPLES = "examples.parquet"  # of a run folder: what taught its classes
 def labels_of(job: Job) -> list[Labels]:
     """Read what the parameter `examples` names, one `Labels` for each file."""
     given = [job.examples] if isinstance(job.examples, str) else job.examples or []
-    return [read_labels(Path(path), job.classes) for path in given]
+    return [read_labels(path, job.classes) for path in given]
 
 
 def labelled_area_of(job: Job) -> gpd.GeoSeries | None:

@@ -9,12 +9,11 @@ from contextlib import closing
 from tqdm import tqdm
 
 from workbench.runs.finish import finish
-from workbench.runs.forecast import MEASURED_TILES, forecast, outlook
+from workbench.runs.forecast import MEASURED_TILES, Forecast, work_of
 from workbench.runs.job import Job
 from workbench.runs.plan import pending, prepare
 from workbench.runs.result import Run
 from workbench.runs.segment import segment
-from workbench.runs.tile_stream import SegmentedTile
 
 
 def run(job: Job) -> Run:
@@ -39,17 +38,19 @@ def run(job: Job) -> Run:
     """
     with closing(prepare(job)) as plan:
         done = plan.n_tiles - len(pending(plan))  # by an earlier run
-        tqdm.write(forecast(plan, done), file=sys.stderr)
+        tqdm.write(work_of(plan, done), file=sys.stderr)
         with (
             closing(segment(plan)) as tiles,
             tqdm(total=plan.n_tiles, initial=done, desc="tiles", unit="tile") as bar,
         ):
-            start, todo = time.monotonic(), plan.n_tiles - done
-            first: list[SegmentedTile] = []
+            start, left = time.monotonic(), plan.n_tiles - done
+            sizes: list[int] = []
             for tile in tiles:
                 bar.update()
-                if todo > MEASURED_TILES > len(first):
-                    first.append(tile)
-                    if len(first) == MEASURED_TILES:
-                        bar.write(outlook(first, todo, time.monotonic() - start), file=sys.stderr)
+                sizes.append(tile.candidates.table.nbytes)
+                if len(sizes) == MEASURED_TILES < left:
+                    seconds = (time.monotonic() - start) / MEASURED_TILES
+                    rest = Forecast(seconds, sum(sizes) / MEASURED_TILES)
+                    text = rest.text(left - MEASURED_TILES)
+                    bar.write(f"after {MEASURED_TILES} tiles, left: {text}", file=sys.stderr)
         return finish(plan)

@@ -25,12 +25,12 @@ from workbench.learning.verdicts import VERDICTS, Verdicts, read_verdicts
 from workbench.raster.aoi import load_aoi
 from workbench.raster.scene import Scene
 from workbench.raster.tiles import TileGrid
+from workbench.runs.forecast import Forecast
 from workbench.runs.job import Job
 from workbench.runs.looks import read_looks, with_looks, write_looks
 from workbench.runs.plan import Area, ScenePlan, folder_of, open_scenes, plan_tiles
 from workbench.runs.record import name_scenes, read_record
 from workbench.runs.tile_stream import SegmentedTile
-from workbench.tuning.forecast import Forecast
 from workbench.tuning.preview import Key
 from workbench.tuning.process import (
     Background,
@@ -354,13 +354,9 @@ class Session(HasTraits):
             self.busy = self._background.busy
 
     def _time(self, event: TileDone) -> None:
-        """Update the forecast with the time and size of a tile: a running mean."""
-        size = float(event.candidates.table.nbytes) if event.candidates is not None else 0.0
-        seconds, stored = self.forecast.seconds_per_tile, self.forecast.bytes_per_tile
-        self.forecast = Forecast(
-            event.record.seconds if seconds is None else 0.8 * seconds + 0.2 * event.record.seconds,
-            size if stored is None else 0.8 * stored + 0.2 * size,
-        )
+        """Update the forecast with the time and size of a tile."""
+        size = 0 if event.candidates is None else event.candidates.table.nbytes
+        self.forecast = self.forecast.after(event.record.seconds, size)
 
     @observe("job")
     def _plan(self, change: Any) -> None:

@@ -32,7 +32,7 @@ from workbench.widgets.overlay import PolygonOverlay, Pressed
 from workbench.widgets.palette import LOOK
 from workbench.widgets.presets import Settings
 from workbench.widgets.quiet import QuietMoments
-from workbench.widgets.safe_html import Markup, SafeHTML, sentence
+from workbench.widgets.safe_html import SafeHTML, sentence
 from workbench.widgets.sample_tiles import SampleTiles
 from workbench.widgets.score_plane import ScorePlane
 from workbench.widgets.session import Session, tile_cores
@@ -267,8 +267,6 @@ class TunerPanel:
         by_class = overlay.colour_by == "class" and overlay.class_colours
         named = [(name, colour) for _, name, colour in overlay.class_colours]
         colours = class_swatches(named) if by_class else confidence_swatches(overlay.ramp)
-        if overlay.colour_by == "none":
-            colours = Markup("")
         self.legend.value = legend(overlay.colour_by, colours, _AREA["color"])
 
     def _see(self) -> View:

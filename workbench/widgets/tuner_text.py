@@ -134,6 +134,8 @@ MEANINGS = {
 
 def legend(colour_by: str, colours: Markup, area_colour: str) -> Markup:
     """Say what the colours of polygons mean, and the lines on the map."""
+    if colour_by == "none":
+        colours = Markup("")
     return paragraph(
         Markup(
             "{}: {} &ensp; dashed: reaches another tile<br>lines: "

@@ -1,6 +1,7 @@
 """The hand-off to QGIS: styles and the review project, written without QGIS.
 
-`style` has colours and forms, `project` the `.qgz`, `actions` the code of its buttons, `xml` and
+`style` has forms and symbols (in the colours of `_support.palette`), `project` the `.qgz`,
+`buttons` the buttons for reviewers and `actions` the code that QGIS runs for them, `xml` and
 `expressions` what must be escaped.
 """
 

@@ -13,11 +13,9 @@ from typing import Any
 import geopandas as gpd
 import jinja2
 import pandas as pd
-from matplotlib.figure import Figure
 
 from workbench._support.files import atomic_path
 from workbench._support.palette import TILE_CHART_COLORS
-from workbench.layer.report.map import figure_png
 
 # what lies in a run folder, for those who have been sent one
 FILES: Mapping[str, str] = {
@@ -42,13 +40,13 @@ def write_report(
     summary: pd.DataFrame,
     parameters: Mapping[str, Any],
     tiles: gpd.GeoDataFrame,
-    charts: Mapping[str, Mapping[str, Figure]] | None = None,
+    charts: Mapping[str, Mapping[str, bytes]] | None = None,
     tables: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Write one HTML page that needs no other file: picture, summary, charts, parameters.
 
-    `charts` and `tables` are by heading. The page links to the files of `FILES` that lie beside
-    it, and lists failed `tiles` with their errors.
+    `charts` (PNG) and `tables` are by heading. The page links to the files of `FILES` that lie
+    beside it, and lists failed `tiles` with their errors.
     """
     failed = tiles[tiles["status"] == "failed"]
     first = failed.head(_MAX_FAILED_ROWS)
@@ -61,10 +59,7 @@ def write_report(
         map_png=picture_png,
         summary=summary["value"].to_dict(),
         files={name: what for name, what in FILES.items() if (path.parent / name).exists()},
-        charts={
-            heading: {name: figure_png(figure) for name, figure in figures.items()}
-            for heading, figures in (charts or {}).items()
-        },
+        charts=charts or {},
         tables=tables or {},
         parameters={name: "–" if value is None else value for name, value in parameters.items()},
     )

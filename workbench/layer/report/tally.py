@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import geopandas as gpd
 import numpy as np
@@ -16,6 +17,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.features import rasterize
 
+from workbench._support.attempts import Attempts
 from workbench._support.palette import ConfidenceClasses, confidence_classes
 from workbench._support.text import duration, text_of
 from workbench.layer.schema import BATCH, coarser, finest
@@ -23,6 +25,7 @@ from workbench.polygons.on_disk import SpilledPolygons
 
 MAX_CHECKED = 50_000  # polygons; checking all pairs of more would take minutes
 _COVERAGE_PX = 2048  # the longer side of the grid on which the covered area is counted
+_COVERED = "the area covered"
 _NUMBERS = ["confidence", "stability", "area_m2", "n_tiles", "at_edge"]
 
 
@@ -31,11 +34,13 @@ class Tally:
 
     Memory holds some numbers for each polygon, and one grid of the area that they cover. `tiles` is
     the ledger, with the tiles of coarser scales. The polygons of one raster follow each other.
+    A covered area that cannot be counted is told in `attempts`.
     """
 
-    def __init__(self, tiles: gpd.GeoDataFrame) -> None:
+    def __init__(self, tiles: gpd.GeoDataFrame, attempts: Attempts | None = None) -> None:
         self._tiles = tiles
         self._covered = _Coverage(tiles)
+        self._attempts = attempts or Attempts()
         self._numbers: list[pd.DataFrame] = []
         self._confidence: dict[str, list[NDArray[np.float64]]] = {}
 
@@ -43,7 +48,7 @@ class Tally:
         """Count the polygons of a batch."""
         self._numbers.append(pd.DataFrame(batch[_NUMBERS]))
         for source, part in batch.groupby("source", sort=False):
-            self._covered.add(source, part.geometry)
+            self._attempts.make(_COVERED, partial(self._covered.add, source, part.geometry))
             confidence = part["confidence"].to_numpy(np.float64)
             self._confidence.setdefault(source, []).append(confidence)
 
@@ -89,7 +94,10 @@ class Tally:
             + text_of(low, " ({:.3f}", "")
             + text_of(high, " – {:.3f})", "")
         )
-        rows["area covered"] = text_of(self._covered.share(), "{:.1%} of the tiles' area")
+        share = self._attempts.make(_COVERED, self._covered.share)
+        rows["area covered"] = text_of(
+            np.nan if share is None else share, "{:.1%} of the tiles' area"
+        )
         rows["time in tiles"] = duration(float(tiles["seconds"].sum()))
         return pd.DataFrame({"value": rows})
 
@@ -220,18 +228,13 @@ class Topology:
         }
 
 
-class Counting(Protocol):
-    """Takes the batches of a layer in their order."""
-
-    def add(self, batch: gpd.GeoDataFrame) -> None:
-        """Count the polygons of a batch."""
-
-
-def counted(layer: Iterable[gpd.GeoDataFrame], *counting: Counting) -> Iterator[gpd.GeoDataFrame]:
+def counted(
+    layer: Iterable[gpd.GeoDataFrame], *adding: Callable[[gpd.GeoDataFrame], object]
+) -> Iterator[gpd.GeoDataFrame]:
     """Hand on the batches of a layer, after everything that counts has seen them."""
     for batch in layer:
-        for one in counting:
-            one.add(batch)
+        for add in adding:
+            add(batch)
         yield batch
 
 
