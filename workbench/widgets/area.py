@@ -122,7 +122,7 @@ class AOIPanel:
         self.session.unobserve(self._show_figures, ["area", "forecast"])
         self.session.unobserve(self._show_problem, ["area", "problem"])
         self.session.unobserve(self._show_notice, "notice")
-        self.toolbar.close()
+        self.toolbar.let_go()
         self.scene_map.close()
 
     # ------------------------------------------------------------------------------ what is shown

@@ -139,7 +139,7 @@ class JobPanel:
         """Stop following the session, and end the map's thread."""
         self.session.unobserve(self._show_command, "job")
         self.session.unobserve(self._show_forecast, ["area", "forecast", "problem"])
-        self.toolbar.close()
+        self.toolbar.let_go()
         if self.scene_map is not None:
             self.scene_map.close()
 

@@ -68,10 +68,9 @@ class Toolbar(anywidget.AnyWidget):
         session.observe(self._show, "history")
         self._show()
 
-    def close(self) -> None:
+    def let_go(self) -> None:
         """Stop following the session."""
         self._session.unobserve(self._show, "history")
-        super().close()
 
     def _show(self, _: Any = None) -> None:
         history = self._session.history

@@ -121,7 +121,7 @@ class TunerPanel:
         self.session.unobserve(self._restored, "restored")
         self.session.unobserve(self._show_figures, "forecast")
         self.session.unobserve(self._show_notice, "notice")
-        self.toolbar.close()
+        self.toolbar.let_go()
         self.tiles.close()
         self.controls.close()
         self.settings.close()
