@@ -59,8 +59,9 @@ function render({ model, el }) {
   const head = newElement("tr", "", newElement("thead", "", table));
   const body = newElement("tbody", "", table);
   let [column, descending, timer] = [1, false, 0]; // least certain first
-  const mine = ({ detail }) => detail.map === model.get("map_id");
-  const shared = () => window.samWorkbenchOverlays?.get(model.get("map_id"));
+  const detailOf = (event) => (event.detail.map === model.get("map_id") ? event.detail : null);
+  const shared = () =>
+    /** @type {any} */ (window).samWorkbenchOverlays?.get(model.get("map_id"));
 
   const headers = COLUMNS.map(({ name }, number) => {
     const cell = newElement("th", "", head);
@@ -128,17 +129,20 @@ function render({ model, el }) {
     timer = setTimeout(draw, SETTLE_MS);
   }
 
-  function pointed({ detail }) {
+  function pointed(row) {
     body.querySelector(".pointed")?.classList.remove("pointed");
-    const line = body.querySelector(`tr[data-row="${detail.row}"]`);
+    const line = body.querySelector(`tr[data-row="${row}"]`);
     line?.classList.add("pointed");
     line?.scrollIntoView({ block: "nearest" });
   }
 
   const { signal } = ended;
   root.addEventListener("toggle", draw, { signal });
-  window.addEventListener("sam-workbench-drawn", (event) => mine(event) && soon(), { signal });
-  window.addEventListener("sam-workbench-hover", (event) => mine(event) && pointed(event), { signal });
+  window.addEventListener("sam-workbench-drawn", (event) => detailOf(event) && soon(), { signal });
+  window.addEventListener("sam-workbench-hover", (event) => {
+    const detail = detailOf(event);
+    if (detail) pointed(detail.row);
+  }, { signal });
   return () => {
     clearTimeout(timer);
     ended.abort();

@@ -597,8 +597,9 @@ function drawOn(map, overlay) {
     answered = null;
     if (row >= 0) {
       const { boxes, origin } = overlay.frame.outlines;
-      const middle = [0, 1].map((i) => origin[i] + (boxes[4 * row + i] + boxes[4 * row + i + 2]) / 2);
-      answered = degreesOf(middle);
+      const middle = (/** @type {number} */ i) =>
+        origin[i] + (boxes[4 * row + i] + boxes[4 * row + i + 2]) / 2;
+      answered = degreesOf([middle(0), middle(1)]);
     }
     placeAnswer();
   }
@@ -796,8 +797,9 @@ export default () => {
         redraw();
       },
     };
-    window.samWorkbenchOverlays ??= new Map();
-    window.samWorkbenchOverlays.set(model.get("map_id"), shared);
+    const everybody = /** @type {any} */ (window);
+    everybody.samWorkbenchOverlays ??= new Map();
+    everybody.samWorkbenchOverlays.set(model.get("map_id"), shared);
     const rows = ["outlines", "shown", "flags", "selected", "for_sequence", "kinds", "said"];
     const looks = ["colour_by", "ramp", "plain_colour", "fill", "opacity", "class_colours"];
     for (const name of [...rows, ...looks]) model.on(`change:${name}`, redraw);
@@ -811,7 +813,7 @@ export default () => {
     return () => {
       ended = true;
       clearInterval(timer);
-      window.samWorkbenchOverlays.delete(model.get("map_id"));
+      everybody.samWorkbenchOverlays.delete(model.get("map_id"));
       mapModel?.off("change", look);
       layers.forEach((layer) => layer.remove());
       layers.clear();
