@@ -78,6 +78,7 @@ def test_1_on_a_small_screen_the_map_has_room_and_the_controls_go_under_it(opene
 
 def test_2_no_key_reaches_the_notebook(opened):
     page, before = opened.page, cells(opened)
+    opened.ask("import dataclasses; state = tuner.session.state")
     places = {
         "a button": lambda: button(opened, "Good").click(),
         "the map": lambda: map_of(opened, 1).click(position={"x": 60, "y": 200}),
@@ -103,6 +104,9 @@ def test_2_no_key_reaches_the_notebook(opened):
             assert page.locator(".jp-Dialog").count() == 0, (where, modifier)
             assert page.locator("#jp-left-stack").is_visible(), (where, modifier)
     button(opened, "Explain").click()
+    # the keys have said and undone much
+    opened.ask("tuner.session._become(dataclasses.replace(tuner.session.history, now=state))")
+    opened.until("len(tuner.session.samples) == 2 and not tuner.session.busy")
 
 
 def test_3_a_question_mark_lists_the_keys(opened):
@@ -252,6 +256,27 @@ def test_9_the_end_of_a_run_has_links_and_the_report_opens_in_jupyterlab(opened)
     opened.page.locator(".jp-HTMLViewer, .jp-HTMLContainer, iframe").first.wait_for(timeout=30_000)
     opened.page.wait_for_timeout(1500)
     opened.picture("tool-8-report")
+
+
+def test_9_a_page_that_is_loaded_again_shows_the_run_that_is_under_way(opened):
+    page = opened.page
+    opened.ask(
+        "import shutil; shutil.rmtree(tuner.session.folder / 'candidates', ignore_errors=True)"
+    )
+    run = button(opened, "Run here")
+    run.scroll_into_view_if_needed()
+    run.click()
+    opened.until("tuner.session.busy")
+    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_timeout(500)
+    page.reload()
+    page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=90_000)
+    panel = page.locator(".sam-workbench-run")
+    panel.wait_for(timeout=60_000)
+    panel.get_by_role("button", name="Report").wait_for(timeout=120_000)
+    opened.picture("tool-8b-reloaded")
+    assert opened.ask("print(tuner.session.busy)") == "False"
+    assert page.locator("canvas.sam-workbench-polygons").count() >= 1  # the maps are there, too
 
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])

@@ -41,6 +41,7 @@ class Beside:
         self.widget.add_class("sam-workbench-beside")
         self.switch.observe(self._switched, "value")
         session.observe(self._other_changed, "other")
+        looks.observe(lambda _: self.show(self.preview), ["colour_by", "ramp", "fill", "opacity"])
         self._other_changed()
 
     def close(self) -> None:
