@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 # PyTorch's build for Linux includes CUDA; without it 3 GB are enough (docs/howto.md)
 NEED_GB ?= 6
+# of the demo; others than classic and tiny are downloaded first
+MODEL ?= classic
 # more for pytest or uv: make test ARGS="-m 'not slow'"
 ARGS ?=
 BIN := $(VENV)/bin
@@ -30,10 +32,10 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt -e ".[dev]"
 	@touch $@
 
-demo: $(READY)  ## pre-label the sample scene, in about a minute
+demo: $(READY)  ## pre-label the sample scene, in about a minute; with MODEL=tiny, with SAM
 	@mkdir -p runs
 	$(BIN)/papermill notebooks/prelabel.ipynb runs/demo.ipynb -p out_dir "$(CURDIR)/runs/demo" \
-		-p source null -p aoi null -p model classic --log-output --no-progress-bar
+		-p source null -p aoi null -p model $(MODEL) --log-output --no-progress-bar
 	@echo
 	@echo "The run folder: $(CURDIR)/runs/demo"
 	@echo "  review.qgz       open it in QGIS: imagery, pre-labels and tiles, ready for review"

@@ -5,6 +5,8 @@ import os
 import numpy as np
 import torch
 
+from workbench.segmenters.sam.edgetam import build_edgetam
+from workbench.segmenters.sam.mobile_sam import build_mobile_sam
 from workbench.segmenters.sam.sam2 import Trunk, build_sam2
 
 # after workbench.segmenters.sam, which makes torchvision importable
@@ -102,10 +104,22 @@ def small_sam(seed: int = 0, steps: int = 0, embed_dim: int = 32) -> Sam:
 SMALL_TRUNK = Trunk(16, 1, (1, 1, 2, 1), (3,), windows=(8, 4, 4, 2))
 
 
-def small_sam2(seed: int = 0) -> torch.nn.Module:
-    """SAM 2.1 for images of 128 pixels, with random weights and the blobs of `BlobDecoder`."""
+def small_sam2(seed: int = 0, blobs: bool = True) -> torch.nn.Module:
+    """SAM 2.1 for images of 128 pixels, with random weights and the blobs of `BlobDecoder`.
+
+    Without `blobs` the decoder is the library's own, which the engine has a shorter way for.
+    """
     torch.manual_seed(seed)
-    model = build_sam2(SMALL_TRUNK, side=128, width=32, mlp=32)
+    return _stirred(build_sam2(SMALL_TRUNK, side=128, width=32, mlp=32), blobs)
+
+
+def small_edgetam(seed: int = 0, blobs: bool = True) -> torch.nn.Module:
+    """EdgeTAM in the same way, with its whole image encoder."""
+    torch.manual_seed(seed)
+    return _stirred(build_edgetam(side=128, width=32, mlp=32), blobs)
+
+
+def _stirred(model: torch.nn.Module, blobs: bool) -> torch.nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():  # biases and position embeddings, too
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -115,14 +129,34 @@ def small_sam2(seed: int = 0) -> torch.nn.Module:
             model.prompt_encoder.shared_embedding.positional_embedding
         )
 
-    def blobs(_: object, __: object, inputs: dict, output: tuple) -> tuple:
-        masks, iou, *rest = output
-        sparse = inputs["sparse_prompt_embeddings"][0]
-        positions = inputs["image_positional_embeddings"]
-        logits, scores = shaped(masks[0], iou[0], sparse, positions, 0)
-        return logits[None], scores[None], *rest
+    class Blobs(type(model.mask_decoder)):
+        def forward(self, **inputs: object) -> tuple:
+            masks, iou, *rest = super().forward(**inputs)
+            sparse = inputs["sparse_prompt_embeddings"][0]
+            positions = inputs["image_positional_embeddings"]
+            logits, scores = shaped(masks[0], iou[0], sparse, positions, 0)
+            return logits[None], scores[None], *rest
 
-    model.mask_decoder.register_forward_hook(blobs, with_kwargs=True)
+    if blobs:
+        model.mask_decoder.__class__ = Blobs
+    return model.eval()
+
+
+def small_mobile_sam(seed: int = 0) -> Sam:
+    """MobileSAM for images of 128 pixels, with random weights and the blobs of `BlobDecoder`."""
+    torch.manual_seed(seed)
+    model = build_mobile_sam(
+        side=128,
+        width=64,
+        mlp=32,
+        embed_dims=(8, 16, 16, 32),
+        depths=(1, 1, 2, 1),
+        num_heads=(1, 2, 2, 2),
+    )
+    transformer = TwoWayTransformer(depth=1, embedding_dim=64, num_heads=2, mlp_dim=32)
+    model.mask_decoder = BlobDecoder(transformer_dim=64, transformer=transformer)
+    with torch.no_grad():
+        model.prompt_encoder.point_embeddings[1].weight *= 0.1
     return model.eval()
 
 

@@ -3,6 +3,7 @@
 import ast
 import re
 import runpy
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,16 @@ PAGES = [
 ]
 
 
+def test_the_table_of_models_is_current():
+    for package in ("timm", "transformers"):
+        if not find_spec(package):
+            pytest.skip(f"{package} is not installed (extra `models`)")
+    for page, text in runpy.run_path(str(ROOT / "docs" / "models.py"))["pages"]().items():
+        assert page.read_text(encoding="utf-8") == text, "run python docs/models.py"
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    assert "| `mobile_sam` | points, boxes | 10 | 41 MB | Apache-2.0 | timm |" in text
+
+
 def test_the_tables_of_parameters_are_current():
     for page, text in runpy.run_path(str(ROOT / "docs" / "parameters.py"))["pages"]().items():
         assert page.read_text(encoding="utf-8") == text, "run python docs/parameters.py"
@@ -29,8 +40,8 @@ def test_the_tables_of_parameters_are_current():
     text = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
     for row in (
         "| `source` | null | text or list of text or map |",
-        "| `model` | classic | tiny, classic, vit_b, vit_l, vit_h, sam2.1_tiny, sam2.1_small, "
-        "sam2.1_base_plus, sam2.1_large |",
+        "| `model` | classic | tiny, classic, mobile_sam, vit_b, vit_l, vit_h, sam2.1_tiny, "
+        "sam2.1_small, sam2.1_base_plus, sam2.1_large, edgetam |",
         "| `overlap` | 0.1875 | number 0 to 0.5 |",
         "| `resolution_m` | null | number above 0 |",
         "| `crop_n_layers` | 0 | integer 0 to 4 |",

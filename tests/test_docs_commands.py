@@ -121,7 +121,8 @@ class Workshop:
         if "{z}" in word or "stac:" in word:  # test_web_tiles.py and test_stac.py have servers
             return "ortho.tif"
         word = word.replace("[4, 3, 2]", "[3, 2, 1]").replace("https://example.org/", "")
-        others = {"vit_h": "tiny", "vit_b": "tiny", "/shared/runs/all": "shared/runs/all"}
+        others = dict.fromkeys(("vit_h", "vit_b", "mobile_sam"), "tiny")
+        others |= {"/shared/runs/all": "shared/runs/all"}
         return others.get(word, word)
 
     def review(self, run):
@@ -184,6 +185,12 @@ class Workshop:
             ["activate", environment["name"]],
         )
 
+    def ogr2ogr(self, words):
+        """The commands of a database are those of test_postgis.py; here its review is stood in."""
+        if words[1] == "GPKG":
+            self.review(self.folder / "runs" / "ortho")
+            shutil.copy(self.folder / "runs" / "ortho" / "prelabels.gpkg", self.folder / words[2])
+
     def of_the_system(self, words):
         """What is not this project's."""
 
@@ -200,7 +207,10 @@ KNOWN = {
     "python": Workshop.python,
     "make": Workshop.make,
     "conda": Workshop.conda,
-    **dict.fromkeys(("git", "cd", "source", "apt-get", "pre-commit"), Workshop.of_the_system),
+    "ogr2ogr": Workshop.ogr2ogr,
+    **dict.fromkeys(
+        ("git", "cd", "source", "apt-get", "pre-commit", "createdb", "psql"), Workshop.of_the_system
+    ),
 }
 
 

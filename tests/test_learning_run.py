@@ -10,9 +10,11 @@ import pytest
 import shapely
 from known_objects import TRANSFORM, largest_parts, write_labels
 from known_runs import counted_calls, equal_layers, job_for, use_known_objects
+from reviews import save_reviewed
 
 from workbench import run
 from workbench.errors import ExamplesError, JobError, RunFolderError
+from workbench.layer.files import read_layer
 from workbench.learning.examples import PERSON, read_examples
 from workbench.runs.classes import classed_polygons, teach
 from workbench.runs.labels import refuse_to_lose_examples
@@ -94,6 +96,24 @@ def finished(labelled, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         use_known_objects(patch)
         return run(taught(labelled, tmp_path_factory.mktemp("finished") / "run"))
+
+
+def test_classes_that_are_taught_during_a_review_change_no_decision(labelled, finished, tmp_path):
+    folder = tmp_path / "run"
+    gpkg = folder / "prelabels.gpkg"
+    labels = run(taught(labelled, folder, examples=None, labelled_area=None)).layer
+    assert not set(labels["id"][:2]) - set(finished.layer["id"]), "both have a class when taught"
+    labels.loc[0, ["status", "class_id"]] = ["accepted", FIELD]
+    labels.loc[1, "status"] = "rejected"
+    gpkg.unlink()
+    save_reviewed(labels, gpkg)
+    run(taught(labelled, folder, refresh=True))
+    now = read_layer(gpkg)
+    judged = now["id"].isin(labels["id"][:2])
+    assert equal_layers(now[judged].reset_index(drop=True), labels[:2])
+    by_id = {"by": "id", "ignore_index": True}
+    rest = finished.layer[~finished.layer["id"].isin(labels["id"][:2])]
+    assert equal_layers(now[~judged].sort_values(**by_id), rest.sort_values(**by_id))
 
 
 def test_a_taught_run_finds_the_classes_and_nothing_else(labelled, finished):

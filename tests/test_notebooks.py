@@ -214,8 +214,9 @@ def test_a_reference_advises_before_any_review(tmp_path, finished):
     assert again.thresholds == advice.advised
     some = labels.assign(status=labels["status"].where(labels.index > 0, "accepted"))
     path, effect = write_advised_job(job, finished, some, advice)
-    assert Job.from_yaml(path).out_dir == f"{finished.folder}-advised"
-    assert f"again, which takes as long as the first time, into {finished.folder}-advised" in effect
+    assert Job.from_yaml(path).out_dir == str(finished.folder)
+    assert Job.from_yaml(path).refresh
+    assert "in seconds, and keeps every label that a person has touched" in effect
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,42 @@ def test_c2_what_is_clear_of_the_overlaps_is_in_the_layer_of_the_run(raster, tmp
         assert tuned.area_m2 == row.area_m2
 
 
+@pytest.mark.usefixtures("known_objects_only")
+def test_c2_seams_between_samples_are_merged_as_in_the_run(raster, tmp_path):
+    job = job_for(raster, tmp_path / "run", simplify_m=0.5, fill_holes_m2=20)
+    samples = list(segment(prepare(job)))
+    preview = Preview(samples)
+    view = preview.look(job.thresholds, job.cleaning, job.offer)
+    merged = preview.merge(view)
+    layer = run(job).layer
+    assert len(view.polygons) > len(merged.polygons) == len(layer)
+    assert layer["n_tiles"].max() > 2
+    shown = merged.polygons.sort_values(["tile_row", "tile_col", "ordinal"], ignore_index=True)
+    assert shown.geometry.geom_equals_exact(layer.geometry, 0).all()
+    assert not shown["seam"].any()
+    assert (preview.merge(merged).fate == merged.fate).all()
+    assert preview.figures(merged).n_seam == 0
+    gone = np.flatnonzero(merged.fate == Fate.MERGED)
+    assert len(gone)
+    assert "beside it" in preview.explain(int(gone[0]), merged).reason
+
+
+@pytest.mark.usefixtures("known_objects_only")
+def test_what_reaches_a_tile_that_is_no_sample_stays_dashed(raster, tmp_path):
+    job = job_for(raster, tmp_path / "run")
+    samples = [each for each in segment(prepare(job)) if each.tile.col < 2]
+    preview = Preview(samples)
+    merged = preview.merge(preview.look(job.thresholds, job.cleaning, job.offer))
+    grid, scene = samples[0].part.grid, samples[0].part.scene
+    there = [scene.window_polygon(grid.tile(row, 2).window) for row in range(grid.n_rows)]
+    overlap = shapely.area(shapely.intersection(merged.polygons.envelope, shapely.union_all(there)))
+    assert (merged.polygons["seam"] == (overlap > 0)).all()
+    assert 0 < merged.polygons["seam"].sum() < len(merged.polygons)
+    apart = Preview([samples[0], samples[-1]])
+    alone = apart.look(job.thresholds, job.cleaning, job.offer)
+    assert apart.merge(alone) is alone
+
+
 def test_a_slider_compares_no_masks_after_work_ahead(monkeypatch):
     cleaning, preview = Cleaning(min_area_px=30), Preview([random_sample(1, PART.tiles[0])])
     preview.look(Thresholds(0.8, 0.7), cleaning)

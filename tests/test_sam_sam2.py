@@ -1,4 +1,4 @@
-"""SAM 2.1 against the plain call of transformers, and Meta's names of its weights."""
+"""SAM 2.1 and EdgeTAM against the plain call of transformers, and Meta's names of their weights."""
 
 from dataclasses import replace
 from functools import cache
@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco
-from small_sams import picture, small_sam, small_sam2
+from small_sams import picture, small_edgetam, small_sam, small_sam2
 
 from workbench.candidates.select import Thresholds, select
 from workbench.candidates.table import Candidates, Rules
 from workbench.errors import CheckpointError
 from workbench.segmenters.sam import MODELS, Download, SamSegmenter, checkpoints, sam_segmenter
+from workbench.segmenters.sam.extras import is_installed
 from workbench.segmenters.sam.network import Prompts
 from workbench.segmenters.sam.sam2 import (
     TRUNKS,
     Sam2,
     build_sam2,
-    is_installed,
     names_of_transformers,
 )
 
@@ -77,10 +77,13 @@ class PlainCall:
 SIZES = {"plain": ((128, 128), 0), "small": ((96, 72), 0), "crops": ((200, 160), 1)}
 
 
+FAMILIES = {"sam2.1": small_sam2, "edgetam": small_edgetam}
+
+
 @cache
-def proposed(name: str) -> tuple[Candidates, SamAutomaticMaskGenerator, np.ndarray]:
+def proposed(family: str, name: str) -> tuple[Candidates, SamAutomaticMaskGenerator, np.ndarray]:
     size, layers = SIZES[name]
-    model, image = small_sam2(), picture(*size)
+    model, image = FAMILIES[family](), picture(*size)
     rules = Rules(*size, 0.4, 0.4, crop_n_layers=layers)
     ours = SamSegmenter(
         lambda: model, "small", "", 8, rules, points_per_batch=12, network_of=Sam2
@@ -88,18 +91,19 @@ def proposed(name: str) -> tuple[Candidates, SamAutomaticMaskGenerator, np.ndarr
     generator = SamAutomaticMaskGenerator(
         small_sam(), 8, points_per_batch=12, crop_n_layers=layers, output_mode="coco_rle"
     )
-    generator.predictor = PlainCall(small_sam2())
+    generator.predictor = PlainCall(FAMILIES[family]())
     return ours, generator, image
 
 
 @needs_transformers
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("thresholds", [Thresholds(0.4, 0.4), Thresholds(0.7, 0.6)])
 def test_C1_the_generator_keeps_the_same_masks_of_the_plain_call(
-    name: str, thresholds: Thresholds
+    family: str, name: str, thresholds: Thresholds
 ) -> None:
     """The rules are SAM 1's: transformers has a generator of its own only after suppression."""
-    candidates, generator, image = proposed(name)
+    candidates, generator, image = proposed(family, name)
     generator.pred_iou_thresh = thresholds.pred_iou_thresh
     generator.stability_score_thresh = thresholds.stability_score_thresh
     theirs = generator.generate(image)
@@ -118,9 +122,11 @@ def test_C1_the_generator_keeps_the_same_masks_of_the_plain_call(
 
 
 @needs_transformers
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("blobs", [True, False], ids=["as it is", "less arithmetic"])
 @torch.no_grad()
-def test_boxes_and_points_together_are_those_of_the_plain_call() -> None:
-    model, plain = small_sam2(), PlainCall(small_sam2())
+def test_boxes_and_points_together_are_those_of_the_plain_call(family: str, blobs: bool) -> None:
+    model, plain = FAMILIES[family](blobs=blobs), PlainCall(FAMILIES[family](blobs=blobs))
     plain.set_image(picture(128, 128))
     boxes = torch.tensor([[10.0, 20.0, 60.0, 90.0], [40.0, 30.0, 120.0, 50.0]])
     points = torch.tensor([[[30.0, 50.0]], [[80.0, 40.0]]])
@@ -136,8 +142,10 @@ def test_boxes_and_points_together_are_those_of_the_plain_call() -> None:
         )
         torch.testing.assert_close(iou, expected.iou_scores[0], rtol=1e-3, atol=1e-4)
         wanted = torch.tensor([[True, False, True], [False, True, False]])
+        spread = float(expected.pred_masks.std())
+        assert spread > 0.001
         torch.testing.assert_close(
-            logits_of(wanted), expected.pred_masks[0][wanted], rtol=1e-3, atol=1e-2
+            logits_of(wanted), expected.pred_masks[0][wanted], rtol=1e-3, atol=1e-3 * spread
         )
 
 
@@ -153,6 +161,20 @@ def test_the_models_have_the_published_sizes(size: str, millions: int) -> None:
         model = build_sam2(TRUNKS[size])
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=1)
     assert MODELS[f"sam2.1_{size}"].network_of(model).side == 1024
+
+
+@needs_transformers
+def test_edgetam_has_the_published_size_and_file() -> None:
+    with torch.device("meta"):
+        model = MODELS["edgetam"].build()
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(9, abs=0.2)
+    assert MODELS["edgetam"].network_of(model).side == 1024
+    weights = {name: torch.zeros(value.shape) for name, value in model.state_dict().items()}
+    video = {"spatial_perceiver.latents": torch.zeros(1), "obj_ptr_tpos_proj.bias": torch.zeros(1)}
+    renamed = names_of_transformers({"model": meta_names(weights) | video})
+    assert {name: value.shape for name, value in renamed.items()} == {
+        name: value.shape for name, value in model.state_dict().items()
+    }
 
 
 META = {
@@ -195,6 +217,7 @@ def meta_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for i in range(4):
         from_transformers[f"sam_prompt_encoder.point_embeddings.{i}.weight"] = points[i : i + 1]
     back = (
+        ("vision_encoder.backbone.timm_model.", "image_encoder.trunk.body."),
         ("vision_encoder.backbone.", "image_encoder.trunk."),
         ("patch_embed.projection", "patch_embed.proj"),
         ("mask_decoder.", "sam_mask_decoder."),
@@ -275,7 +298,7 @@ def test_offline_the_message_says_where_to_put_the_weights(small_registry: Path)
 def test_without_the_extra_the_message_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("workbench.segmenters.sam.sam2.is_installed", lambda _: False)
+    monkeypatch.setattr("workbench.segmenters.sam.extras.is_installed", lambda _: False)
     monkeypatch.setenv("SAM_WORKBENCH_CACHE", str(tmp_path))
     segmenter = sam_segmenter("sam2.1_small")  # nothing is loaded yet: stores are recognised
     with pytest.raises(CheckpointError, match=r"transformers.*pip install 'sam-workbench\[models"):

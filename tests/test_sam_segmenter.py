@@ -449,7 +449,7 @@ def test_the_model_goes_with_its_segmenter() -> None:
 def test_the_key_names_all_that_candidates_depend_on(segmenter: SamSegmenter) -> None:
     assert json.loads(json.dumps(dict(segmenter.key))) == {
         "model": "small",
-        "arithmetic": 3,
+        "arithmetic": 4,
         "weights_sha256": "0" * 64,
         "points_per_side": 8,
         "crop_n_layers": 0,

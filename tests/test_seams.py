@@ -184,10 +184,14 @@ def test_c2_polygons_clear_of_the_overlaps_are_not_touched():
     assert (both["n_tiles"] == 1).all()
 
 
-def pieces(*rows):
-    """Polygons by hand: tile, score, and x0, y0, x1, y1 in pixels of a 168 × 96 scene."""
-    scene = scene_of(168, 96)
-    grid = TileGrid(168, 96, 96, 0.25)
+def pieces(*rows, width=168, height=96):
+    """Polygons by hand: tile, score, and x0, y0, x1, y1 in pixels of a scene.
+
+    The tile is its column, or row and column.
+    """
+    scene = scene_of(width, height)
+    grid = TileGrid(width, height, 96, 0.25)
+    rows = [((0, tile) if isinstance(tile, int) else tile, *more) for tile, *more in rows]
     boxes = [shapely.box(*box) for _, _, box in rows]
     on_map = shapely.transform(
         np.array([shapely.MultiPolygon([b]) for b in boxes]),
@@ -196,8 +200,8 @@ def pieces(*rows):
     frame = gpd.GeoDataFrame(
         {
             "source": "s",
-            "tile_row": 0,
-            "tile_col": [tile for tile, _, _ in rows],
+            "tile_row": [tile[0] for tile, _, _ in rows],
+            "tile_col": [tile[1] for tile, _, _ in rows],
             "ordinal": range(len(rows)),
             "confidence": [score for _, score, _ in rows],
             "stability": 0.95,
@@ -249,6 +253,59 @@ def test_overlaps_of_what_different_tiles_saw_follow_the_same_rule_as_in_a_tile(
     assert len(merge_seams(*half)) == 2
     for overlaps in ("nested", "one"):
         assert merge_seams(*half, Offer(overlaps=overlaps))["confidence"].tolist() == [0.95]
+
+
+def test_a_whole_whose_rest_belongs_to_its_part_is_no_label():
+    # windows are x 0..96, 72..168 and 144..240; the right one shows the rest of a part alone
+    whole = [(0, 0.9, (80, 20, 96, 60)), (1, 0.9, (80, 20, 168, 60))]
+    part = [(1, 0.95, (120, 22, 168, 58)), (2, 0.95, (144, 22, 200, 58))]
+    merged = merge_seams(*pieces(*whole, *part, width=240))
+    assert merged["area_px"].tolist() == [36 * 80]
+    beyond = (2, 0.9, (144, 20, 220, 60))
+    assert sorted(merge_seams(*pieces(*whole, *part, beyond, width=240))["area_px"]) == [
+        36 * 80,
+        40 * 140,
+    ]
+
+
+def test_two_ends_that_meet_are_one_object_though_a_third_tile_shows_a_whole_and_a_part():
+    # windows are 0..96 and 72..168 in both directions; a yard lies around the middle
+    upper, lower = ((0, 1), 0.9, (72, 40, 130, 96)), ((1, 1), 0.9, (72, 72, 150, 130))
+    left, part = ((1, 0), 0.9, (40, 72, 96, 140)), ((1, 0), 0.9, (62, 72, 96, 125))
+    corner = ((1, 1), 0.8, (72, 72, 102, 110))  # so that no match of the two ends is a sure one
+    merged = merge_seams(*pieces(upper, lower, left, part, corner, width=168, height=168))
+    assert merged["n_tiles"].tolist() == [3]
+    crossing = ((1, 0), 0.9, (62, 60, 96, 125))  # not a part: half of it lies beside the other
+    apart = ((1, 0), 0.9, (40, 100, 96, 140))
+    assert (
+        len(merge_seams(*pieces(upper, lower, crossing, apart, corner, width=168, height=168))) > 1
+    )
+
+
+def accepted(polygons, *kept):
+    return polygons.assign(kept=list(kept))
+
+
+def test_what_a_person_accepted_stays_whatever_the_neighbours_say():
+    polygons, windows = pieces((0, 0.9, (85, 20, 93, 40)))  # the right tile shows nothing there
+    assert merge_seams(polygons, windows).empty
+    assert merge_seams(accepted(polygons, True), windows)["kept"].tolist() == [True]
+    polygons, windows = pieces((0, 0.90, (76, 20, 90, 40)), (1, 0.95, (77, 20, 91, 40)))
+    merged = merge_seams(accepted(polygons, True, False), windows)
+    assert merged["confidence"].tolist() == [0.9]
+    # one that its tile's edge has cut is united with the whole
+    polygons, windows = pieces((0, 0.99, (76, 20, 96, 40)), (1, 0.90, (80, 20, 110, 40)))
+    merged = merge_seams(accepted(polygons, True, False), windows)
+    assert merged["area_px"].tolist() == [34 * 20]
+    assert merged["kept"].tolist() == [True]
+    # a double that no tile has compared, and what spans its tile
+    polygons, windows = pieces((0, 0.9, (0, 0, 96, 60)), (0, 0.95, (20, 70, 40, 90)))
+    assert len(merge_seams(accepted(polygons, True, False), windows, Offer())) == 2
+    open_end = pieces((0, 0.9, (30, 20, 96, 60)), (0, 0.8, (60, 22, 96, 58)),
+                      (1, 0.9, (72, 20, 140, 60)))  # fmt: skip
+    polygons, windows = open_end
+    assert len(merge_seams(polygons, windows)) == 1
+    assert len(merge_seams(accepted(polygons, False, True, False), windows)) == 2
 
 
 def test_what_spans_its_tile_and_is_not_continued_goes():

@@ -21,6 +21,7 @@ from qgis.PyQt.QtWidgets import (
 from . import actions
 from .frame import Frame
 from .keys import Keys
+from .others import Others
 from .tour import Tour, teaching_order
 
 PACE_OVER = 120  # seconds; the pace is that of the last decisions
@@ -34,7 +35,7 @@ class ReviewDock(QDockWidget):
         super().__init__("Review", iface.mainWindow())
         self.setObjectName("SamWorkbenchReview")
         self.iface = iface
-        self.layer = self.tour = None
+        self.layer = self.tour = self.others = None
         self.times = deque(maxlen=500)
         self.history = []  # name of each decision, and {fid: (status, class)} before it
         self.drawing = None  # what was selected when a drawing began
@@ -66,6 +67,8 @@ class ReviewDock(QDockWidget):
             self.now.setText("The labels cannot be edited.")
             return
         self.iface.setActiveLayer(self.layer)
+        if self.layer.storageType() == "GPKG":
+            self.others = Others(self.layer.source().split("|")[0], self._warn)
         self.tour = Tour(self.layer)
         self.tour.entered = self._tile_begins
         self._sort_tiles()
@@ -83,6 +86,9 @@ class ReviewDock(QDockWidget):
 
     def stop(self):
         """End the review; what was decided is kept in the layer."""
+        if self.others is not None:
+            self.others.leave()
+            self.others = None
         self.keys.turn(False)
         self.frame.hide()
         if self.layer is None:
@@ -92,6 +98,9 @@ class ReviewDock(QDockWidget):
             signal.disconnect(slot)
         self.layer = self.tour = None
         self.history.clear()
+
+    def _warn(self, text):
+        self.iface.messageBar().pushWarning("Two people in one file", text)
 
     def _signals(self):
         return (

@@ -1,7 +1,7 @@
 """Polygons come in, the files that people open go out.
 
 `schema` has the columns. `files` writes and reads the layer (`antimeridian` cuts it for GeoJSON),
-`web` writes formats for web maps, `guard` finds what a person changed in it, `cores` finds the tile
-of a label. `qgis` makes styles, forms and the project. `report` makes figures, maps, charts and the
-page of a run.
+`web` writes formats for web maps, `guard` finds what a person changed in it, `touched` reads that
+so that it stays (`kept`) when the layer is made anew, `cores` finds the tile of a label. `qgis`
+makes styles, forms and the project. `report` makes figures, maps, charts and the page of a run.
 """

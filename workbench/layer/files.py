@@ -28,6 +28,7 @@ from workbench._support.attempts import Attempts
 from workbench._support.files import atomic_path, naming
 from workbench.errors import RunFolderError
 from workbench.layer.antimeridian import cut_at_antimeridian
+from workbench.layer.kept import Kept
 from workbench.layer.schema import (
     BATCH,
     COLUMNS,
@@ -73,6 +74,7 @@ def write_layer(
     *,
     styles: Callable[[], Mapping[str, Mapping[str, str]]],
     attempts: Attempts | None = None,
+    kept: Kept | None = None,
 ) -> LayerFiles:
     """Write `prelabels.gpkg`, `.geojson`, `.parquet` and `.qml`, each whole or not at all.
 
@@ -82,8 +84,9 @@ def write_layer(
     QML by its name for the layers `prelabels` and `tiles`, the default first; it is called after
     the last batch, because colours follow the whole layer. The GeoJSON is RFC 7946
     (EPSG:4326, 7 decimals), with the CRS of the layer in the property `crs`; if it cannot be made,
-    `attempts` has the reason, and the other files are written. Raises `RunFolderError` if QGIS has
-    the old GeoPackage open.
+    `attempts` has the reason, and the other files are written. If `layer` has the labels of `kept`
+    among it, the Parquet has them as they were before their review. Raises `RunFolderError` if QGIS
+    has the old GeoPackage open.
     """
     files = {
         suffix: folder / f"prelabels.{suffix}" for suffix in ("gpkg", "geojson", "parquet", "qml")
@@ -91,6 +94,7 @@ def write_layer(
     refuse_open(files["gpkg"])
     batches = iter(layer)
     first = next(batches)
+    empty = as_layer(first)[:0]
     # a review is compared with the Parquet: it is put in place last, so that it never belongs to an
     # older GeoPackage
     with atomic_path(files["parquet"]) as parquet:
@@ -100,15 +104,21 @@ def write_layer(
             frozen_time(),
         ):
             counts: Counter[str] = Counter()
-            with closing(_GeoParquet(parquet, files["parquet"], first)) as table:
+            with closing(_GeoParquet(parquet, files["parquet"], empty)) as table:
 
                 def written() -> Iterator[pa.RecordBatch]:
+                    if kept is not None:
+                        table.add(kept.before)
                     for batch in chain([first], batches):
                         counts.update(batch["source_tile"])
                         add_to_geojson(batch)
-                        yield from table.add(batch).to_batches(BATCH)
+                        rows = table.add(batch if kept is None else kept.new_in(batch))
+                        if kept is not None:
+                            rows = _as_arrow(batch, schema)
+                        yield from rows.to_batches(BATCH)
 
-                _write_labels(written(), table.schema, first.crs, gpkg)
+                schema = table.schema if kept is None else kept.schema(table.schema)
+                _write_labels(written(), schema, first.crs, gpkg)
             ledger = as_tiles(tiles(counts))
             if first.crs is None or first.crs != ledger.crs:
                 raise ValueError(f"layer and tiles need one CRS, not {first.crs} and {ledger.crs}")
@@ -142,8 +152,7 @@ class _GeoParquet:
 
     def add(self, batch: gpd.GeoDataFrame) -> pa.Table:
         """Write a batch, and return it as a table."""
-        arrow = pa.table(batch.to_arrow(index=False, geometry_encoding="WKB"))
-        table = pa.Table.from_arrays(arrow.columns, schema=self.schema)
+        table = _as_arrow(batch, self.schema)
         with naming(self._name):
             self._writer.write_table(table)
         self._bounds += [batch.total_bounds] if len(batch) else []
@@ -160,6 +169,20 @@ class _GeoParquet:
         with naming(self._name):
             self._writer.add_key_value_metadata({"geo": json.dumps(self._geo)})
             self._writer.close()
+
+
+def _as_arrow(batch: gpd.GeoDataFrame, schema: pa.Schema) -> pa.Table:
+    """Return polygons as an Arrow table; columns that they lack are null."""
+    arrow = pa.table(batch.to_arrow(index=False, geometry_encoding="WKB"))
+    columns = []
+    for field in schema:
+        if field.name not in arrow.column_names:
+            columns.append(pa.nulls(len(batch), field.type))
+        elif pa.types.is_null(arrow[field.name].type):  # a column of nothing but null
+            columns.append(arrow[field.name].cast(field.type))
+        else:
+            columns.append(arrow[field.name])
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _write_labels(
@@ -384,7 +407,8 @@ def _lonlat(geometry: gpd.GeoSeries) -> np.ndarray:
     exact = cut_at_antimeridian(exact, geometry)
     rounded = shapely.transform(exact, lambda lonlat: np.round(lonlat, 7))
     broken = ~shapely.is_valid(rounded)  # rounding closed a thin neck
-    mended = shapely.set_precision(exact[broken], 1e-7)
+    # what somebody drew may have been broken before
+    mended = shapely.set_precision(shapely.make_valid(exact[broken], method="structure"), 1e-7)
     rounded[broken] = as_multi(shapely.transform(mended, lambda lonlat: np.round(lonlat, 7)))
     return shapely.orient_polygons(rounded)
 

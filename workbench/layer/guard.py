@@ -39,7 +39,7 @@ def count_reviewed(gpkg: Path) -> int:
             differ: Counter[tuple[str, bytes]] = Counter()
             for batches in zip_longest(frames, read_batches(written)):
                 for sign, batch in zip((1, -1), batches, strict=True):
-                    for label in [] if batch is None else _reviews(batch):
+                    for label in [] if batch is None else label_digests(batch):
                         differ[label] += sign
                         if not differ[label]:  # unchanged, as nearly all are
                             del differ[label]
@@ -55,7 +55,7 @@ def count_reviewed(gpkg: Path) -> int:
     )  # a label that was split in QGIS has its id twice
 
 
-def _reviews(batch: gpd.GeoDataFrame) -> Iterator[tuple[str, bytes]]:
+def label_digests(batch: gpd.GeoDataFrame) -> Iterator[tuple[str, bytes]]:
     """Yield the id of each label, and a digest of what a review may change in it."""
     classes = as_column(batch["class_id"], "Int64").astype(object).map(str)
     shapes = shapely.to_wkb(as_multi(np.asarray(batch.geometry.array)))

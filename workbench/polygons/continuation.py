@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,13 @@ class _Piece:
     overlap: Box
     shown_by: RowCol
     number: int
+
+
+class Found(NamedTuple):
+    """Rows of a tile's candidates, ascending."""
+
+    continues: NDArray[np.int64]  # a piece of a neighbour
+    too_large: NDArray[np.int64]  # the rest of a piece, but as large as their tile: no labels
 
 
 class Continuations:
@@ -91,8 +98,8 @@ class Continuations:
     def found(
         self, tile: Tile, stored: Candidates, chosen: NDArray[np.int64], masks: TileMasks,
         offer: Offer,
-    ) -> NDArray[np.int64]:  # fmt: skip
-        """Return the rows of `stored`, ascending, that continue a piece of a neighbour.
+    ) -> Found:  # fmt: skip
+        """Find the rows of `stored` that continue a piece of a neighbour.
 
         `stored` are all candidates of the tile, `masks` the same, and `chosen` the rows that become
         labels. `merge_seams` decides whether the object or the labels that it overlaps stay. A row
@@ -103,21 +110,25 @@ class Continuations:
         there = np.union1d(chosen, np.flatnonzero(before))
         boxes, area = _exclusive(stored.boxes), stored.column("area_px")
         new: list[int] = []
+        too_large: set[int] = set()
         for piece in self._now.get(index, []):
             near = np.flatnonzero(_may_agree(boxes, area, piece))
             alike = _iou([piece.rle], _in_overlap(stored, near, piece.overlap))[0]
             near, alike = near[alike >= AGREE], alike[alike >= AGREE]
             if np.isin(near, there).any():
                 continue
-            for row in near[np.argsort(-alike, kind="stable")].tolist():
+            best_first = near[np.argsort(-alike, kind="stable")].tolist()
+            for row in best_first:
                 alone = masks.may_join(row, np.empty(0, np.int64), offer)
                 if alone or self._is_enclosed(index, stored, row):
                     there = np.union1d(there, [row])
                     new.append(row)
                     break
+            else:
+                too_large.update(best_first[:1])
         rows = np.array(sorted(new), np.int64)
         self._take(tile, stored.take(rows))
-        return rows
+        return Found(rows, np.array(sorted(too_large), np.int64))
 
     def _take(self, tile: Tile, more: Candidates) -> None:
         """Take note of masks that continue something."""

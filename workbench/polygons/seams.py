@@ -12,8 +12,12 @@ A polygon that agrees with none of a neighbour, though the neighbour sees all of
 neighbour's to decide if it is cut here, or nearer to the neighbour's centre: it is dropped, as it
 would be in one large tile. Otherwise overlaps would hold the proposals of two tiles, not of one.
 
-If two overlapping polygons of one tile agree with the same one of the next, the surer match counts,
-and the other polygon is dropped if it is cut there and nothing else continues it.
+If two overlapping polygons of one tile agree with the same one of the next, the surer match counts.
+The other polygon is *open* there, if it is cut and nothing else continues it. So is a polygon whose
+rest is a mask as large as its tile. An object of which more than half is open is dropped: what is
+left of it would end in straight lines at the edges of tiles, and what lies beyond is known.
+
+What a person has accepted (`kept`) is never dropped, whatever the neighbours say.
 
 Windows of different scales are not compared so: `scales` says which scale shows an object.
 """
@@ -22,9 +26,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +36,20 @@ import numpy as np
 import pandas as pd
 import shapely
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from workbench.candidates.offer import SIDES, TOUCH_PX, Offer, Reason, Shared, one_label_per_object
 from workbench.polygons.clean import only_polygons
+from workbench.polygons.objects import Objects
 from workbench.polygons.on_disk import SpilledPolygons
 from workbench.polygons.overlap import common_area, may_conflict, may_repeat
 from workbench.polygons.scales import not_at_their_scale
-from workbench.polygons.seam_pairs import BATCH, MATCH, SUREST, compare_neighbours, without_stubs
+from workbench.polygons.seam_pairs import (
+    BATCH,
+    MATCH,
+    Comparison,
+    compare_neighbours,
+    without_stubs,
+)
 from workbench.raster.scene import raster_of
 
 KEY = ["source", "tile_row", "tile_col"]
@@ -60,8 +68,9 @@ def merge_seams(
 
     Args:
         polygons: Frames of `to_polygons`, at least one, not cleaned. Scenes may be mixed.
-            With a column `continues`, the rows that it marks are no labels without other rows of
-            their object.
+            Columns that may mark rows: `continues`, no labels without other rows of their object;
+            `too_large`, no labels at all, but they tell where an object goes on; `kept`, a person
+            has accepted them. All frames have such a column or none has.
         windows: The windows of all tiles that were segmented, at all scales, from `tile_windows`.
         folder: Where to put the temporary file; None is the system's folder for such files.
         offer: Which duplicates, overlaps and tile-wide shapes to leave out.
@@ -71,7 +80,8 @@ def merge_seams(
         number of tiles that saw the object; scores and ordinal are those of its best piece.
         `at_edge` is also true where the windows end, and where a tile cut a polygon that the next
         tile does not continue. Where polygons have a `class_id`, only those of one class are the
-        same object, and the class score decides before the other scores.
+        same object, and the class score decides before the other scores. `kept` is there if it was
+        given, and true for objects that have such a row.
 
     Example:
         >>> layer = pd.concat(merge_seams([polygons], tile_windows(scene, list(grid))))
@@ -79,27 +89,47 @@ def merge_seams(
     windows = _in_order(windows)
     with closing(SpilledPolygons(folder)) as shapes:
         rows = _put_away(polygons, windows, shapes)
-        tile, rank = rows.pop("tile").to_numpy(), _ranks(rows)
-        continues = np.zeros(len(rows), bool)
-        if "continues" in rows:
-            continues = rows.pop("continues").to_numpy(bool)
-        class_id = rows["class_id"].to_numpy() if "class_id" in rows else None
-        groups, keep, unfinished = _decide(shapes, tile, rank, windows, class_id)
-        keep &= groups.have(~continues)  # what continues nothing that was selected is no label
-        at_edge = rows["at_edge"].to_numpy() | unfinished | _reach_the_end(shapes, tile, windows)
-        rows = rows.assign(n_tiles=1, at_edge=at_edge)
-        rows = _unite(rows, shapes, groups, keep, tile, rank, windows)
+        tile, roles = rows.pop("tile").to_numpy(), _Roles.of(rows)
+        rows = rows.drop(columns=["continues", "too_large"], errors="ignore")
+        rank = _ranks(rows)
+        said = _Said.of(shapes, tile, windows).of_one_class(rows)
+        decided = _decide(said, shapes, tile, rank, roles)
+        objects, keep = decided.objects, decided.keep
+        ends = decided.unfinished | _reach_the_end(shapes, tile, windows)
+        rows = rows.assign(n_tiles=1, at_edge=rows["at_edge"].to_numpy() | ends)
+        rows = _unite(rows, shapes, objects, keep, tile, rank, windows)
         if offer.max_area_share is not None:
-            keep[_spans_its_tile(shapes, groups, tile, windows)] = False
-        seen_by = partial(_seen_by, groups, tile)
-        keep[not_at_their_scale(shapes, np.flatnonzero(keep), tile, windows, seen_by)] = False
-        new = groups.have(continues)  # no tile has compared them with its labels
+            keep &= roles.kept | ~_spans_its_tile(shapes, objects, tile, windows)
+        seen_by = partial(_seen_by, objects, tile)
+        elsewhere = not_at_their_scale(shapes, np.flatnonzero(keep), tile, windows, seen_by)
+        keep &= roles.kept | ~_marked(elsewhere, len(rows))
+        new = objects.have(roles.continues)  # no tile has compared them with its labels
         left = np.flatnonzero(keep)
-        keep[_not_offered(shapes, left, windows, seen_by, rank, offer, new)] = False
+        worse = _not_offered(shapes, left, windows, seen_by, rank, offer, new)
+        keep &= roles.kept | ~_marked(worse, len(rows))
         for batch in _in_batches(np.flatnonzero(keep)):
             key = windows[KEY].iloc[tile[batch]].reset_index(drop=True)
             frame = pd.concat([key, rows.iloc[batch].reset_index(drop=True)], axis=1)
             yield gpd.GeoDataFrame(frame, geometry=shapes[batch], crs=windows.crs)
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """What rows `(n,)` are beside labels; see `merge_seams`."""
+
+    continues: NDArray[np.bool_]
+    too_large: NDArray[np.bool_]
+    kept: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, rows: pd.DataFrame) -> _Roles:
+        """Read the columns that are there."""
+
+        def column(name: str) -> NDArray[np.bool_]:
+            there = name in rows
+            return rows[name].to_numpy(bool) if there else np.zeros(len(rows), bool)
+
+        return cls(column("continues"), column("too_large"), column("kept"))
 
 
 def _in_order(windows: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
@@ -129,45 +159,75 @@ def _put_away(
     return rows.iloc[order].reset_index(drop=True)
 
 
+@dataclass(frozen=True)
+class _Said:
+    """What all pairs of neighbours say of their polygons; rows and windows as `(n, 2)`."""
+
+    matches: NDArray[Any]  # of MATCH
+    foreign: NDArray[np.int64]  # the other window is to decide
+    cut: NDArray[np.int64]  # the other window sees what lies beyond
+
+    @classmethod
+    def of(
+        cls, shapes: SpilledPolygons, tile: NDArray[np.int64], windows: gpd.GeoDataFrame
+    ) -> _Said:
+        """Compare all windows with their neighbours."""
+        # most pairs yield no verdict, so only verdicts are kept
+        said = [bytearray() for _ in Comparison._fields]
+        for verdicts in compare_neighbours(shapes, tile, windows):
+            for all_of, of_pair in zip(said, verdicts, strict=True):
+                all_of += of_pair.tobytes()
+        foreign, cut = (np.frombuffer(pairs, np.int64).reshape(-1, 2) for pairs in said[1:])
+        return cls(np.frombuffer(said[0], MATCH), foreign, cut)
+
+    def of_one_class(self, rows: pd.DataFrame) -> _Said:
+        """Without the matches of rows that differ in their class, if they have one."""
+        if "class_id" not in rows:
+            return self
+        class_id = rows["class_id"].to_numpy()
+        same = class_id[self.matches["i"]] == class_id[self.matches["j"]]
+        return replace(self, matches=self.matches[same])
+
+
+@dataclass(frozen=True)
+class _Decided:
+    """Which rows are one object, which of them are kept, and which no neighbour continues."""
+
+    objects: Objects
+    keep: NDArray[np.bool_]
+    unfinished: NDArray[np.bool_]
+
+
 def _decide(
+    said: _Said,
     shapes: SpilledPolygons,
     tile: NDArray[np.int64],
     rank: NDArray[np.int64],
-    windows: gpd.GeoDataFrame,
-    class_id: NDArray[np.int64] | None,
-) -> tuple[_Groups, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which rows are one object, which are kept of each, and which a neighbour does not continue.
-
-    `rank` is the place of each row, best first.
-    """
-    # most pairs yield no verdict, so only verdicts are kept
-    said = [bytearray(), bytearray(), bytearray()]
-    for verdicts in compare_neighbours(shapes, tile, windows):
-        for all_of, of_pair in zip(said, verdicts, strict=True):
-            all_of += of_pair.tobytes()
-    matches = np.frombuffer(said[0], MATCH)
-    foreign, cut = (np.frombuffer(pairs, np.int64).reshape(-1, 2) for pairs in said[1:])
-    if class_id is not None:
-        matches = matches[class_id[matches["i"]] == class_id[matches["j"]]]
-    groups = _Groups.of(matches, shapes, tile)
-    together = groups.label[matches["i"]] == groups.label[matches["j"]]
-    refused = np.zeros(len(tile), bool)  # a better one of its tile has what continues it
-    for side in ("i", "j"):
-        refused[matches[side][~together & matches[f"cut_{side}"]]] = True
-    matches = matches[together]
-    i, j = matches["i"], matches["j"]
-    matched = np.column_stack((np.append(i, j), np.append(tile[j], tile[i])))
-    disowned, unfinished, replaced = (np.zeros(len(tile), bool) for _ in range(3))
-    disowned[_not_among(matched, len(windows), foreign)] = True
-    unfinished[_not_among(matched, len(windows), cut)] = True
-    disowned |= unfinished & refused & ~groups.joined
-    replaced[_replaced(matches, rank)] = True
-    keep = ~(replaced | disowned)
-    for members in groups:
-        if not keep[members].any():  # each was replaced by another one of the group
+    roles: _Roles,
+) -> _Decided:
+    """Decide by what neighbours have said; `rank` is the place of each row, best first."""
+    labels = ~(roles.too_large[said.matches["i"]] | roles.too_large[said.matches["j"]])
+    objects = Objects.of(said.matches[labels], shapes, tile)
+    together = labels & (objects.label[said.matches["i"]] == objects.label[said.matches["j"]])
+    agreed = said.matches[together]
+    goes_on = _rows_and_windows(agreed, tile)
+    elsewhere = _rows_and_windows(said.matches[~together], tile)  # in what is not this object
+    ends = said.cut[~_among(said.cut, goes_on)]
+    is_open = _marked(ends[_among(ends, elsewhere)][:, 0], len(tile))
+    disowned = _marked(said.foreign[~_among(said.foreign, goes_on)][:, 0], len(tile))
+    disowned &= ~roles.kept
+    replaced = _marked(_replaced(agreed, rank, roles.kept), len(tile))
+    keep = ~(replaced | disowned | roles.too_large)
+    for members in objects:
+        if not keep[members].any():  # each was replaced by another one of the object
             left = members[~disowned[members]]
             keep[left[np.argsort(rank[left])[:1]]] = True
-    return groups, keep, unfinished
+    area = np.where(keep, shapes.area, 0)
+    mostly_open = objects.sums(np.where(is_open, area, 0)) > 0.5 * objects.sums(area)
+    keep &= objects.have(roles.kept) | ~mostly_open
+    # what continues nothing that was selected is no label
+    keep &= objects.have(~roles.continues)
+    return _Decided(objects, keep, _marked(ends[:, 0], len(tile)))
 
 
 def _in_batches(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -175,15 +235,28 @@ def _in_batches(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return np.split(rows, np.arange(BATCH, len(rows), BATCH))
 
 
-def _not_among(
-    matched: NDArray[np.int64], n_windows: int, pairs: NDArray[np.int64]
+def _rows_and_windows(matches: NDArray[Any], tile: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each row of the matches with the window of the other one, `(2 n, 2)`."""
+    i, j = matches["i"], matches["j"]
+    return np.column_stack((np.append(i, j), np.append(tile[j], tile[i])))
+
+
+def _among(pairs: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each pair (row, window) is among the others."""
+    stride = max(one[:, 1].max(initial=0) for one in (pairs, others)) + 1
+    return np.isin(pairs @ [stride, 1], others @ [stride, 1])
+
+
+def _marked(rows: NDArray[np.int64], n: int) -> NDArray[np.bool_]:
+    """Whether each of `n` rows is among those."""
+    marked = np.zeros(n, bool)
+    marked[rows] = True
+    return marked
+
+
+def _replaced(
+    matches: NDArray[Any], rank: NDArray[np.int64], kept: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """The rows of those pairs (row, window) that are not among the matched ones."""
-    known = np.isin(pairs @ [n_windows, 1], matched @ [n_windows, 1])
-    return np.asarray(pairs[~known, 0])
-
-
-def _replaced(matches: NDArray[Any], rank: NDArray[np.int64]) -> NDArray[np.int64]:
     """The rows that go because the other one of a match shows the same object better."""
     i, j, cut_i, cut_j = (matches[name] for name in ("i", "j", "cut_i", "cut_j"))
     one = ~(cut_i & cut_j)
@@ -191,18 +264,21 @@ def _replaced(matches: NDArray[Any], rank: NDArray[np.int64]) -> NDArray[np.int6
     worse_i = np.where(cut_i == cut_j, rank[i] > rank[j], cut_i)
     i_goes = one & matches["seen_i"] & (~both | worse_i)
     j_goes = one & matches["seen_j"] & (~both | ~worse_i)
+    # a person's polygon replaces the other one if it is whole; else they are united
+    i_goes = np.where(kept[i] == kept[j], i_goes, kept[j] & ~cut_j)
+    j_goes = np.where(kept[i] == kept[j], j_goes, kept[i] & ~cut_i)
     return np.append(i[i_goes], j[j_goes])
 
 
-def _seen_by(groups: _Groups, tile: NDArray[np.int64], row: int) -> set[int]:
+def _seen_by(objects: Objects, tile: NDArray[np.int64], row: int) -> set[int]:
     """The tiles that saw an object."""
-    return set(tile[groups.members(row)].tolist())
+    return set(tile[objects.members(row)].tolist())
 
 
 def _unite(
     rows: pd.DataFrame,
     shapes: SpilledPolygons,
-    groups: _Groups,
+    objects: Objects,
     keep: NDArray[np.bool_],
     tile: NDArray[np.int64],
     rank: NDArray[np.int64],
@@ -211,7 +287,7 @@ def _unite(
     """Unite what is kept of each group in its best row; clears `keep` of the other rows."""
     columns = {name: rows[name].to_numpy().copy() for name in ("at_edge", "area_px", "n_tiles")}
     boxes, pixel = windows.geometry.to_numpy(), windows["pixel"].to_numpy()
-    for members in groups:
+    for members in objects:
         left = members[keep[members]]
         if not len(left):
             continue
@@ -228,96 +304,21 @@ def _unite(
 
 
 def _ranks(polygons: pd.DataFrame) -> NDArray[np.int64]:
-    """The place of each polygon, best first: whole before clipped by invalid pixels, then scores.
+    """The place of each polygon, best first.
 
+    A person's first, then whole ones before those clipped by invalid pixels, then by scores.
     Equal scores go in the order of tiles and ordinals.
     """
     rank = np.empty(len(polygons), np.int64)
-    keys = [-polygons["stability"], -polygons["confidence"], polygons["at_edge"]]
+    keys = [-polygons["stability"], -polygons["confidence"]]
     if "class_score" in polygons:
-        keys.insert(2, -polygons["class_score"])
+        keys.append(-polygons["class_score"])
+    keys.append(polygons["at_edge"])
+    if "kept" in polygons:
+        keys.append(~polygons["kept"])
     order = np.lexsort(keys)
     rank[order] = np.arange(len(polygons))
     return rank
-
-
-def _overlap(geometry: NDArray[np.object_], others: NDArray[np.object_]) -> bool:
-    """Whether a polygon covers a tenth of another one, or is covered by it to a tenth."""
-    common = common_area(geometry, others)
-    smaller = np.minimum(shapely.area(geometry), shapely.area(others))
-    return bool((common > 0.1 * smaller).any())
-
-
-@dataclass(frozen=True)
-class _Groups:
-    """Which rows are one object; goes through the groups of two and more rows."""
-
-    label: NDArray[np.int64]  # (n,) the first row of each row's group
-    by_label: NDArray[np.int64]  # (n,) all rows, group after group
-
-    @classmethod
-    def of(cls, matches: NDArray[Any], shapes: SpilledPolygons, tile: NDArray[np.int64]) -> _Groups:
-        """Join matches to objects, best first, but never two overlapping polygons of one tile.
-
-        Those are different objects, or a whole and its part: without this, a chain of neighbours
-        would unite them. What is not connected by any match is no neighbour.
-        """
-        label = np.arange(len(tile))
-        links = coo_array(
-            (np.ones(len(matches), np.int8), (matches["i"], matches["j"])), shape=(len(tile),) * 2
-        )
-        component = connected_components(links, directed=False)[1][matches["i"]]
-        order = np.lexsort((*(matches[name] for name in reversed(SUREST)), component))
-        ends = np.flatnonzero(np.diff(component[order], append=-1)) + 1
-        for first, last in pairwise([0, *ends.tolist()]):
-            for group in _joined(matches[order[first:last]], shapes, tile):
-                label[group] = min(group)
-        return cls(label, np.argsort(label, kind="stable"))
-
-    def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        sizes = np.bincount(self.label, minlength=1)
-        for first in np.flatnonzero(sizes > 1).tolist():
-            yield self.members(first)
-
-    @property
-    def joined(self) -> NDArray[np.bool_]:
-        """Whether each row's group has other rows."""
-        return np.asarray(np.bincount(self.label, minlength=len(self.label))[self.label] > 1)
-
-    def have(self, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Whether each row's group has a row that is marked."""
-        n = np.bincount(self.label[marked], minlength=len(self.label))
-        return np.asarray(n[self.label] > 0)
-
-    def members(self, row: int) -> NDArray[np.int64]:
-        """The rows of a row's group, in order."""
-        label = self.label[row]
-        place = int(np.searchsorted(self.label, label, sorter=self.by_label))
-        end = int(np.searchsorted(self.label, label, side="right", sorter=self.by_label))
-        return self.by_label[place:end]
-
-
-def _joined(
-    matches: NDArray[Any], shapes: SpilledPolygons, tile: NDArray[np.int64]
-) -> Iterable[list[int]]:
-    """Join the matches, in this order, of rows that these connect."""
-    group_of: dict[int, list[int]] = {}
-    for match_i, match_j in zip(matches["i"].tolist(), matches["j"].tolist(), strict=True):
-        one = group_of.setdefault(match_i, [match_i])
-        other = group_of.setdefault(match_j, [match_j])
-        if one is other:
-            continue
-        rivals = ((i, [j for j in other if tile[j] == tile[i]]) for i in one)
-        if any(
-            _overlap(shapes[np.array([i])], shapes[np.array(rows)]) for i, rows in rivals if rows
-        ):
-            continue
-        if len(one) < len(other):
-            one, other = other, one
-        one.extend(other)
-        for row in other:
-            group_of[row] = one
-    return {id(group): group for group in group_of.values()}.values()
 
 
 def _reach_the_end(
@@ -336,7 +337,7 @@ def _reach_the_end(
 
 
 def _spans_its_tile(
-    shapes: SpilledPolygons, groups: _Groups, tile: NDArray[np.int64], windows: gpd.GeoDataFrame
+    shapes: SpilledPolygons, objects: Objects, tile: NDArray[np.int64], windows: gpd.GeoDataFrame
 ) -> NDArray[np.bool_]:
     """Whether each polygon touches three or four edges of its window, and no other continues it.
 
@@ -344,7 +345,7 @@ def _spans_its_tile(
     """
     bounds = windows.geometry.bounds.to_numpy()[tile]
     near = np.abs(shapes.bounds - bounds) < TOUCH_PX * windows["pixel"].to_numpy()[tile, None]
-    return np.asarray(~groups.joined & (near.sum(axis=1) >= SIDES), bool)
+    return np.asarray(~objects.joined & (near.sum(axis=1) >= SIDES), bool)
 
 
 def _reached(

@@ -4,5 +4,6 @@
 `shapes` finds broken geometry, `changes` compares the layer with what the run wrote. `tile_planes`
 counts at every pair of thresholds, `decisions` advises where no tile is fully reviewed, `examples`
 turns labels into examples of classes, `next_job` advises thresholds and writes the next job,
-`charts` draws.
+`charts` draws. `split` gives several reviewers packages, `join` puts them together (`answers` reads
+them, `agreement` compares them), `postgis` writes the project for a database.
 """

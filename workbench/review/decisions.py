@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 import geopandas as gpd
 
+from workbench.candidates.table import Candidates
 from workbench.evaluation.judged import JudgedAdvice, advise_judged
 from workbench.review.changes import changes
 from workbench.runs.folder import store_in
@@ -17,21 +19,33 @@ _GOOD = {"accepted": True, "edited": True, "rejected": False, "deleted": False}
 def advise_by_decisions(run: Run, labels: gpd.GeoDataFrame) -> JudgedAdvice:
     """Advise thresholds that keep what was accepted and edited and drop what was rejected.
 
-    Each decision counts where it was made. What nobody judged and what somebody drew says nothing.
-    Raises `ReviewError` unless some labels are kept and some are rejected.
+    Each decision counts where it was made. What nobody judged and what somebody drew says nothing,
+    nor does a label that has stayed in a refresh with another model. Raises `ReviewError` unless
+    some labels are kept and some are rejected.
     """
     told = changes(labels, run.layer)
-    verdicts: dict[str, dict[int, bool]] = defaultdict(dict)  # by tile and ordinal
-    for id, change in zip(told["id"], told["change"], strict=True):
+    # by tile and ordinal, with the score that tells whether it is that candidate
+    verdicts: dict[str, dict[int, tuple[bool, float]]] = defaultdict(dict)
+    for id, change, score in zip(told["id"], told["change"], told["confidence"], strict=True):
         if change in _GOOD:
             tile, _, ordinal = str(id).rpartition("/")
-            verdicts[tile][int(ordinal)] = _GOOD[change]
+            verdicts[tile][int(ordinal)] = _GOOD[change], score
     ledger = run.tiles[run.tiles["tile"].isin(list(verdicts))]
     index = zip(ledger["source"], ledger["tile_row"], ledger["tile_col"], strict=True)
     name_of = dict(zip(index, ledger["tile"], strict=True))
     tiles = [
-        (stored.of_tile(record.tile_row, record.tile_col), verdicts[name_of[record.index]])
+        (candidates, _of_these(candidates, verdicts[name_of[record.index]]))
         for stored, records in store_in(run.folder).read(name_of)
         for record in records
+        for candidates in [stored.of_tile(record.tile_row, record.tile_col)]
     ]
     return advise_judged(tiles, run.job.thresholds)
+
+
+def _of_these(
+    candidates: Candidates, verdicts: Mapping[int, tuple[bool, float]]
+) -> dict[int, bool]:
+    """The verdicts on candidates that are stored; those of another model are numbered alike."""
+    scores = candidates.column("pred_iou").astype(float).tolist()
+    score_of = dict(zip(candidates.column("ordinal").tolist(), scores, strict=True))
+    return {n: good for n, (good, score) in verdicts.items() if score_of.get(n) == score}

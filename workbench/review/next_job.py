@@ -133,29 +133,27 @@ def _write_job(
 ) -> tuple[Path, str]:
     """Write the job of the next scene with what was learned, as `papermill -f` takes it.
 
-    Without a next scene, the job is for this scene again. If nobody has reviewed `labels` yet, it
-    uses the stored candidates and takes seconds. If somebody has, it segments the scene again into
-    another run folder, so that the reviewed labels stay. Returns the file, and a sentence that says
-    which of these it is.
+    Without a next scene, the job is for this scene again, and uses its stored candidates. If
+    somebody has reviewed `labels`, it refreshes the layer, so that all decisions stay. Returns the
+    file, and a sentence that says which of these it is.
     """
-    place: dict[str, str | None]
+    place: dict[str, str | bool | None]
     if job.next_source is not None:
         # what belongs to a place stays with this scene
         belongs = ("aoi", "out_dir", "reference", "labelled_area")
-        place = {"source": job.next_source, **dict.fromkeys(belongs)}
+        place = {"source": job.next_source, "refresh": False, **dict.fromkeys(belongs)}
         effect = f"It labels {job.next_source}."
     elif changes(labels, run.layer)["change"].eq("unreviewed").all():
-        place = {"out_dir": str(run.folder)}
+        place = {"out_dir": str(run.folder), "refresh": False}
         effect = (
             "It labels this scene again, from its stored candidates, in seconds. Set next_source "
             "to label another scene."
         )
     else:
-        place = {"out_dir": f"{run.folder}-advised"}
+        place = {"out_dir": str(run.folder), "refresh": True}
         effect = (
-            "It segments this scene again, which takes as long as the first time, into "
-            f"{place['out_dir']}: reviewed labels are not replaced. Set next_source to label "
-            "another scene."
+            "It labels this scene again, from its stored candidates, in seconds, and keeps every "
+            "label that a person has touched. Set next_source to label another scene."
         )
     with atomic_path(job.folder / "job.yaml") as path:
         # a scheduler of this run may be gone by then

@@ -4,7 +4,8 @@
 (with `tile_stream` here, with `cluster` on Dask workers), `finish` makes the layer, `by_products`
 the other files; `forecast` says what a run takes. `job` holds the parameters (`parameters` reads
 what papermill delivers, `given` the text that was typed), `folder` and `record` the run folder,
-`choose` the model, `result` a finished run. `labels` reads what teaches classes, `classes` teaches
-them, `said` keeps what a person has decided, `looks` names and colours them. `prompted` updates
-objects that are known already, with `prompts` of a vector file.
+`refresh` what stays of a reviewed layer, `choose` the model, `result` a finished run. `labels`
+reads what teaches classes, `classes` teaches them, `said` keeps what a person has decided, `looks`
+names and colours them. `prompted` updates objects that are known already, with `prompts` of a
+vector file.
 """

@@ -24,6 +24,7 @@ from workbench.layer.web import FILES, write_format
 from workbench.runs.classes import Taught
 from workbench.runs.looks import class_colors
 from workbench.runs.plan import Plan
+from workbench.runs.refresh import Refresh
 from workbench.runs.result import Run
 
 QUALITY, TOPOLOGY = "Quality", "Topology"  # headings of tables that are counted batch by batch
@@ -41,6 +42,7 @@ class FinishedLayer:
     taught: Taught | None
     topology: Topology
     against: AgainstReference | None
+    refresh: Refresh | None
     attempts: Attempts
     seconds: float
 
@@ -83,7 +85,8 @@ def write_by_products(finished: FinishedLayer) -> None:
 
 def _write_format(name: str, finished: FinishedLayer) -> None:
     run = finished.run
-    layer = run.folder / "prelabels.parquet"
+    # after a refresh, the Parquet has labels as they were before their review
+    layer = run.folder / ("prelabels.parquet" if finished.refresh is None else "prelabels.gpkg")
     (run.folder / FILES[name]).unlink(missing_ok=True)  # of an earlier layer
     if name in (run.job.formats or ()):
         write_format(layer, name, run.scenes[0].crs, min(each.pixel_m for each in run.scenes))
@@ -125,6 +128,10 @@ def _scores_and_areas(finished: FinishedLayer) -> dict[str, bytes]:
     return {title: figure_png(figure) for title, figure in figures.items()}
 
 
+def _review(finished: FinishedLayer) -> Mapping[str, Any]:
+    return {} if finished.refresh is None else finished.refresh.table()
+
+
 def _classes(finished: FinishedLayer) -> Mapping[str, Any]:
     return {} if finished.taught is None else finished.taught.summary(finished.run.job.classes)
 
@@ -160,6 +167,7 @@ _CHARTS: Mapping[str, Callable[[FinishedLayer], Mapping[str, bytes]]] = {
     "Scores and areas": _scores_and_areas,
 }
 _TABLES: Mapping[str, Callable[[FinishedLayer], Mapping[str, Any]]] = {
+    "Review": _review,
     "Classes": _classes,
     QUALITY: _quality,
     "Seams": _seams,

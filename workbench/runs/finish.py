@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -47,6 +48,7 @@ from workbench.runs.labels import refuse_to_lose_examples
 from workbench.runs.looks import class_colors
 from workbench.runs.plan import Plan, load_reference
 from workbench.runs.record import write_job
+from workbench.runs.refresh import Refresh
 from workbench.runs.result import Run
 from workbench.samples.demo import sample_truth
 
@@ -60,11 +62,12 @@ def finish(plan: Plan) -> Run:
     """
 
     def with_counts(found: Mapping[str, int]) -> gpd.GeoDataFrame:
-        # the last moment: a review may have begun during a long run
-        refuse_to_lose_review(plan.folder)
-        # if the run is killed now, a Parquet file of the old layer must not be compared with the
-        # new GeoPackage
-        (plan.folder / "prelabels.parquet").unlink(missing_ok=True)
+        if refresh is None:
+            # the last moment: a review may have begun during a long run
+            refuse_to_lose_review(plan.folder)
+            # if the run is killed now, a Parquet file of the old layer must not be compared with
+            # the new GeoPackage
+            (plan.folder / "prelabels.parquet").unlink(missing_ok=True)
         counts.update(found)
         return _counted(finest(ledger), counts)
 
@@ -76,6 +79,7 @@ def finish(plan: Plan) -> Run:
     taught = teach(plan)
     if taught is not None:
         refuse_to_lose_examples(plan.job, plan.folder)
+    refresh = Refresh.of(plan.job, plan.folder, plan.crs) if plan.job.refresh else None
     ledger = _ledger_layer(plan)
     counts: dict[str, int] = {}
     attempts = Attempts()
@@ -86,21 +90,28 @@ def finish(plan: Plan) -> Run:
         counting = [tally.add, attempts.each(TOPOLOGY, topology.add)]
         if against is not None:
             counting.append(attempts.each(QUALITY, against.add))
-        layer = counted(layer_batches(plan, taught), *counting)
-        tiles = write_layer(layer, with_counts, plan.folder, styles=styles, attempts=attempts).tiles
-        scenes = tuple(part.scene for part in plan.area.finest)
-        credits = sorted({attribution_of(scene.source) for scene in scenes} - {""})
-        if credits:
-            describe_layer(plan.folder / "prelabels.gpkg", f"Imagery: {', '.join(credits)}")
-        coarse = _counted(coarser(ledger), counts)
-        result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally, coarse)
-        if taught is not None:
-            keep_examples(plan, taught)
-        write_job(plan.job, plan.folder)
-        with atomic_path(plan.folder / "tiles.parquet") as path:
-            with_left_out(result.ledger, plan.left_out).to_parquet(path, index=False)
+        made = layer_batches(plan, taught)
+        layer = counted(made if refresh is None else refresh.among(made, plan.job), *counting)
+        kept = None if refresh is None else refresh.kept
+        with nullcontext(plan.folder) if refresh is None else refresh.staged() as folder:
+            tiles = write_layer(
+                layer, with_counts, folder, styles=styles, attempts=attempts, kept=kept
+            ).tiles
+            scenes = tuple(part.scene for part in plan.area.finest)
+            credits = sorted({attribution_of(scene.source) for scene in scenes} - {""})
+            if credits:
+                describe_layer(folder / "prelabels.gpkg", f"Imagery: {', '.join(credits)}")
+            coarse = _counted(coarser(ledger), counts)
+            result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally, coarse)
+            if taught is not None:
+                keep_examples(plan, taught)
+            write_job(plan.job, folder)
+            with atomic_path(folder / "tiles.parquet") as path:
+                with_left_out(result.ledger, plan.left_out).to_parquet(path, index=False)
         seconds = time.perf_counter() - start
-        write_by_products(FinishedLayer(result, plan, taught, topology, against, attempts, seconds))
+        write_by_products(
+            FinishedLayer(result, plan, taught, topology, against, refresh, attempts, seconds)
+        )
     _tell_failures(plan, ledger)
     return result
 
@@ -156,7 +167,7 @@ def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
             for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
                 yield classed_polygons(plan, taught, part, candidates, records)
             continue
-        yield nothing.assign(continues=False)
+        yield nothing.assign(continues=False, too_large=False)
         cut = Continuations(part.grid)
         labels: dict[tuple[int, int], NDArray[np.int64]] = {}  # ordinals
         for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
@@ -167,19 +178,22 @@ def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
                 labels[tile.row, tile.col] = of_tile.column("ordinal")
                 cut.see(tile, of_tile)
             polygons = to_polygons(chosen, part.scene, part.grid, valid)
-            yield polygons.assign(continues=False)
+            yield polygons.assign(continues=False, too_large=False)
         while wanted := [(part.scene.name, *index) for index in cut.turn()]:
             for candidates, records in plan.store.read(wanted, known):
                 valid = valid_masks(records, candidates.rules)
-                more = [Candidates.empty(candidates.rules)]
+                more, too_large = ([Candidates.empty(candidates.rules)] for _ in range(2))
                 for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
                     index = (tile.row, tile.col)
                     stored = candidates.of_tile(*index)
                     masks = TileMasks(stored, tile, part.grid, valid.get(index))
                     rows = np.flatnonzero(np.isin(stored.column("ordinal"), labels[index]))
-                    more.append(stored.take(cut.found(tile, stored, rows, masks, job.offer)))
-                polygons = to_polygons(concat(more), part.scene, part.grid, valid)
-                yield polygons.assign(continues=True)
+                    found = cut.found(tile, stored, rows, masks, job.offer)
+                    more.append(stored.take(found.continues))
+                    too_large.append(stored.take(found.too_large))
+                for some, no_label in ((more, False), (too_large, True)):
+                    polygons = to_polygons(concat(some), part.scene, part.grid, valid)
+                    yield polygons.assign(continues=True, too_large=no_label)
 
 
 def _windows(plan: Plan) -> gpd.GeoDataFrame:

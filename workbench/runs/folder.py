@@ -142,8 +142,8 @@ def refuse_to_lose_review(folder: Path) -> None:
     reviewed = count_reviewed(gpkg) if gpkg.exists() else 0
     if reviewed:
         raise RunFolderError(
-            f"{gpkg} holds {reviewed} reviewed labels, which this run would replace. Move the file "
-            "out of the run folder, or choose another out_dir."
+            f"{gpkg} holds {reviewed} reviewed labels, which this run would replace. Set "
+            "refresh=true to keep them and to replace only the others, or choose another out_dir."
         )
 
 

@@ -39,8 +39,8 @@ from workbench.runs.parameters import (
 from workbench.segmenters.defaults import defaults_of
 
 ModelName = Literal[
-    "tiny", "classic", "vit_b", "vit_l", "vit_h",
-    "sam2.1_tiny", "sam2.1_small", "sam2.1_base_plus", "sam2.1_large",
+    "tiny", "classic", "mobile_sam", "vit_b", "vit_l", "vit_h",
+    "sam2.1_tiny", "sam2.1_small", "sam2.1_base_plus", "sam2.1_large", "edgetam",
 ]  # fmt: skip
 MOST_SCALES, COARSEST = 4, 64
 TRUST = "WORKBENCH_TRUST_SCHEDULER"  # names the scheduler that a job file may name, too
@@ -73,8 +73,9 @@ class Job(Parameters):
     model: ModelName = parameter(
         "classic",
         "`tiny`: a small SAM that comes with the package; `classic`: a baseline without weights; "
-        "`vit_b`, `vit_l`, `vit_h`: Meta's SAM, downloaded on first use; `sam2.1_…`: SAM 2.1, "
-        "the same, with the extra `models`",
+        "`vit_b`, `vit_l`, `vit_h`: Meta's SAM, downloaded on first use; with the extra `models` "
+        "`mobile_sam`: a small SAM for computers without a GPU, `sam2.1_…`: SAM 2.1, `edgetam`: a "
+        "small SAM 2",
     )
     checkpoint: Text | None = parameter(None, "local weights file instead of the model's own")
     device: Literal["auto", "cuda", "mps", "cpu"] = parameter("auto", "where the network runs")
@@ -185,11 +186,13 @@ class Job(Parameters):
         "no such section",
     )
     formats: list[Literal["flatgeobuf", "pmtiles"]] | None = parameter(
-        None,
-        "further files of the layer for maps on the web: `flatgeobuf`, `pmtiles`; null: none",
+        None, "further files of the layer for maps on the web: `flatgeobuf`, `pmtiles`; null: none"
     )
     scheduler: Text | None = parameter(None, "address of a Dask scheduler; null: this process")
     resume: bool = parameter(True, "reuse stored candidates; failed tiles are tried again")
+    refresh: bool = parameter(
+        False, "keep all labels that a person has touched, and make the others anew; false: refuse"
+    )
     interactive: bool | None = parameter(None, "show widgets; auto: only in JupyterLab and VS Code")
 
     @field_validator("crs")

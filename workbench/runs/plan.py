@@ -27,7 +27,7 @@ from workbench.raster.tiles import Tile, TileGrid, tiles_over
 from workbench.raster.web_tiles import cut_to_area, is_map_service, is_web_tiles
 from workbench.runs import choose
 from workbench.runs.cluster import SharedRun, segmenter_there
-from workbench.runs.folder import FolderLock, refuse_foreign, refuse_to_lose_review, store_in
+from workbench.runs.folder import FolderLock, refuse_foreign, store_in
 from workbench.runs.job import Job
 from workbench.runs.labels import check_labels, refuse_to_lose_examples
 from workbench.runs.record import (
@@ -38,6 +38,7 @@ from workbench.runs.record import (
     read_record,
     resolve,
 )
+from workbench.runs.refresh import protect_review
 from workbench.runs.tile_stream import ScenePlan
 from workbench.samples.demo import sample_scene
 from workbench.segmenters.protocol import Segmenter
@@ -146,7 +147,7 @@ def prepare(
         record = continue_run(folder, before, resolve(job, scenes, segmenter))
         refuse_foreign(folder)
         if tiles is None or before is None:  # without resume, a review would lose its candidates
-            refuse_to_lose_review(folder)
+            protect_review(job, folder, scenes[0].crs)
             refuse_to_lose_examples(job, folder)
         plan = Plan(job, folder, area, segmenter, record, lock, len(scenes), left_out)
         if before is None or pending(plan):

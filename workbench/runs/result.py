@@ -23,6 +23,7 @@ from workbench.raster.aoi import load_aoi, parts_in
 from workbench.raster.scene import Scene
 from workbench.runs.job import Job
 from workbench.runs.record import read_record
+from workbench.runs.refresh import finish_moving
 
 LAYER = "prelabels.parquet"
 PICTURE_MARGIN = 0.1  # around an AOI, of its longer side
@@ -131,6 +132,7 @@ def read_run(folder: str | Path) -> Run:
         >>> read_run("runs/ortho").layer["confidence"].median()
     """
     folder = Path(folder).absolute()
+    finish_moving(folder)
     record = read_record(folder)
     needed = ("run.yaml", "job.yaml", LAYER, "tiles.parquet")
     missing = [name for name in needed if not (folder / name).exists()]

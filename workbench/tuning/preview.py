@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
-from itertools import pairwise
 from threading import RLock
 
-import cv2
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import shapely
-from affine import Affine
 from numpy.typing import NDArray
 
 from workbench._support.cores import usable_cores
@@ -31,11 +28,12 @@ from workbench.polygons.areas import lies_in
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import Cleaning, clean
 from workbench.runs.tile_stream import SegmentedTile
+from workbench.tuning.figures import Figures, covered_cells
 from workbench.tuning.reasons import why_below, why_cleaned, why_not_offered
+from workbench.tuning.sample_seams import ChosenTile, beside_others, merged, what_continues
 
 Key = tuple[str, int, int, int]  # source, tile row, tile column, ordinal
 _THREADS = ThreadPoolExecutor(usable_cores(), "preview")
-_COVER_PX = 512  # side of the raster on which the covered share of a tile is measured
 
 
 class Fate(IntEnum):
@@ -49,6 +47,7 @@ class Fate(IntEnum):
     WHOLE_TILE = 5  # as large as its tile
     DUPLICATE = 6  # repeats a better mask
     OVERLAP = 7  # lies partly on a better mask
+    MERGED = 8  # at a seam: one label with what another sample shows, or left to it
 
 
 _FATE_OF = {
@@ -65,7 +64,8 @@ class View:
     Rows count all candidates: sample by sample, each by ordinal. `fate` says for each row whether
     it is shown. `drawn` has one frame for each sample, with the columns of `clean` and `row`: at
     least the polygons of all rows that are kept. A frame stays the same object until thresholds
-    need polygons that it does not have.
+    need polygons that it does not have. `merged` has the labels of samples that overlap one
+    another, in place of those drawn; None before seams are merged.
     """
 
     thresholds: Thresholds
@@ -73,6 +73,7 @@ class View:
     offer: Offer
     fate: NDArray[np.uint8]
     drawn: tuple[gpd.GeoDataFrame, ...]
+    merged: gpd.GeoDataFrame | None = None
 
     @property
     def kept(self) -> NDArray[np.int64]:
@@ -82,18 +83,11 @@ class View:
     @cached_property
     def polygons(self) -> gpd.GeoDataFrame:
         """The polygons that are shown, by row."""
-        kept = [frame[self.fate[frame["row"]] == Fate.KEPT] for frame in self.drawn]
-        return stack(kept).reset_index(drop=True)
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Counts and measures of a view; `median_area_m2` is NaN if nothing is shown."""
-
-    n: int
-    covered: float  # share of the valid pixels of the tiles; NaN without any
-    median_area_m2: float
-    n_seam: int
+        frame = stack(self.drawn)
+        if self.merged is not None:
+            frame = stack([frame[~frame["row"].isin(self.merged["row"])], self.merged])
+        kept = frame[self.fate[frame["row"]] == Fate.KEPT]
+        return kept.sort_values("row", ignore_index=True)
 
 
 @dataclass(frozen=True)
@@ -132,6 +126,17 @@ class Traced:
         self.outcome = np.zeros(len(self.candidates), np.uint8)
         self.cleaned = self.polygons.assign(area_m2=0.0)
 
+    @property
+    def rows(self) -> slice:
+        """Its rows among those of all samples."""
+        return slice(self.first, self.first + len(self.candidates))
+
+    def chosen(self, offered: NDArray[np.bool_]) -> ChosenTile:
+        """The sample with those of its candidates that are `offered`, given for all rows."""
+        rows = np.flatnonzero(offered[self.rows])
+        sample = self.sample
+        return ChosenTile(sample.part, sample.tile, self.candidates, self.masks, rows)
+
     def knows(self, chosen: NDArray[np.int64], cleaning: Cleaning) -> bool:
         """Whether `outcome` is known for these chosen rows (ascending)."""
         if cleaning != self.cleaning or not self.tried[chosen].all():
@@ -149,11 +154,8 @@ class Traced:
         self.trace(new)
         wanted = self.polygons[np.isin(self.polygons["row"] - self.first, new)]
         cleaned = clean(wanted.reset_index(drop=True), cleaning)
-        fate = np.full(len(cleaned), Fate.KEPT, np.uint8)
-        if aoi is not None and len(cleaned):
-            fate[~lies_in(cleaned.geometry.to_numpy(), aoi)] = Fate.OUTSIDE
         self.tried[new], self.outcome[new] = True, Fate.CLEANED
-        self.outcome[cleaned["row"].to_numpy() - self.first] = fate
+        self.outcome[cleaned["row"].to_numpy() - self.first] = _kept_in(aoi, cleaned)
         cleaned = stack([self.cleaned, cleaned]) if len(self.cleaned) else cleaned
         self.cleaned = cleaned.sort_values("row", ignore_index=True)
 
@@ -248,13 +250,41 @@ class Preview:
             ]
             self._find_out(chosen, cleaning)
             for part, rows, reason in zip(self._parts, chosen, reasons, strict=True):
-                mine = fate[part.first : part.first + len(part.candidates)]
+                mine = fate[part.rows]
                 mine[passes(part.candidates, thresholds)] = Fate.SUPPRESSED
                 for why, becomes in _FATE_OF.items():
                     mine[reason == why] = becomes
                 mine[rows] = part.outcome[rows]
             drawn = tuple(part.cleaned for part in self._parts)
         return View(thresholds, cleaning, offer, fate, drawn)
+
+    def merge(self, view: View) -> View:
+        """Merge the seams of samples that overlap one another, as a run does.
+
+        A tenth of a second for each pair of tiles, too long for a slider. Without such samples the
+        view is returned as it is.
+        """
+        offered = np.isin(view.fate, (Fate.KEPT, Fate.CLEANED, Fate.OUTSIDE))
+        tiles = [part.chosen(offered) for part in self._parts]
+        near = beside_others(tiles) if view.merged is None else []
+        if not near:
+            return view
+        tiles = [tiles[n] for n in near]
+        frames = []
+        for n, one, more in zip(near, tiles, what_continues(tiles, view.offer), strict=True):
+            part = self._parts[n]
+            for rows, continues in ((one.rows, False), (more, True)):
+                with self._lock:
+                    part.trace(rows)
+                    mine = part.polygons["row"].isin(part.first + rows)
+                    frames.append(part.polygons[mine].assign(continues=continues))
+        cleaned = clean(merged(frames, tiles, view.offer), view.cleaning)
+        fate = view.fate.copy()
+        for n in near:
+            mine = fate[self._parts[n].rows]
+            mine[mine == Fate.KEPT] = Fate.MERGED
+        fate[cleaned["row"].to_numpy()] = _kept_in(self.aoi, cleaned)
+        return replace(view, fate=fate, merged=cleaned)
 
     def fates(
         self, chosen: NDArray[np.int64], cleaning: Cleaning
@@ -313,10 +343,15 @@ class Preview:
         """Count and measure the polygons of a view."""
         polygons = view.polygons
         filled, possible = 0, 0
+        geometry = polygons.geometry.to_numpy()
+        frames = np.asarray(shapely.box(*shapely.bounds(geometry).reshape(-1, 4).T), object)
         for part in self._parts:
             rows = polygons["row"].to_numpy() - part.first
             here = (rows >= 0) & (rows < len(part.candidates))
-            cells, of = _cover(part.sample, polygons.geometry.to_numpy()[here])
+            if view.merged is not None:
+                window = part.sample.part.scene.window_polygon(part.sample.tile.window)
+                here |= shapely.intersects(frames, window)
+            cells, of = covered_cells(part.sample, geometry[here])
             filled, possible = filled + cells, possible + of
         return Figures(
             n=len(polygons),
@@ -352,6 +387,8 @@ class Preview:
             with self._lock:
                 polygon = part.polygons[part.polygons["row"] == row]
             reason = why_cleaned(polygon, view.cleaning)
+        elif fate == Fate.MERGED:
+            reason = "a tile beside it shows the same object, or shows that it is none"
         elif fate == Fate.OUTSIDE:
             reason = "its representative point is outside the AOI"
         else:
@@ -386,28 +423,12 @@ class Preview:
         return next(part for part in reversed(self._parts) if part.first <= row)
 
 
-def _cover(sample: SegmentedTile, geometry: NDArray[np.object_]) -> tuple[int, int]:
-    """How many cells of a raster over the tile some polygons fill, and how many are valid."""
-    window, scene = sample.tile.window, sample.part.scene
-    side = min(_COVER_PX, window.width)
-    valid = np.ones((window.height, window.width), np.uint8)
-    for mask in valid_masks([sample.record], sample.candidates.rules).values():
-        valid &= mask.view(np.uint8)
-    valid[scene.height - window.row_off :], valid[:, scene.width - window.col_off :] = 0, 0
-    valid = cv2.resize(valid, (side, side), interpolation=cv2.INTER_NEAREST)
-    filled = np.zeros((side, side), np.uint8)
-    if not len(geometry):
-        return 0, int(valid.sum())
-    _, corners, (ring_ends, part_ends, ends) = shapely.to_ragged_array(geometry)
-    to_cell = Affine.scale(side / window.width, side / window.height) @ ~scene.window_transform(
-        window
-    )
-    x, y = to_cell @ (corners[:, 0], corners[:, 1])
-    cells = np.rint(np.column_stack((x, y)) * 16 - 8).astype(np.int32)  # in sixteenths
-    rings = np.split(cells, ring_ends[1:-1])
-    for first, last in pairwise(part_ends[ends].tolist()):
-        cv2.fillPoly(filled, rings[first:last], 1, shift=4)  # even-odd: holes stay empty
-    return int((filled & valid).sum()), int(valid.sum())
+def _kept_in(aoi: shapely.Geometry | None, cleaned: gpd.GeoDataFrame) -> NDArray[np.uint8]:
+    """The fate of cleaned polygons `(n,)`: kept, or outside of the AOI."""
+    fate = np.full(len(cleaned), Fate.KEPT, np.uint8)
+    if aoi is not None and len(cleaned):
+        fate[~lies_in(cleaned.geometry.to_numpy(), aoi)] = Fate.OUTSIDE
+    return fate
 
 
 def _polygons(

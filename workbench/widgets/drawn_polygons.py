@@ -40,6 +40,7 @@ class DrawnPolygons:
         self.rows = np.empty(0, np.int64)  # of each place
         self.place = np.empty(0, np.int64)  # of each row, -1: none
         self._cleaning: Cleaning | None = None
+        self._merged: gpd.GeoDataFrame | None = None
         self._selected = -1  # row
 
     def show(
@@ -52,6 +53,7 @@ class DrawnPolygons:
         """Show what a view keeps, and what has a class or was given one."""
         shown = _shown(view, classed)
         known = len(self.place) == preview.n_candidates and self._cleaning == view.cleaning
+        known &= view.merged is self._merged
         if not known or (self.place[shown] < 0).any() or view.cleaning.planar:
             self.send(view, preview, judged, classed)
         else:
@@ -67,10 +69,11 @@ class DrawnPolygons:
         classed: ClassedRows | None = None,
     ) -> None:
         """Send all polygons of a view, also those that it does not show now."""
-        drawn = view.drawn
+        drawn, self._merged = view.drawn, view.merged
         if classed is not None and classed.classes is not None:
             drawn = classed.classes.drawn
-        frame = stack(drawn)
+        # of a row that is drawn twice, the last place counts
+        frame = stack(drawn if view.merged is None else [*drawn, view.merged])
         self.rows = frame["row"].to_numpy()
         self.place = np.full(preview.n_candidates, -1)
         self.place[self.rows] = np.arange(len(self.rows))

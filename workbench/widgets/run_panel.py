@@ -219,7 +219,8 @@ class JobPanel:
         self._show_command()
         self.message.value = "Saved. The command above runs it as a batch job."
         try:
-            refuse_to_lose_review(self.session.folder)
+            if not self._job().refresh:
+                refuse_to_lose_review(self.session.folder)
         except WorkbenchError as error:
             self.tell(f"Saved, but this job cannot run: {error}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import geopandas as gpd
@@ -18,6 +17,7 @@ from workbench.raster.crs import from_lonlat
 from workbench.tuning.preview import Preview, Verdict, View
 from workbench.tuning.propose import propose_tiles
 from workbench.widgets.area import AOIPicker
+from workbench.widgets.at_rest import AtRest
 from workbench.widgets.beside import Beside
 from workbench.widgets.cells import CellWidget
 from workbench.widgets.classes import KEYS, ClassTeaching
@@ -47,8 +47,6 @@ from workbench.widgets.tuner_text import (
 )
 from workbench.widgets.verdicts import Explained
 
-AHEAD_AT_MOST = 30_000  # candidates that are traced before a slider asks for them
-AHEAD_AT_ONCE = 20  # a slider waits for no more than these
 _AREA: dict[str, Any] = {"color": "#d500f9", "weight": 2, "fill": False, "interactive": False}
 _WINDOW = _AREA | {"color": "#ffffff"}
 _HIDDEN = _AREA | {"color": "#00ffff", "weight": 3}  # what is pointed out and not drawn
@@ -67,7 +65,7 @@ class ThresholdTuner(CellWidget["TunerPanel"]):
         super().__init__(picker.session, TunerPanel)
 
 
-class TunerPanel:
+class TunerPanel(AtRest):
     """The tuner's widgets: left the map and what is said of it, right all controls."""
 
     def __init__(self, session: Session) -> None:
@@ -282,6 +280,7 @@ class TunerPanel:
 
     def _work(self) -> None:
         try:
+            self._merge_seams()
             self._show_figures()
             if self.teaching.active:
                 self._teach_on()
@@ -304,25 +303,6 @@ class TunerPanel:
         if self.teaching.learn():
             with self._lock:
                 self._draw()
-
-    def _work_ahead(self) -> None:
-        """Trace and clean what other thresholds will need."""
-        preview, cleaning = self.preview, self.session.job.cleaning
-        if preview.n_candidates > AHEAD_AT_MOST:
-            return
-        while preview.prepare(cleaning, AHEAD_AT_ONCE):
-            time.sleep(0.002)  # let a slider that waits have the lock
-            if self.quiet.overtaken or self.preview is not preview:
-                return
-        with self._lock:
-            view = self._see()
-            if not self.quiet.overtaken and self.drawn.misses(view):
-                self.view = view
-                self._draw(send=True)
-        # who teaches later need not wait for features then
-        while not self.quiet.overtaken and self.preview is preview:
-            if not self.teaching.describe_one(preview):
-                return
 
     def _show_figures(self, _: Any = None) -> None:
         session = self.session

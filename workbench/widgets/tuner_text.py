@@ -21,10 +21,11 @@ FATES = {
     Fate.WHOLE_TILE: "too large",
     Fate.DUPLICATE: "repeated",
     Fate.OVERLAP: "overlapped",
+    Fate.MERGED: "merged",
 }
 # the fates as the score plane shows them, some in one colour
 IN_PLANE = np.arange(len(Fate), dtype=np.uint8)
-IN_PLANE[[Fate.WHOLE_TILE, Fate.DUPLICATE, Fate.OVERLAP]] = Fate.SUPPRESSED
+IN_PLANE[[Fate.WHOLE_TILE, Fate.DUPLICATE, Fate.OVERLAP, Fate.MERGED]] = Fate.SUPPRESSED
 _SCORES = {"pred_iou_thresh": "predicted IoU", "stability_score_thresh": "stability"}
 TUNER_KEYS = (
     ("1 … 9", "on the map: the polygon under the mouse is of this class; again takes it back"),
@@ -46,7 +47,7 @@ def figures_text(preview: Preview, view: View, judged: Mapping[Key, bool], forec
         parts.append(f"{figures.covered:.0%} of the tiles covered")
         parts.append(f"median {area_text(figures.median_area_m2)}")
     if figures.n_seam:
-        parts.append(f"{figures.n_seam} dashed: they reach another tile and are merged in a run")
+        parts.append(f"{figures.n_seam} dashed: they reach other tiles and are not merged yet")
     shown = {preview.key(int(row)) for row in view.kept} if judged else set()
     verdicts = [good for key, good in judged.items() if key in shown]
     if verdicts:
@@ -138,7 +139,7 @@ def legend(colour_by: str, colours: Markup, area_colour: str) -> Markup:
         colours = Markup("")
     return paragraph(
         Markup(
-            "{}: {} &ensp; dashed: reaches another tile<br>lines: "
+            "{}: {} &ensp; dashed: reaches another tile, not merged yet<br>lines: "
             '<span style="color: {}">area</span> &ensp; '
             '<span style="color: #ffffff; background: #757575; padding: 0 3px">tiles; '
             "thick: computed tiles</span>"

@@ -19,6 +19,12 @@ from segment_anything import sam_model_registry
 from torch import nn
 
 from workbench.errors import CheckpointError
+from workbench.segmenters.sam.edgetam import build_edgetam, require_edgetam
+from workbench.segmenters.sam.mobile_sam import (
+    build_mobile_sam,
+    names_of_timm,
+    require_timm,
+)
 from workbench.segmenters.sam.network import Network, SegmentAnything
 from workbench.segmenters.sam.sam2 import (
     TRUNKS,
@@ -57,6 +63,7 @@ class Download:
 
     url: str
     sha256: str
+    megabytes: int | None = None  # 10⁶ bytes, so that people know how long it takes
 
     @property
     def path(self) -> Path:
@@ -81,8 +88,9 @@ class Download:
                 if path.is_file()
                 else ""
             )
+            size = f" ({self.megabytes} MB)" if self.megabytes else ""
             raise CheckpointError(
-                f"The weights {path.name} could not be downloaded from {self.url} ({cause})."
+                f"The weights {path.name}{size} could not be downloaded from {self.url} ({cause})."
                 f"{damaged} Download them elsewhere and put the file at {path} "
                 f"(sha256 {self.sha256}), or name a local file as checkpoint."
             ) from error
@@ -107,16 +115,26 @@ class Model:
     network_of: Callable[[Any], Network] = SegmentAnything
     names: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     require: Callable[[], None] = lambda: None  # raises `CheckpointError` without its packages
+    licence: str = "Apache-2.0"  # of the weights
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the packages that it needs are installed."""
+        try:
+            self.require()
+        except CheckpointError:
+            return False
+        return True
 
 
 _OFFICIAL = "https://dl.fbaipublicfiles.com/segment_anything/"
 _OFFICIAL_2 = "https://dl.fbaipublicfiles.com/segment_anything_2/092824/"
 
 
-def _sam2(size: str, sha256: str) -> Model:
+def _sam2(size: str, sha256: str, megabytes: int) -> Model:
     return Model(
         partial(build_sam2, TRUNKS[size]),
-        Download(f"{_OFFICIAL_2}sam2.1_hiera_{size}.pt", sha256),
+        Download(f"{_OFFICIAL_2}sam2.1_hiera_{size}.pt", sha256, megabytes),
         Sam2,
         names_of_transformers,
         require_transformers,
@@ -130,6 +148,7 @@ MODELS: dict[str, Model] = {
         Download(
             _OFFICIAL + "sam_vit_b_01ec64.pth",
             "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+            375,
         ),
     ),
     "vit_l": Model(
@@ -137,6 +156,7 @@ MODELS: dict[str, Model] = {
         Download(
             _OFFICIAL + "sam_vit_l_0b3195.pth",
             "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+            1250,
         ),
     ),
     "vit_h": Model(
@@ -144,19 +164,42 @@ MODELS: dict[str, Model] = {
         Download(
             _OFFICIAL + "sam_vit_h_4b8939.pth",
             "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+            2565,
         ),
     ),
+    "mobile_sam": Model(
+        build_mobile_sam,
+        Download(
+            "https://github.com/ChaoningZhang/MobileSAM/raw/"
+            "34bbbfdface3c18e5221aa7de6032d7220c6c6a1/weights/mobile_sam.pt",
+            "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+            41,
+        ),
+        names=names_of_timm,
+        require=require_timm,
+    ),
     "sam2.1_tiny": _sam2(
-        "tiny", "7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69"
+        "tiny", "7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69", 156
     ),
     "sam2.1_small": _sam2(
-        "small", "6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38"
+        "small", "6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38", 184
     ),
     "sam2.1_base_plus": _sam2(
-        "base_plus", "a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5"
+        "base_plus", "a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5", 324
     ),
     "sam2.1_large": _sam2(
-        "large", "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318"
+        "large", "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318", 898
+    ),
+    "edgetam": Model(
+        build_edgetam,
+        Download(
+            "https://github.com/facebookresearch/EdgeTAM/raw/"
+            "9cc44bfe9e16cc374242917b91283c718410ea87/checkpoints/edgetam.pt",
+            "ed2d4850b8792c239689b043c47046ec239b6e808a3d9b6ae676c803fd8780df",
+        ),
+        Sam2,
+        names_of_transformers,
+        require_edgetam,
     ),
 }
 

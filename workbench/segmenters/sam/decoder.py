@@ -1,6 +1,6 @@
 """SAM's mask decoder for many prompts on one image, with less arithmetic for the same masks.
 
-The modules and weights are the official ones. What is computed with them, and when, differs:
+The modules and weights are those of the model. What is computed with them, and when, differs:
 
 - The first layer's projections of the image are equal for all prompts, and are computed once.
 - Elsewhere the image is not projected at all. A prompt has 7 tokens and 4,096 image positions, so
@@ -15,7 +15,8 @@ sums, so logits differ in their last bits (1e-5 of their range).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +33,36 @@ Decode = Callable[[Tensor], tuple[Tensor, LogitsOf]]
 UPSCALED_AT_ONCE = {"cpu": 1}
 
 
+@dataclass(frozen=True, eq=False)
+class DecoderParts:
+    """The modules of a mask decoder, under the names that the first SAM has for them."""
+
+    output_tokens: Tensor  # (k, c), before the tokens of the prompts
+    iou_token: int  # its place among them; the tokens of the masks follow it
+    layers: Sequence[Any]  # of the two-way transformer
+    final_attention: Any
+    final_norm: Any
+    iou_head: Any
+    mask_heads: Sequence[Any]  # one for each mask, that for a single mask first
+    upscaling: tuple[Any, Any, Any]  # convolution, norm, convolution
+
+
+def parts_of(decoder: Any) -> DecoderParts:
+    """Take the official decoder apart."""
+    transformer = decoder.transformer
+    up1, norm, _, up2, _ = decoder.output_upscaling
+    return DecoderParts(
+        torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]),
+        0,
+        transformer.layers,
+        transformer.final_attn_token_to_image,
+        transformer.norm_final_attn,
+        decoder.iou_prediction_head,
+        decoder.output_hypernetworks_mlps,
+        (up1, norm, up2),
+    )
+
+
 def decoder_of(decoder: Any, features: Tensor, image_pe: Tensor, no_mask: Tensor) -> Decode:
     """Get ready to decode prompts on one image.
 
@@ -39,7 +70,7 @@ def decoder_of(decoder: Any, features: Tensor, image_pe: Tensor, no_mask: Tensor
     decoder of another class than the official ones, its own `forward` is called.
     """
     if type(decoder) is MaskDecoder and type(decoder.transformer) is TwoWayTransformer:
-        return _ImageDecoder(decoder, features, image_pe, no_mask)
+        return ImageDecoder(parts_of(decoder), features, image_pe, no_mask)
 
     def as_it_is(sparse: Tensor) -> tuple[Tensor, LogitsOf]:
         logits, iou = decoder(
@@ -54,30 +85,47 @@ def decoder_of(decoder: Any, features: Tensor, image_pe: Tensor, no_mask: Tensor
     return as_it_is
 
 
-class _ImageDecoder:
-    def __init__(self, decoder: Any, features: Tensor, image_pe: Tensor, no_mask: Tensor) -> None:
-        self.decoder = decoder
-        self.side = features.shape[-2:]
+class ImageDecoder:
+    """A mask decoder on one image: a `Decode`.
+
+    `features`, `image_pe` and `no_mask` are as for `decoder_of`. SAM 2 adds finer features to the
+    upscaled ones: `fine`, `(1, c / 8, 4h, 4w)` and `(1, c / 4, 2h, 2w)`.
+    """
+
+    def __init__(
+        self,
+        parts: DecoderParts,
+        features: Tensor,
+        image_pe: Tensor,
+        no_mask: Tensor,
+        fine: Sequence[Tensor] = (),
+    ) -> None:
+        self.parts = parts
+        self.side = h, w = features.shape[-2:]
         self.keys = (features + no_mask).flatten(2).mT.contiguous()  # (1, hw, c)
         self.positions = image_pe.flatten(2).mT.contiguous()
         at = self.keys + self.positions
-        first = decoder.transformer.layers[0]
+        first = parts.layers[0]
         inward, outward = first.cross_attn_token_to_image, first.cross_attn_image_to_token
         self.shared_keys = _heads(inward, inward.k_proj(at))  # (1, heads, hw, d)
         self.shared_values = _heads(inward, inward.v_proj(self.keys))
         self.shared_queries = _heads(outward, outward.q_proj(at))
+        # in the order of `_spread`: place, its four parts, and the four parts of each of those
+        self.fine = [
+            part[0].view(-1, h, *[2] * i, w, *[2] * i).permute(1, 2 + i, *order, 0)
+            for i, part, order in zip((2, 1), fine, ((2, 5, 3, 6), (2, 4)), strict=bool(fine))
+        ]
 
     def __call__(self, sparse: Tensor) -> tuple[Tensor, LogitsOf]:
-        decoder, transformer = self.decoder, self.decoder.transformer
-        output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        tokens = torch.cat([output.expand(len(sparse), -1, -1), sparse], dim=1)
+        """Decode the embeddings of `b` prompts, `(b, n, c)`."""
+        parts = self.parts
+        tokens = torch.cat([parts.output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
         queries, keys = tokens, self.keys
-        for i, layer in enumerate(transformer.layers):
+        for i, layer in enumerate(parts.layers):
             if layer.skip_first_layer_pe:
-                queries = layer.self_attn(q=queries, k=queries, v=queries)
+                queries = _among(layer.self_attn, queries, queries)
             else:
-                q = queries + tokens
-                queries = queries + layer.self_attn(q=q, k=q, v=queries)
+                queries = queries + _among(layer.self_attn, queries + tokens, queries)
             queries = layer.norm1(queries)
             inward, outward = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
             at = None if i == 0 else keys + self.positions
@@ -92,11 +140,11 @@ class _ImageDecoder:
             else:
                 scores = _outward_scores(outward, queries + tokens, at)
             keys = layer.norm4(_outward(outward, scores, queries, keys))
-        final = transformer.final_attn_token_to_image
-        found = _inward(final, queries + tokens, keys + self.positions, keys)
-        queries = transformer.norm_final_attn(queries + found)
-        iou = decoder.iou_prediction_head(queries[:, 0])[:, 1:]
-        masks = queries[:, 2 : 1 + decoder.num_mask_tokens]
+        found = _inward(parts.final_attention, queries + tokens, keys + self.positions, keys)
+        queries = parts.final_norm(queries + found)
+        iou = parts.iou_head(queries[:, parts.iou_token])[:, 1:]
+        first, n = parts.iou_token + 2, len(parts.mask_heads) - 1
+        masks = queries[:, first : first + n]
         return iou, lambda wanted: self._upscale(keys, masks, wanted)
 
     def _first_inward(self, attention: Any, queries: Tensor) -> Tensor:
@@ -110,21 +158,29 @@ class _ImageDecoder:
 
     def _upscale(self, keys: Tensor, masks: Tensor, wanted: Tensor) -> Tensor:
         """`(n, 4h, 4w)` logits of the masks that are `wanted`, `(b, masks)`."""
-        decoder, (h, w) = self.decoder, self.side
-        up1, norm, _, up2, _ = decoder.output_upscaling
-        mlps = decoder.output_hypernetworks_mlps[1:]
+        h, w = self.side
+        up1, norm, up2 = self.parts.upscaling
+        mlps = self.parts.mask_heads[1:]
         logits: list[Tensor] = []
         prompts = wanted.any(1).nonzero()[:, 0]
         for some in prompts.split(UPSCALED_AT_ONCE.get(keys.device.type, len(wanted))):
             # a stride as long as its kernel makes a transposed convolution a matrix product
             x = _spread(up1, keys[some].flatten(0, 1))  # (n hw, 4, c / 4)
+            x = self._with_fine(x, 1)
             x = gelu(layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
-            x = gelu(_spread(up2, x.flatten(0, 1))).view(len(some), 16 * h * w, up2.out_channels)
+            x = self._with_fine(_spread(up2, x.flatten(0, 1)), 0)
+            x = gelu(x).view(len(some), 16 * h * w, up2.out_channels)
             hyper = torch.stack([mlp(masks[some, i]) for i, mlp in enumerate(mlps)], 1)
             flat = (hyper @ x.mT)[wanted[some]]
             grid = flat.view(-1, h, w, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
             logits.append(grid.reshape(-1, 4 * h, 4 * w))
         return torch.cat(logits)
+
+    def _with_fine(self, x: Tensor, level: int) -> Tensor:
+        if not self.fine:
+            return x
+        fine = self.fine[level].flatten(0, -2)
+        return x.view(-1, *fine.shape).add_(fine).view(x.shape)
 
 
 def _spread(up: Any, x: Tensor) -> Tensor:
@@ -144,6 +200,13 @@ def _heads(attention: Any, x: Tensor) -> Tensor:
 def _output(attention: Any, x: Tensor) -> Tensor:
     out: Tensor = attention.out_proj(x.transpose(1, 2).flatten(2))
     return out
+
+
+def _among(attention: Any, at: Tensor, values: Tensor) -> Tensor:
+    """What tokens `(b, t, c)` find in each other; `at` they have their positions."""
+    q, k = (_heads(attention, project(at)) for project in (attention.q_proj, attention.k_proj))
+    weights = (q @ k.mT / math.sqrt(_width(attention))).softmax(-1)
+    return _output(attention, weights @ _heads(attention, attention.v_proj(values)))
 
 
 def _by_head(weight: Tensor, attention: Any) -> Tensor:

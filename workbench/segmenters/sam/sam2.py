@@ -9,19 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from workbench.errors import CheckpointError
-from workbench.segmenters.sam.decoder import LogitsOf
+from workbench.segmenters.sam.decoder import DecoderParts, ImageDecoder, LogitsOf
+from workbench.segmenters.sam.extras import require
 from workbench.segmenters.sam.network import Ask, Prompts
 
 # of ImageNet, in units of 0 to 255; the same numbers as the first SAM's
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+require_transformers = partial(require, "SAM 2.1", "transformers")
 
 
 @dataclass(frozen=True)
@@ -86,23 +89,8 @@ def build_sam2(trunk: Trunk, side: int = 1024, width: int = 256, mlp: int = 2048
     return model
 
 
-def is_installed(package: str) -> bool:
-    """Whether an optional package can be imported."""
-    return find_spec(package) is not None
-
-
-def require_transformers() -> None:
-    """Raise `CheckpointError`, with what to install, if transformers is missing."""
-    if not is_installed("transformers"):
-        raise CheckpointError(
-            "SAM 2.1 needs the package transformers, which is not installed. Install the extra "
-            "`models`: pip install 'sam-workbench[models]'. Or set model to one that needs nothing "
-            "more: tiny, vit_b, vit_l, vit_h."
-        )
-
-
 class Sam2:
-    """SAM 2.1 of transformers: a `Network`."""
+    """SAM 2.1 or EdgeTAM of transformers: a `Network`."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -111,7 +99,10 @@ class Sam2:
         self.mask_threshold = 0.0
 
     def look(self, image: Tensor) -> Ask:
-        """Embed an image; its features at strides 4, 8 and 16 are kept for all prompts."""
+        """Embed an image; its features at strides 4, 8 and 16 are kept for all prompts.
+
+        A decoder of another class than the library's is called as it is.
+        """
         model = self.model
         pixels = image.float()
         mean, std = (pixels.new_tensor(v).view(1, 3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
@@ -120,8 +111,13 @@ class Sam2:
         *fine, features = model.get_image_embeddings(padded)
         with torch.autocast(image.device.type, enabled=False):
             positions = model.get_image_wide_positional_embeddings()
+        if type(model.mask_decoder).__module__.startswith("transformers."):
+            no_mask = model.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+            parts = parts_of_transformers(model.mask_decoder)
+            decode = ImageDecoder(parts, features, positions, no_mask, fine)
+            return lambda prompts: decode(self._embedded(prompts)[0][0])
 
-        def ask(prompts: Prompts) -> tuple[Tensor, LogitsOf]:
+        def as_it_is(prompts: Prompts) -> tuple[Tensor, LogitsOf]:
             sparse, dense = self._embedded(prompts)
             logits, iou, *_ = model.mask_decoder(
                 image_embeddings=features,
@@ -133,7 +129,7 @@ class Sam2:
             )
             return iou[0], lambda wanted: logits[0][wanted]
 
-        return ask
+        return as_it_is
 
     def _embedded(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """Embed prompts as `(1, b, n, c)`, and "no mask prompt" as `(1, c, h, w)`."""
@@ -148,11 +144,52 @@ class Sam2:
         return sparse, dense
 
 
+def parts_of_transformers(decoder: Any) -> DecoderParts:
+    """Take a mask decoder of transformers apart."""
+    transformer = decoder.transformer
+    outputs = (decoder.obj_score_token, decoder.iou_token, decoder.mask_tokens)
+    return DecoderParts(
+        torch.cat([token.weight for token in outputs]),
+        1,
+        [_layer(layer) for layer in transformer.layers],
+        _attention(transformer.final_attn_token_to_image),
+        transformer.layer_norm_final_attn,
+        decoder.iou_prediction_head,
+        decoder.output_hypernetworks_mlps,
+        (decoder.upscale_conv1, decoder.upscale_layer_norm, decoder.upscale_conv2),
+    )
+
+
+def _layer(layer: Any) -> SimpleNamespace:
+    """Give a layer's modules the names that the first SAM has for them."""
+    attentions = ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token")
+    return SimpleNamespace(
+        skip_first_layer_pe=layer.skip_first_layer_pe,
+        mlp=layer.mlp,
+        **{f"norm{i}": getattr(layer, f"layer_norm{i}") for i in range(1, 5)},
+        **{name: _attention(getattr(layer, name)) for name in attentions},
+    )
+
+
+def _attention(attention: Any) -> SimpleNamespace:
+    return SimpleNamespace(
+        num_heads=attention.num_attention_heads,
+        internal_dim=attention.internal_dim,
+        q_proj=attention.q_proj,
+        k_proj=attention.k_proj,
+        v_proj=attention.v_proj,
+        out_proj=attention.o_proj,
+    )
+
+
 # what only videos need
-_OF_VIDEO = re.compile(r"memory_|maskmem|no_mem_pos|mask_downsample|obj_ptr|no_obj_")
+_OF_VIDEO = re.compile(
+    r"memory_|maskmem|spatial_perceiver|no_mem_pos|mask_downsample|obj_ptr|no_obj_"
+)
 # Meta's names as transformers has them, changed one after the other
 _RENAMED = (
     (r"^no_mem_embed$", "no_memory_embedding"),
+    (r"^image_encoder\.trunk\.body\.", "vision_encoder.backbone.timm_model."),  # EdgeTAM
     (r"^image_encoder\.trunk\.", "vision_encoder.backbone."),
     (r"^image_encoder\.neck\.convs\.(\d+)\.conv\.", r"vision_encoder.neck.convs.\1."),
     (r"^sam_prompt_encoder\.", "prompt_encoder."),

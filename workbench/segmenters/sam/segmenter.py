@@ -20,7 +20,6 @@ import pooch
 import torch
 from numpy.typing import NDArray
 from segment_anything.utils.amg import (
-    batch_iterator,
     build_point_grid,
     generate_crop_boxes,
     is_box_near_crop_edge,
@@ -45,6 +44,7 @@ from workbench.segmenters.sam.device import (
     resolve_device,
     resolve_precision,
 )
+from workbench.segmenters.sam.extras import INSTALL
 from workbench.segmenters.sam.measure import (
     Measured,
     joined,
@@ -52,14 +52,21 @@ from workbench.segmenters.sam.measure import (
     measure_fused,
     measure_whole,
 )
-from workbench.segmenters.sam.network import InputFrame, Network, Prompts, SegmentAnything
+from workbench.segmenters.sam.network import (
+    Ask,
+    InputFrame,
+    Network,
+    Prompts,
+    SegmentAnything,
+)
 from workbench.segmenters.sam.proposals import Crop, Proposals, survivors
+from workbench.segmenters.sam.workers import each_by_one_thread
 
 # Only a few upsampled masks of 1024 x 1024 fit the CPU's caches: 4 ms a mask three at a time, 8 ms
 # twelve at a time. On other devices a whole batch is upsampled at once.
 MASKS_AT_ONCE = {"cpu": 3}
 
-ARITHMETIC = 3  # goes up when a change moves the last bits of the network's output
+ARITHMETIC = 4  # goes up when a change moves the last bits of the network's output
 
 CROP_OVERLAP_RATIO = 512 / 1500  # as SamAutomaticMaskGenerator
 
@@ -227,22 +234,40 @@ class SamSegmenter:
         pixels = torch.as_tensor(frame.scaled(image[y0:y1, x0:x1]), device=device)
         with self._autocast():
             ask = network.look(pixels.permute(2, 0, 1).contiguous()[None])
-        done = 0
-        for (points,) in batch_iterator(self.batch, crop.points):
-            around = None if boxes is None else boxes[done : done + len(points)]
-            with self._autocast():
-                # the decoder does not even upscale masks below the floor
-                pred_iou, logits_of = ask(self._prompts(frame, points, around))
-                floor = crop.rules.pred_iou_floor
-                wanted = (pred_iou.float() > floor) | (floor <= 0)
-                low_res = logits_of(wanted).float()
-            self._refuse_overflow(pred_iou, low_res)
-            rows = wanted.flatten().nonzero()[:, 0]
-            ious, ordinals = pred_iou.flatten()[rows], rows + crop.first_ordinal
-            ordinals += done * crop.masks_per_point
-            measured = self._measure(frame, low_res, crop.masks_per_point)
-            done += len(points)
-            yield done / len(crop.grid), self._passing(ordinals, ious.float(), measured, crop)
+
+        @torch.inference_mode()
+        def passing(first: int) -> Proposals:
+            batch = slice(first, first + self.batch)
+            around = None if boxes is None else boxes[batch]
+            return self._answer(ask, frame, crop, first, crop.points[batch], around)
+
+        firsts = range(0, len(crop.grid), self.batch)
+        threads = self._threads if self._device_type == "cpu" else 1
+        for done, some in enumerate(each_by_one_thread(passing, firsts, threads), 1):
+            yield min(done * self.batch, len(crop.grid)) / len(crop.grid), some
+
+    def _answer(
+        self,
+        ask: Ask,
+        frame: InputFrame,
+        crop: Crop,
+        first: int,
+        points: NDArray[np.float64],
+        boxes: NDArray[np.float64] | None,
+    ) -> Proposals:
+        """Ask with one batch of a crop's prompts, of which `first` is the first."""
+        with self._autocast():
+            # the decoder does not even upscale masks below the floor
+            pred_iou, logits_of = ask(self._prompts(frame, points, boxes))
+            floor = crop.rules.pred_iou_floor
+            wanted = (pred_iou.float() > floor) | (floor <= 0)
+            low_res = logits_of(wanted).float()
+        self._refuse_overflow(pred_iou, low_res)
+        rows = wanted.flatten().nonzero()[:, 0]
+        ordinals = rows + crop.first_ordinal + first * crop.masks_per_point
+        ious = pred_iou.flatten()[rows].float()
+        measured = self._measure(frame, low_res, crop.masks_per_point)
+        return self._passing(ordinals, ious, measured, crop)
 
     def _prompts(
         self,
@@ -360,7 +385,8 @@ def sam_segmenter(
 
     Args:
         model: One of `MODELS`: `tiny`, `vit_b`, `vit_l`, `vit_h`; with the extra `models`
-            `sam2.1_tiny`, `sam2.1_small`, `sam2.1_base_plus`, `sam2.1_large`.
+            `mobile_sam`, `edgetam`, `sam2.1_tiny`, `sam2.1_small`, `sam2.1_base_plus`,
+            `sam2.1_large`.
         checkpoint: Local weights file; all other arguments are as in `Job`.
 
     Returns:
@@ -374,7 +400,11 @@ def sam_segmenter(
         >>> segmenter = sam_segmenter("tiny", points_per_side=16)
     """
     if model not in MODELS:
-        raise JobError(f"model {model!r} is unknown. Take one of {', '.join(MODELS)}.")
+        more = [name for name, entry in MODELS.items() if not entry.is_ready]
+        raise JobError(
+            f"model {model!r} is unknown. Take one of {', '.join(MODELS)}."
+            + (f" Of these {', '.join(more)} need the extra `models`: {INSTALL}." if more else "")
+        )
     if "auto" in (device, precision):
         device = resolve_device(device)
     device_kind(device)

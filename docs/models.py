@@ -1,0 +1,111 @@
+"""Write the table of docs/models.md: what each model can do, and what it costs.
+
+    python docs/models.py             # all that can be read from the models themselves
+    python docs/models.py --time      # and how long a tile takes here, kept in models.json
+
+A tile is 1024 × 1024 pixels with 32 × 32 prompts. Its time is that of the image encoder and of 64
+prompts, scaled up; weights are random, which costs the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from workbench._support.cores import usable_cores
+from workbench.candidates.table import Rules
+from workbench.segmenters.defaults import defaults_of
+from workbench.segmenters.sam import MODELS, Download, SamSegmenter
+from workbench.segmenters.sam.network import InputFrame
+
+PAGE, TIMES = (Path(__file__).with_name(name) for name in ("models.md", "models.json"))
+START, END = "<!-- made by docs/models.py -->\n", "<!-- end -->"
+TILE_PX, PROMPTS, TIMED_SIDE = 1024, 1024, 8
+SURVIVING = 0.1  # of the masks, as on usual imagery
+EXTRA = {"mobile_sam": "timm", "edgetam": "transformers, timm"}
+
+
+def table() -> str:
+    """A row for each model."""
+    times = json.loads(TIMES.read_text(encoding="utf-8"))
+    lines = [
+        f"| `model` | prompts | million weights | download | licence | extra `models` | s a tile "
+        f"({times['machine']}) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, model in MODELS.items():
+        with torch.device("meta"):
+            built = model.build()
+        size = sum(weight.numel() for weight in built.parameters()) / 1e6
+        weights = model.weights
+        download = "comes with it"
+        if isinstance(weights, Download):
+            download = f"{weights.megabytes or '?'} MB"
+        boxes = "points, boxes" if defaults_of(name).takes_boxes else "points"
+        needs = EXTRA.get(name, "transformers" if name.startswith("sam2") else "–")
+        seconds = times["seconds"].get(name)
+        lines.append(
+            f"| `{name}` | {boxes} | {size:.0f} | {download} | {model.licence} | {needs} "
+            f"| {'–' if seconds is None else seconds} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def pages() -> dict[Path, str]:
+    """The page as it should be."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(START)
+    return {PAGE: before + START + table() + END + rest.split(END)[1]}
+
+
+def seconds_of(name: str) -> float:
+    """Time a tile of one model."""
+    entry = MODELS[name]
+    torch.manual_seed(0)
+    model = entry.build().eval()
+    image = np.random.default_rng(0).integers(0, 256, (TILE_PX, TILE_PX, 3), np.uint8)
+
+    def segmenter(points_per_side: int, floor: float) -> SamSegmenter:
+        rules = Rules(TILE_PX, TILE_PX, floor, 0.0, box_nms_thresh=1.0)
+        return SamSegmenter(
+            lambda: model, name, "", points_per_side, rules, network_of=entry.network_of
+        )
+
+    scores = segmenter(4, -np.inf).propose(image).column("pred_iou")
+    timed = segmenter(TIMED_SIDE, float(np.quantile(scores, 1 - SURVIVING)))
+    timed.load()
+    pixels = InputFrame(timed.network.side, (TILE_PX, TILE_PX)).scaled(image)
+    start = time.perf_counter()
+    with torch.inference_mode():
+        timed.network.look(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    encoded = time.perf_counter() - start
+    start = time.perf_counter()
+    timed.propose(image)
+    asked = time.perf_counter() - start - encoded
+    return encoded + asked * PROMPTS / TIMED_SIDE**2
+
+
+def main() -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--time", nargs="*", metavar="MODEL", help="all, or these")
+    given = parser.parse_args()
+    if given.time is not None:
+        held = json.loads(TIMES.read_text(encoding="utf-8"))
+        held["machine"] = f"{usable_cores()} cores, {date.today()}"
+        for name in given.time or MODELS:
+            held["seconds"][name] = round(seconds_of(name))
+            print(name, held["seconds"][name], flush=True)
+            TIMES.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
+    for page, text in pages().items():
+        page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

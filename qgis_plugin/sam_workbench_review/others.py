@@ -1,0 +1,60 @@
+"""Who else has the same file open: two people in one GeoPackage overwrite each other's work."""
+
+import getpass
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+from qgis.PyQt.QtCore import QTimer
+
+MARK = ".reviewer-"  # and who; the name of a small file beside the GeoPackage
+BEAT, GONE = 20, 90  # seconds: how often we show that we are there, and when we count as gone
+
+
+class Others:
+    """Says that this QGIS has a file open, and calls `warn(text)` once for each other one."""
+
+    def __init__(self, file, warn):
+        self.file, self.warn = Path(file), warn
+        self.known = set()
+        self.mine = self.file.with_name(f"{self.file.name}{MARK}{platform.node()}-{os.getpid()}")
+        self.since = time.strftime("%H:%M")
+        self.timer = QTimer()
+        self.timer.timeout.connect(self.beat)
+        self.timer.start(BEAT * 1000)
+        self.beat()
+
+    def beat(self):
+        """Show that we are there, and look for others."""
+        me = {"who": f"{getpass.getuser()} on {platform.node()}", "since": self.since}
+        try:
+            self.mine.write_text(json.dumps(me), encoding="utf-8")
+            now = self.mine.stat().st_mtime  # by the clock of the disk, as theirs
+            for path in self.file.parent.glob(f"{self.file.name}{MARK}*"):
+                if path == self.mine:
+                    continue
+                if now - path.stat().st_mtime > GONE:
+                    path.unlink()
+                elif path.name not in self.known:
+                    self.known.add(path.name)
+                    self.tell(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # the folder cannot be written, or they have just left
+            return
+
+    def tell(self, other):
+        """Warn of another one."""
+        self.warn(
+            f"{other.get('who', 'Somebody')} has had {self.file.name} open since "
+            f"{other.get('since', 'some time')}. What one of you saves, the other may overwrite: "
+            "let one close it, and work in a package or a database of your own."
+        )
+
+    def leave(self):
+        """Take the sign away."""
+        self.timer.stop()
+        try:
+            self.mine.unlink()
+        except OSError:
+            return

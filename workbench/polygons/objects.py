@@ -1,0 +1,147 @@
+"""Which polygons of neighbouring tiles are one object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from workbench.candidates.offer import INSIDE
+from workbench.polygons.on_disk import SpilledPolygons
+from workbench.polygons.overlap import common_area
+from workbench.polygons.seam_pairs import SUREST
+
+RIVALS = 0.1  # share of the smaller of two polygons of a tile from which both are no one object
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Which rows are one object; goes through the objects of two and more rows."""
+
+    label: NDArray[np.int64]  # (n,) the first row of each row's object
+    by_label: NDArray[np.int64]  # (n,) all rows, object after object
+
+    @classmethod
+    def of(cls, matches: NDArray[Any], shapes: SpilledPolygons, tile: NDArray[np.int64]) -> Objects:
+        """Join matches to objects, best first, but never two overlapping polygons of one tile.
+
+        Those are different objects, or a whole and its part: without this, a chain of neighbours
+        would unite them. What is not connected by any match is no neighbour.
+        """
+        label = np.arange(len(tile))
+        links = coo_array(
+            (np.ones(len(matches), np.int8), (matches["i"], matches["j"])), shape=(len(tile),) * 2
+        )
+        component = connected_components(links, directed=False)[1][matches["i"]]
+        order = np.lexsort((*(matches[name] for name in reversed(SUREST)), component))
+        ends = np.flatnonzero(np.diff(component[order], append=-1)) + 1
+        for first, last in pairwise([0, *ends.tolist()]):
+            for rows in _joined(matches[order[first:last]], shapes, tile):
+                label[rows] = min(rows)
+        return cls(label, np.argsort(label, kind="stable"))
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        sizes = np.bincount(self.label, minlength=1)
+        for first in np.flatnonzero(sizes > 1).tolist():
+            yield self.members(first)
+
+    @property
+    def joined(self) -> NDArray[np.bool_]:
+        """Whether each row's object has other rows."""
+        return np.asarray(np.bincount(self.label, minlength=len(self.label))[self.label] > 1)
+
+    def have(self, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Whether each row's object has a row that is marked."""
+        return self.sums(marked.astype(np.float64)) > 0
+
+    def sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum of the values `(n,)` of all rows of each row's object."""
+        of_object = np.bincount(self.label, values, minlength=len(self.label))
+        return np.asarray(of_object[self.label], np.float64)
+
+    def members(self, row: int) -> NDArray[np.int64]:
+        """The rows of a row's object, in order."""
+        label = self.label[row]
+        place = int(np.searchsorted(self.label, label, sorter=self.by_label))
+        end = int(np.searchsorted(self.label, label, side="right", sorter=self.by_label))
+        return self.by_label[place:end]
+
+
+def _joined(
+    matches: NDArray[Any], shapes: SpilledPolygons, tile: NDArray[np.int64]
+) -> Iterable[list[int]]:
+    """Join the matches, in this order, of rows that these connect."""
+    object_of: dict[int, list[int]] = {}
+    refused = []
+    for match in matches:
+        one, other = (object_of.setdefault(int(match[side]), [int(match[side])]) for side in "ij")
+        if one is other:
+            continue
+        if _rivals(one, other, shapes, tile):
+            refused.append(match)
+        else:
+            _join(one, other, object_of)
+    for match in refused:
+        one, other = (object_of[int(match[side])] for side in "ij")
+        if one is not other and _end_at_each_other(match, one, other, shapes, tile):
+            _join(one, other, object_of)
+    return {id(rows): rows for rows in object_of.values()}.values()
+
+
+def _join(one: list[int], other: list[int], object_of: dict[int, list[int]]) -> None:
+    if len(one) < len(other):
+        one, other = other, one
+    one.extend(other)
+    for row in other:
+        object_of[row] = one
+
+
+def _end_at_each_other(
+    match: Any, one: list[int], other: list[int], shapes: SpilledPolygons, tile: NDArray[np.int64]
+) -> bool:
+    """Whether two objects are pieces of one, though a tile shows a whole and a part of it.
+
+    Each ends at the other one's tile, and has no other piece there. Where a tile shows polygons of
+    both that overlap, the smaller one lies on the larger one.
+    """
+    i_tile, j_tile = tile[match["i"]], tile[match["j"]]
+    if not (match["cut_i"] and match["cut_j"]):
+        return False
+    if (tile[one] == j_tile).any() or (tile[other] == i_tile).any():
+        return False
+    shares = [_share_of_smaller(shapes, i, rows) for i, rows in _pairs_of_a_tile(one, other, tile)]
+    return all(((share <= RIVALS) | (share >= INSIDE)).all() for share in shares)
+
+
+def _rivals(
+    one: list[int], other: list[int], shapes: SpilledPolygons, tile: NDArray[np.int64]
+) -> bool:
+    """Whether two objects have polygons of one tile that overlap."""
+    return any(
+        (_share_of_smaller(shapes, i, rows) > RIVALS).any()
+        for i, rows in _pairs_of_a_tile(one, other, tile)
+    )
+
+
+def _pairs_of_a_tile(
+    one: list[int], other: list[int], tile: NDArray[np.int64]
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Each row of one object with those of another that the same tile shows."""
+    for i in one:
+        rows = [j for j in other if tile[j] == tile[i]]
+        if rows:
+            yield i, np.array(rows)
+
+
+def _share_of_smaller(
+    shapes: SpilledPolygons, row: int, rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """What a polygon has in common with others, as a share `(n,)` of the smaller one."""
+    common = common_area(shapes[np.array([row])], shapes[rows])
+    return common / np.minimum(shapes.area[row], shapes.area[rows])
