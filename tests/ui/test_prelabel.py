@@ -332,7 +332,7 @@ def test_07_hovering_tells_the_scores_and_a_click_why(opened):
     opened.picture(f"{opened.name}-06-hover")
     opened.page.mouse.click(x, y)
     opened.until("'kept' in tuner.panel.verdicts.text.value")
-    why = opened.page.locator(".sam-workbench-tuner table")
+    why = opened.page.locator(".sam-workbench-answer table")
     assert "predicted IoU" in why.inner_text()
     assert why.bounding_box()["y"] < 900  # in sight, with the map
     opened.picture(f"{opened.name}-07-why")
@@ -354,7 +354,7 @@ def test_07_a_click_beside_the_polygons_names_the_threshold_that_removes(opened)
     opened.until(
         "any(why in tuner.panel.verdicts.text.value for why in ('is not above', 'is below'))"
     )
-    why = opened.page.locator(".sam-workbench-tuner table").inner_text()
+    why = opened.page.locator(".sam-workbench-answer table").inner_text()
     assert "below" in why
     opened.picture(f"{opened.name}-07b-removed")
 

@@ -230,7 +230,7 @@ class JobPanel:
         if area is None:
             self.tell(self.session.problem)
             return
-        self.failures.value = self.result.value = self.message.value = ""
+        self.failures.value = self.result.value = self.message.value = self.links.folder = ""
         self._progress = Progress(self.session.job, area.aoi, area.n_tiles, time.monotonic())
         self.progress.value = 0
         try:
