@@ -78,18 +78,15 @@ function newElement(tag, className, parent, text = "") {
   return element;
 }
 
-/** Show the list of keys, or take it away. */
+/** Show the list of keys, or take it away; a modal dialog is not cut off by JupyterLab's cells. */
 function toggleKeys(root, keys) {
   const before = root.querySelector(".sam-workbench-keys");
   if (before) {
-    before.remove();
-    root.focus({ preventScroll: true });
+    before.close();
     return;
   }
-  const list = newElement("div", "sam-workbench-keys", root);
-  list.setAttribute("role", "dialog");
+  const list = newElement("dialog", "sam-workbench-keys", root);
   list.setAttribute("aria-label", "Keys");
-  list.tabIndex = -1;
   newElement("h2", "", list, "Keys");
   const table = newElement("table", "", list);
   for (const [key, meaning] of keys) {
@@ -97,9 +94,13 @@ function toggleKeys(root, keys) {
     newElement("kbd", "", newElement("td", "", row), key);
     newElement("td", "", row, meaning);
   }
-  const close = newElement("button", "jupyter-button", list, "Close");
-  close.addEventListener("click", () => toggleKeys(root, keys));
-  close.focus();
+  const button = newElement("button", "jupyter-button", list, "Close");
+  button.addEventListener("click", () => list.close());
+  list.addEventListener("close", () => {
+    list.remove();
+    root.focus({ preventScroll: true });
+  });
+  list.showModal();
 }
 
 function toggleFullScreen(root) {
@@ -127,8 +128,6 @@ function render({ model, el }) {
       model.send({ kind: shiftKey || letter === "y" ? "redo" : "undo" });
     } else if (key === "?") {
       toggleKeys(root, model.get("listed"));
-    } else if (key === "Escape" && root.querySelector(".sam-workbench-keys")) {
-      toggleKeys(root, []);
     } else if (letter === "f" && !command && !event.altKey) {
       toggleFullScreen(root);
     } else {

@@ -156,8 +156,8 @@ class TunerPanel(AtRest):
         )  # fmt: skip
         right = widgets.VBox(
             [
-                self.controls.thresholds, self.plane, self.controls.cleaning, self.beside.switch,
-                self.settings.widget,
+                self.controls.thresholds, self.plane, self.controls.cleaning,
+                widgets.VBox([row(self.beside.switch), self.settings.widget]),
                 looks(self.overlay, self.scene_map.imagery),
             ]
         )  # fmt: skip
