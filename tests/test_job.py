@@ -192,9 +192,9 @@ def test_widgets_only_where_a_person_is(monkeypatch):
     monkeypatch.delenv("__vsc_ipynb_file__", raising=False)
     assert not Job().is_interactive
     monkeypatch.setenv("JPY_SESSION_NAME", "/lab/prelabel.ipynb")
-    monkeypatch.setattr("workbench.runs.parameters._kernel_allows_input", lambda: True)
+    monkeypatch.setattr("workbench._support.notebook._kernel_allows_input", lambda: True)
     assert Job().is_interactive
-    monkeypatch.setattr("workbench.runs.parameters._kernel_allows_input", lambda: False)
+    monkeypatch.setattr("workbench._support.notebook._kernel_allows_input", lambda: False)
     assert not Job().is_interactive  # papermill started inside a notebook
     assert Job.create(interactive=True).is_interactive
 
