@@ -157,16 +157,12 @@ def test_tiny_tiles_do_not_fail(size, floor):
         assert mask.any()
 
 
-def test_the_time_of_a_regular_pattern_grows_with_its_pixels():
-    def seconds(side):
-        rows, columns = np.mgrid[:side, :side] // 8
-        grey = ((rows + columns) % 2 * 200).astype(np.uint8)
-        started = time.process_time()
-        ClassicSegmenter().propose(np.repeat(grey[..., None], 3, axis=2))
-        return time.process_time() - started
-
-    seconds(64)  # loads libraries
-    assert seconds(512) < 8 * seconds(256)  # 4 times the pixels; 16 where pairs of regions explode
+def test_a_regular_pattern_takes_no_longer_than_imagery():
+    rows, columns = np.mgrid[:512, :512] // 8
+    image = np.repeat(((rows + columns) % 2 * 200).astype(np.uint8)[..., None], 3, axis=2)
+    started = time.process_time()
+    ClassicSegmenter().propose(image)
+    assert time.process_time() - started < 20  # 1 s, or minutes where pairs of regions explode
 
 
 def test_a_black_collar_does_not_fail():

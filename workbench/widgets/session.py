@@ -43,7 +43,7 @@ from workbench.tuning.process import (
     Work,
 )
 from workbench.widgets.history import STATE, History, State
-from workbench.widgets.kept import KEPT, Keeper, Kept, read_kept
+from workbench.widgets.kept import KEPT, Keeper, KeptState, read_kept
 
 SAMPLES_DEPEND_ON = (
     "model", "checkpoint", "tile_size", "overlap", "points_per_side", "crop_n_layers",
@@ -141,7 +141,7 @@ class Session(HasTraits):
         if kept is not None and kept != self.kept:  # the cell was edited, or a run was interrupted
             self._keep()
 
-    def _read_kept(self, folder: Path) -> Kept | None:
+    def _read_kept(self, folder: Path) -> KeptState | None:
         if not self.cell.is_interactive:  # a batch run does what its parameters say
             return None
         try:
@@ -150,7 +150,7 @@ class Session(HasTraits):
             self.notice_at_start = str(error)
             return None
 
-    def _state_of(self, job: Job, kept: Kept | None) -> State:
+    def _state_of(self, job: Job, kept: KeptState | None) -> State:
         """What a person has done by hand so far, as the run folder has it."""
         crs, path = self.scenes[0].crs, self.folder / VERDICTS
         try:
@@ -179,9 +179,9 @@ class Session(HasTraits):
         return State(**{name: getattr(self, name) for name in STATE})
 
     @property
-    def kept(self) -> Kept:
+    def kept(self) -> KeptState:
         """What `session.json` should hold."""
-        return Kept.of(self.given, self.history.now, self._opened, self._running)
+        return KeptState.of(self.given, self.history.now, self._opened, self._running)
 
     def undo(self) -> None:
         """Take the last change back."""
