@@ -23,7 +23,7 @@ from workbench.raster.crs import to_lonlat
 from workbench.tuning.process import Stopped, TileDone
 from workbench.widgets import cells
 from workbench.widgets.cells import CellWidget, open_job, session_of_cell
-from workbench.widgets.kept import KEPT, UNREADABLE
+from workbench.widgets.saved import KEPT, UNREADABLE
 from workbench.widgets.session import Session
 
 

@@ -4,7 +4,7 @@ A job comes in; the same job goes out with what a person has changed by hand, or
 widgets decide nothing themselves: they call the functions that a batch run calls.
 
 `area`, `tuner` and `run_panel` are what the notebook shows; each keeps its panel through `cells`,
-and all share a `session`, whose states are in its `history`, and `kept` in the run folder. `map`,
+and all share a `session`, whose states are in its `history`, and `saved` in the run folder. `map`,
 `imagery`, `overlay` and `drawn_polygons` are the map, `looks` changes how polygons look on it,
 `object_list` lists them, `beside` shows setting B on a second map. `drawn_area` and `area_text`
 belong to the area, `score_plane`, `controls`, `presets`, `sample_tiles`, `judging`, `verdicts` and

@@ -11,7 +11,7 @@ from IPython import get_ipython
 
 from workbench.runs.job import Job
 from workbench.runs.plan import open_scenes
-from workbench.widgets.kept import write_opened
+from workbench.widgets.saved import write_opened
 from workbench.widgets.session import SAMPLES_DEPEND_ON, Session
 
 

@@ -43,7 +43,7 @@ from workbench.tuning.process import (
     Work,
 )
 from workbench.widgets.history import STATE, History, State
-from workbench.widgets.kept import KEPT, Keeper, KeptState, read_kept
+from workbench.widgets.saved import KEPT, Keeper, SavedSession, read_saved
 
 SAMPLES_DEPEND_ON = (
     "model", "checkpoint", "tile_size", "overlap", "points_per_side", "crop_n_layers",
@@ -106,7 +106,7 @@ class Session(HasTraits):
         self.cell, self.notice_at_start = job, ""
         scenes = open_scenes(job)
         self.home: Path = folder_of(job, scenes)  # of the notebook's cell
-        kept = self._read_kept(self.home)
+        kept = self._read_saved(self.home)
         opened = kept.opened if kept is not None else None
         if opened is not None:
             try:
@@ -117,7 +117,7 @@ class Session(HasTraits):
         self.given = job
         self.folder: Path = folder_of(job, scenes)
         if self.folder != self.home:
-            kept = self._read_kept(self.folder)
+            kept = self._read_saved(self.folder)
         if kept is None and earlier is not None and earlier.folder != self.folder:
             kept = earlier.kept
         self._opened = kept.opened if kept is not None and self.folder != self.home else opened
@@ -141,16 +141,16 @@ class Session(HasTraits):
         if kept is not None and kept != self.kept:  # the cell was edited, or a run was interrupted
             self._keep()
 
-    def _read_kept(self, folder: Path) -> KeptState | None:
+    def _read_saved(self, folder: Path) -> SavedSession | None:
         if not self.cell.is_interactive:  # a batch run does what its parameters say
             return None
         try:
-            return read_kept(folder)
+            return read_saved(folder)
         except WorkbenchError as error:
             self.notice_at_start = str(error)
             return None
 
-    def _state_of(self, job: Job, kept: KeptState | None) -> State:
+    def _state_of(self, job: Job, kept: SavedSession | None) -> State:
         """What a person has done by hand so far, as the run folder has it."""
         crs, path = self.scenes[0].crs, self.folder / VERDICTS
         try:
@@ -179,9 +179,9 @@ class Session(HasTraits):
         return State(**{name: getattr(self, name) for name in STATE})
 
     @property
-    def kept(self) -> KeptState:
+    def kept(self) -> SavedSession:
         """What `session.json` should hold."""
-        return KeptState.of(self.given, self.history.now, self._opened, self._running)
+        return SavedSession.of(self.given, self.history.now, self._opened, self._running)
 
     def undo(self) -> None:
         """Take the last change back."""

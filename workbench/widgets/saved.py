@@ -49,7 +49,7 @@ class Opened(BaseModel):
         return Job.create(**self.job | of_cell)
 
 
-class KeptState(BaseModel):
+class SavedSession(BaseModel):
     """What `session.json` holds.
 
     `given` are the parameters before any change by hand, `changed` those that a person has changed,
@@ -69,7 +69,7 @@ class KeptState(BaseModel):
     running: bool = False
 
     @classmethod
-    def of(cls, given: Job, state: State, opened: Opened | None, running: bool) -> KeptState:
+    def of(cls, given: Job, state: State, opened: Opened | None, running: bool) -> SavedSession:
         """Describe a state; `given` is the job before any change by hand."""
         before, now = given.parameters(), state.job.parameters()
         return cls(
@@ -114,7 +114,7 @@ def _tuned(parameters: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if name in TUNED}
 
 
-def read_kept(folder: Path) -> KeptState | None:
+def read_saved(folder: Path) -> SavedSession | None:
     """Read the `session.json` of a run folder, None if there is none.
 
     Raises `RunFolderError` if the file is not what this version writes. It is then set aside.
@@ -125,7 +125,7 @@ def read_kept(folder: Path) -> KeptState | None:
             return None
         if path.stat().st_size > MOST_BYTES:
             raise ValueError("it is too large")
-        kept = KeptState.model_validate_json(path.read_bytes())
+        kept = SavedSession.model_validate_json(path.read_bytes())
         for job in (kept.given | kept.changed, kept.other, kept.opened and kept.opened.job):
             if job is not None:
                 Job.create(**job)
@@ -144,7 +144,7 @@ def write_opened(folder: Path, cell: Job, job: Job | None) -> None:
 
     Raises `OutputError`.
     """
-    kept = read_kept(folder) or KeptState(given=cell.parameters())
+    kept = read_saved(folder) or SavedSession(given=cell.parameters())
     opened = None if job is None else Opened.of(cell, job)
     _write(folder / KEPT, kept.model_copy(update={"opened": opened}).model_dump_json(indent=1))
 
@@ -168,7 +168,9 @@ class Keeper:
     A file that somebody else has written since is left as it is; `tell` then gets a sentence.
     """
 
-    def __init__(self, path: Path, content: Callable[[], KeptState], tell: Callable[[str], None]):
+    def __init__(
+        self, path: Path, content: Callable[[], SavedSession], tell: Callable[[str], None]
+    ):
         self._path, self._content, self._tell = path, content, tell
         self._lock = threading.RLock()
         self._timer: threading.Timer | None = None
