@@ -29,7 +29,7 @@ def test_documented_defaults():
         "regularize": None,
         "examples": None, "labelled_area": None, "class_thresh": None, "classes": {1: "object"},
         "default_class": None, "reference": None, "formats": None,
-        "scheduler": None, "resume": True, "interactive": "auto",
+        "scheduler": None, "resume": True, "refresh": False, "interactive": "auto",
     }  # fmt: skip
 
 

@@ -163,7 +163,7 @@ def test_joined_untouched_the_layer_is_as_it_was(folder, finished, packages):
     assert left_over(folder) == []
 
 
-def test_everything_that_one_of_them_did_is_taken(folder, packages):
+def test_everything_that_one_of_them_did_is_taken(folder, packages, known_objects_only):
     anna, ben, _ = packages
     mine = alone(anna, packages)
     shape = labels_in(anna).set_index("id").geometry[mine[2]].envelope.buffer(1)
@@ -189,7 +189,7 @@ def test_everything_that_one_of_them_did_is_taken(folder, packages):
     assert joined.backup.read_bytes() == old
     assert "4 of anna" in str(joined)
     with pytest.raises(RunFolderError, match="holds 5 reviewed labels"):  # a review has begun
-        run(read_run(folder).job.changed(source=str(folder.parent / "scene.tif")))
+        run(read_run(folder).job.changed(out_dir=str(folder)))
 
 
 def test_where_two_agree_theirs_is_taken_and_where_they_differ_it_is_listed(folder, packages):
