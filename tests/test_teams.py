@@ -317,6 +317,17 @@ def test_a_refresh_in_the_meantime_loses_no_answer_and_doubles_nothing(folder, p
     assert len(told) == len(labels) + 1
 
 
+def test_columns_of_the_run_folder_stay_where_a_package_has_none(folder, packages):
+    anna = packages[0]
+    mine = alone(anna, packages)
+    save(folder, labels_in(folder).assign(street=lambda frame: "near " + frame["id"]))
+    answer(anna, {mine[0]: {"status": "accepted"}})
+    join_reviews(folder, packages)
+    now = pyogrio.read_dataframe(folder / "prelabels.gpkg", layer="prelabels")
+    assert (now["street"] == "near " + now["id"]).all()
+    assert now.set_index("id")["status"][mine[0]] == "accepted"
+
+
 def test_packages_can_be_joined_one_after_the_other(folder, packages, tmp_path):
     anna, ben, _ = packages
     answer(anna, {alone(anna, packages)[0]: {"status": "accepted"}})
