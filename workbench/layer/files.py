@@ -39,6 +39,7 @@ from workbench.layer.schema import (
     as_layer,
     as_multi,
     as_tiles,
+    further_columns,
     typed,
 )
 from workbench.raster.crs import crs_name
@@ -95,7 +96,7 @@ def write_layer(
     refuse_open(files["gpkg"])
     batches = iter(layer)
     first = next(batches)
-    empty = as_layer(first)[:0]
+    empty = first[:0] if kept is None else as_layer(first)[:0]
     # a review is compared with the Parquet: it is put in place last, so that it never belongs to an
     # older GeoPackage
     with atomic_path(files["parquet"]) as parquet:
@@ -238,7 +239,9 @@ def read_batches(
         frame = batch.to_pandas()
         shapes = shapely.from_wkb(frame.pop("geometry").to_numpy())
         polygons = gpd.GeoDataFrame(frame, geometry=shapes, crs=crs)
-        return as_layer(polygons) if columns is None else typed(polygons, wanted, "MultiPolygon")
+        if columns is not None:
+            return typed(polygons, wanted, "MultiPolygon")
+        return as_layer(polygons, further_columns(polygons))
 
     with pq.ParquetFile(parquet) as file:
         geo = json.loads(file.metadata.metadata[b"geo"])
@@ -260,6 +263,7 @@ def read_layer(path: Path) -> gpd.GeoDataFrame:
             polygons = pyogrio.read_dataframe(path, layer=LABELS)
         case ".parquet":
             polygons = gpd.read_parquet(path)
+            return as_layer(polygons, further_columns(polygons))
         case ".geojson":
             polygons = _read_geojson(path)
         case suffix:
@@ -377,7 +381,7 @@ class _GeoJSON:
 
     def __init__(self, path: Path, name: Path) -> None:
         self._name = name
-        self._encode = json.JSONEncoder(ensure_ascii=False).encode
+        self._encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
         with naming(name):
             self._file = path.open("w", encoding="utf-8", newline="\n")
             self._file.write('{"type":"FeatureCollection","name":"prelabels","features":[')
@@ -390,7 +394,7 @@ class _GeoJSON:
                 self._add(batch[start : start + BATCH])
 
     def _add(self, batch: gpd.GeoDataFrame) -> None:
-        columns = pd.DataFrame(batch[list(COLUMNS)]).assign(crs=crs_name(batch.crs))
+        columns = pd.DataFrame(batch.drop(columns="geometry")).assign(crs=crs_name(batch.crs))
         rows = pa.Table.from_pandas(columns, preserve_index=False).to_pylist()  # NaN: None
         shapes = shapely.to_geojson(_lonlat(batch.geometry))
         for properties, shape in zip(rows, shapes, strict=True):

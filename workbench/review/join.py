@@ -30,7 +30,7 @@ from workbench.review.answers import (
     read_package,
     read_with_more,
 )
-from workbench.review.split import Looks
+from workbench.review.split import LayerLooks
 from workbench.runs.folder import FolderLock
 from workbench.runs.refresh import Refresh, state_of
 from workbench.runs.result import Run, read_run
@@ -117,7 +117,7 @@ def join_reviews(
                 refresh.kept.among([run.layer[:0]]),
                 lambda _: run.tiles,
                 stage,
-                styles=lambda: Looks.of(run).styles(run),
+                styles=lambda: LayerLooks.of(run).styles(run),
                 kept=refresh.kept,
             )
         with atomic_path(folder / CONFLICTS) as path:

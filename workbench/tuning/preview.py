@@ -1,7 +1,6 @@
 """The polygons of sample tiles at any thresholds and cleaning, fast enough to follow a slider.
 
-Calls the same `select`, `to_polygons` and `clean` as a run. What does not depend on a slider is
-computed once and kept.
+Calls the same `select`, `to_polygons` and `clean` as a run, and keeps what no slider changes.
 """
 
 from __future__ import annotations
@@ -261,8 +260,7 @@ class Preview:
     def merge(self, view: View) -> View:
         """Merge the seams of samples that overlap one another, as a run does.
 
-        A tenth of a second for each pair of tiles, too long for a slider. Without such samples the
-        view is returned as it is.
+        Too slow for a slider. Without such samples the view is returned as it is.
         """
         offered = np.isin(view.fate, (Fate.KEPT, Fate.CLEANED, Fate.OUTSIDE))
         tiles = [part.chosen(offered) for part in self._parts]
@@ -364,13 +362,8 @@ class Preview:
         """Explain all candidates whose mask covers a point of the map, best first."""
         verdicts = []
         for part in self._parts:
-            window = part.sample.tile.window
-            column, line = ~part.sample.part.scene.transform @ (x, y)
-            i, j = int(column // 1) - window.col_off, int(line // 1) - window.row_off
-            x0, y0, x1, y1 = part.candidates.boxes.T
-            near = np.flatnonzero((x0 <= i) & (i <= x1) & (y0 <= j) & (j <= y1))
-            covers = [bool(mask[j, i]) for mask in part.candidates.take(near).masks()]
-            verdicts += [self.explain(part.first + int(row), view) for row in near[covers]]
+            rows = part.first + part.candidates.covering(*part.sample.pixel_at(x, y))
+            verdicts += [self.explain(row, view) for row in rows.tolist()]
         return sorted(verdicts, key=lambda verdict: (-verdict.pred_iou, verdict.row))
 
     def explain(self, row: int, view: View) -> Verdict:

@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 
 from workbench.candidates.offer import Offer, TileMasks
 from workbench.candidates.table import Candidates
-from workbench.polygons.continuation import Continuations
+from workbench.polygons.continuation import Continuations, RowCol
 from workbench.polygons.seams import merge_seams
 from workbench.raster.scene import Scene
 from workbench.raster.tiles import Tile, TileGrid, tile_windows
 from workbench.runs.plan import ScenePlan
-
-Index = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class ChosenTile:
     rows: NDArray[np.int64]
 
     @property
-    def index(self) -> Index:
+    def index(self) -> RowCol:
         """Row and column of the tile."""
         return self.tile.row, self.tile.col
 
