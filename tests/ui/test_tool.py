@@ -193,6 +193,8 @@ def test_6_the_list_sorts_points_out_and_goes_there(opened):
     map_of(opened, 1)
     page.wait_for_timeout(1200)
     opened.picture("tool-4-list")
+    map_of(opened, 1).evaluate("view => view.scrollIntoView({ block: 'end' })")
+    page.wait_for_timeout(300)
     x, y = place_of_a_polygon(opened)
     box = map_of(opened, 1).bounding_box()
     if box["x"] < x < box["x"] + box["width"] and box["y"] < y < box["y"] + box["height"]:

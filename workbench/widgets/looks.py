@@ -13,7 +13,7 @@ def looks(overlay: PolygonOverlay, imagery: Imagery) -> widgets.Widget:
     """Colour, fill and opacity of the polygons of an overlay, and opacity of the imagery below."""
     colour = widgets.Dropdown(
         options=["confidence", "stability", "class", "none"], description="colour by",
-        layout=_wide(190), style={"description_width": "60px"},
+        layout=_wide(200), style={"description_width": "72px"},
     )  # fmt: skip
     outlines = widgets.Checkbox(
         False, description="outlines only", indent=False, layout=_wide(110),
@@ -34,7 +34,7 @@ def looks(overlay: PolygonOverlay, imagery: Imagery) -> widgets.Widget:
 def _opacity(name: str, share: float) -> widgets.FloatSlider:
     return widgets.FloatSlider(
         share, min=0.0, max=1.0, step=0.1, description=name, readout=False,
-        layout=_wide(190), style={"description_width": "60px"}, tooltip=f"opacity of the {name}",
+        layout=_wide(200), style={"description_width": "72px"}, tooltip=f"opacity of the {name}",
     )  # fmt: skip
 
 

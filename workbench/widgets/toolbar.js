@@ -1,6 +1,7 @@
 // What all panels share: their keys belong to them and not to JupyterLab, `?` lists them, `f` shows
 // the panel on the full screen, and sliders have names and values for screen readers.
 
+const SUPPRESS = "data-lm-suppress-shortcuts"; // of JupyterLab
 const TEXT = "textarea, select, [contenteditable], input:not([type=checkbox]):not([type=radio])";
 
 const TITLES = {
@@ -53,8 +54,11 @@ function keepFocus(root, signal) {
     if (relatedTarget && !nobody(relatedTarget)) mine = root.contains(relatedTarget);
     else setTimeout(claim);
   }, { signal });
-  // before JupyterLab, which listens at the document: nobody has the focus, and so the panel has
+  // before JupyterLab, which listens at the document
   window.addEventListener("keydown", (event) => {
+    // its selectors match the element with the focus, so that has to say no by itself
+    if (root.contains(event.target)) event.target.setAttribute(SUPPRESS, "true");
+    // nobody has the focus, and so the panel has
     if (!mine || root.contains(event.target) || !nobody(document.activeElement)) return;
     event.preventDefault();
     event.stopImmediatePropagation();
@@ -167,7 +171,7 @@ function render({ model, el }) {
       frame = requestAnimationFrame(start);
       return;
     }
-    root.setAttribute("data-lm-suppress-shortcuts", "true");
+    root.setAttribute(SUPPRESS, "true");
     root.tabIndex = -1;
     root.addEventListener("keydown", (event) => pressed(root, event), { signal });
     keepFocus(root, signal);
