@@ -36,7 +36,7 @@ from workbench.candidates.table import Candidates, concat
 from workbench.errors import ExamplesError
 from workbench.evaluation.cost import cost_of_pairs
 from workbench.evaluation.matching import Pairs, boxes, match
-from workbench.learning.choose import Places
+from workbench.learning.choose import Places, places_of
 from workbench.learning.classifier import Classifier
 from workbench.learning.examples import Examples, check, join, match_labels
 from workbench.learning.features import FEATURES
@@ -323,15 +323,9 @@ def with_classes(scenes: Sequence[Labelled], draw: Draw) -> tuple[int, float, li
     places = []
     for scene in scenes:
         _, score = classifier.best(scene.frame[list(FEATURES)].to_numpy(np.float32))
-        places.append(places_of(scene, score))
+        allowed = np.where(scene.able, score, -1.0)
+        places.append(places_of(scene.candidates, scene.shared, allowed))
     return n, thresh, places
-
-
-def places_of(scene: Labelled, score: NDArray[np.float64]) -> Places:
-    """What `select_classes` decides by."""
-    area = scene.candidates.column("area_px").astype(float)
-    ties = (-scene.candidates.column("pred_iou"), scene.candidates.column("ordinal"))
-    return Places.of(scene.shared, area, np.where(scene.able, score, -1.0), ties)
 
 
 def precision_at(

@@ -1,6 +1,6 @@
 """How fast the interactive workbench follows a hand, in a real JupyterLab and Chromium.
 
-python benchmarks/live.py [--only thresholds cleaning pan window tile]
+python benchmarks/live.py [--only thresholds cleaning verdicts pan window tile]
 
 Each figure is the time from a key or button that the browser sees to the frame that shows what it
 did: to the start of the frame after it, which a browser begins once the one before is painted. The
@@ -10,6 +10,7 @@ alternatives, ipyleaflet `GeoJSON` layers that are replaced, run in the same not
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import sys
 import tempfile
@@ -124,6 +125,26 @@ def show(kind):
 display(alternative, plain)
 """
 
+# In the kernel: a few verdicts, as keys give them, and where on the map others can be given
+TEACH = """
+import numpy as np
+panel = tuner.panel
+job = panel.session.job
+panel.session.name_classes({1: "one", 2: "two"}, panel.session.colors)
+while panel.teaching.describe_one(panel.preview):
+    pass
+rows = np.random.default_rng(0).permutation(panel.view.kept)
+for i, row in enumerate(rows[:30].tolist()):
+    panel.teaching.say(row, i % 3, panel.preview)
+panel._refresh()
+def place(i):
+    from workbench.raster.crs import to_lonlat
+    (south, west), (north, east) = panel.scene_map.map.bounds
+    there = panel.preview.outline(int(rows[30 + i])).representative_point()
+    lon, lat = to_lonlat(there.crs, there.x.to_numpy(), there.y.to_numpy())
+    print([float((lon[0] - west) / (east - west)), float((north - lat[0]) / (north - south))])
+"""
+
 # Times of keys and of the frames in which the watched element has changed
 WATCH = """
 ([expression, ahead]) => {
@@ -173,7 +194,7 @@ PAN = """
 def main() -> None:
     """Measure what the command line names, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    kinds = ["thresholds", "cleaning", "pan", "window", "tile"]
+    kinds = ["thresholds", "cleaning", "verdicts", "pan", "window", "tile"]
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
     only = parser.parse_args().only
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
@@ -183,7 +204,7 @@ def main() -> None:
         root = Path(folder) / "work"
         root.mkdir()
         with jupyterlab(root) as lab:
-            if {"thresholds", "cleaning", "pan"} & set(only):
+            if {"thresholds", "cleaning", "verdicts", "pan"} & set(only):
                 for n_tiles, per_tile, label in ((4, 2300, "3,000"), (16, 4000, "20,000")):
                     path = _notebook(root, f"tuner{n_tiles}", n_tiles, per_tile)
                     with open_notebook(browser, lab, path) as notebook:
@@ -228,9 +249,36 @@ def measure_tuner(notebook: Notebook, label: str, only: list[str]) -> None:
                      "simplify, m"):  # fmt: skip
             _print(f"{name}, {what}", _press(page, name, CANVAS, 12))
         _print(f"planar, {what}", _press(page, "planar", CANVAS, 6))
+    if "verdicts" in only and label == "3,000":
+        measure_verdicts(notebook)
     if "pan" in only:
         fps, worst = _pan(page)
         print(f"| pan, {what}: {fps:.0f} frames/s, longest gap {worst:.0f} ms | | |", flush=True)
+
+
+def measure_verdicts(notebook: Notebook) -> None:
+    """From a key over an object to the map in the colours of what it taught."""
+    page = notebook.page
+    notebook.ask(TEACH)
+    notebook.until("tuner.panel.teaching.lesson.expected is not None", seconds=180)
+    view = page.locator(".sam-workbench-tuner .leaflet-container").first
+    view.scroll_into_view_if_needed()
+    page.evaluate(WATCH, [CANVAS, False])
+    times = []
+    for i in range(REPEATS):
+        box, (across, down) = view.bounding_box(), json.loads(notebook.ask(f"place({i})"))
+        if not (0 < across < 1 and 0 < down < 1):
+            continue
+        page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"], steps=2)
+        page.wait_for_timeout(1500)  # what a run would learn has been learned, and is drawn
+        seen = page.evaluate("frames.length")
+        n_before = notebook.ask("print(len(tuner.session.verdicts))")
+        page.keyboard.press(str(i % 3))
+        page.wait_for_function(f"frames.length > {seen}", timeout=20_000)
+        times.append(page.evaluate(f"frames.at({seen}) - keys.at(-1)"))
+        notebook.until(f"len(tuner.session.verdicts) != {n_before}")
+    n = int(notebook.ask("print(tuner.panel.preview.n_candidates)"))
+    _print(f"verdict by a key, {n:,} candidates", times)
 
 
 def _press(page: Page, label: str, watched: str, repeats: int = REPEATS) -> list[float]:

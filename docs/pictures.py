@@ -1,8 +1,9 @@
 """Take the pictures of the README from the real thing, over the sample scene.
 
-    python docs/pictures.py [tuner | qgis]
+    python docs/pictures.py [tuner | classes | qgis]
 
 `tuner.jpg`: the notebook in JupyterLab and Chromium, a tile, the pointer on a roof.
+`classes.jpg`: the same tile, after two classes were taught by a few keys.
 `qgis.jpg`: the project of a run as QGIS draws it, by Debian's Python with QGIS (`apt-get install
 chromium python3-qgis`).
 """
@@ -15,7 +16,12 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lab import Notebook
 
 HERE = Path(__file__).parent
 TILE = ("sample", 0, 0)
@@ -32,6 +38,24 @@ lon, lat = to_lonlat(polygons.crs, middle.x.to_numpy(), middle.y.to_numpy())
 across, down = (lon - west) / (east - west), (north - lat) / (north - south)
 far = (across - 0.4) ** 2 + (down - 0.45) ** 2 + 9 * ~polygons.area.between(90, 250).to_numpy()
 print([float(across[far.argmin()]), float(down[far.argmin()])])
+"""
+# asked in the notebook: say of some objects what they are, as keys on the map do
+TAUGHT = """
+import numpy as np
+from workbench.evaluation.matching import match
+from workbench.samples.demo import sample_truth
+panel, truth = tuner.panel, sample_truth()
+shown = panel.view.polygons
+pairs = match(shown, truth, at_least=0.6)
+kind = np.full(len(shown), "", object)
+kind[pairs.predicted] = truth["kind"].to_numpy()[pairs.reference]
+inside = shown.representative_point().within(shapely.box(*BOUNDS)).to_numpy()
+rng = np.random.default_rng(0)
+for name, number, n in (("building", 1, 12), ("parcel", 2, 12), ("", 0, 16)):
+    rows = shown["row"].to_numpy()[inside & (kind == name)]
+    for row in rng.permutation(rows)[:n].tolist():
+        panel.teaching.say(row, number, panel.preview)
+panel._refresh()
 """
 QUALITY, LARGEST = 88, 250_000  # of a JPEG; bytes
 
@@ -54,7 +78,32 @@ def save(png: bytes, path: Path) -> None:
 
 
 def picture_of_the_tuner(folder: Path) -> bytes:
-    """The tuner's cell, with a tile of the village."""
+    """The tuner's cell, with a tile of the village and the pointer on a roof."""
+
+    def point_at_a_roof(opened: Notebook) -> None:
+        across, down = json.loads(opened.ask(ROOF))
+        canvas = opened.page.locator(".sam-workbench-tuner .leaflet-container").bounding_box()
+        x, y = canvas["x"] + across * canvas["width"], canvas["y"] + down * canvas["height"]
+        opened.page.mouse.move(x, y, steps=3)
+
+    return tuner_after(point_at_a_roof, folder)
+
+
+def picture_of_classes(folder: Path) -> bytes:
+    """The tuner's cell after keys have taught what a roof and what a field is."""
+
+    def teach(opened: Notebook) -> None:
+        names = {1: "roof", 2: "field"}
+        opened.ask(f"tuner.session.name_classes({names}, tuner.session.colors)")
+        opened.ask(f"import shapely\nBOUNDS = {TUNED}\n{TAUGHT}")
+        known = "getattr(tuner.panel.teaching.lesson, 'expected', None) is not None"
+        opened.until(known, seconds=120)
+
+    return tuner_after(teach, folder)
+
+
+def tuner_after(act: Callable[[Notebook], None], folder: Path) -> bytes:
+    """The tuner's cell over the village, after something was done in the notebook."""
     sys.path.insert(0, str(HERE.parent / "tests" / "ui"))
     from lab import CHROMIUM, FLAGS, VIEWPORT, jupyterlab, open_notebook, prelabel_notebook
     from playwright.sync_api import sync_playwright
@@ -75,10 +124,7 @@ def picture_of_the_tuner(folder: Path) -> bytes:
             view.scroll_into_view_if_needed()
             opened.ask(f"tuner.panel.scene_map.fit({TUNED})")
             page.wait_for_timeout(4000)
-            across, down = json.loads(opened.ask(ROOF))
-            canvas = view.locator(".leaflet-container").bounding_box()
-            x, y = canvas["x"] + across * canvas["width"], canvas["y"] + down * canvas["height"]
-            page.mouse.move(x, y, steps=3)
+            act(opened)
             page.wait_for_timeout(1500)
             taken: bytes = view.screenshot()
         browser.close()
@@ -155,7 +201,7 @@ def draw_with_qgis(project_file: str, target: str) -> None:
     application.exitQgis()
 
 
-TAKE = {"tuner": picture_of_the_tuner, "qgis": picture_of_qgis}
+TAKE = {"tuner": picture_of_the_tuner, "classes": picture_of_classes, "qgis": picture_of_qgis}
 
 if __name__ == "__main__":
     if len(sys.argv) == 3:

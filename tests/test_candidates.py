@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from known_objects import candidates_of
 
 from workbench.candidates.rle import encode_masks
 from workbench.candidates.select import Thresholds, nms, prune, select
@@ -285,3 +286,14 @@ def test_masks_come_back_as_they_were() -> None:
     table = table.set_column(where, SCHEMA.field("rle"), pa.array(encode_masks(masks), pa.binary()))
     for decoded, mask in zip(Candidates(table, Rules(7, 9)).masks(), masks, strict=True):
         np.testing.assert_array_equal(decoded, mask)
+
+
+def test_the_masks_that_cover_a_pixel() -> None:
+    masks = np.random.default_rng(0).random((6, 20, 30)) > 0.5
+    candidates = candidates_of(masks, [0.9] * 6, Rules(20, 30))
+    for column, line in ((0, 0), (29, 19), (7, 11)):
+        covering = candidates.covering(column, line)
+        assert covering.tolist() == np.flatnonzero(masks[:, line, column]).tolist()
+    for outside in ((-1, 5), (30, 5), (5, 20)):
+        assert candidates.covering(*outside).tolist() == []
+    assert Candidates.empty(Rules(20, 30)).covering(1, 1).tolist() == []

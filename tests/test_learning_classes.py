@@ -8,7 +8,6 @@ import shapely
 from known_objects import candidates_of
 from range_server import serve
 
-from workbench.candidates.select import Thresholds
 from workbench.candidates.table import Rules
 from workbench.errors import ExamplesError
 from workbench.learning.choose import select_classes
@@ -18,7 +17,6 @@ from workbench.learning.features import FEATURES, FEATURES_VERSION
 from workbench.learning.held_out import FALLBACK, held_out
 
 SIZE = 64
-LOOSE = Thresholds(0.5, 0.5)
 
 
 def box(x, y, width, height):
@@ -52,31 +50,27 @@ def test_of_roof_half_roof_and_block_the_roof_remains():
     roof, half, block = box(10, 10, 20, 20), box(10, 10, 20, 11), box(5, 5, 50, 50)
     apart = box(40, 40, 10, 10)  # inside the block, not in the roof
     candidates = candidates_of([half, block, roof, apart], [0.9, 0.9, 0.8, 0.9], Rules(SIZE, SIZE))
-    kept = select_classes(
-        candidates, np.array([1, 1, 1, 2]), np.array([0.6, 0.5, 0.9, 0.7]), 0.4, LOOSE
-    )
-    assert kept.candidates.column("ordinal").tolist() == [2, 3]
-    assert kept.class_id.tolist() == [1, 2]
-    assert kept.class_score.tolist() == [0.9, 0.7]
+    kept = select_classes(candidates, np.array([0.6, 0.5, 0.9, 0.7]), 0.4)
+    assert kept.tolist() == [2, 3]
 
 
 def test_masks_decide_and_not_their_boxes():
     ring = box(10, 10, 40, 40) & ~box(15, 15, 30, 30)
     inner = box(20, 20, 20, 20)
     candidates = candidates_of([ring, inner], [0.9, 0.8], Rules(SIZE, SIZE))
-    kept = select_classes(candidates, np.array([1, 1]), np.array([0.9, 0.8]), 0.5, LOOSE)
-    assert len(kept.candidates) == 2
+    kept = select_classes(candidates, np.array([0.9, 0.8]), 0.5)
+    assert len(kept) == 2
 
 
 def test_a_block_does_not_cost_its_roofs():
     block, roofs = box(5, 5, 50, 50), [box(7 + 24 * i, 7 + 24 * j, 18, 18) for i, j in CORNERS]
     candidates = candidates_of([block, *roofs], [0.9] * 5, Rules(SIZE, SIZE))
     score = np.array([0.8, 0.7, 0.7, 0.7, 0.7])
-    kept = select_classes(candidates, np.ones(5, int), score, 0.5, LOOSE)
-    assert kept.candidates.column("ordinal").tolist() == [1, 2, 3, 4]
+    kept = select_classes(candidates, score, 0.5)
+    assert kept.tolist() == [1, 2, 3, 4]
     score[0] = 0.99  # worth more than parts that are hardly above the threshold
-    kept = select_classes(candidates, np.ones(5, int), score, 0.65, LOOSE)
-    assert kept.candidates.column("ordinal").tolist() == [0]
+    kept = select_classes(candidates, score, 0.65)
+    assert kept.tolist() == [0]
 
 
 CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -93,8 +87,8 @@ def test_what_stays_shares_little_and_leaves_out_nothing_that_could_stay(seed):
     masks, rng = random_masks(seed, 40)
     candidates = candidates_of(masks, rng.integers(6, 9, 40) / 10, Rules(SIZE, SIZE))
     score = rng.integers(40, 90, 40) / 100
-    kept = select_classes(candidates, np.ones(40, int), score, 0.5, LOOSE)
-    rows = kept.candidates.column("ordinal").tolist()
+    kept = select_classes(candidates, score, 0.5)
+    rows = kept.tolist()
     both = np.array([[(a & b).sum() / min(a.sum(), b.sum()) > 0.5 for a in masks] for b in masks])
     others = both[rows].sum(axis=0)
     assert (others[rows] == 1).all()  # itself
@@ -110,22 +104,21 @@ def test_of_nested_masks_the_best_choice_is_kept(seed):
     masks = [halves[i] for i in rng.choice(len(halves), 11, replace=False)]
     candidates = candidates_of(masks, [0.9] * 11, Rules(SIZE, SIZE))
     score = rng.uniform(0.3, 1, 11)
-    kept = select_classes(candidates, np.ones(11, int), score, 0.3, LOOSE)
+    kept = select_classes(candidates, score, 0.3)
     clash = np.array([[(a & b).any() for a in masks] for b in masks]) & ~np.eye(11, dtype=bool)
     best = 0.0
     for choice in range(2**11):
         rows = np.flatnonzero([choice >> i & 1 for i in range(11)])
         if not clash[np.ix_(rows, rows)].any():
             best = max(best, (score[rows] - 0.3).sum())
-    assert (kept.class_score - 0.3).sum() == pytest.approx(best)
+    assert (score[kept] - 0.3).sum() == pytest.approx(best)
 
 
-def test_class_threshold_and_scores_are_lower_limits():
+def test_the_class_threshold_is_a_lower_limit():
     masks = [box(20 * i, 5, 10, 10) for i in range(3)]
     candidates = candidates_of(masks, [0.9, 0.7, 0.9], Rules(SIZE, SIZE))
-    score = np.array([0.5, 0.9, 0.4])
-    kept = select_classes(candidates, np.ones(3, int), score, 0.5, Thresholds(0.8, 0.5))
-    assert kept.candidates.column("ordinal").tolist() == [0]
+    kept = select_classes(candidates, np.array([0.5, -1.0, 0.4]), 0.5)
+    assert kept.tolist() == [0]
 
 
 def test_the_order_of_rows_does_not_matter_and_ties_are_broken_alike():
@@ -133,15 +126,15 @@ def test_the_order_of_rows_does_not_matter_and_ties_are_broken_alike():
     candidates = candidates_of(masks, [0.8, 0.9, 0.9], Rules(SIZE, SIZE))
     score = np.full(3, 0.7)
     for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
-        kept = select_classes(candidates.take(np.array(order)), np.ones(3, int), score, 0.5, LOOSE)
-        assert kept.candidates.column("ordinal").tolist() == [1]
+        moved = candidates.take(np.array(order))
+        kept = moved.take(select_classes(moved, score, 0.5))
+        assert kept.column("ordinal").tolist() == [1]
 
 
-def test_nothing_above_the_threshold_is_an_empty_table():
+def test_nothing_above_the_threshold_keeps_nothing():
     candidates = candidates_of([box(1, 1, 5, 5)], [0.9], Rules(SIZE, SIZE))
-    kept = select_classes(candidates, np.array([1]), np.array([0.2]), 0.5, LOOSE)
-    assert len(kept.candidates) == 0
-    assert kept.class_id.shape == (0,)
+    assert select_classes(candidates, np.array([0.2]), 0.5).tolist() == []
+    assert select_classes(candidates.take(np.zeros(1, bool)), np.empty(0), 0.5).tolist() == []
 
 
 # -------------------------------------------------------------------------------- classifier
@@ -233,6 +226,38 @@ def test_the_threshold_is_the_cheapest_to_review():
     others = [held_out(examples, step / 100) for step in range(5, 95, 5)]
     assert best.seconds < 1.1 * min(other.seconds for other in others) + 15
     assert best.seconds < others[-1].seconds
+
+
+def surer_and_less_sure(n, seed=5):
+    """Pairs of rows that differ in their predicted IoU alone, `(n, k)` each."""
+    figures = described(n, seed)[list(FEATURES)].to_numpy(np.float32).copy()
+    low = figures.copy()
+    figures[:, FEATURES.index("pred_iou")], low[:, FEATURES.index("pred_iou")] = 2, -2
+    return figures, low
+
+
+def mean_gain(classifier):
+    sure, unsure = surer_and_less_sure(40)
+    return (classifier.best(sure)[1] - classifier.best(unsure)[1]).mean()
+
+
+def test_what_the_model_is_sure_of_counts_until_examples_say_otherwise():
+    rng = np.random.default_rng(1)
+    figures = rng.normal(size=(43, len(FEATURES))).astype(np.float32)
+    class_id = (np.arange(43) < 3).astype(np.int64)
+    few = Classifier.fit(figures, class_id)
+    assert mean_gain(few) > 0.02
+    figures = rng.normal(size=(400, len(FEATURES))).astype(np.float32)
+    less_sure = (figures[:, FEATURES.index("pred_iou")] < -0.3).astype(np.int64)
+    assert mean_gain(Classifier.fit(figures, less_sure)) < -0.2
+
+
+def test_between_two_classes_what_the_model_is_sure_of_decides_nothing():
+    figures = np.random.default_rng(1).normal(size=(6, len(FEATURES))).astype(np.float32)
+    figures[:, FEATURES.index("pred_iou")] = 0
+    classifier = Classifier.fit(figures, np.array([1, 1, 1, 2, 2, 2]))
+    sure, unsure = surer_and_less_sure(40)
+    assert np.allclose(classifier.probabilities(sure), classifier.probabilities(unsure))
 
 
 def test_few_labels_do_not_move_the_threshold_far():

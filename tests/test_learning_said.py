@@ -4,18 +4,31 @@ from contextlib import closing
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
-from known_runs import use_known_objects
-from test_learning_run import CLASSES, FIELD, NONE, ROOF, job_for, labelled, taught  # noqa: F401
+from known_runs import equal_layers, use_known_objects
+from test_learning_run import (  # noqa: F401
+    CLASSES,
+    FIELD,
+    NONE,
+    ROOF,
+    job_for,
+    labelled,
+    taught,
+    tiles_of,
+)
 
 from workbench import run
+from workbench.candidates.store import valid_masks
 from workbench.errors import ExamplesError
 from workbench.learning.examples import PERSON
 from workbench.learning.features import FEATURES
 from workbench.learning.verdicts import VERDICTS, Verdicts, read_verdicts
-from workbench.runs.classes import figures_of
+from workbench.polygons.build import to_polygons
+from workbench.runs.classes import classed_polygons, figures_of, teach
 from workbench.runs.plan import prepare
+from workbench.runs.said import traced_rows
 
 pytestmark = pytest.mark.usefixtures("known_objects_only")
 
@@ -134,3 +147,78 @@ def test_a_verdict_counts_more_than_the_classes(labelled, plain, tmp_path):  # n
     verdicts.with_verdict(fields, NONE).write(path)
     layer = run(taught(labelled, tmp_path / "two", examples=str(path), labelled_area=None)).layer
     assert not layer.intersects(one.buffer(-0.4)).any()
+
+
+def cut_candidates(result, kind):
+    """Candidates of a kind of object that end at an edge of their tile inside the scene."""
+    with closing(prepare(result.job)) as plan:
+        (part,) = plan.scenes
+        frames = []
+        for candidates, records in plan.store.read([part.index(tile) for tile in part.tiles]):
+            figures = figures_of(plan.folder, part, candidates)
+            polygons = to_polygons(
+                candidates, part.scene, part.grid, valid_masks(records, candidates.rules)
+            )
+            row = traced_rows(candidates, polygons)
+            tile = [
+                f"{part.scene.name}/r{r}c{c}"
+                for r, c in zip(polygons["tile_row"], polygons["tile_col"], strict=True)
+            ]
+            window = [
+                part.scene.window_polygon(part.grid.tile(r, c).window)
+                for r, c in zip(polygons["tile_row"], polygons["tile_col"], strict=True)
+            ]
+            table = dict(zip(FEATURES, figures[row].T, strict=True))
+            frames.append(
+                gpd.GeoDataFrame(
+                    table | {"source": part.scene.name, "tile": tile,
+                     "ordinal": polygons["ordinal"].astype("int64"), "window": window},
+                    geometry=polygons.geometry, crs=polygons.crs,
+                )
+            )  # fmt: skip
+        everything = part.scene.window_polygon(part.scene.window)
+    found = pd.concat(frames, ignore_index=True)
+    inner = shapely.boundary(found.pop("window").to_numpy())
+    inner = shapely.difference(inner, shapely.boundary(everything).buffer(0.1))
+    at_edge = shapely.length(shapely.intersection(shapely.boundary(found.geometry), inner)) > 1
+    return found[at_edge & found.intersects(shapely.union_all(kind.geometry.buffer(-0.4)))]
+
+
+def test_what_a_person_accepted_at_a_seam_is_in_the_layer(labelled, plain, tmp_path):  # noqa: F811
+    known = labelled[1]
+    cut = cut_candidates(plain, known[known["class_id"] == NONE])
+    # one of each four: the neighbouring tile sees the same object whole, and calls it none of these
+    judged = cut.iloc[2::4].iloc[:5]
+    assert len(judged) == 5
+    verdicts = verdicts_on(known, described(plain), 8)
+    for row in range(len(judged)):
+        verdicts = verdicts.with_verdict(judged.iloc[[row]], ROOF)
+    path = tmp_path / VERDICTS
+    verdicts.write(path)
+    layer = run(taught(labelled, tmp_path / "run", examples=str(path), labelled_area=None)).layer
+    accepted = layer[(layer["status"] == "accepted") & (layer["class_id"] == ROOF)]
+    there = gpd.sjoin(
+        judged.set_geometry(judged.buffer(-0.1))[["geometry"]], accepted[["geometry"]],
+        predicate="within",
+    )  # fmt: skip
+    assert set(there.index) == set(judged.index)
+    assert not there.index.duplicated().any()
+
+
+def test_c2_a_tile_alone_keeps_what_the_batch_keeps(labelled, plain, tmp_path):  # noqa: F811
+    verdicts = verdicts_on(labelled[1], described(plain), 8)
+    path = tmp_path / VERDICTS
+    verdicts.write(path)
+    result = run(taught(labelled, tmp_path / "run", examples=str(path), labelled_area=None))
+    with closing(prepare(result.job)) as plan:
+        lesson = teach(plan)
+        (part,) = plan.scenes
+        for candidates, records in plan.store.read([part.index(tile) for tile in part.tiles]):
+            batch = classed_polygons(plan, lesson, part, candidates, records)
+            alone = [
+                classed_polygons(plan, lesson, part, candidates.take(rows), records)
+                for rows in tiles_of(candidates)
+            ]
+            assert len(alone) > 5
+            assert batch["kept"].sum() >= 16
+            assert equal_layers(pd.concat(alone, ignore_index=True), batch)

@@ -130,4 +130,4 @@ def test_a_parameter_that_no_raster_can_take_stops_the_run(tmp_path):
 
 def test_a_run_says_early_what_the_rest_takes(tmp_path, capsys):
     run(job_for(small_rasters(tmp_path / "rasters", 12), tmp_path / "run"))
-    assert "after 10 tiles, left: 1 tile · about" in capsys.readouterr().err
+    assert "after 10 tiles, left: 2 tiles · about" in capsys.readouterr().err

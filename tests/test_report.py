@@ -173,15 +173,21 @@ def test_drawing_needs_no_pyplot() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_map_of_20_000_polygons_takes_seconds() -> None:
+@pytest.mark.slow
+def test_the_time_of_a_map_grows_no_faster_than_its_polygons() -> None:
     rng = np.random.default_rng(0)
     shapes = [shapely.Point(x, y).buffer(1) for x, y in rng.uniform(5, 195, (20_000, 2))]
     layer = labels(
         list(shapely.transform(shapes, lambda xy: xy + [LEFT, TOP - SIDE])), [0.9] * 20_000
     )
-    started = time.process_time()
-    figure_png(draw_map(GREY, VALID, TRANSFORM, ShownLayer.of(layer)))
-    assert time.process_time() - started < 15  # some 3 s on an idle core
+
+    def seconds(layer: gpd.GeoDataFrame) -> float:
+        started = time.process_time()
+        figure_png(draw_map(GREY, VALID, TRANSFORM, ShownLayer.of(layer)))
+        return time.process_time() - started
+
+    seconds(layer[:10])  # loads fonts
+    assert seconds(layer) < 15 * seconds(layer[:2000])
 
 
 def test_a_layer_in_batches_has_the_same_map_and_summary() -> None:

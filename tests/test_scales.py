@@ -186,7 +186,7 @@ def test_an_aoi_selects_tiles_at_all_scales(raster, tmp_path):
 
 
 def test_c6_a_failed_tile_of_a_coarser_scale_is_told(raster, tmp_path, monkeypatch):
-    def fail(self, image):
+    def fail(self, image, watch=None):
         if image.shape == (100, 100, 3):
             raise MemoryError("too large")
         return found(self, image)

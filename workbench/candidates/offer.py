@@ -85,6 +85,16 @@ class Shared:
     common: NDArray[np.float64]
     overlaps: NDArray[np.bool_]
 
+    def among(self, rows: NDArray[np.bool_]) -> Shared:
+        """The pairs of which both rows are marked, `(n,)`."""
+        both = rows[self.i] & rows[self.j]
+        return Shared(self.i[both], self.j[both], self.common[both], self.overlaps[both])
+
+    def conflicting(self, area: NDArray[np.float64], offer: Offer) -> Shared:
+        """The pairs that `offer` does not allow; `area` `(n,)` is that of the rows."""
+        both, _ = _forbidden(self, area, offer)
+        return Shared(self.i[both], self.j[both], self.common[both], self.overlaps[both])
+
 
 _NONE_SHARED = Shared(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0, bool))
 

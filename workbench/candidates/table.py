@@ -16,6 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from workbench.candidates.rle import decode_runs
+
 SCHEMA = pa.schema(
     [
         ("tile_row", pa.int32()),
@@ -130,6 +132,15 @@ class Candidates:
         size = [self.rules.height, self.rules.width]
         for counts in self.table.column("rle").to_pylist():
             yield coco.decode({"size": size, "counts": counts}).view(bool)
+
+    def covering(self, column: int, line: int) -> NDArray[np.int64]:
+        """The rows whose mask covers a pixel of the tile."""
+        x0, y0, x1, y1 = self.boxes.T
+        near = np.flatnonzero((x0 <= column) & (column <= x1) & (y0 <= line) & (line <= y1))
+        counts = self.take(near).table.column("rle").to_pylist()
+        runs = decode_runs(counts, self.rules.height, self.rules.width)
+        here = (runs.x == column) & (runs.y0 <= line) & (line < runs.y1)
+        return np.asarray(near[np.unique(runs.mask[here])])
 
 
 def concat(tables: Sequence[Candidates]) -> Candidates:

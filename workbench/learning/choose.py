@@ -9,50 +9,56 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.candidates.offer import ONE_CLASS_PER_PLACE, Conflicts, MaskPairs, Shared
-from workbench.candidates.select import Thresholds, passes, suppress
+from workbench.candidates.offer import ONE_CLASS_PER_PLACE, MaskPairs, Shared
+from workbench.candidates.select import suppress
 from workbench.candidates.table import Candidates
 
 
-@dataclass(frozen=True)
-class Classed:
-    """Candidates that have a class: `class_id` and `class_score` `(n,)` beside the rows."""
-
-    candidates: Candidates
-    class_id: NDArray[np.int64]
-    class_score: NDArray[np.float64]
-
-
 def select_classes(
+    candidates: Candidates, class_score: NDArray[np.float64], class_thresh: float
+) -> NDArray[np.int64]:
+    """The rows whose best class scores at least `class_thresh`, once at each place, ascending.
+
+    `class_score` `(n,)` is the probability of the best class of each candidate; -1 where it may
+    not be kept. Tiles are decided one by one, as in `select_in_tile`.
+    """
+    good = np.flatnonzero(class_score >= class_thresh)
+    tile_row, tile_col = (candidates.column(name)[good] for name in ("tile_row", "tile_col"))
+    order = np.lexsort((tile_col, tile_row))
+    changes = np.diff(tile_row[order]) | np.diff(tile_col[order])
+    kept = [np.empty(0, np.int64)]
+    for rows in np.split(good[order], np.flatnonzero(changes) + 1):
+        here = candidates.take(rows)
+        pairs = MaskPairs(here)
+        pairs.compare(np.arange(len(rows)))
+        kept.append(rows[select_in_tile(here, pairs.shared, class_score[rows], class_thresh)])
+    return np.sort(np.concatenate(kept))
+
+
+def select_in_tile(
     candidates: Candidates,
-    class_id: NDArray[np.int64],
+    shared: Shared,
     class_score: NDArray[np.float64],
     class_thresh: float,
-    thresholds: Thresholds,
-) -> Classed:
-    """Keep the candidates whose best class scores at least `class_thresh`, once at each place.
+) -> NDArray[np.int64]:
+    """As `select_classes`, of one tile whose pairs of masks are known.
 
-    `class_id` and `class_score` `(n,)` are the best class of each candidate and its probability.
-    `thresholds` are lower limits as in `select`. Of masks of one tile that share more than half of
-    the smaller one, those stay that are worth most together (see `Places`). Of two that are worth
-    the same the smaller one stays, then the higher predicted IoU, then the lower ordinal. Rows come
-    out by tile and ordinal, whatever their order was.
+    Of masks that share more than half of the smaller one, those stay that are worth most together
+    (see `Places`). The order of the rows changes nothing.
     """
-    good = (class_score >= class_thresh) & passes(candidates, thresholds)
-    tile_row, tile_col = (candidates.column(name) for name in ("tile_row", "tile_col"))
-    ordinal, pred_iou = candidates.column("ordinal"), candidates.column("pred_iou")
-    rows = np.flatnonzero(good)
-    rows = rows[np.lexsort([key[rows] for key in (ordinal, tile_col, tile_row)])]
-    changes = np.flatnonzero(np.diff(tile_row[rows]) | np.diff(tile_col[rows])) + 1
-    kept = []
-    for tile in np.split(rows, changes):
-        pairs = MaskPairs(candidates.take(tile))
-        pairs.compare(np.arange(len(tile)))
-        ties = (-pred_iou[tile], ordinal[tile])
-        places = Places.of(pairs.shared, pairs.area, class_score[tile], ties)
-        kept.append(tile[places.worth_most(class_thresh)])
-    rows = np.concatenate(kept)
-    return Classed(candidates.take(rows), class_id[rows], class_score[rows])
+    good = class_score >= class_thresh
+    places = places_of(candidates, shared.among(good), class_score)
+    return np.flatnonzero(places.worth_most(class_thresh))
+
+
+def places_of(candidates: Candidates, shared: Shared, class_score: NDArray[np.float64]) -> Places:
+    """Which candidates of a tile are about one place.
+
+    Of two that are worth the same the smaller one stays, then the higher predicted IoU, then the
+    lower ordinal.
+    """
+    ties = (-candidates.column("pred_iou"), candidates.column("ordinal"))
+    return Places.of(shared, candidates.column("area_px").astype(float), class_score, ties)
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,11 @@ class Places:
         smaller one stays, then the one with the lowest `ties`, then the earlier one.
         """
         rank = _places_in(np.lexsort((*ties[::-1], -score, area)))
-        pairs = Conflicts.of(shared, area, rank, ONE_CLASS_PER_PLACE)
-        order = np.lexsort((rank[pairs.better], rank[pairs.worse]))
-        return cls(score, rank, pairs.better[order], pairs.worse[order])
+        pairs = shared.conflicting(area, ONE_CLASS_PER_PLACE)
+        first = rank[pairs.i] < rank[pairs.j]
+        smaller, larger = np.where(first, pairs.i, pairs.j), np.where(first, pairs.j, pairs.i)
+        order = np.argsort(rank[larger] * len(rank) + rank[smaller])
+        return cls(score, rank, smaller[order], larger[order])
 
     def worth_most(self, class_thresh: float) -> NDArray[np.bool_]:
         """Mark what stays of the rows that score at least `class_thresh`, `(n,)`.
@@ -101,23 +109,30 @@ class Places:
         smaller, larger = self.smaller[both], self.larger[both]
         worth = self.score - class_thresh
         stays = good.copy()
-        starts, last = np.flatnonzero(np.diff(larger, prepend=-1)), np.diff(larger, append=-1)
-        for start, stop in zip(starts, np.flatnonzero(last) + 1, strict=True):
-            covered = smaller[start:stop]
-            covered = covered[stays[covered]]
-            if worth[larger[start]] > worth[covered].sum() or not len(covered):
-                stays[covered] = False
+        first = np.flatnonzero(np.diff(larger, prepend=-1))
+        # numbers one by one: most rows cover one or two others
+        covered_by = zip(
+            larger[first].tolist(), first.tolist(), np.append(first, len(larger))[1:].tolist(),
+            strict=True,
+        )  # fmt: skip
+        rows, is_worth, is_left = smaller.tolist(), worth.tolist(), stays.tolist()
+        for row, start, stop in covered_by:
+            covered = [other for other in rows[start:stop] if is_left[other]]
+            if covered and is_worth[row] <= sum(is_worth[other] for other in covered):
+                is_left[row] = False
             else:
-                stays[larger[start]] = False
+                for other in covered:
+                    is_left[other] = False
+        stays = np.array(is_left, bool)
         # what had to go for a row that went later comes back
         beaten = np.zeros(len(good), bool)
         beaten[smaller[stays[larger]]] = True
         beaten[larger[stays[smaller]]] = True
         free = good & ~stays & ~beaten
         rank = _places_in(np.lexsort((self.rank, -self.score)))
-        first = rank[smaller] < rank[larger]
+        better = rank[smaller] < rank[larger]
         pairs = np.column_stack(
-            (np.where(first, smaller, larger), np.where(first, larger, smaller))
+            (np.where(better, smaller, larger), np.where(better, larger, smaller))
         )
         return stays | suppress(free, pairs)
 

@@ -30,6 +30,7 @@ SAME = 0.6  # IoU from which a candidate shows a labelled object
 BEST = 0.5  # IoU from which the best one shows an object that no other does
 UNCLEAR = 0.4  # IoU from which it is too like one to be an example of none
 PERSON = "person"  # who says what is said by hand, in the tuner or in a review
+LIKE_IT = "like what a person judged"  # a near double of it, in the tuner
 ENOUGH = 5  # objects of a class; with fewer the classes are little more than a guess
 # besides the figures and the geometry
 COLUMNS = {

@@ -19,7 +19,7 @@ import pyproj
 
 from workbench._support.files import atomic_path
 from workbench.errors import ExamplesError
-from workbench.learning.examples import COLUMNS, PERSON, Examples
+from workbench.learning.examples import COLUMNS, LIKE_IT, PERSON, Examples
 from workbench.learning.features import FEATURES, FEATURES_VERSION
 
 VERDICTS = "verdicts.parquet"  # in a run folder: what a person has said there
@@ -75,8 +75,9 @@ class Verdicts:
         left = self.frame[~self.frame["label"].isin([mine, *here["label"]])]
         # what was judged by itself keeps its own verdict
         described = described[(ids == mine) | ~ids.isin(_ids(left))]
+        said_by = np.where(_ids(described) == mine, PERSON, LIKE_IT)
         rows = described.assign(
-            class_id=class_id, label=mine, said_by=PERSON, features_version=FEATURES_VERSION
+            class_id=class_id, label=mine, said_by=said_by, features_version=FEATURES_VERSION
         )
         frames = [left, rows] if len(left) else [rows]
         return _verdicts(pd.concat(frames, ignore_index=True))
@@ -119,8 +120,11 @@ def read_verdicts(path: Path, crs: pyproj.CRS) -> Verdicts:
 
 
 def _verdicts(frame: gpd.GeoDataFrame) -> Verdicts:
-    typed = frame.astype({**_COLUMNS, **dict.fromkeys(FEATURES, "float32")})
-    return Verdicts(typed[[*_COLUMNS, *FEATURES, "geometry"]].reset_index(drop=True))
+    wanted = {**_COLUMNS, **dict.fromkeys(FEATURES, "float32")}
+    # half of the time of a verdict, if all columns are cast each time
+    wrong = {name: dtype for name, dtype in wanted.items() if frame.dtypes[name] != dtype}
+    typed = frame.astype(wrong) if wrong else frame
+    return Verdicts(typed[[*wanted, "geometry"]].reset_index(drop=True))
 
 
 def _ids(frame: pd.DataFrame) -> pd.Series:

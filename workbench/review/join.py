@@ -30,7 +30,7 @@ from workbench.review.answers import (
     read_package,
     read_with_more,
 )
-from workbench.review.split import Looks
+from workbench.review.split import LayerLooks
 from workbench.runs.folder import FolderLock
 from workbench.runs.refresh import Refresh, state_of
 from workbench.runs.result import Run, read_run
@@ -117,7 +117,7 @@ def join_reviews(
                 refresh.kept.among([run.layer[:0]]),
                 lambda _: run.tiles,
                 stage,
-                styles=lambda: Looks.of(run).styles(run),
+                styles=lambda: LayerLooks.of(run).styles(run),
                 kept=refresh.kept,
             )
         with atomic_path(folder / CONFLICTS) as path:
@@ -173,6 +173,10 @@ class _Merge:
         layer = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
         typed = as_layer(layer)
         more = layer.drop(columns=[*COLUMNS, layer.geometry.name])
+        there = self._base.drop_duplicates("id").set_index("id")
+        for name in more.columns.intersection(there.columns):  # packages need not have them
+            known = typed["id"].map(there[name])
+            more[name] = more[name].where(more[name].notna(), known)
         layer = gpd.GeoDataFrame(pd.concat([typed, pd.DataFrame(more)], axis=1), crs=typed.crs)
         return layer.sort_values(["source", "id"], kind="stable", ignore_index=True)
 

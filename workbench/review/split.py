@@ -27,14 +27,14 @@ from workbench.runs.result import Run, read_run
 
 
 @dataclass(frozen=True)
-class Looks:
+class LayerLooks:
     """How QGIS shows the labels of a run, and of each part of it."""
 
     confidence: ConfidenceClasses
     learned: dict[int, str] | None
 
     @classmethod
-    def of(cls, run: Run) -> Looks:
+    def of(cls, run: Run) -> LayerLooks:
         """The looks that the run gave its own project."""
         learned = None if run.job.examples is None else class_colors(run.folder, run.job)
         return cls(confidence_classes(run.layer["confidence"]), learned)
@@ -95,7 +95,7 @@ def split_review(
     n_labels = np.bincount(tile_of, minlength=len(run.tiles))
     owner = _owners(run.tiles, n_waiting, n_labels, len(names))
     second = _second_owners(owner, n_labels, len(names), shared)
-    looks, rows = Looks.of(run), {}
+    looks, rows = LayerLooks.of(run), {}
     for number, name in enumerate(names):
         mine = (owner == number) | (second == number)
         some = labels[mine[tile_of]].reset_index(drop=True)
@@ -175,7 +175,7 @@ def _second_owners(
 
 
 def _write_package(
-    run: Run, tiles: gpd.GeoDataFrame, labels: gpd.GeoDataFrame, folder: Path, looks: Looks
+    run: Run, tiles: gpd.GeoDataFrame, labels: gpd.GeoDataFrame, folder: Path, looks: LayerLooks
 ) -> None:
     here = set(tiles["source"])
     scenes = [scene for scene in run.scenes if scene.name in here]

@@ -16,7 +16,6 @@ import shapely
 from numpy.typing import NDArray
 
 from workbench._support.cores import usable_cores
-from workbench.candidates.select import Thresholds
 from workbench.candidates.store import Ledger, TileRecord, valid_masks
 from workbench.candidates.table import Candidates
 from workbench.learning.choose import select_classes
@@ -31,7 +30,7 @@ from workbench.raster.tiles import tile_name
 from workbench.runs.folder import features_in, store_in
 from workbench.runs.labels import EXAMPLES, labelled_area_of, labels_of, off_the_scene, on_scene
 from workbench.runs.plan import Plan
-from workbench.runs.said import Said, fill_their_tile, rows_of, select_said, traced_rows
+from workbench.runs.said import Said, fill_their_tile, select_said, traced_rows
 from workbench.runs.tile_stream import ScenePlan
 
 
@@ -112,27 +111,32 @@ def classed_polygons(
     candidates: Candidates,
     records: Sequence[TileRecord],
 ) -> gpd.GeoDataFrame:
-    """Select by class and trace: `to_polygons` with the columns `class_id` and `class_score`."""
+    """Select by class and trace: `to_polygons` with `class_id`, `class_score` and `kept`.
+
+    `kept` marks what a person has given its class, for `merge_seams`.
+    """
     class_id, score = taught.classifier.best(figures_of(plan.folder, part, candidates))
     whole = fill_their_tile(plan.job, part, candidates, records)
     about = taught.said.about(len(candidates), taught.said.shown_by(part, candidates, records))
 
-    def choose(
-        class_id: NDArray[np.int64], score: NDArray[np.float64], least: Thresholds
-    ) -> NDArray[np.int64]:
-        kept = select_classes(candidates, class_id, score, taught.class_thresh, least)
-        return rows_of(candidates, kept.candidates)
+    def choose(score: NDArray[np.float64]) -> NDArray[np.int64]:
+        return select_classes(candidates, score, taught.class_thresh)
 
     chosen = select_said(candidates, class_id, score, plan.job, whole, about, choose)
     kept = candidates.take(chosen.rows)
     polygons = to_polygons(kept, part.scene, part.grid, valid_masks(records, candidates.rules))
     row = chosen.rows[traced_rows(kept, polygons)]
-    return polygons.assign(class_id=chosen.class_id[row], class_score=chosen.class_score[row])
+    return polygons.assign(
+        class_id=chosen.class_id[row],
+        class_score=chosen.class_score[row],
+        kept=chosen.by_person[row],
+    )
 
 
 def without_class(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     """Give an empty frame of polygons the columns that `classed_polygons` adds."""
-    return polygons.assign(class_id=np.empty(0, np.int64), class_score=np.empty(0))
+    nothing = {"class_id": np.empty(0, np.int64), "class_score": np.empty(0)}
+    return polygons.assign(**nothing, kept=np.empty(0, bool))
 
 
 def keep_examples(plan: Plan, taught: Taught) -> None:

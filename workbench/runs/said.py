@@ -13,19 +13,18 @@ import shapely
 from numpy.typing import NDArray
 
 from workbench.candidates.offer import offered
-from workbench.candidates.select import Thresholds, passes
+from workbench.candidates.select import passes
 from workbench.candidates.store import TileRecord, valid_masks
 from workbench.candidates.table import Candidates
 from workbench.evaluation.matching import pairs_of
 from workbench.learning.classifier import NONE
 from workbench.learning.examples import PERSON, SAME, Examples
 from workbench.polygons.build import to_polygons
-from workbench.polygons.overlap import common_area, iou, may_reach, most_common
+from workbench.polygons.overlap import may_reach, most_common
 from workbench.runs.job import Job
 from workbench.runs.tile_stream import ScenePlan
 
 _KEYS = ("tile_row", "tile_col", "ordinal")
-PART = 0.8  # of a judged object, inside a label that was merged from several tiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,24 +70,6 @@ class Said:
         about.iou[row] = shown.iou[order]
         return about
 
-    def accepts(self, layer: gpd.GeoDataFrame) -> NDArray[np.bool_]:
-        """Mark the polygons `(n,)` of a layer that a person has seen and given their class.
-
-        `layer` has `class_id` and `n_tiles`. Of a label that was merged from several tiles a
-        person may have seen a part.
-        """
-        geometry = layer.geometry.to_numpy()
-        row, of = shapely.STRtree(self.shapes).query(geometry, "intersects")
-        same = layer["class_id"].to_numpy(np.int64)[row] == self.class_id[of]
-        row, of = row[same], of[same]
-        common = common_area(geometry[row], self.shapes[of])
-        area, theirs = shapely.area(geometry[row]), shapely.area(self.shapes[of])
-        merged = layer["n_tiles"].to_numpy()[row] > 1
-        seen = (iou(common, area, theirs) >= SAME) | (merged & (common >= PART * theirs))
-        accepted = np.zeros(len(layer), bool)
-        accepted[row[seen]] = True
-        return accepted
-
     def _possible(self, part: ScenePlan, candidates: Candidates) -> NDArray[np.int64]:
         """The rows whose boxes and areas do not rule out that they show one of the shapes."""
         if not len(candidates) or not len(self.shapes):
@@ -129,15 +110,19 @@ class About:
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """The rows that are kept, ascending, and the class and score of all candidates `(n,)`."""
+    """The rows that are kept, ascending, and the class and score of all candidates `(n,)`.
+
+    `by_person` `(n,)` marks what stays whatever else is found: a person has given its class.
+    """
 
     rows: NDArray[np.int64]
     class_id: NDArray[np.int64]
     class_score: NDArray[np.float64]
+    by_person: NDArray[np.bool_]
 
 
-# which rows are kept, by class, score and the least scores
-Choose = Callable[[NDArray[np.int64], NDArray[np.float64], Thresholds], NDArray[np.int64]]
+# which rows are kept, by their class scores; -1 may not
+Choose = Callable[[NDArray[np.float64]], NDArray[np.int64]]
 
 
 def select_said(
@@ -152,21 +137,39 @@ def select_said(
     """Let `choose` keep the best at each place, and see to it that a person has the last word.
 
     `class_id` and `class_score` are the classifier's, `whole` marks the candidates that fill their
-    tile, as `fill_their_tile` does. What a person has classed scores 1 and is kept; what is none of
-    the classes is not.
+    tile, as `fill_their_tile` does. What a person has classed scores 1 and is kept, once in each
+    tile: the candidate that was judged, or else the one most like it. What is none of the classes
+    is not kept.
     """
     given, refused = about.class_id > NONE, about.class_id == NONE
+    by_person = _most_like(candidates, about, given, class_score)
     fits = passes(candidates, job.limits) & ~whole
-    class_score = np.where(given, 1.0, np.where(refused | ~fits, -1.0, class_score))
+    class_score = np.where(given | refused | ~fits, -1.0, class_score)
+    class_score[by_person] = 1.0
     class_id = np.where(given, about.class_id, class_id)
-    rules = job.rules
-    floors = Thresholds(rules.pred_iou_floor, rules.stability_floor)
-    rows = choose(class_id, class_score, floors)
+    rows = choose(class_score)
     # a person may call both a field and the house on it an object: neither suppresses the other
-    missing = np.flatnonzero(given & ~np.isin(about.object, about.object[rows]))
-    best = missing[np.argsort(-about.iou[missing], kind="stable")]
-    best = best[np.unique(about.object[best], return_index=True)[1]]
-    return Chosen(np.sort(np.concatenate([rows, best])), class_id, class_score)
+    rows = np.union1d(rows, np.flatnonzero(by_person))
+    return Chosen(rows, class_id, class_score, by_person)
+
+
+def _most_like(
+    candidates: Candidates,
+    about: About,
+    given: NDArray[np.bool_],
+    class_score: NDArray[np.float64],
+) -> NDArray[np.bool_]:
+    """Mark of the `given` rows the one of each tile that is most like each object."""
+    rows = np.flatnonzero(given)
+    keys = [about.object, *(candidates.column(name) for name in ("tile_row", "tile_col"))]
+    ordinal = candidates.column("ordinal")
+    order = np.lexsort((ordinal[rows], -class_score[rows], -about.iou[rows]))
+    _, first = np.unique(
+        np.column_stack([key[rows[order]] for key in keys]), axis=0, return_index=True
+    )
+    best = np.zeros(len(given), bool)
+    best[rows[order[first]]] = True
+    return best
 
 
 def fill_their_tile(

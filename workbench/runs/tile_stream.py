@@ -51,6 +51,13 @@ class SegmentedTile:
     record: TileRecord
     whole: bool = True
 
+    def pixel_at(self, x: float, y: float) -> tuple[int, int]:
+        """The column and line in the tile of a point of the map; it may lie outside."""
+        column, line = ~self.part.scene.transform @ (x, y)
+        return int(column // 1) - self.tile.window.col_off, int(
+            line // 1
+        ) - self.tile.window.row_off
+
 
 def store_tiles(tiles: Sequence[SegmentedTile], store: CandidateStore) -> None:
     """Store tiles of one scene, all made under the same rules, in one file."""
@@ -70,6 +77,16 @@ def segment_tiles(
     segmenter: Segmenter,
     watch: TileWatch | None = None,
 ) -> Generator[SegmentedTile, None, None]:
+    """Compute tiles of a scene as `segment_each` does, all with one Segmenter."""
+    return segment_each(part, tiles, lambda _: segmenter, watch)
+
+
+def segment_each(
+    part: ScenePlan,
+    tiles: Iterable[Tile],
+    segmenter_of: Callable[[Tile], Segmenter],
+    watch: TileWatch | None = None,
+) -> Generator[SegmentedTile, None, None]:
     """Compute tiles of a scene and yield them in their order, each as soon as it is finished.
 
     Reading, the network and the work after it run in a thread each, a few tiles ahead; `watch` is
@@ -81,7 +98,7 @@ def segment_tiles(
     waiting: deque[_Work] = deque()
     try:
         for tile in tiles:
-            waiting.append(_Work(part, tile, segmenter, stop, watch).begin(*threads))
+            waiting.append(_Work(part, tile, segmenter_of(tile), stop, watch).begin(*threads))
             if len(waiting) == TILES_IN_WORK:
                 yield waiting.popleft().result()
         while waiting:

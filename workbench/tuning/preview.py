@@ -1,7 +1,6 @@
 """The polygons of sample tiles at any thresholds and cleaning, fast enough to follow a slider.
 
-Calls the same `select`, `to_polygons` and `clean` as a run. What does not depend on a slider is
-computed once and kept.
+Calls the same `select`, `to_polygons` and `clean` as a run, and keeps what no slider changes.
 """
 
 from __future__ import annotations
@@ -363,13 +362,8 @@ class Preview:
         """Explain all candidates whose mask covers a point of the map, best first."""
         verdicts = []
         for part in self._parts:
-            window = part.sample.tile.window
-            column, line = ~part.sample.part.scene.transform @ (x, y)
-            i, j = int(column // 1) - window.col_off, int(line // 1) - window.row_off
-            x0, y0, x1, y1 = part.candidates.boxes.T
-            near = np.flatnonzero((x0 <= i) & (i <= x1) & (y0 <= j) & (j <= y1))
-            covers = [bool(mask[j, i]) for mask in part.candidates.take(near).masks()]
-            verdicts += [self.explain(part.first + int(row), view) for row in near[covers]]
+            rows = part.first + part.candidates.covering(*part.sample.pixel_at(x, y))
+            verdicts += [self.explain(row, view) for row in rows.tolist()]
         return sorted(verdicts, key=lambda verdict: (-verdict.pred_iou, verdict.row))
 
     def explain(self, row: int, view: View) -> Verdict:

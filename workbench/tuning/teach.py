@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import permutations
 from threading import RLock
 
 import geopandas as gpd
@@ -19,11 +20,9 @@ import shapely
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from workbench.candidates.offer import Shared
-from workbench.candidates.select import Thresholds, passes
-from workbench.candidates.table import Candidates
+from workbench.candidates.offer import ONE_CLASS_PER_PLACE, Shared
 from workbench.errors import ExamplesError
-from workbench.learning.choose import Places
+from workbench.learning.choose import select_in_tile
 from workbench.learning.classifier import NONE, Classifier
 from workbench.learning.examples import SAME, Examples, join
 from workbench.learning.features import FEATURES
@@ -104,14 +103,15 @@ class Teacher:
         with self._lock:
             if self._of(part, job) is not None:
                 return  # another thread has done it
-            import sklearn.ensemble  # takes a second or two: now, not at the first verdict
-            import sklearn.linear_model  # noqa: F401
+            # take a second or two: now, not at the first verdict
+            import sklearn.linear_model
+            import sklearn.tree  # noqa: F401
 
             sample, candidates = part.sample, part.candidates
             figures = described(sample.part, candidates)
             whole = fill_their_tile(job, sample.part, candidates, [sample.record])
             self._known[sample.record.index] = _Known(
-                sample, figures, whole, job.max_area_share, _sharing(part)
+                sample, figures, whole, job.max_area_share, _about_one_place(part)
             )
 
     def knows(self, preview: Preview, row: int, job: Job) -> bool:
@@ -197,7 +197,9 @@ class Teacher:
             mine = slice(part.first, part.first + len(candidates))
             class_id[mine], score[mine] = lesson.classifier.best(known.figures)
             about = lesson.said.about(len(candidates), self._shown_by(lesson.said, part))
-            best = partial(_best_of_pairs, candidates, known.pairs, lesson.class_thresh)
+            best = partial(
+                select_in_tile, candidates, known.pairs, class_thresh=lesson.class_thresh
+            )
             kept = select_said(
                 candidates, class_id[mine], score[mine], job, known.whole, about, best
             )  # fmt: skip
@@ -234,25 +236,11 @@ class Teacher:
         )
 
 
-def _sharing(part: Traced) -> Shared:
-    """Pairs of rows of a sample that have an area in common."""
+def _about_one_place(part: Traced) -> Shared:
+    """Pairs of rows of a sample of which only one may be kept."""
     part.masks.compare(np.arange(len(part.candidates)))
-    return part.masks.pairs.shared
-
-
-def _best_of_pairs(
-    candidates: Candidates,
-    shared: Shared,
-    class_thresh: float,
-    class_id: NDArray[np.int64],
-    class_score: NDArray[np.float64],
-    least: Thresholds,
-) -> NDArray[np.int64]:
-    """Choose as `select_classes` does, by pairs that are known beforehand."""
-    score = np.where(passes(candidates, least), class_score, -1.0)
-    ties = (-candidates.column("pred_iou"), candidates.column("ordinal"))
-    area = candidates.column("area_px").astype(float)
-    return np.flatnonzero(Places.of(shared, area, score, ties).worth_most(class_thresh))
+    pairs = part.masks.pairs
+    return pairs.shared.conflicting(pairs.area, ONE_CLASS_PER_PLACE)
 
 
 def most_telling(
@@ -294,30 +282,48 @@ def at_place(
 
     What is too small to become a label is left out, and so are near doubles of earlier ones.
     """
-    found = preview.at(*place, view)
     kept = set() if classes is None else set(classes.kept.tolist())
     least = view.cleaning.min_area_px
     entries = []
-    for verdict in found:
-        part = preview.part_of(verdict.row)
-        area = int(part.candidates.column("area_px")[verdict.row - part.first])
-        shown = verdict.row in kept or verdict.fate == Fate.KEPT
-        if shown or area >= least:
-            entries.append((not shown, area, verdict.row))
+    for part in preview.parts:
+        areas = part.candidates.column("area_px")
+        for here in part.candidates.covering(*part.sample.pixel_at(*place)).tolist():
+            row, area = part.first + here, int(areas[here])
+            shown = row in kept or view.fate[row] == Fate.KEPT
+            if shown or area >= least:
+                entries.append((not shown, area, row))
+    rows = [row for _, _, row in sorted(entries)]
+    same = _same_objects(preview, rows)
     order: list[int] = []
-    for _, _, row in sorted(entries):
-        if not any(_is_same(preview, row, other) for other in order):
+    for row in rows:
+        if not any((row, other) in same for other in order):
             order.append(row)
     return order
 
 
-def _is_same(preview: Preview, row: int, other: int) -> bool:
-    """Whether two rows, of one tile or of two that overlap, show the same object."""
-    part = preview.part_of(row)
-    if part is preview.part_of(other):
-        return row - part.first in _same_object(part, other - part.first)
-    one, two = (preview.outline(each).to_numpy() for each in (row, other))
-    return len(one) == len(two) == 1 and bool(iou_of(one, two)[0] >= SAME)
+def _same_objects(preview: Preview, rows: list[int]) -> set[tuple[int, int]]:
+    """Which of some rows show the same object, in one tile or in two that overlap: both orders."""
+    same: set[tuple[int, int]] = set()
+    parts = [
+        (part, [row for row in rows if preview.part_of(row) is part]) for part in preview.parts
+    ]
+    parts = [(part, mine) for part, mine in parts if mine]
+    for part, mine in parts:
+        here = np.array(mine) - part.first
+        pairs = part.masks.pairs
+        shared = pairs.between(here, here)
+        i, j = shared.i, shared.j
+        alike = shared.common >= SAME * (pairs.area[i] + pairs.area[j] - shared.common)
+        same |= set(
+            zip((part.first + i[alike]).tolist(), (part.first + j[alike]).tolist(), strict=True)
+        )
+    for (_, one), (_, other) in permutations(parts, 2):
+        outlines = [[preview.outline(row).to_numpy() for row in some] for some in (one, other)]
+        for row, shape in zip(one, outlines[0], strict=True):
+            for rival, beside in zip(other, outlines[1], strict=True):
+                if len(shape) == len(beside) == 1 and iou_of(shape, beside)[0] >= SAME:
+                    same.add((row, rival))
+    return same
 
 
 def _joined(verdicts: Verdicts, others: Sequence[Examples]) -> Examples | None:
