@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench._support.cores import usable_cores
+from workbench.learning.examples import ENOUGH
 from workbench.learning.features import FEATURES
 
 NONE = 0  # the class of what is none of the classes
@@ -28,8 +29,9 @@ _ROWS = 1024  # that one thread scores at a time
 _THREADS = ThreadPoolExecutor(usable_cores(), "classes")
 PRED_IOU = FEATURES.index("pred_iou")
 # in a logistic regression: how much likelier, in logarithms, a spread of the predicted IoU makes a
-# class before any example has said so, and how many examples it takes to say otherwise
-USUAL_SLOPE, FIRMNESS = 1.0, 100.0
+# class before examples say so; with `ENOUGH` examples half of it is left. It is less where there
+# are few examples in all: those are judged objects, which the model was sure of anyway
+USUAL_SLOPE, FIRMNESS = 3.0, 100.0
 _FAR = 4.0  # standard deviations: what is farther off in another scene counts as that far
 
 
@@ -108,7 +110,10 @@ class _Line:
         # of two classes only the difference counts
         n_free = 1 if len(classes) == 2 else len(classes)
         usual = np.zeros((n_free, standard.shape[1]))
-        usual[classes[-n_free:] != NONE, PRED_IOU] = USUAL_SLOPE if NONE in classes else 0.0
+        if NONE in classes:
+            n = np.bincount(row)[-n_free:]
+            left = ENOUGH / (ENOUGH + n) * len(row) / (len(row) + FIRMNESS)
+            usual[:, PRED_IOU] = np.where(classes[-n_free:] == NONE, 0, USUAL_SLOPE * left)
         truth = (row[:, None] == np.arange(len(classes))).astype(float)
 
         def loss(free: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
