@@ -59,9 +59,11 @@ class Classifier:
         # rows in an order of their own: where examples come from does not matter
         order = np.lexsort((weight, *figures.T[::-1], class_id))
         figures, class_id, weight = figures[order], class_id[order], weight[order]
+        _, class_of = np.unique(class_id, return_inverse=True)
+        n_objects = np.bincount(class_of, weight)
         weight = _rare_for_more(class_id, weight)
         forest = _grow(trees, figures, class_id, weight)
-        return cls(forest, _Line.fit(figures, class_id, weight), np.unique(class_id))
+        return cls(forest, _Line.fit(figures, class_id, weight, n_objects), np.unique(class_id))
 
     def probabilities(self, figures: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the probability of each class, `(n, len(classes))`."""
@@ -98,9 +100,16 @@ class _Line:
 
     @classmethod
     def fit(
-        cls, figures: NDArray[np.float32], class_id: NDArray[np.int64], weight: NDArray[np.float64]
+        cls,
+        figures: NDArray[np.float32],
+        class_id: NDArray[np.int64],
+        weight: NDArray[np.float64],
+        n_objects: NDArray[np.float64],
     ) -> _Line:
-        """Fit slopes that are no further from what is usual than the examples ask for."""
+        """Fit slopes that are no further from what is usual than the examples ask for.
+
+        `n_objects` is how many there are of each class, however many rows show them.
+        """
         from scipy.optimize import minimize
 
         middle, spread = figures.mean(axis=0, dtype=float), figures.std(axis=0, dtype=float)
@@ -111,8 +120,8 @@ class _Line:
         n_free = 1 if len(classes) == 2 else len(classes)
         usual = np.zeros((n_free, standard.shape[1]))
         if NONE in classes:
-            n = np.bincount(row)[-n_free:]
-            left = ENOUGH / (ENOUGH + n) * len(row) / (len(row) + FIRMNESS)
+            n = n_objects.sum()
+            left = ENOUGH / (ENOUGH + n_objects[-n_free:]) * n / (n + FIRMNESS)
             usual[:, PRED_IOU] = np.where(classes[-n_free:] == NONE, 0, USUAL_SLOPE * left)
         truth = (row[:, None] == np.arange(len(classes))).astype(float)
 
