@@ -14,9 +14,28 @@ ROOT = HERE.parent
 NAME = "sam_workbench_review"
 
 
-def version() -> str:
-    """Return the version of the project, which is that of the plugin."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+ADDRESSES = ("homepage", "repository", "tracker")
+# a name that nobody can register (RFC 2606), until the project has addresses
+PLACEHOLDER = "https://example.org/"
+
+
+def project() -> dict:
+    """Return what pyproject.toml says of the project."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def described(metadata: str, project: dict) -> str:
+    """Give the plugin's metadata the version and the addresses of the project.
+
+    `[project.urls]` names the addresses. Those that it lacks stay as they are in metadata.txt.
+    """
+    urls = {name.casefold(): url for name, url in project.get("urls", {}).items()}
+    urls.setdefault("tracker", urls.get("issues", ""))
+    values = {name: urls.get(name) for name in ADDRESSES} | {"version": project["version"]}
+    for name, value in values.items():
+        if value:
+            metadata = re.sub(rf"(?m)^{name}=.*$", f"{name}={value}", metadata)
+    return metadata
 
 
 def contents() -> dict[str, bytes]:
@@ -26,7 +45,7 @@ def contents() -> dict[str, bytes]:
     files["LICENSE"] = ROOT / "LICENSE"
     content = {name: path.read_bytes() for name, path in sorted(files.items())}
     metadata = content["metadata.txt"].decode("utf-8")
-    content["metadata.txt"] = re.sub(r"(?m)^version=.*$", f"version={version()}", metadata).encode()
+    content["metadata.txt"] = described(metadata, project()).encode()
     return content
 
 
@@ -46,3 +65,5 @@ if __name__ == "__main__":
     write_plugin(target)
     print(f"The plugin: {target.resolve()}")
     print("In QGIS: Plugins > Manage and Install Plugins > Install from ZIP")
+    if PLACEHOLDER.encode() in contents()["metadata.txt"]:
+        print("For plugins.qgis.org, name the project's addresses in [project.urls] first.")

@@ -139,6 +139,10 @@ def _stirred(model: torch.nn.Module, blobs: bool) -> torch.nn.Module:
 
     if blobs:
         model.mask_decoder.__class__ = Blobs
+    else:  # as weak as they begin, tokens could be mistaken for each other
+        with torch.no_grad():
+            for parameter in model.mask_decoder.parameters():
+                parameter.mul_(4)
     return model.eval()
 
 

@@ -158,15 +158,11 @@ def test_tiny_tiles_do_not_fail(size, floor):
 
 
 def test_a_regular_pattern_takes_no_longer_than_imagery():
-    def seconds(image):
-        started = time.process_time()
-        ClassicSegmenter().propose(image)
-        return time.process_time() - started
-
     rows, columns = np.mgrid[:512, :512] // 8
-    pattern = np.repeat(((rows + columns) % 2 * 200).astype(np.uint8)[..., None], 3, axis=2)
-    # where pairs of regions explode, it takes minutes
-    assert seconds(pattern) < 5 * seconds(noise(512, 512))
+    image = np.repeat(((rows + columns) % 2 * 200).astype(np.uint8)[..., None], 3, axis=2)
+    started = time.process_time()
+    ClassicSegmenter().propose(image)
+    assert time.process_time() - started < 20  # 1 s, or minutes where pairs of regions explode
 
 
 def test_a_black_collar_does_not_fail():

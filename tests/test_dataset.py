@@ -452,21 +452,92 @@ def test_an_object_across_everything_does_not_tie_the_splits(scene: Scene, tmp_p
 
 
 def test_too_few_chips_for_a_split_say_so(scene: Scene, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"^3 chips of 200 .* for train.*chip_size 128"):
+    with pytest.raises(DatasetError, match=r"^3 chips of 200 .* for train.*chip_size 64"):
         export(scene, tmp_path / "set", label_layer(), Chips(chip_size=200))
     assert not (tmp_path / "set").exists()
 
 
-def test_the_largest_size_that_gives_a_data_set_is_taken(scene: Scene, tmp_path: Path) -> None:
+def test_the_size_that_keeps_most_labels_is_taken(scene: Scene, tmp_path: Path) -> None:
     made = export(scene, tmp_path / "set", label_layer(), Chips())
     assert {"train", "val", "test"} <= set(made.chips["split"])
     assert len(coco_of(made.folder, "val").imgs) > 0
-    for larger in CHIP_SIZES[: CHIP_SIZES.index(made.chip_size)]:
-        with pytest.raises(DatasetError, match=f"-p chip_size {made.chip_size}` gives a data set"):
-            export(scene, tmp_path / "larger", label_layer(), Chips(chip_size=larger))
+    kept, refused = {}, []
+    for size in CHIP_SIZES:
+        try:
+            other = export(scene, tmp_path / "other", label_layer(), Chips(chip_size=size))
+            kept[size] = other.n_labels
+        except DatasetError as error:
+            refused.append(str(error))
+    assert all(f"-p chip_size {made.chip_size}` gives a data set" in why for why in refused)
+    assert len(kept) > 2, "larger ones give a data set, too"
+    assert made.n_labels == kept[made.chip_size] == max(kept.values()) > min(kept.values())
     given = export(scene, tmp_path / "given", label_layer(), Chips(chip_size=made.chip_size))
     assert files_of(given.folder) == files_of(made.folder)
     assert f"chips of {made.chip_size} × {made.chip_size} pixels" in str(made)
+
+
+def test_of_sizes_that_keep_nearly_the_same_the_largest_is_taken(
+    scene: Scene, tmp_path: Path
+) -> None:
+    # large objects: in small chips none is whole
+    layer = label_layer([shape(x, y, 90, 90) for x in (30, 200) for y in (10, 120, 220)])
+    made = export(scene, tmp_path / "set", layer, Chips(val=0, test=0))
+    # a chip of 512 pixels would lie mostly beyond the raster
+    assert (made.chip_size, made.n_labels) == (384, 6)
+
+
+def test_the_summary_tells_where_each_label_is_and_why_not(scene: Scene, tmp_path: Path) -> None:
+    whole, across = shape(70, 70, 20, 20), shape(110, 80, 30, 30)  # in two chips
+    waits, beside = shape(200, 70, 20, 20), shape(230, 70, 10, 10)  # in one chip
+    long = shape(20, 214, 280, 3)  # each chip has a quarter or less
+    status = ["accepted", "edited", "unreviewed", "accepted", "accepted", "rejected"]
+    layer = label_layer([whole, across, waits, beside, long, shape(5, 300, 9, 9)], status)
+    made = export(scene, tmp_path / "set", layer)
+    summary = made.summary
+    assert summary["labels"].sum() == 4, "each label is counted once"
+    assert summary.loc["train", ["labels", "objects"]].tolist() == [2, 3]
+    assert summary.loc[f"left out: {UNREVIEWED}", "labels"] == 1
+    assert summary.loc[f"left out: {ONLY_PIECES}", "labels"] == 1
+    assert summary["chips"].sum() == len(made.chips)
+    assert "2 of 4 labels" in str(made)
+    # pieces are counted where COCO has crowds
+    crowds = [a for a in coco_of(made.folder).dataset["annotations"] if a["iscrowd"]]
+    assert summary.loc["train", "pieces"] == len(crowds) == made.chips["n_pieces"].sum()
+
+
+def test_pieces_that_yolo_does_not_know_are_counted(scene: Scene, tmp_path: Path) -> None:
+    layer = label_layer([shape(78, 10, 54, 10), shape(150, 10, 20, 20)])
+    made = export(scene, tmp_path / "set", layer)
+    (crowd,) = [a for a in coco_of(made.folder).dataset["annotations"] if a["iscrowd"]]
+    assert crowd["label_id"] == "ortho/r0c0/0"
+    assert made.summary.loc["train", "pieces"] == 1
+    assert "1 cut-off piece is a crowd in COCO and not labelled in YOLO" in str(made)
+    rows = (made.folder / "labels/train/ortho_r0c2.txt").read_text().splitlines()
+    assert len(rows) == 1
+
+
+def test_labels_in_the_gap_between_splits_are_counted(scene: Scene, tmp_path: Path) -> None:
+    made = export(scene, tmp_path / "set", label_layer(), replace(ALL_TRAIN, val=0.2, test=0.2))
+    assert made.summary.loc[f"left out: {GAP}", "labels"] > 0
+    assert made.summary["labels"].sum() == 43
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        ("rejected", "no label is accepted or edited"),
+        (["accepted"] + ["rejected"] * 42, r"all 1 labels are left out \(1 only cut-off pieces\)"),
+    ],
+)
+def test_a_data_set_without_any_label_says_so(
+    scene: Scene, tmp_path: Path, status: Any, reason: str
+) -> None:
+    first = shape(22, 214, 290, 3)
+    layer = label_layer([first, *shapes()[1:]], status)
+    with pytest.warns(UserWarning, match=f"has no label, only background: {reason}"):
+        made = export(scene, tmp_path / "set", layer)
+    assert made.n_labels == 0
+    assert re.search("with 0 of [01] labels", str(made))
 
 
 def test_what_no_size_can_split_may_do_for_training(scene: Scene, tmp_path: Path) -> None:

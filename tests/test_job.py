@@ -27,9 +27,9 @@ def test_documented_defaults():
         "min_area_px": 500, "min_area_m2": None, "max_area_m2": None,
         "fill_holes_m2": None, "min_solidity": None, "simplify_m": None, "planar": False,
         "regularize": None,
-        "examples": None, "labelled_area": None, "class_thresh": None, "classes": {1: "object"},
-        "default_class": None, "reference": None, "formats": None,
-        "scheduler": None, "resume": True, "interactive": "auto",
+        "examples": None, "labelled_area": None, "class_thresh": None, "prompts": None,
+        "grid": "auto", "classes": {1: "object"}, "default_class": None, "reference": None,
+        "formats": None, "scheduler": None, "resume": True, "refresh": False, "interactive": "auto",
     }  # fmt: skip
 
 
@@ -110,7 +110,8 @@ def test_values_are_taken_as_meant(given, name, meant):
         ({"pred_iou_thresh": float("nan")}, "pred_iou_thresh"),
         ({"tile_size": "big"}, "`tile_size`"),
         ({"overlap": 0.9}, "`overlap`"),
-        ({"model": "vit_x"}, "`model`: .*'vit_h'"),
+        ({"model": "vit_x"}, "`model`: .*'vit_h'.*pip install 'sam-workbench.models.'.*vit_x"),
+        ({"model": ["vit_b"]}, "`model`: no model has this name"),
         ({"pred_iou_thresh": 0.3}, r"pred_iou_thresh \(0.3\) is below the floor"),
         ({"stability_score_thresh": 0.3}, "stability_score_thresh .* below the floor"),
         ({"bands": [0, 1, 2]}, "band numbers start at 1"),
@@ -191,9 +192,9 @@ def test_widgets_only_where_a_person_is(monkeypatch):
     monkeypatch.delenv("__vsc_ipynb_file__", raising=False)
     assert not Job().is_interactive
     monkeypatch.setenv("JPY_SESSION_NAME", "/lab/prelabel.ipynb")
-    monkeypatch.setattr("workbench.runs.parameters._kernel_allows_input", lambda: True)
+    monkeypatch.setattr("workbench._support.notebook._kernel_allows_input", lambda: True)
     assert Job().is_interactive
-    monkeypatch.setattr("workbench.runs.parameters._kernel_allows_input", lambda: False)
+    monkeypatch.setattr("workbench._support.notebook._kernel_allows_input", lambda: False)
     assert not Job().is_interactive  # papermill started inside a notebook
     assert Job.create(interactive=True).is_interactive
 

@@ -188,6 +188,48 @@ def test_geopackage_is_as_qgis_wants_it(tmp_path: Path) -> None:
     assert list(pyogrio.read_dataframe(gpkg, layer="tiles")["tile"]) == list(tiles()["tile"])
 
 
+def waiting_in(gpkg: Path) -> dict[str, int | None]:
+    with closing(sqlite3.connect(gpkg)) as db:
+        return dict(db.execute("SELECT tile, n_unreviewed FROM tiles"))
+
+
+def test_a_geopackage_counts_the_labels_that_wait_in_each_tile(tmp_path: Path) -> None:
+    left, right, empty = (shapely.box(x, 0, x + 10, 10) for x in (0, 10, 20))
+    cores = gpd.GeoDataFrame(
+        {
+            "tile": ["ortho/r0c0", "ortho/r0c1", "ortho/r0c2"], "source": "ortho", "tile_row": 0,
+            "tile_col": [0, 1, 2], "status": "ok", "error": "", "n_candidates": 1, "n_polygons": 1,
+            "seconds": 1.0,
+        },
+        geometry=[left, right, empty], crs=UTM,
+    )  # fmt: skip
+    shapes = [shapely.box(x, 2, x + 4, 6) for x in (1, 8.5, 9, 12)]
+    layer = pd.concat([sample()[:1]] * 4, ignore_index=True).set_geometry(shapes, crs=UTM)
+    # all are found in the left tile; the second reaches beyond it, the others lie in the right one
+    layer = as_layer(layer.assign(status="unreviewed", source_tile="ortho/r0c0"))
+    gpkg = write_layer(layer, cores, tmp_path, styles=lambda: STYLES).gpkg
+    assert waiting_in(gpkg) == {"ortho/r0c0": 1, "ortho/r0c1": 3, "ortho/r0c2": None}
+    # as QGIS saves: one that somebody has drawn, decisions, and a deleted one
+    drawn = layer[:1].assign(id="drawn/1", status="edited", source_tile="ortho/r0c2")
+    pyogrio.write_dataframe(drawn, gpkg, layer="prelabels", append=True)
+    assert waiting_in(gpkg) == {"ortho/r0c0": 1, "ortho/r0c1": 3, "ortho/r0c2": 0}
+    with closing(sqlite3.connect(gpkg)) as db, db:
+        spatial = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'rtree%'"
+        for (name,) in db.execute(spatial).fetchall():
+            db.execute(f'DROP TRIGGER "{name}"')  # it calls functions that only GDAL has
+        db.execute("UPDATE prelabels SET status = 'accepted' WHERE fid = 1")
+        db.execute("UPDATE prelabels SET status = 'rejected' WHERE fid IN (2, 3)")
+        db.execute("UPDATE prelabels SET status = 'rejected' WHERE fid = 2")  # nothing new
+    assert waiting_in(gpkg) == {"ortho/r0c0": 0, "ortho/r0c1": 1, "ortho/r0c2": 0}
+    with closing(sqlite3.connect(gpkg)) as db, db:
+        db.execute("UPDATE prelabels SET status = 'unreviewed', class_id = 2 WHERE fid = 2")
+    assert waiting_in(gpkg)["ortho/r0c1"] == 2
+    with closing(sqlite3.connect(gpkg)) as db, db:
+        db.execute("DELETE FROM prelabels WHERE fid = 4")
+    assert waiting_in(gpkg) == {"ortho/r0c0": 0, "ortho/r0c1": 1, "ortho/r0c2": 0}
+    assert [name for name, _ in pyogrio.list_layers(gpkg)][:2] == ["prelabels", "tiles"]
+
+
 def test_geojson_follows_rfc_7946(tmp_path: Path) -> None:
     layer = sample().set_geometry(shapely.reverse(sample().geometry.array))
     layer.loc[1, "confidence"] = np.nan

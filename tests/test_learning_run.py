@@ -281,3 +281,18 @@ def test_bad_examples_are_refused_with_a_reason(labelled, tmp_path, what, said):
     labels.to_parquet(path)
     with pytest.raises(ExamplesError, match=said):
         run(taught(labelled, tmp_path / "run", examples=str(path), labelled_area=None))
+
+
+def test_labels_of_prompts_win_over_taught_ones(labelled, finished, tmp_path):
+    _, known, _ = labelled
+    roofs = known[known["class_id"] == ROOF][-5:]
+    roofs.assign(class_id=FIELD).to_file(tmp_path / "known.gpkg")
+    layer = run(taught(labelled, tmp_path / "run", prompts=str(tmp_path / "known.gpkg"))).layer
+    of_prompts = layer["prompt_fid"].notna()
+    assert shapely.equals(layer.geometry[of_prompts].to_numpy(), roofs.geometry.to_numpy()).all()
+    assert layer["class_id"][of_prompts].tolist() == [FIELD] * 5
+    before = finished.layer
+    elsewhere = ~before.geometry.intersects(roofs.geometry.buffer(-0.1).union_all())
+    assert (~elsewhere).sum() == 5
+    assert set(layer["id"][~of_prompts]) == set(before["id"][elsewhere])
+    assert layer["class_score"][~of_prompts].notna().all()

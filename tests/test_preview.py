@@ -302,7 +302,7 @@ def test_nothing_proposed_is_nothing_shown():
 
 
 def test_thresholds_below_the_floors_are_refused():
-    with pytest.raises(ValueError, match="below the floor"):
+    with pytest.raises(ValueError, match=r"below the floor of what is stored \(0\.5\)"):
         Preview([random_sample(1, PART.tiles[0])]).look(Thresholds(0.4, 0.9), Cleaning())
 
 

@@ -162,6 +162,29 @@ def test_one_tile_that_is_fully_reviewed_gives_advice(finished):
     assert advice.n_good + advice.n_bad == len(rows)
 
 
+def test_examples_need_no_tile_that_is_fully_reviewed(finished, tmp_path):
+    home = home_in(finished.tiles, finished.layer)
+    rows = [row for row in range(len(home)) if home[row] in home[row + 1 :]]
+    labels = judged_in_turn(finished, rows)
+    job = ReviewJob.create(run_dir=str(finished.folder), out_dir=str(tmp_path))
+    examples = learn_from(job, finished, labels).examples
+    assert set(examples.class_id) == {0, 1}
+    assert set(examples.frame["label"]) <= set(labels["id"][rows])
+    assert len(set(examples.frame["label"])) > 0.8 * len(rows)
+    # what waits for review is not taken for something else
+    assert set(examples.frame["said_by"]) == {PERSON}
+
+
+def test_one_tile_that_is_fully_reviewed_gives_examples(finished, tmp_path):
+    home = home_in(finished.tiles, finished.layer)
+    fullest = np.bincount(home[home >= 0]).argmax()
+    rows = np.flatnonzero(home == fullest).tolist()
+    one = replace(finished, tiles=finished.tiles[fullest : fullest + 1].reset_index(drop=True))
+    job = ReviewJob.create(run_dir=str(finished.folder), out_dir=str(tmp_path))
+    examples = learn_from(job, one, judged_in_turn(finished, rows)).examples
+    assert set(examples.class_id) == {0, 1}
+
+
 def test_the_advised_job_names_no_scheduler(finished, tmp_path):
     job = ReviewJob.create(run_dir=str(finished.folder), out_dir=str(tmp_path / "review"))
     accepted = finished.layer.assign(status="accepted")

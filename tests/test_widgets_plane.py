@@ -81,9 +81,9 @@ def test_scores_and_pixels_lead_to_each_other(tmp_path):
 def test_histograms_count_every_candidate_once(tmp_path):
     code = (
         "const points = Float32Array.from([0.5, 0.5, 0.75, 1, 1, 0.5, 1.1, 0.99]);"
-        "const { share } = module.scalesOf(320, [0.5, 0.5]);"
+        "const { shares } = module.scalesOf(320, [0.5, 0.5], points);"
         "return [0, 1].map((axis) => {"
-        "  const { all, kept } = module.histogram(points, [0, 1, 2, 1], axis, share);"
+        "  const { all, kept } = module.histogram(shares, [0, 1, 2, 1], axis);"
         "  return [[...all], [...kept]]; })"
     )
     (iou, iou_kept), (stability, stability_kept) = in_javascript("score_plane.js", code, tmp_path)
@@ -95,8 +95,28 @@ def test_histograms_count_every_candidate_once(tmp_path):
 def test_a_click_finds_the_nearest_candidate(tmp_path):
     code = (
         "const points = Float32Array.from([0.6, 0.6, 0.62, 0.6, 0.9, 0.9]);"
-        "const scales = module.scalesOf(320, [0.5, 0.5]);"
-        "const near = (a, b, dx) => module.nearest(points, scales, scales.x(a) + dx, scales.y(b));"
+        "const scales = module.scalesOf(320, [0.5, 0.5], points);"
+        "const near = (a, b, dx) => module.nearest(scales, scales.x(a) + dx, scales.y(b));"
         "return [near(0.6, 0.6, 1), near(0.62, 0.6, 1), near(0.9, 0.9, 5), near(0.75, 0.75, 0)]"
     )
     assert in_javascript("score_plane.js", code, tmp_path) == [0, 1, 2, -1]
+
+
+def test_scores_that_crowd_get_room_and_the_lines_can_still_be_dragged(tmp_path):
+    code = (
+        "const points = new Float32Array(400);"
+        "for (let i = 0; i < 200; i++) points.set([0.97 + 0.0001 * i, 0.6], 2 * i);"
+        "points[0] = 0.5;"
+        "const scales = module.scalesOf(320, [0.5, 0.5], points); const { plot } = scales;"
+        "const wide = (scales.x(0.99) - scales.x(0.97)) / plot.width;"
+        "const steps = [0.5, 0.7, 0.9, 0.97, 0.975, 0.98, 0.985, 0.99, 1];"
+        "const back = steps.map((v) => scales.scores(scales.x(v), plot.top)[0]);"
+        "const ticks = module.ticksOf(0.5, scales.x, 28);"
+        "const places = ticks.map(scales.x).sort((a, b) => a - b);"
+        "return { wide, steps, back, places, ticks }"
+    )
+    found = in_javascript("score_plane.js", code, tmp_path)
+    assert found["wide"] > 0.4  # a 25th of the axis by score
+    assert found["back"] == pytest.approx(found["steps"])
+    assert min(np.diff(found["places"])) >= 28
+    assert {0.5, 1} <= set(found["ticks"])

@@ -131,7 +131,7 @@ def test_a_click_says_the_class_of_the_palette(tuner):
     assert list(tuner.session.verdicts.said.values()) == [FIELD]
     click(tuner, row, again=True)  # nothing else lies there
     assert len(tuner.session.verdicts) == 0
-    tuner.panel.mode.value = "good"
+    tuner.panel.judging.mode.value = "good"
     assert tuner.panel.teaching.palette.tool == LOOK
 
 

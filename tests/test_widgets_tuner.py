@@ -11,6 +11,7 @@ from known_runs import EXACT, until
 from reviews import save_reviewed
 
 from workbench import Job, run
+from workbench._support.text import area_text
 from workbench.candidates.store import TileRecord
 from workbench.candidates.table import Rules
 from workbench.errors import WorkbenchError
@@ -19,7 +20,7 @@ from workbench.raster.crs import to_lonlat
 from workbench.tuning.preview import Fate
 from workbench.tuning.process import Finished, Planned, Stopped, TileDone, TileUnderway
 from workbench.widgets import AOIPicker, RunPanel, ThresholdTuner, cells
-from workbench.widgets.controls import TUNED
+from workbench.widgets.history import TUNED
 from workbench.widgets.overlay import Flag
 
 
@@ -179,10 +180,11 @@ def test_undo_flip_and_defaults(tuner):
     assert tuner.job.planar
     tuner.panel.settings._flip()
     assert not tuner.job.planar
-    for _ in range(5):
-        tuner.panel.settings._undo()
+    for _ in range(6):
+        tuner.session.undo()
     assert tuner.job == start
-    assert tuner.panel.settings.undo.disabled
+    tuner.session.undo()  # the tiles
+    assert not tuner.panel.toolbar.can_undo
     tuner.panel.settings._reset()
     usual = Job()
     assert all(getattr(tuner.job, name) == getattr(usual, name) for name in TUNED)
@@ -195,7 +197,7 @@ def test_to_undo_a_flip_gives_back_a_and_b(tuner):
     tuner.panel.controls.of["pred_iou_thresh"].value = 0.9
     tuner.panel.settings._flip()
     assert tuner.job.thresholds.pred_iou_thresh == 0.85
-    tuner.panel.settings._undo()
+    tuner.session.undo()
     assert tuner.job.pred_iou_thresh == 0.9
     tuner.panel.settings._flip()
     assert tuner.job.thresholds.pred_iou_thresh == 0.85
@@ -211,7 +213,7 @@ def test_one_drag_is_one_step_back(tuner):
     sampled(tuner)
     for value in (0.86, 0.87, 0.88, 0.89):
         tuner.panel.controls.of["pred_iou_thresh"].value = value
-    tuner.panel.settings._undo()
+    tuner.session.undo()
     assert tuner.job.thresholds.pred_iou_thresh == 0.85
 
 
@@ -252,7 +254,7 @@ def test_judged_polygons_make_a_running_precision(tuner):
     sampled(tuner)
     polygons = tuner.panel.view.polygons.iloc[:2]
     for verdict, (_, polygon) in zip(("good", "bad"), polygons.iterrows(), strict=True):
-        tuner.panel.mode.value = verdict
+        tuner.panel.judging.mode.value = verdict
         point = polygon.geometry.representative_point()
         click_on(tuner, point.x, point.y, int(tuner.panel.drawn.place[polygon["row"]]))
     assert "50%" in tuner.panel.figures.value
@@ -264,7 +266,7 @@ def test_judged_polygons_make_a_running_precision(tuner):
 def test_advise_moves_the_sliders_by_the_verdicts(tuner):
     sampled(tuner)
     tuner.panel.advise()
-    assert "0 polygons are called good" in tuner.panel.message.value
+    assert "at least one of each" in tuner.panel.message.value
     kept = tuner.panel.view.kept  # scores above 0.9 and below 0.92
     keys = {tuner.panel.preview.key(int(row)): n > 1 for n, row in enumerate(kept)}
     gone = ("another scene", 0, 0, 1)  # of a tile that is no sample any more
@@ -273,7 +275,8 @@ def test_advise_moves_the_sliders_by_the_verdicts(tuner):
     assert not len(tuner.panel.view.kept)
     tuner.panel.advise()
     assert tuner.panel.controls.of["pred_iou_thresh"].value == tuner.job.pred_iou_thresh == 0.9
-    assert f"of {len(keys) - 2} good polygons are shown (0 before)" in tuner.panel.message.value
+    assert f"of {len(keys) - 2} (0 before)" in tuner.panel.message.value
+    assert "predicted IoU 0.950 → 0.900" in tuner.panel.message.value
     assert tuner.panel.view.kept.tolist() == kept.tolist()
 
 
@@ -385,6 +388,20 @@ def test_what_is_on_the_map_is_what_the_run_writes(tuner, monkeypatch, known_obj
     for polygon in clear.itertuples():
         ordinal = f"scene/r{polygon.tile_row}c{polygon.tile_col}/{polygon.ordinal}"
         assert layer.loc[ordinal, "geometry"] == polygon.geometry
+
+
+def test_at_rest_seams_are_merged_and_a_slider_sends_no_coordinates(tuner, known_objects_only):
+    sampled(tuner, 15)
+    panel = tuner.panel
+    alone = panel.preview.look(tuner.job.thresholds, tuner.job.cleaning, tuner.job.offer)
+    until(lambda: panel.view.merged is not None and panel.drawn._merged is panel.view.merged)
+    layer = run(tuner.job).layer
+    assert len(alone.kept) > len(panel.view.kept) == len(shown(tuner)) == len(layer)
+    assert len(np.frombuffer(panel.overlay.outlines["rings"], "<u4")) > len(alone.kept)
+    until(lambda: "dashed" not in panel.figures.value)
+    sequence = panel.overlay.for_sequence
+    panel.controls.of["pred_iou_thresh"].value = 0.905
+    assert panel.overlay.for_sequence == sequence or panel.view.merged is not None
 
 
 def test_two_tuners_of_two_jobs_do_not_disturb_each_other(tuner, job, tmp_path):
@@ -569,3 +586,103 @@ def test_examples_that_cannot_be_read_are_named_in_the_tuner(tuner, tmp_path):
     sampled(tuner)
     tuner.session.change(examples=str(tmp_path / "roofs.gpkg"))
     assert "roofs.gpkg: no such file" in tuner.panel.teaching.text.value
+
+
+# ---------------------------------------------------------------- undo, B beside it, the list
+
+
+def test_undo_brings_cleared_tiles_and_judgements_back(tuner):
+    sampled(tuner)
+    tiles = tuner.session.tiles
+    key = tuner.panel.preview.key(int(tuner.panel.view.kept[0]))
+    tuner.session.judged = {key: True}
+    tuner.panel.tiles.clear()
+    assert tuner.session.samples == ()
+    tuner.session.undo()
+    assert tuner.session.tiles == tiles
+    assert tuner.computed.asked[-1].tiles == tiles  # from the store, in a real session
+    tuner.computed.answer()
+    assert {sample.record.index for sample in tuner.session.samples} == tiles
+    flags = np.frombuffer(tuner.panel.overlay.flags, "u1")
+    assert ((flags & Flag.GOOD) > 0).sum() == 1
+    tuner.session.undo()
+    assert tuner.session.judged == {}
+    assert not (np.frombuffer(tuner.panel.overlay.flags, "u1") & Flag.GOOD).any()
+
+
+def test_tiles_of_an_earlier_session_are_computed_again(tuner, job):
+    sampled(tuner)
+    tiles = tuner.session.tiles
+    tuner.close()
+    picker = AOIPicker(job)
+    computed = Computed(picker.session)
+    again = ThresholdTuner(picker)
+    assert computed.asked[-1].tiles == tiles
+    assert not again.panel.toolbar.can_undo
+    again.close()
+
+
+def test_setting_b_is_shown_on_a_second_map(tuner):
+    sampled(tuner, 15)
+    beside = tuner.panel.beside
+    assert beside.switch.disabled
+    tuner.panel.settings._keep()
+    here = len(shown(tuner))
+    tuner.panel.controls.of["pred_iou_thresh"].value = 0.905
+    beside.switch.value = True
+    assert beside.widget.layout.display == "flex"
+    assert len(np.frombuffer(beside.drawn.overlay.shown, "<u4")) == here > len(shown(tuner))
+    assert beside.scene_map.map.zoom == tuner.panel.scene_map.map.zoom
+    tuner.panel.settings._flip()
+    assert len(np.frombuffer(beside.drawn.overlay.shown, "<u4")) < here == len(shown(tuner))
+    beside.switch.value = False
+    assert beside.widget.layout.display == "none"
+
+
+def test_a_row_of_the_list_is_what_keys_mean(tuner):
+    sampled(tuner)
+    panel = tuner.panel
+    row = int(panel.view.kept[1])
+    place = int(panel.drawn.place[row])
+    panel.list._handle_custom_msg(
+        {"kind": "go", "row": place, "sequence": panel.overlay.for_sequence}, []
+    )
+    assert panel.teaching.target == row
+    assert panel.overlay.selected == place
+    panel.go_to(place + 1, panel.overlay.for_sequence - 1)  # a list of polygons that are gone
+    assert panel.teaching.target == row
+
+
+def test_figures_are_written_as_people_write_them():
+    assert [area_text(m2) for m2 in (4.25, 12.4, 16_400.0, 2_500_000.0)] == [
+        "4.2 m²", "12 m²", "1.64 ha", "2.50 km²",
+    ]  # fmt: skip
+
+
+def test_advice_that_changes_nothing_says_what_to_do_next(tuner):
+    sampled(tuner)
+    kept = tuner.panel.view.kept
+    keys = [tuner.panel.preview.key(int(row)) for row in kept]
+    tuner.session.judged = {key: n != 1 for n, key in enumerate(keys)}
+    before = tuner.job
+    tuner.panel.advise()
+    told = tuner.panel.message.value
+    if tuner.job == before:
+        assert "The sliders stay" in told
+        assert "Next:" in told
+    assert "of 100" in told.lower()
+    assert "F1" not in told
+
+
+def test_a_run_that_ended_with_its_kernel_is_told_in_the_run_panel(tuner):
+    tuner.session.interrupted = True
+    panel = RunPanel(tuner).panel
+    assert "A run was under way when the kernel ended. 0 tiles are stored" in panel.message.value
+    panel.close()
+
+
+def test_an_earlier_run_has_its_links_at_once(tuner, known_objects_only):
+    result = run(tuner.job)
+    panel = RunPanel(tuner).panel
+    assert panel.links.folder == str(result.folder)
+    panel.close()

@@ -18,7 +18,6 @@ _HOMES = {
     "Thresholds": "candidates.select",
     "TileGrid": "raster.tiles",
     "WorkbenchError": "errors",
-    "answer_prompts": "runs.prompted",
     "clean": "polygons.clean",
     "compare": "evaluation.metrics",
     "join_reviews": "review.join",

@@ -22,7 +22,7 @@ from . import actions
 from .frame import Frame
 from .keys import Keys
 from .others import Others
-from .tour import Tour, teaching_order
+from .tour import ALL, Tour, teaching_order, tile_layer
 
 PACE_OVER = 120  # seconds; the pace is that of the last decisions
 COLUMNS = {"id", "status", "class_id", "confidence"}
@@ -78,6 +78,7 @@ class ReviewDock(QDockWidget):
         for signal, slot in self._signals():
             signal.connect(slot)
         self._classes()
+        self.tiles_done = None
         self._saved()
         self.frame.begin()
         self.keys.set(self._calls())
@@ -224,7 +225,7 @@ class ReviewDock(QDockWidget):
         """Go back to moving the map, if a tool that edits is in the hand."""
         self.drawing = None
         tool = self.iface.mapCanvas().mapTool()
-        if tool is not None and tool.flags() & QgsMapTool.EditTool:
+        if tool is not None and tool.flags() & QgsMapTool.Flag.EditTool:
             self.iface.actionPan().trigger()
 
     def _go(self, instead_of=None):
@@ -247,10 +248,20 @@ class ReviewDock(QDockWidget):
     def _saved(self):
         """Count again, and let the layer of tiles show which are reviewed to their end."""
         self._count()
-        names = "|".join(self.tour.finished())
-        for tiles in QgsProject.instance().mapLayersByName("tiles"):
+        finished, rest = self.tour.finished()
+        tiles = tile_layer(self.layer)
+        if tiles is not None and self.layer.storageType() != "GPKG":  # that counts by itself
+            names = "|".join(finished)
             QgsExpressionContextUtils.setLayerVariable(tiles, "reviewed_tiles", names)
             tiles.triggerRepaint()
+        before, (self.tiles_done, self.n_tiles) = self.tiles_done, (
+            len(finished), len(finished) + len(rest),
+        )  # fmt: skip
+        if before is not None and before * 3 < self.n_tiles <= self.tiles_done * 3:
+            actions.say(
+                "A third of the tiles is reviewed",
+                "That is enough for thresholds, examples and a data set. More makes them better.",
+            )
         self._refresh()
 
     def _drawn(self, fid):
@@ -293,7 +304,7 @@ class ReviewDock(QDockWidget):
         self.classes = {}
         self.now = QLabel("")
         self.now.setWordWrap(True)
-        self.tile_bar, self.all_bar = QProgressBar(), QProgressBar()
+        self.tile_bar, self.tiles_bar, self.all_bar = (QProgressBar() for _ in range(3))
         self.pace = QLabel("")
         self.keys_line = QLabel("<i>The keys wait: click on the map to use them.</i>")
         self.keys_line.setWordWrap(True)
@@ -325,7 +336,7 @@ class ReviewDock(QDockWidget):
         column = QVBoxLayout()
         for part in (
             self.now, self.keys_line, decide, self.class_grid, self.rest_button, self.tile_bar,
-            self.all_bar, self.pace, self.order, self.zooms, self.saves,
+            self.tiles_bar, self.all_bar, self.pace, self.order, self.zooms, self.saves,
         ):  # fmt: skip
             (column.addWidget if isinstance(part, QWidget) else column.addLayout)(part)
         column.addStretch(1)
@@ -389,6 +400,9 @@ class ReviewDock(QDockWidget):
         _fill(self.tile_bar, done, n, f"Tile {self.tour.tile or ''}: {done} of {n}")
         self.rest_button.setText(f"Reject the rest of this tile ({n - done})")
         self.rest_button.setEnabled(n > done)
+        self.tiles_bar.setVisible(self.tour.tiles[0][0] != ALL)
+        _fill(self.tiles_bar, self.tiles_done, self.n_tiles,
+              f"Tiles: {self.tiles_done:,} of {self.n_tiles:,} are done")  # fmt: skip
         done, n = self._reviewed()
         _fill(self.all_bar, done, n, f"All: {done:,} of {n:,}")
         self.pace.setText(self._pace())

@@ -10,6 +10,7 @@ from qgis.core import NULL, QgsFeatureRequest, QgsProject, QgsRectangle
 from . import actions
 
 ALL = "all labels"  # the name of the only tile where the project has no layer of tiles
+WAITING = "n_unreviewed"  # how many labels wait in a tile: a GeoPackage keeps count by itself
 
 
 class Tour:
@@ -69,15 +70,20 @@ class Tour:
         return len(statuses) - statuses.count("unreviewed"), len(statuses)
 
     def finished(self):
-        """Return the names of the tiles whose labels are all reviewed."""
-        waiting = {tile: n for tile, (n, _) in _by_tile(self.layer).items()}
-        # the middle of a label may lie in another tile than the one that found it
-        return [
-            name
-            for name, box in self.tiles
-            if waiting.get(name) == 0
-            and not any(label[1] == "unreviewed" for label in _labels_in(self.layer, box))
-        ]
+        """Return the names of the tiles whose labels are all reviewed, and those of the others.
+
+        Tiles without labels are in neither. A GeoPackage knows what is saved.
+        """
+        counts = _counted_by_file(self.layer)
+        if counts is None:
+            counts = {name: self._waiting_in(box) for name, box in self.tiles}
+        done = [name for name, n in counts.items() if n == 0]
+        return done, [name for name, n in counts.items() if n]
+
+    def _waiting_in(self, box):
+        """Return how many labels of a tile wait, or None if it has no labels."""
+        statuses = [status for _, status, *_ in _labels_in(self.layer, box)]
+        return statuses.count("unreviewed") if statuses else None
 
     def _statuses(self):
         if not self.fids:
@@ -140,14 +146,28 @@ def _by_tile(layer):
     return found
 
 
-def _tiles(layer):
-    """Return the tiles of the project as name and box, as they are listed."""
+def tile_layer(layer):
+    """Return the layer of tiles that belongs to the labels, or None."""
     for other in QgsProject.instance().mapLayersByName("tiles"):
         if "tile" in other.fields().names() and other.crs() == layer.crs():
-            boxes = [(f["tile"], f.geometry().boundingBox()) for f in other.getFeatures()]
-            if boxes:
-                return boxes
-    return [(ALL, None)]
+            return other
+    return None
+
+
+def _tiles(layer):
+    """Return the tiles of the project as name and box, as they are listed."""
+    tiles = tile_layer(layer)
+    found = [] if tiles is None else tiles.getFeatures()
+    return [(f["tile"], f.geometry().boundingBox()) for f in found] or [(ALL, None)]
+
+
+def _counted_by_file(layer):
+    """Return how many labels wait by tile, as their GeoPackage counts them; None: it does not."""
+    tiles = tile_layer(layer)
+    if tiles is None or layer.storageType() != "GPKG" or WAITING not in tiles.fields().names():
+        return None
+    counts = {f["tile"]: f[WAITING] for f in tiles.getFeatures()}
+    return {name: None if n == NULL else n for name, n in counts.items()}
 
 
 def _labels_in(layer, box):

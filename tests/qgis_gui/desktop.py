@@ -17,9 +17,11 @@ from typing import Any
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT = 1280, 900
-# a fresh profile greets with tips and news, which would cover what a test clicks on
+# a fresh profile greets with tips and news, which would cover what a test clicks on, and asks the
+# network for plugins
 SETTINGS = """
 [app]
+plugin_repositories\\QGIS%20Official%20Plugin%20Repository\\enabled=false
 news-feed\\items\\httpsfeedqgisorg\\disabled=true
 [core]
 NewsFeed\\httpsfeedqgisorg\\disabled=true

@@ -1,7 +1,11 @@
 """No label is lost or made up: a person works in the real QGIS desktop, with mouse and keys."""
 
+import numpy as np
 import pytest
 import shapely
+from PIL import Image
+
+from workbench._support.palette import LABEL_STATUS_COLORS
 
 
 def area(wkt: str) -> float:
@@ -231,3 +235,39 @@ def test_a_selection_is_rejected_as_one_step(review, desktop):
     review.shortcut("mActionUndo")
     assert {review.status(fid) for fid in (10, 30, 59)} == {"unreviewed"}
     assert any("Undone: Reject 50 labels" in text for text in review.said())
+
+
+def test_a_tile_that_is_reviewed_turns_green_without_a_plugin(review, desktop, tmp_path):
+    here = review.ask(
+        "answer = [f.id() for f in layer.getFeatures() if f['source_tile'] == 'scene/r0c0']"
+    )
+    tiles = "QgsProject.instance().mapLayersByName('tiles')[0]"
+    review.ask(
+        f"b = [f for f in {tiles}.getFeatures() if f['tile'] == 'scene/r0c0'][0]"
+        ".geometry().boundingBox()\nb.scale(1.2)\n"
+        "iface.mapCanvas().setExtent(b)\niface.mapCanvas().refresh()"
+    )
+    desktop.wait(0.4)
+    before = green(desktop, tmp_path / "before.png")
+    review.select(*here)
+    review.ask(
+        "a = [a for a in layer.actions().actions('Layer') if a.name().startswith('Reject')][0]\n"
+        "layer.actions().doAction(a.id(), QgsFeature(), layer.createExpressionContext())"
+    )
+    review.save()
+    desktop.wait(0.5)
+    review.ask("layer.removeSelection()")
+    desktop.wait(0.4)
+    after = green(desktop, tmp_path / "after.png")
+    assert after > before + 1000, "the outline of the tile, without a key, a click or a plugin"
+    waiting = review.ask(
+        f"answer = {{f['tile']: f['n_unreviewed'] for f in {tiles}.getFeatures()}}"
+    )
+    assert waiting == {"scene/r0c0": 0, "scene/r0c1": 64, "scene/r1c0": 64, "scene/r1c1": 64}
+
+
+def green(desktop, path):
+    """Count the pixels of the screen in the colour of a reviewed tile."""
+    screen = np.asarray(Image.open(desktop.picture(path)).convert("RGB")).astype(int)
+    wanted = [int(LABEL_STATUS_COLORS["accepted"][i : i + 2], 16) for i in (1, 3, 5)]
+    return int((np.abs(screen - wanted).max(axis=2) < 40).sum())

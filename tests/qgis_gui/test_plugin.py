@@ -141,11 +141,14 @@ def test_the_rest_of_a_tile_is_rejected_at_once_and_comes_back(tour, desktop):
         "    answer.append([f['tile'], e.evaluate(context)])"
     )
     assert [name for name, status in drawn if status == "reviewed"] == [tile]
+    assert tour.ask("answer = dock.tiles_bar.text()") == "Tiles: 1 of 4 are done"
     desktop.key("z")
     desktop.wait(0.3)
     tour.ask("assert layer.commitChanges(False)")
     here = [row["status"] for row in tour.rows().values() if row["source_tile"] == tile]
     assert (here.count("accepted"), here.count("unreviewed")) == (5, 59)
+    desktop.wait(0.1)
+    assert tour.ask("answer = dock.tiles_bar.text()") == "Tiles: 0 of 4 are done"
 
 
 def test_keys_are_letters_while_somebody_types(tour, desktop):
@@ -247,7 +250,10 @@ def test_keys_are_off_when_the_dock_is_closed(tour, desktop):
 
 
 def test_a_review_to_its_end_and_the_project_closed(tour, desktop):
-    tour.ask("for _ in range(4): dock.reject_rest()")
+    tour.ask("for _ in range(2): dock.reject_rest()")
+    desktop.wait(0.2)
+    assert any(text.startswith("A third of the tiles") for text in tour.said())
+    tour.ask("for _ in range(2): dock.reject_rest()")
     desktop.wait(0.4)
     assert tour.ask("answer = layer.selectedFeatureIds()") == []
     assert "All labels are reviewed" in tour.ask("answer = dock.now.text()")

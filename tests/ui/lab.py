@@ -149,9 +149,9 @@ class Notebook:
 
 
 @contextlib.contextmanager
-def open_notebook(browser, lab: Lab, path: Path):
+def open_notebook(browser, lab: Lab, path: Path, viewport: dict | None = None):
     """Open a notebook of the lab in a page of its own, and close it."""
-    context = browser.new_context(viewport=VIEWPORT)
+    context = browser.new_context(viewport=viewport or VIEWPORT)
     page = context.new_page()
     notebook = Notebook(page, lab, path)
     page.on("request", lambda request: notebook.requests.append(request.url))

@@ -82,7 +82,13 @@ def slider(notebook, label):
 
 
 def button(notebook, text):
+    """A button, of the area if both panels have it."""
     return notebook.page.get_by_role("button", name=text, exact=True).first
+
+
+def undo(notebook):
+    """The tuner's button."""
+    return notebook.page.locator(".sam-workbench-tuner").get_by_role("button", name="Undo").first
 
 
 def test_01_the_raster_is_on_the_map(opened):
@@ -272,8 +278,8 @@ def test_05_each_slider_reaches_the_job_and_the_map(opened, label, name):
     for _ in range(8):  # on a slow machine, one step for each key
         if opened.ask(f"print(tuner.job.{name})") == before:
             break
-        if button(opened, "Undo").is_enabled():
-            button(opened, "Undo").click()
+        if undo(opened).is_enabled():
+            undo(opened).click()
         opened.page.wait_for_timeout(400)
     opened.until(f"str(tuner.job.{name}) == {before!r}", seconds=10)
 
@@ -326,7 +332,7 @@ def test_07_hovering_tells_the_scores_and_a_click_why(opened):
     opened.picture(f"{opened.name}-06-hover")
     opened.page.mouse.click(x, y)
     opened.until("'kept' in tuner.panel.verdicts.text.value")
-    why = opened.page.locator(".sam-workbench-tuner table")
+    why = opened.page.locator(".sam-workbench-answer table")
     assert "predicted IoU" in why.inner_text()
     assert why.bounding_box()["y"] < 900  # in sight, with the map
     opened.picture(f"{opened.name}-07-why")
@@ -348,7 +354,7 @@ def test_07_a_click_beside_the_polygons_names_the_threshold_that_removes(opened)
     opened.until(
         "any(why in tuner.panel.verdicts.text.value for why in ('is not above', 'is below'))"
     )
-    why = opened.page.locator(".sam-workbench-tuner table").inner_text()
+    why = opened.page.locator(".sam-workbench-answer table").inner_text()
     assert "below" in why
     opened.picture(f"{opened.name}-07b-removed")
 
@@ -381,7 +387,7 @@ def test_08_what_advise_needs_is_said_beside_its_button(opened):
 
 def test_08_good_and_bad_make_a_precision(opened):
     button(opened, "Good").click()
-    opened.until("tuner.panel.mode.value", "good")
+    opened.until("tuner.panel.judging.mode.value", "good")
     opened.page.mouse.click(*place_of_a_polygon(opened))
     opened.until("len(tuner.session.judged)", "1")
     opened.until("'100%' in tuner.panel.figures.value")

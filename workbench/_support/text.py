@@ -19,3 +19,10 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def area_text(m2: float) -> str:
+    """Write an area in m², hectares or km²."""
+    if m2 < 10_000:
+        return f"{m2:,.1f} m²" if m2 < 10 else f"{m2:,.0f} m²"
+    return f"{m2 / 1e4:,.2f} ha" if m2 < 1e6 else f"{m2 / 1e6:,.2f} km²"

@@ -1,5 +1,5 @@
 """Reviewed labels come in, a COCO or YOLO data set goes out.
 
 `split` keeps train, val and test apart, `chips` cuts pictures and labels, `sizes` chooses how
-large, `formats` writes annotations, `write` the folder.
+large, `fates` tells what became of each label, `formats` writes annotations, `write` the folder.
 """

@@ -43,8 +43,8 @@ _WORTH_NAMING = 0.5  # one of a pair that keeps a chip out
 class Chips:
     """How a layer is cut into chips.
 
-    `chip_size` is in pixels; None is the largest of `CHIP_SIZES` that gives a data set. Labels with
-    one of `statuses` are exported. If a chip's edge cuts a label, the chip must show at least
+    `chip_size` is in pixels; None is that of `CHIP_SIZES` which keeps most labels. Labels with one
+    of `statuses` are exported. If a chip's edge cuts a label, the chip must show at least
     `min_kept` of its area; a smaller piece is not an object (COCO: `iscrowd`, which evaluation
     ignores; YOLO: nothing). `min_valid` is the share of a chip's pixels that must be valid and
     inside the labelled area. `val` and `test` are shares of the chips, the rest is `train`.
@@ -71,8 +71,9 @@ class Object:
     """A label's pixels in one chip."""
 
     row: int  # in the layer
-    rle: bytes
-    cut_off: bool
+    rle: bytes  # empty until pixels are read
+    share: float  # of the label that the chip shows
+    cut_off: bool  # too little to be an object
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class Chip:
         """The objects of which enough is in the chip."""
         return tuple(o for o in self.objects if not o.cut_off)
 
+    @property
+    def pieces(self) -> tuple[Object, ...]:
+        """The others: crowds in COCO, and nothing in YOLO."""
+        return tuple(o for o in self.objects if o.cut_off)
+
 
 def image_of(chip: Chip, images: Path) -> Path:
     """Return where a chip's image is written until its split is known."""
@@ -110,6 +116,7 @@ class Cutter:
     ) -> None:
         self.layer, self.tiles, self.chips = layer, tiles, chips
         self.geometry = np.asarray(layer.geometry.array)
+        self.area = shapely.area(self.geometry)
         status = layer["status"]
         self.exported = status.isin(chips.statuses).to_numpy()
         self.waiting = (status.eq("unreviewed") & ~status.isin(chips.statuses)).to_numpy()
@@ -123,66 +130,84 @@ class Cutter:
         self.unfinished = shapely.union_all(tiles.geometry[~known].to_numpy())
         shapely.prepare([segmented, aoi, self.unfinished])
 
-    def chip(self, chip: Chip, images: Path | None) -> Chip:
+    def outlook(self, chip: Chip) -> Chip:
+        """Find a chip's labels by their shapes alone, which is quick: no pixel is read."""
+        return self._by_shapes(chip)[0]
+
+    def chip(self, chip: Chip, images: Path) -> Chip:
         """Find a chip's labels and write its image, unless it is to be left out.
 
         Pixels are read last, because most chips need none where little is reviewed.
         """
-        scene, chips = chip.scene, self.chips
-        inside = chip.window.intersection(scene.window)
-        outline = scene.window_polygon(inside)
-        seen = np.zeros((int(chip.window.height), int(chip.window.width)), bool)
-        enough = max(chips.min_valid, 1 / seen.size)
-        seen[: int(inside.height), : int(inside.width)] = True
-        if seen.mean() < enough:
-            return replace(chip, left_out=BEYOND)
-        for area, why in self.areas:
-            if not shapely.intersects(area, outline):
-                return replace(chip, left_out=why)
-            if not shapely.covers(area, outline):
-                seen &= _pixels(area, chip, Window(0, 0, *seen.shape[::-1]))
-            if seen.mean() < enough:
-                return replace(chip, left_out=why)
-        rows = np.sort(self.tree.query(outline, predicate="intersects"))
-        waiting, exported = rows[self.waiting[rows]], rows[self.exported[rows]]
-        shown = shapely.area(shapely.intersection(self.geometry[waiting], outline))
-        blocks = shown >= chips.min_kept * shapely.area(self.geometry[waiting])
-        if blocks.any():
-            waits_for = tuple(waiting[blocks].tolist())
-            return replace(chip, left_out=UNREVIEWED, waits_for=waits_for)
-        nothing = ""
-        if shapely.area(shapely.intersection(self.unfinished, outline)):
-            nothing = UNFINISHED
-        elif not chips.keep_empty:
-            nothing = EMPTY
-        if nothing and not len(exported) and not len(waiting):
-            return replace(chip, left_out=nothing)
+        seen_by_shapes, seen = self._by_shapes(chip)
+        if seen_by_shapes.left_out and not seen_by_shapes.objects:
+            return seen_by_shapes
         try:
-            rgb, valid = scene.read(chip.window)
+            rgb, valid = chip.scene.read(chip.window)
         except SceneError:
             return replace(chip, left_out=UNREADABLE)
         seen &= valid
-        if seen.mean() < enough:
+        if seen.mean() < self._enough(seen):
             return replace(chip, left_out=NODATA)
-        objects = [o for row in exported if (o := self._object(int(row), chip, seen))]
-        pieces = [
-            replace(piece, cut_off=True)
-            for row in waiting
-            if (piece := self._object(int(row), chip, seen))
-        ]
-        chip = replace(chip, objects=tuple(sorted(objects + pieces, key=lambda o: o.row)))
-        if not chip.whole:
-            if pieces:  # nobody knows yet whether it is empty
-                waits_for = tuple(piece.row for piece in pieces)
-                return replace(chip, left_out=UNREVIEWED, waits_for=waits_for)
-            if objects:
-                return replace(chip, left_out=ONLY_PIECES)
-            if nothing:
-                return replace(chip, left_out=nothing)
-        if images is not None:
+        rows = [o.row for o in seen_by_shapes.objects]
+        objects = [o for row in rows if (o := self._object(row, chip, seen))]
+        chip = self._judged(chip, objects)
+        if not chip.left_out:
             rgb[~seen] = 0
             Image.fromarray(rgb).save(image_of(chip, images))
         return chip
+
+    def _by_shapes(self, chip: Chip) -> tuple[Chip, NDArray[np.bool_]]:
+        """Find a chip's labels by their shapes, and the pixels `(h, w)` where labels are known."""
+        scene = chip.scene
+        inside = chip.window.intersection(scene.window)
+        outline = scene.window_polygon(inside)
+        seen = np.zeros((int(chip.window.height), int(chip.window.width)), bool)
+        seen[: int(inside.height), : int(inside.width)] = True
+        if seen.mean() < self._enough(seen):
+            return replace(chip, left_out=BEYOND), seen
+        for area, why in self.areas:
+            if not shapely.intersects(area, outline):
+                return replace(chip, left_out=why), seen
+            if not shapely.covers(area, outline):
+                seen &= _pixels(area, chip, Window(0, 0, *seen.shape[::-1]))
+            if seen.mean() < self._enough(seen):
+                return replace(chip, left_out=why), seen
+        rows = np.sort(self.tree.query(outline, predicate="intersects"))
+        rows = rows[self.waiting[rows] | self.exported[rows]]
+        shown = shapely.area(shapely.intersection(self.geometry[rows], outline))
+        # a label without area has no pixels
+        share = np.divide(shown, self.area[rows], out=np.zeros_like(shown), where=shown > 0)
+        blocks = rows[self.waiting[rows] & (share >= self.chips.min_kept)]
+        if len(blocks):
+            return replace(chip, left_out=UNREVIEWED, waits_for=tuple(blocks.tolist())), seen
+        found = [
+            Object(row, b"", part, part < self.chips.min_kept)
+            for row, part in zip(rows.tolist(), share.tolist(), strict=True)
+            if part
+        ]
+        return self._judged(chip, found), seen
+
+    def _judged(self, chip: Chip, objects: list[Object]) -> Chip:
+        """Give a chip its objects, and the reason why it is left out, if there is one."""
+        # what waits for review is no object, whatever the chip shows of it
+        objects = [replace(o, cut_off=True) if self.waiting[o.row] else o for o in objects]
+        chip = replace(chip, objects=tuple(sorted(objects, key=lambda o: o.row)))
+        if chip.whole:
+            return chip
+        waits_for = tuple(o.row for o in chip.objects if self.waiting[o.row])
+        if waits_for:  # nobody knows yet whether it is empty
+            return replace(chip, left_out=UNREVIEWED, waits_for=waits_for)
+        if objects:
+            return replace(chip, left_out=ONLY_PIECES)
+        outline = chip.scene.window_polygon(chip.window.intersection(chip.scene.window))
+        if shapely.area(shapely.intersection(self.unfinished, outline)):
+            return replace(chip, left_out=UNFINISHED)
+        return chip if self.chips.keep_empty else replace(chip, left_out=EMPTY)
+
+    def _enough(self, seen: NDArray[np.bool_]) -> float:
+        """Return the share of a chip's pixels that must be valid; one pixel at least."""
+        return max(self.chips.min_valid, 1 / seen.size)
 
     def who_waits(self, all_chips: list[Chip]) -> str:
         """Name the labels to review first for more chips, in sentences; empty if none waits.
@@ -231,8 +256,8 @@ class Cutter:
         pixels = int(mask.sum())
         if not pixels:
             return None
-        whole = shapely.area(shape) / abs(scene.transform.a * scene.transform.e)
-        return Object(row, encode_masks(mask[None])[0], pixels / whole < self.chips.min_kept)
+        share = pixels * abs(scene.transform.a * scene.transform.e) / float(self.area[row])
+        return Object(row, encode_masks(mask[None])[0], share, share < self.chips.min_kept)
 
 
 def _pixels(shape: shapely.Geometry, chip: Chip, part: Window) -> NDArray[np.bool_]:

@@ -1,11 +1,11 @@
-"""The size of the chips: the one that was asked for, or the largest that gives a data set."""
+"""The size of the chips: the one that was asked for, or the one that keeps most labels."""
 
 from __future__ import annotations
 
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from workbench.raster.scene import Scene
 
 # multiples of 32, as networks take them, the largest first
 CHIP_SIZES = (512, 384, 256, 192, 128, 96, 64)
+# a larger size is taken if it keeps this share of what the best one keeps: it shows more around an
+# object and cuts fewer of them
+_NEARLY = 0.95
 
 
 @dataclass(frozen=True)
@@ -40,37 +43,89 @@ class Cut:
         """The chips that are exported."""
         return [chip for chip in self.chips if chip.split]
 
+    @property
+    def is_data_set(self) -> bool:
+        """Whether there are chips, in each split that was asked for."""
+        return bool(self.kept) and not self.missing
 
-def _cut(cutter: Cutter, scenes: Sequence[Scene], size: int, images: Path | None) -> Cut:
-    """Cut chips of one size, and write their images to `images` unless it is None."""
+    @property
+    def labels(self) -> float:
+        """Count the labels in the splits: one counts by the largest share of it in one chip.
+
+        A label that chips cut into pieces is worth less than one that a chip shows whole.
+        """
+        largest: dict[int, float] = {}
+        for chip in self.used:
+            for o in chip.whole:
+                largest[o.row] = max(largest.get(o.row, 0.0), min(o.share, 1.0))
+        return sum(largest.values())
+
+
+def best_cut(cutter: Cutter, scenes: Sequence[Scene], images: Path) -> Cut:
+    """Cut chips of the size that was asked for, or of the one that keeps most labels.
+
+    Sizes are compared by the shapes of the labels, and pixels are read for the best one alone. If
+    no size gives a data set, raises `DatasetError`, which says what would give one.
+    """
+    asked = cutter.chips.chip_size
+    if asked is None:
+        tried = _outlooks(cutter, scenes, CHIP_SIZES)
+        for outlook in _best_first(tried):
+            cut = _cut(cutter, scenes, outlook.size, images)
+            if cut.is_data_set:
+                return _without_gap(cut, images)
+            tried[tried.index(outlook)] = cut
+        raise DatasetError(_why_not(tried, cutter, None))
+    cut = _cut(cutter, scenes, asked, images)
+    if cut.is_data_set:
+        return _without_gap(cut, images)
+    smaller = _outlooks(cutter, scenes, [size for size in CHIP_SIZES if size < asked])
+    fitting = (_cut(cutter, scenes, outlook.size, images) for outlook in _best_first(smaller))
+    found = next((other for other in fitting if other.is_data_set), None)
+    raise DatasetError(_why_not([cut, *smaller], cutter, found))
+
+
+def _outlooks(cutter: Cutter, scenes: Sequence[Scene], sizes: Sequence[int]) -> list[Cut]:
+    """Foretell the cuts of some sizes, the largest first, until one keeps nearly all labels."""
+    tried: list[Cut] = []
+    for size in sizes:
+        tried.append(_with_splits(size, map(cutter.outlook, _grid(scenes, size)), cutter))
+        if tried[-1].is_data_set and tried[-1].labels >= _NEARLY * cutter.exported.sum():
+            break
+    return tried
+
+
+def _best_first(tried: Sequence[Cut]) -> list[Cut]:
+    """Order the sizes that give a data set: the largest of those that keep nearly most, first."""
+    fitting = [cut for cut in tried if cut.is_data_set]
+    most = max((cut.labels for cut in fitting), default=0.0)
+    nearly = [cut for cut in fitting if cut.labels >= _NEARLY * most]
+    others = [cut for cut in fitting if cut.labels < _NEARLY * most]
+    return [
+        *sorted(nearly, key=lambda cut: -cut.size),
+        *sorted(others, key=lambda cut: -cut.labels),
+    ]
+
+
+def _cut(cutter: Cutter, scenes: Sequence[Scene], size: int, images: Path) -> Cut:
+    """Cut chips of one size, and write their images to `images`, which is emptied first."""
+    shutil.rmtree(images, ignore_errors=True)
+    images.mkdir(parents=True)
     progress = tqdm(_grid(scenes, size), desc=f"chips of {size} pixels", unit="chip")
-    found = [cutter.chip(chip, images) for chip in progress]
-    all_chips, missing = _split(found, cutter.chips)
+    return _with_splits(size, (cutter.chip(chip, images) for chip in progress), cutter)
+
+
+def _with_splits(size: int, chips: Iterable[Chip], cutter: Cutter) -> Cut:
+    all_chips, missing = _split(list(chips), cutter.chips)
     return Cut(size, all_chips, missing)
 
 
-def largest_cut(cutter: Cutter, scenes: Sequence[Scene], images: Path) -> Cut:
-    """Cut chips of the size that was asked for, or of the largest that gives a data set.
-
-    If there is none, raises `DatasetError`, which says what would give one.
-    """
-    asked = cutter.chips.chip_size
-    largest = asked or CHIP_SIZES[0]
-    tried: list[Cut] = []
-    for size in (largest, *(size for size in CHIP_SIZES if size < largest)):
-        wanted = asked is None or size == asked
-        shutil.rmtree(images, ignore_errors=True)
-        images.mkdir(parents=True)
-        cut = _cut(cutter, scenes, size, images if wanted else None)
-        if cut.kept and not cut.missing:
-            if not wanted:
-                raise DatasetError(_why_not(tried, cutter, cut))
-            for chip in cut.chips:
-                if chip.left_out == GAP:  # known only after all are cut
-                    image_of(chip, images).unlink()
-            return cut
-        tried.append(cut)
-    raise DatasetError(_why_not(tried, cutter, None))
+def _without_gap(cut: Cut, images: Path) -> Cut:
+    """Remove the images of chips between two splits, which are known only after all are cut."""
+    for chip in cut.chips:
+        if chip.left_out == GAP:
+            image_of(chip, images).unlink()
+    return cut
 
 
 def _why_not(tried: list[Cut], cutter: Cutter, fitting: Cut | None) -> str:

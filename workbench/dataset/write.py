@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,9 @@ from pycocotools import mask as coco_mask
 
 from workbench._support.files import atomic_folder, remove_stale
 from workbench.dataset.chips import Chip, Chips, Cutter
+from workbench.dataset.fates import fates_of
 from workbench.dataset.formats import coco_shape, yolo_lines
-from workbench.dataset.sizes import largest_cut
+from workbench.dataset.sizes import best_cut
 from workbench.dataset.split import SPLITS
 from workbench.errors import DatasetError
 from workbench.layer.files import frozen_time, write_gpkg_layer
@@ -43,29 +45,65 @@ INDEX = "chips.gpkg"
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set on disk; `chips` has a row for each chip, also for those left out."""
+    """A data set on disk.
+
+    `chips` has a row for each chip, also for those left out. `labels` says where each label of the
+    exported statuses is: by its id, its split or why it is in none.
+    """
 
     folder: Path
     chips: gpd.GeoDataFrame
     chip_size: int  # pixels
+    labels: pd.Series
     hint: str = ""  # which labels to review first for more chips
 
     def __str__(self) -> str:
         n = int((self.chips["split"] != "").sum())
         return (
-            f"{self.folder}: {n:,} chips of {self.chip_size} × {self.chip_size} pixels.{self.hint}"
+            f"{self.folder}: {n:,} chips of {self.chip_size} × {self.chip_size} pixels with "
+            f"{self.n_labels:,} of {len(self.labels):,} labels.{self._pieces()}{self.hint}"
         )
 
     @property
+    def n_labels(self) -> int:
+        """Count the labels in the splits, each once."""
+        return int(self.labels.isin(SPLITS).sum())
+
+    @property
     def summary(self) -> pd.DataFrame:
-        """Chips and labels of each split, and those left out by reason."""
-        what = self.chips["split"].where(
-            self.chips["split"] != "", "left out: " + self.chips["left_out"]
+        """One row for each split, and one for each reason to leave something out.
+
+        `labels` counts each label once: in its split, or at the reason why it is in none. `objects`
+        counts what chips show of labels: one that the edge of a chip cuts in two is there twice.
+        `pieces` are too small to be objects: COCO has them as crowds, YOLO does not label them.
+        """
+        chips = self.chips.assign(what=_rows_of(self.chips["split"], self.chips["left_out"]))
+        by_row = chips.groupby("what")
+        lost = self.labels.where(self.labels.isin(SPLITS), "left out: " + self.labels)
+        table = pd.DataFrame(
+            {
+                "chips": by_row.size(),
+                "labels": lost.value_counts(),
+                "objects": by_row["n_labels"].sum(),
+                "pieces": by_row["n_pieces"].sum(),
+            }
         )
-        groups = self.chips.groupby(what)["n_labels"]
-        table = pd.DataFrame({"chips": groups.size(), "labels": groups.sum()})
         rest = [name for name in table.index if name not in SPLITS]
-        return table.reindex([*SPLITS, *rest], fill_value=0).rename_axis(None)
+        return table.reindex([*SPLITS, *rest]).fillna(0).astype(int).rename_axis(None)
+
+    def _pieces(self) -> str:
+        n = int(self.chips.loc[self.chips["split"] != "", "n_pieces"].sum())
+        if not n:
+            return ""
+        are = "is a crowd" if n == 1 else "are crowds"
+        return (
+            f" {n:,} cut-off piece{'' if n == 1 else 's'} {are} in COCO and not labelled in YOLO, "
+            "which has no crowds."
+        )
+
+
+def _rows_of(split: pd.Series, left_out: pd.Series) -> pd.Series:
+    return split.where(split != "", "left out: " + left_out)
 
 
 def write_dataset(
@@ -87,14 +125,25 @@ def write_dataset(
     `folder` appears whole or not at all, and replaces only an earlier data set. If there is nothing
     to write, an earlier data set is renamed to `<folder>-stale`. Raises `DatasetError` for invalid
     values, labels without a class, a folder with other files, and if there is nothing to write.
+    Warns if no chip shows a label.
     """
     folder = Path(folder).absolute()
     _refuse_foreign(folder)
     try:
-        return _write(layer, tiles, scenes, folder, classes, aoi, chips or Chips())
+        made = _write(layer, tiles, scenes, folder, classes, aoi, chips or Chips())
     except DatasetError as error:
         why = f"{error}{_set_aside(folder)}"
         raise DatasetError(why) from None
+    if not made.n_labels:
+        warnings.warn(f"{folder} has no label, only background: {_why_none(made)}", stacklevel=2)
+    return made
+
+
+def _why_none(made: Dataset) -> str:
+    if made.labels.empty:
+        return "no label is accepted or edited. Accept the right ones in QGIS."
+    reasons = ", ".join(f"{n} {why}" for why, n in made.labels.value_counts().items())
+    return f"all {len(made.labels)} labels are left out ({reasons})."
 
 
 def _write(
@@ -115,7 +164,7 @@ def _write(
     remove_stale(folder.parent, folder.name)
     cutter = Cutter(layer, tiles.to_crs(crs), chips, aoi)
     with atomic_folder(folder) as temporary:
-        cut = largest_cut(cutter, scenes, temporary / "images")
+        cut = best_cut(cutter, scenes, temporary / "images")
         index = _index(cut.chips)
         for split in SPLITS:
             part = [chip for chip in cut.used if chip.split == split]
@@ -124,7 +173,8 @@ def _write(
         _write_yaml(temporary / "data.yaml", index, classes)
         with frozen_time():
             write_gpkg_layer(index, temporary / INDEX, "chips", "Polygon")
-    return Dataset(folder, index, cut.size, cutter.who_waits(cut.chips))
+    labels = fates_of(layer, cutter.exported, cut.chips)
+    return Dataset(folder, index, cut.size, labels, cutter.who_waits(cut.chips))
 
 
 def _set_aside(folder: Path) -> str:
@@ -235,7 +285,8 @@ def _index(all_chips: list[Chip]) -> gpd.GeoDataFrame:
         "chip": [c.name for c in all_chips],
         "split": [c.split for c in all_chips],
         "left_out": [c.left_out for c in all_chips],
-        "n_labels": [len(c.whole) for c in all_chips],
+        "n_labels": [len(c.whole) if c.split else 0 for c in all_chips],
+        "n_pieces": [len(c.pieces) if c.split else 0 for c in all_chips],
         "image": [f"images/{c.split}/{c.name}.png" if c.split else None for c in all_chips],
         "source": [c.scene.name for c in all_chips],
         "col_off": [int(c.window.col_off) for c in all_chips],

@@ -35,7 +35,11 @@ def home_in(tiles: gpd.GeoDataFrame, layer: gpd.GeoDataFrame) -> NDArray[np.int6
 
     The middle is a point inside the shape. Both layers are in one CRS.
     """
-    points = middle_of(layer.geometry.to_numpy())
+    return home_of(tiles, middle_of(layer.geometry.to_numpy()))
+
+
+def home_of(tiles: gpd.GeoDataFrame, points: NDArray[np.object_]) -> NDArray[np.int64]:
+    """Find the row of the tile that holds each of `(n,)` points; -1: none."""
     home = np.full(len(points), -1)
     point, tile = shapely.STRtree(tiles.geometry.to_numpy()).query(points, predicate="intersects")
     home[point[::-1]] = tile[::-1]  # on an edge, the first tile

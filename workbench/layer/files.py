@@ -29,6 +29,7 @@ from workbench._support.files import atomic_path, naming
 from workbench.errors import RunFolderError
 from workbench.layer.antimeridian import cut_at_antimeridian
 from workbench.layer.kept import Kept
+from workbench.layer.progress import LabelHomes, keep_count
 from workbench.layer.schema import (
     BATCH,
     COLUMNS,
@@ -38,6 +39,7 @@ from workbench.layer.schema import (
     as_layer,
     as_multi,
     as_tiles,
+    further_columns,
     typed,
 )
 from workbench.raster.crs import crs_name
@@ -94,7 +96,6 @@ def write_layer(
     refuse_open(files["gpkg"])
     batches = iter(layer)
     first = next(batches)
-    empty = as_layer(first)[:0]
     # a review is compared with the Parquet: it is put in place last, so that it never belongs to an
     # older GeoPackage
     with atomic_path(files["parquet"]) as parquet:
@@ -104,7 +105,8 @@ def write_layer(
             frozen_time(),
         ):
             counts: Counter[str] = Counter()
-            with closing(_GeoParquet(parquet, files["parquet"], empty)) as table:
+            homes = LabelHomes()
+            with closing(_GeoParquet(parquet, files["parquet"], first)) as table:
 
                 def written() -> Iterator[pa.RecordBatch]:
                     if kept is not None:
@@ -112,6 +114,7 @@ def write_layer(
                     for batch in chain([first], batches):
                         counts.update(batch["source_tile"])
                         add_to_geojson(batch)
+                        homes.add(batch)
                         rows = table.add(batch if kept is None else kept.new_in(batch))
                         if kept is not None:
                             rows = _as_arrow(batch, schema)
@@ -122,10 +125,12 @@ def write_layer(
             ledger = as_tiles(tiles(counts))
             if first.crs is None or first.crs != ledger.crs:
                 raise ValueError(f"layer and tiles need one CRS, not {first.crs} and {ledger.crs}")
-            write_gpkg_layer(ledger, gpkg, TILES, "Polygon")
+            progress = homes.progress(ledger)
+            write_gpkg_layer(progress.tiles, gpkg, TILES, "Polygon")
             looks = styles()
             _add_styles(gpkg, looks)
             _add_index(gpkg)
+            keep_count(gpkg, progress)
         with atomic_path(files["qml"]) as qml:
             qml.write_text(next(iter(looks[LABELS].values())), encoding="utf-8")
     return LayerFiles(ledger, **files)
@@ -178,7 +183,8 @@ def _as_arrow(batch: gpd.GeoDataFrame, schema: pa.Schema) -> pa.Table:
     for field in schema:
         if field.name not in arrow.column_names:
             columns.append(pa.nulls(len(batch), field.type))
-        elif pa.types.is_null(arrow[field.name].type):  # a column of nothing but null
+        elif field.name != "geometry" and arrow[field.name].type != field.type:
+            # such as a column of nothing but null
             columns.append(arrow[field.name].cast(field.type))
         else:
             columns.append(arrow[field.name])
@@ -233,7 +239,9 @@ def read_batches(
         frame = batch.to_pandas()
         shapes = shapely.from_wkb(frame.pop("geometry").to_numpy())
         polygons = gpd.GeoDataFrame(frame, geometry=shapes, crs=crs)
-        return as_layer(polygons) if columns is None else typed(polygons, wanted, "MultiPolygon")
+        if columns is not None:
+            return typed(polygons, wanted, "MultiPolygon")
+        return as_layer(polygons, further_columns(polygons))
 
     with pq.ParquetFile(parquet) as file:
         geo = json.loads(file.metadata.metadata[b"geo"])
@@ -255,6 +263,7 @@ def read_layer(path: Path) -> gpd.GeoDataFrame:
             polygons = pyogrio.read_dataframe(path, layer=LABELS)
         case ".parquet":
             polygons = gpd.read_parquet(path)
+            return as_layer(polygons, further_columns(polygons))
         case ".geojson":
             polygons = _read_geojson(path)
         case suffix:
@@ -372,7 +381,7 @@ class _GeoJSON:
 
     def __init__(self, path: Path, name: Path) -> None:
         self._name = name
-        self._encode = json.JSONEncoder(ensure_ascii=False).encode
+        self._encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
         with naming(name):
             self._file = path.open("w", encoding="utf-8", newline="\n")
             self._file.write('{"type":"FeatureCollection","name":"prelabels","features":[')
@@ -385,7 +394,7 @@ class _GeoJSON:
                 self._add(batch[start : start + BATCH])
 
     def _add(self, batch: gpd.GeoDataFrame) -> None:
-        columns = pd.DataFrame(batch[list(COLUMNS)]).assign(crs=crs_name(batch.crs))
+        columns = pd.DataFrame(batch.drop(columns="geometry")).assign(crs=crs_name(batch.crs))
         rows = pa.Table.from_pandas(columns, preserve_index=False).to_pylist()  # NaN: None
         shapes = shapely.to_geojson(_lonlat(batch.geometry))
         for properties, shape in zip(rows, shapes, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import geopandas as gpd
@@ -41,8 +41,16 @@ TILE_COLUMNS: Mapping[str, str] = {
     "n_polygons": "int64",
     "seconds": "float64",
 }
+# further columns where prompts were given: what came of each
+ANSWER: Mapping[str, str] = {
+    "prompt_fid": "Int64",  # text where the file has no numbers
+    "prompt_iou": "float64",
+    "moved_m": "float64",
+    "changed": "boolean",
+}
 BATCH = 1024  # polygons in memory at once, when a layer is written or read in batches
 LABELS, TILES = "prelabels", "tiles"  # the names of the two layers in the GeoPackage
+WAITING = "n_unreviewed"  # a further column of the layer of tiles in the GeoPackage
 DRAWN = "drawn/"  # the ids of polygons that somebody drew begin with it
 GEOMETRY_COLUMN = "geom"  # its name in the GeoPackage
 
@@ -50,17 +58,27 @@ GEOMETRY_COLUMN = "geom"  # its name in the GeoPackage
 _MISSING: Mapping[str, Any] = {"str": "", "int64": 0, "bool": False}
 
 
-def as_layer(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+def as_layer(polygons: gpd.GeoDataFrame, more: Sequence[str] = ()) -> gpd.GeoDataFrame:
     """Give polygons the columns of `COLUMNS`, in order and typed, and MultiPolygon geometry.
 
     Without `class_id` the class is null, without `class_score` (layers of earlier versions) the
     score is NaN, without `status` it is `unreviewed`. Other columns must be there; unknown columns
-    are dropped. No rows give an empty layer with the same columns, dtypes
-    and CRS. Raises `ValueError` for missing columns and other geometry.
+    are dropped, except for those named in `more`, which follow as they are. No rows give an empty
+    layer with the same columns, dtypes and CRS. Raises `ValueError` for missing columns and other
+    geometry.
     """
     absent = {"class_id": pd.NA, "class_score": np.nan, "status": "unreviewed"}
     layer = polygons.assign(**{k: v for k, v in absent.items() if k not in polygons})
-    return typed(layer, COLUMNS, "MultiPolygon")
+    made = typed(layer, COLUMNS, "MultiPolygon")
+    place = made.columns.get_loc("geometry")
+    for i, name in enumerate(more):
+        made.insert(place + i, name, layer[name].reset_index(drop=True))
+    return made
+
+
+def further_columns(frame: gpd.GeoDataFrame) -> list[str]:
+    """The columns that a layer has besides `COLUMNS`: of prompts, or added by somebody."""
+    return [name for name in frame if name not in COLUMNS and name != frame.geometry.name]
 
 
 def as_tiles(tiles: gpd.GeoDataFrame) -> gpd.GeoDataFrame:

@@ -2,7 +2,8 @@
 
 `trace` follows pixel edges, `build` puts exact polygons on the map, `clean` drops, fills and
 simplifies, `regularize` makes right angles, `continuation` finds the rest of what a tile's edge has
-cut, `seams` joins what several tiles saw (`seam_pairs` compares two tiles, `objects` decides which
-polygons are one, `on_disk` keeps polygons out of memory), `scales` chooses between scales,
-`overlap` says what two polygons share, `areas` holds areas and points of polygons.
+cut, `seams` joins what several tiles saw (`seam_pairs` compares two tiles, `objects` says which
+polygons are one object, `on_disk` keeps polygons out of memory), `scales` chooses between scales,
+`overlap` says what two polygons share (`pixel_area` counts it along pixel edges), `areas` holds
+areas and points of polygons.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import cv2
 import geopandas as gpd
@@ -54,16 +54,17 @@ def to_polygons(
 
 
 def shapes_in_window(
-    candidates: Candidates, scene: Scene, window: Window, valid: NDArray[np.bool_]
-) -> NDArray[np.object_]:
-    """Turn masks of one window into MultiPolygons along pixel edges, in the scene's CRS.
+    rles: Sequence[bytes], scene: Scene, window: Window, valid: NDArray[np.bool_]
+) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
+    """Turn masks of one window (COCO counts) into MultiPolygons along pixel edges, on the map.
 
     `valid` `(h, w)` says which pixels are; the others are taken out of the masks. A mask without a
-    valid pixel is an empty MultiPolygon.
+    valid pixel is an empty MultiPolygon. Also returns which masks touch invalid pixels, `(n,)`.
     """
-    counts: list[bytes] = candidates.table.column("rle").to_pylist()
+    counts = list(rles)
+    touch = np.zeros(len(counts), bool)
     if counts and not valid.all():
-        counts, _ = _without_invalid(counts, valid)
+        counts, touch = _without_invalid(counts, valid)
     outlines = trace(decode_runs(counts, *valid.shape))
     sizes = (outlines.ring_sizes, outlines.rings_per_part, outlines.parts_per_mask)
     ends = tuple(np.concatenate(([0], np.cumsum(n))) for n in sizes)
@@ -72,7 +73,7 @@ def shapes_in_window(
     shapes: NDArray[np.object_] = shapely.from_ragged_array(
         shapely.GeometryType.MULTIPOLYGON, corners, ends
     )
-    return shapes
+    return shapes, touch
 
 
 def _trace(

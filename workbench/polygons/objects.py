@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,8 +15,11 @@ from scipy.sparse.csgraph import connected_components
 from workbench.candidates.offer import INSIDE
 from workbench.polygons.on_disk import SpilledPolygons
 from workbench.polygons.overlap import common_area
+from workbench.polygons.pixel_area import Lattices
 from workbench.polygons.seam_pairs import SUREST
 
+# what a row has in common with others of its tile, as shares (n,) of the smaller one of each pair
+SharesOf = Callable[[int, NDArray[np.int64]], NDArray[np.float64]]
 RIVALS = 0.1  # share of the smaller of two polygons of a tile from which both are no one object
 
 
@@ -28,7 +31,13 @@ class Objects:
     by_label: NDArray[np.int64]  # (n,) all rows, object after object
 
     @classmethod
-    def of(cls, matches: NDArray[Any], shapes: SpilledPolygons, tile: NDArray[np.int64]) -> Objects:
+    def of(
+        cls,
+        matches: NDArray[Any],
+        shapes: SpilledPolygons,
+        tile: NDArray[np.int64],
+        lattices: Lattices,
+    ) -> Objects:
         """Join matches to objects, best first, but never two overlapping polygons of one tile.
 
         Those are different objects, or a whole and its part: without this, a chain of neighbours
@@ -41,8 +50,16 @@ class Objects:
         component = connected_components(links, directed=False)[1][matches["i"]]
         order = np.lexsort((*(matches[name] for name in reversed(SUREST)), component))
         ends = np.flatnonzero(np.diff(component[order], append=-1)) + 1
+
+        def overlaps(row: int, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+            others = shapes[rows]
+            common = common_area(
+                np.repeat(shapes[np.array([row])], len(rows)), others, lattices[tile[row]]
+            )
+            return common / np.minimum(shapes.area[row], shapes.area[rows])
+
         for first, last in pairwise([0, *ends.tolist()]):
-            for rows in _joined(matches[order[first:last]], shapes, tile):
+            for rows in _joined(matches[order[first:last]], tile, overlaps):
                 label[rows] = min(rows)
         return cls(label, np.argsort(label, kind="stable"))
 
@@ -74,7 +91,7 @@ class Objects:
 
 
 def _joined(
-    matches: NDArray[Any], shapes: SpilledPolygons, tile: NDArray[np.int64]
+    matches: NDArray[Any], tile: NDArray[np.int64], overlaps: SharesOf
 ) -> Iterable[list[int]]:
     """Join the matches, in this order, of rows that these connect."""
     object_of: dict[int, list[int]] = {}
@@ -83,13 +100,13 @@ def _joined(
         one, other = (object_of.setdefault(int(match[side]), [int(match[side])]) for side in "ij")
         if one is other:
             continue
-        if _rivals(one, other, shapes, tile):
+        if _rivals(one, other, tile, overlaps):
             refused.append(match)
         else:
             _join(one, other, object_of)
     for match in refused:
         one, other = (object_of[int(match[side])] for side in "ij")
-        if one is not other and _end_at_each_other(match, one, other, shapes, tile):
+        if one is not other and _end_at_each_other(match, one, other, tile, overlaps):
             _join(one, other, object_of)
     return {id(rows): rows for rows in object_of.values()}.values()
 
@@ -103,7 +120,7 @@ def _join(one: list[int], other: list[int], object_of: dict[int, list[int]]) -> 
 
 
 def _end_at_each_other(
-    match: Any, one: list[int], other: list[int], shapes: SpilledPolygons, tile: NDArray[np.int64]
+    match: Any, one: list[int], other: list[int], tile: NDArray[np.int64], overlaps: SharesOf
 ) -> bool:
     """Whether two objects are pieces of one, though a tile shows a whole and a part of it.
 
@@ -115,18 +132,13 @@ def _end_at_each_other(
         return False
     if (tile[one] == j_tile).any() or (tile[other] == i_tile).any():
         return False
-    shares = [_share_of_smaller(shapes, i, rows) for i, rows in _pairs_of_a_tile(one, other, tile)]
+    shares = [overlaps(i, rows) for i, rows in _pairs_of_a_tile(one, other, tile)]
     return all(((share <= RIVALS) | (share >= INSIDE)).all() for share in shares)
 
 
-def _rivals(
-    one: list[int], other: list[int], shapes: SpilledPolygons, tile: NDArray[np.int64]
-) -> bool:
+def _rivals(one: list[int], other: list[int], tile: NDArray[np.int64], overlaps: SharesOf) -> bool:
     """Whether two objects have polygons of one tile that overlap."""
-    return any(
-        (_share_of_smaller(shapes, i, rows) > RIVALS).any()
-        for i, rows in _pairs_of_a_tile(one, other, tile)
-    )
+    return any((overlaps(i, rows) > RIVALS).any() for i, rows in _pairs_of_a_tile(one, other, tile))
 
 
 def _pairs_of_a_tile(
@@ -137,11 +149,3 @@ def _pairs_of_a_tile(
         rows = [j for j in other if tile[j] == tile[i]]
         if rows:
             yield i, np.array(rows)
-
-
-def _share_of_smaller(
-    shapes: SpilledPolygons, row: int, rows: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """What a polygon has in common with others, as a share `(n,)` of the smaller one."""
-    common = common_area(shapes[np.array([row])], shapes[rows])
-    return common / np.minimum(shapes.area[row], shapes.area[rows])

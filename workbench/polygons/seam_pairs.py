@@ -20,6 +20,7 @@ from workbench.candidates.offer import TOUCH_PX
 from workbench.polygons.areas import middle_of
 from workbench.polygons.on_disk import SpilledPolygons
 from workbench.polygons.overlap import common_area, common_frame, iou, may_reach, most_common
+from workbench.polygons.pixel_area import Lattice, Lattices
 
 AGREE = 0.5  # IoU inside the shared overlap from which two polygons are the same object
 SEEN = 0.95  # share of a polygon inside the neighbour's window that counts as all of it
@@ -72,6 +73,7 @@ def compare_neighbours(
     What is held in memory is that of a few pairs.
     """
     boxes, touch = windows.geometry.to_numpy(), TOUCH_PX * windows["pixel"].to_numpy()
+    lattices = Lattices(windows)
     a, b = shapely.STRtree(boxes).query(boxes)
     scale = windows["scale"].to_numpy()
     a, b = a[scale[a] == scale[b]], b[scale[a] == scale[b]]
@@ -103,7 +105,7 @@ def compare_neighbours(
         one, other = side(i, j, overlap), side(j, i, overlap)
         foreign = _pairs((_others_to_decide(one, other), j), (_others_to_decide(other, one), i))
         cut = _pairs((one.rows[one.cut], j), (other.rows[other.cut], i))
-        return Comparison(_agreeing(one, other), foreign, cut)
+        return Comparison(_agreeing(one, other, lattices[i]), foreign, cut)
 
     pairs = np.column_stack((a, b))[a < b]
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
@@ -151,7 +153,7 @@ def _pairs(*pairs: tuple[NDArray[np.int64], int]) -> NDArray[np.int64]:
     return np.concatenate([np.empty((0, 2), np.int64), *columns])
 
 
-def _agreeing(one: _Side, other: _Side) -> NDArray[Any]:
+def _agreeing(one: _Side, other: _Side, lattice: Lattice) -> NDArray[Any]:
     """All pairs that look alike in the overlap, as `MATCH`."""
     m, n = shapely.STRtree(other.shared).query(one.shared)
     area, other_area = shapely.area(one.shared), shapely.area(other.shared)
@@ -165,7 +167,7 @@ def _agreeing(one: _Side, other: _Side) -> NDArray[Any]:
     most = most_common(bounds[m], other_bounds[n], area[m], other_area[n])
     possible = (most > 0) & (in_parts | may_reach(AGREE, most, area[m], other_area[n]))
     m, n, both_cut = m[possible], n[possible], both_cut[possible]
-    common, piece, other_piece = _common_area(one.shared[m], other.shared[n])
+    common, piece, other_piece = _common_area(one.shared[m], other.shared[n], lattice)
     piece = np.where(both_cut, piece, area[m])
     other_piece = np.where(both_cut, other_piece, other_area[n])
     alike = iou(common, piece, other_piece)
@@ -192,7 +194,7 @@ def _agreeing(one: _Side, other: _Side) -> NDArray[Any]:
 
 
 def _common_area(
-    one: NDArray[np.object_], other: NDArray[np.object_]
+    one: NDArray[np.object_], other: NDArray[np.object_], lattice: Lattice
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """The area that each pair shares, and the area of those parts of either that share any."""
     parts, pair = shapely.get_parts(one, return_index=True)
@@ -205,7 +207,7 @@ def _common_area(
     j = first[pair[i]] + step
     near = common_frame(shapely.bounds(parts)[i], shapely.bounds(other_parts)[j]) > 0
     i, j = i[near], j[near]
-    common = common_area(parts[i], other_parts[j])
+    common = common_area(parts[i], other_parts[j], lattice)
     i, j, common = i[common > 0], j[common > 0], common[common > 0]
     met, other_met = np.unique(i), np.unique(j)
     n = len(one)

@@ -42,6 +42,7 @@ from workbench.polygons.clean import only_polygons
 from workbench.polygons.objects import Objects
 from workbench.polygons.on_disk import SpilledPolygons
 from workbench.polygons.overlap import common_area, may_conflict, may_repeat
+from workbench.polygons.pixel_area import Lattices
 from workbench.polygons.scales import not_at_their_scale
 from workbench.polygons.seam_pairs import (
     BATCH,
@@ -92,8 +93,9 @@ def merge_seams(
         tile, roles = rows.pop("tile").to_numpy(), _Roles.of(rows)
         rows = rows.drop(columns=["continues", "too_large"], errors="ignore")
         rank = _ranks(rows)
+        lattices = Lattices(windows)
         said = _Said.of(shapes, tile, windows).of_one_class(rows)
-        decided = _decide(said, shapes, tile, rank, roles)
+        decided = _decide(said, shapes, tile, rank, roles, lattices)
         objects, keep = decided.objects, decided.keep
         ends = decided.unfinished | _reach_the_end(shapes, tile, windows)
         rows = rows.assign(n_tiles=1, at_edge=rows["at_edge"].to_numpy() | ends)
@@ -105,7 +107,7 @@ def merge_seams(
         keep &= roles.kept | ~_marked(elsewhere, len(rows))
         new = objects.have(roles.continues)  # no tile has compared them with its labels
         left = np.flatnonzero(keep)
-        worse = _not_offered(shapes, left, windows, seen_by, rank, offer, new)
+        worse = _not_offered(shapes, left, windows, tile, seen_by, rank, offer, new)
         keep &= roles.kept | ~_marked(worse, len(rows))
         for batch in _in_batches(np.flatnonzero(keep)):
             key = windows[KEY].iloc[tile[batch]].reset_index(drop=True)
@@ -204,10 +206,11 @@ def _decide(
     tile: NDArray[np.int64],
     rank: NDArray[np.int64],
     roles: _Roles,
+    lattices: Lattices,
 ) -> _Decided:
     """Decide by what neighbours have said; `rank` is the place of each row, best first."""
     labels = ~(roles.too_large[said.matches["i"]] | roles.too_large[said.matches["j"]])
-    objects = Objects.of(said.matches[labels], shapes, tile)
+    objects = Objects.of(said.matches[labels], shapes, tile, lattices)
     together = labels & (objects.label[said.matches["i"]] == objects.label[said.matches["j"]])
     agreed = said.matches[together]
     goes_on = _rows_and_windows(agreed, tile)
@@ -375,6 +378,7 @@ def _not_offered(
     shapes: SpilledPolygons,
     rows: NDArray[np.int64],
     windows: gpd.GeoDataFrame,
+    tile: NDArray[np.int64],
     seen_by: Callable[[int], set[int]],
     rank: NDArray[np.int64],
     offer: Offer,
@@ -405,10 +409,28 @@ def _not_offered(
     apart |= new[i] | new[j]
     repeat = may_repeat(shapes.bounds[i], shapes.bounds[j], shapes.area[i], shapes.area[j], offer)
     pairs, apart = pairs[apart | repeat], apart[apart | repeat]
-    common = [np.empty(0)]
+    common, lattices = [np.empty(0)], Lattices(windows)
     for batch in _in_batches(np.arange(len(pairs))):
         i, j = pairs[batch].T
-        common.append(common_area(shapes[i], shapes[j]))
+        common.append(_common_area(shapes, i, j, tile, lattices))
     shared = Shared(pairs[:, 0], pairs[:, 1], np.concatenate(common), apart)
     decided = one_label_per_object(shared, shapes.area, rank, offer)
     return np.flatnonzero(decided.reason != Reason.OFFERED)
+
+
+def _common_area(
+    shapes: SpilledPolygons,
+    i: NDArray[np.int64],
+    j: NDArray[np.int64],
+    tile: NDArray[np.int64],
+    lattices: Lattices,
+) -> NDArray[np.float64]:
+    """The area that pairs of rows share."""
+    source, other = (lattices.source[tile[rows]] for rows in (i, j))
+    one_source = np.where(source == other, source, -1)
+    common = np.empty(len(i))
+    for number in np.unique(one_source).tolist():
+        here = np.flatnonzero(one_source == number)
+        lattice = lattices[tile[i[here[0]]]] if number >= 0 else None
+        common[here] = common_area(shapes[i[here]], shapes[j[here]], lattice)
+    return common

@@ -35,7 +35,7 @@ class ReviewJob(Parameters):
         None,
         ge=32,
         le=8192,
-        description="side of a chip, pixels; null: 512, or the largest smaller size that works",
+        description="side of a chip, pixels; null: the size that keeps most labels, 512 at most",
     )
     val: Share = Field(0.15, description="share of the chips for validation")
     test: Share = Field(

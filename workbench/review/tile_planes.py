@@ -43,11 +43,16 @@ def tile_planes(
     An object counts in the tile whose core holds its representative point, and so does a polygon
     that matches it. Tiles that failed or have no valid pixels do not count. Cleaning is that of the
     job, without `planar`. The thresholds are the steps of `threshold_plane` and the job's own.
-    Raises `ReviewError` if the candidates of a tile are no longer stored.
+    Raises `ReviewError` if the candidates of a tile are no longer stored, or all are of prompts.
     """
     segmented = run.tiles["status"].isin(["ok", "empty"])
     ledger = run.tiles[run.tiles["tile"].isin(set(tiles)) & segmented].reset_index(drop=True)
     reference = with_area(reference.to_crs(run.layer.crs))
+    if not run.job.uses_grid:
+        raise ReviewError(
+            f"{run.folder}: all labels come from prompts, one for each, so there is nothing to "
+            "choose by thresholds. With `grid` the run also finds what the prompts lack."
+        )
     area = run.aoi
     if within is not None:
         inside = area_of(within, run.layer.crs)

@@ -24,6 +24,7 @@ from workbench.layer.web import FILES, write_format
 from workbench.runs.classes import Taught
 from workbench.runs.looks import class_colors
 from workbench.runs.plan import Plan
+from workbench.runs.prompted import PromptLabels, more_of
 from workbench.runs.refresh import Refresh
 from workbench.runs.result import Run
 
@@ -40,6 +41,7 @@ class FinishedLayer:
     run: Run
     plan: Plan
     taught: Taught | None
+    prompted: PromptLabels | None
     topology: Topology
     against: AgainstReference | None
     refresh: Refresh | None
@@ -111,6 +113,7 @@ def _write_project(finished: FinishedLayer) -> None:
         planar=run.job.planar,
         confidence=run.tally.classes,
         learned=None if finished.taught is None else class_colors(run.folder, run.job),
+        more=more_of(finished.prompted),
     )
 
 
@@ -134,6 +137,10 @@ def _review(finished: FinishedLayer) -> Mapping[str, Any]:
 
 def _classes(finished: FinishedLayer) -> Mapping[str, Any]:
     return {} if finished.taught is None else finished.taught.summary(finished.run.job.classes)
+
+
+def _prompts(finished: FinishedLayer) -> Mapping[str, Any]:
+    return {} if finished.prompted is None else finished.prompted.table()
 
 
 def _quality(finished: FinishedLayer) -> Mapping[str, Any]:
@@ -169,6 +176,7 @@ _CHARTS: Mapping[str, Callable[[FinishedLayer], Mapping[str, bytes]]] = {
 _TABLES: Mapping[str, Callable[[FinishedLayer], Mapping[str, Any]]] = {
     "Review": _review,
     "Classes": _classes,
+    "Prompts": _prompts,
     QUALITY: _quality,
     "Seams": _seams,
     TOPOLOGY: _topology,

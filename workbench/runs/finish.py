@@ -47,9 +47,17 @@ from workbench.runs.folder import refuse_to_lose_review
 from workbench.runs.labels import refuse_to_lose_examples
 from workbench.runs.looks import class_colors
 from workbench.runs.plan import Plan, load_reference
+from workbench.runs.prompted import (
+    more_of,
+    offer_beside_prompts,
+    prompted,
+    tile_records,
+    write_ledger,
+)
 from workbench.runs.record import write_job
 from workbench.runs.refresh import Refresh
 from workbench.runs.result import Run
+from workbench.runs.tile_stream import ScenePlan
 from workbench.samples.demo import sample_truth
 
 
@@ -73,7 +81,9 @@ def finish(plan: Plan) -> Run:
 
     def styles() -> Mapping[str, Mapping[str, str]]:
         learned = None if taught is None else class_colors(plan.folder, plan.job)
-        return qgis.styles(plan.job.classes, plan.job.planar, tally.classes, learned)
+        return qgis.styles(
+            plan.job.classes, plan.job.planar, tally.classes, learned, more_of(known)
+        )
 
     start = time.perf_counter()
     taught = teach(plan)
@@ -91,6 +101,9 @@ def finish(plan: Plan) -> Run:
         if against is not None:
             counting.append(attempts.each(QUALITY, against.add))
         made = layer_batches(plan, taught)
+        known = prompted(plan)
+        if known is not None:
+            made = known.among(made, offer_beside_prompts(plan))
         layer = counted(made if refresh is None else refresh.among(made, plan.job), *counting)
         kept = None if refresh is None else refresh.kept
         with nullcontext(plan.folder) if refresh is None else refresh.staged() as folder:
@@ -108,9 +121,12 @@ def finish(plan: Plan) -> Run:
             write_job(plan.job, folder)
             with atomic_path(folder / "tiles.parquet") as path:
                 with_left_out(result.ledger, plan.left_out).to_parquet(path, index=False)
+        write_ledger(known, plan.folder)
         seconds = time.perf_counter() - start
         write_by_products(
-            FinishedLayer(result, plan, taught, topology, against, refresh, attempts, seconds)
+            FinishedLayer(
+                result, plan, taught, known, topology, against, refresh, attempts, seconds
+            )
         )
     _tell_failures(plan, ledger)
     return result
@@ -138,7 +154,15 @@ def _tell_failures(plan: Plan, tiles: gpd.GeoDataFrame) -> None:
 
 
 def layer_batches(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
-    """Select, trace, merge, clean and square: the layer in batches, by source, tile and ordinal."""
+    """Select, trace, merge, clean and square: the layer in batches, by source, tile and ordinal.
+
+    Without tiles in which everything is segmented, it is one empty batch.
+    """
+    if not plan.by_grid:
+        yield _as_layer(
+            _with_class(_nothing(plan, plan.scenes[0]).assign(n_tiles=1, area_m2=0.0), plan)
+        )
+        return
     offer = plan.job.offer
     if taught is not None:  # which class lies where has been decided tile by tile
         offer = replace(offer, overlaps="all")
@@ -161,7 +185,7 @@ def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
     job = plan.job
     known = plan.store.ledger()  # once: to look through the folder takes as long as it has files
     for part in plan.scenes:
-        nothing = to_polygons(Candidates.empty(job.rules), part.scene, part.grid, {})
+        nothing = _nothing(plan, part)
         if taught is not None:
             yield without_class(nothing)
             for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
@@ -194,6 +218,11 @@ def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
                 for some, no_label in ((more, False), (too_large, True)):
                     polygons = to_polygons(concat(some), part.scene, part.grid, valid)
                     yield polygons.assign(continues=True, too_large=no_label)
+
+
+def _nothing(plan: Plan, part: ScenePlan) -> gpd.GeoDataFrame:
+    """No polygons, with all columns that they have."""
+    return to_polygons(Candidates.empty(plan.job.rules), part.scene, part.grid, {})
 
 
 def _windows(plan: Plan) -> gpd.GeoDataFrame:
@@ -245,8 +274,8 @@ def _as_layer(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
 
 def _ledger_layer(plan: Plan) -> gpd.GeoDataFrame:
     """One row for each wanted tile: its core and what the ledger says, polygons not counted yet."""
-    known = plan.store.ledger()
-    rows = [asdict(known[part.index(tile)][0]) for part in plan.scenes for tile in part.tiles]
+    known = tile_records(plan)
+    rows = [asdict(known[part.index(tile)]) for part in plan.scenes for tile in part.tiles]
     cores = [part.scene.window_polygon(tile.core) for part in plan.scenes for tile in part.tiles]
     ledger = gpd.GeoDataFrame(rows, geometry=cores, crs=plan.crs)
     ledger["tile"] = tile_names(ledger)

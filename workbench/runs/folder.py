@@ -28,6 +28,7 @@ OUTPUTS = (
     "review.qgz",
     "report.html",
     "examples.parquet",
+    "prompts.parquet",
 )
 LOCK = ".lock"  # only filelock writes it: on a disk without locks, what it says is the lock
 OWNER = ".owner"  # says which process writes the folder, while one does

@@ -42,13 +42,18 @@ class Forecast:
 
 
 def work_of(plan: Plan, done: int) -> str:
-    """Say how much there is to do; `done` tiles were stored by an earlier run."""
-    pixels = sum(tile.core.width * tile.core.height for part in plan.scenes for tile in part.tiles)
+    """Say how much there is to do; `done` tiles and windows were stored by an earlier run."""
+    cores = [tile.core for part in plan.by_grid for tile in part.tiles]
+    pixels = sum(core.width * core.height for core in cores)
     rasters = f"{plan.n_read:,} raster{'s' * (plan.n_read != 1)}"
     if plan.left_out:
         rasters += f" ({len(plan.left_out):,} more cannot be read and are left out)"
     stored = f", {done:,} of them stored already" if done else ""
-    return f"{rasters}, {plan.n_tiles:,} tiles{stored}, {pixels / 1e6:,.4g} megapixels"
+    if plan.asked is None:
+        return f"{rasters}, {plan.n_tiles:,} tiles{stored}, {pixels / 1e6:,.4g} megapixels"
+    asked, windows = len(plan.asked.prompts.asked), len(plan.asked.windows)
+    grid = f"{len(cores):,} tiles of {pixels / 1e6:,.4g} megapixels, " if cores else ""
+    return f"{rasters}, {grid}{asked:,} prompts in {windows:,} windows{stored}"
 
 
 def _size(n: float) -> str:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import pyproj
 import yaml
-from pydantic import (
-    ValidatorFunctionWrapHandler,
-    field_validator,
-    model_validator,
-)
+from pydantic import ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from workbench._support.secrets import without_secrets
 from workbench._support.yaml import read_yaml
@@ -36,6 +31,8 @@ from workbench.runs.parameters import (
     as_meant,
     parameter,
 )
+from workbench.runs.together import check_prompts, check_squared
+from workbench.runs.trust import refuse_strange_scheduler
 from workbench.segmenters.defaults import defaults_of
 
 ModelName = Literal[
@@ -43,7 +40,6 @@ ModelName = Literal[
     "sam2.1_tiny", "sam2.1_small", "sam2.1_base_plus", "sam2.1_large", "edgetam",
 ]  # fmt: skip
 MOST_SCALES, COARSEST = 4, 64
-TRUST = "WORKBENCH_TRUST_SCHEDULER"  # names the scheduler that a job file may name, too
 
 
 class Job(Parameters):
@@ -176,6 +172,18 @@ class Job(Parameters):
         "keep objects whose class scores at least this; null: what costs least review, estimated "
         "on labelled tiles held out",
     )
+    prompts: Text | None = parameter(
+        None,
+        "vector file of points, or of boxes and polygons, in any CRS (footprints, a cadastre, last "
+        "year's labels): each feature gets one label, and what the model cannot find keeps its "
+        "shape; null: none",
+    )
+    grid: bool | None = parameter(
+        None,
+        "whether the model also segments everything, as it does without `prompts`; where both are "
+        "at one place, the label of the prompt is kept; auto: not beside `prompts`, unless "
+        "`examples` teach classes",
+    )
     classes: dict[int, str] = parameter(
         {1: "object"}, "numbers and names of the classes for the review"
     )
@@ -205,6 +213,16 @@ class Job(Parameters):
                 raise ValueError(
                     "no CRS of this name is known; use a code, for example EPSG:32633"
                 ) from error
+        return value
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _known_model(cls, value: Any) -> Any:
+        if value not in (names := get_args(ModelName)):
+            raise ValueError(
+                f"no model has this name. Take one of {', '.join(map(repr, names))}; mobile_sam, "
+                "sam2.1_… and edgetam need pip install 'sam-workbench[models]'"
+            )
         return value
 
     @field_validator("source")
@@ -279,31 +297,22 @@ class Job(Parameters):
                 "there, or choose one of them"
             )
         if isinstance(self.regularize, list):
-            self._refuse_classes_without_polygons(self.regularize)
+            check_squared(self.regularize, self.classes, self.examples, self.default_class)
         for name in ("labelled_area", "class_thresh"):
             if self.examples is None and getattr(self, name) is not None:
                 raise ValueError(
                     f"{name} says something of classes that are learned: name the labels that "
                     f"teach them in `examples`, or leave {name} null"
                 )
+        check_prompts(
+            self.prompts, self.grid, self.examples, self.planar, self.scheduler, self.refresh
+        )
         if self.model == "classic" and self.checkpoint is not None:
             raise ValueError(
                 f"checkpoint {self.checkpoint}: `classic` has no weights. Set model to the SAM "
                 "that these are for (tiny, vit_b, sam2.1_tiny …), or leave checkpoint null"
             )
         return self
-
-    def _refuse_classes_without_polygons(self, regularize: list[int]) -> None:
-        if unknown := sorted(set(regularize) - set(self.classes)):
-            raise ValueError(
-                f"regularize names class {unknown[0]}, which is not one of classes {self.classes}. "
-                "Add it there, or choose among them"
-            )
-        if self.examples is None and self.default_class not in regularize:
-            raise ValueError(
-                f"regularize names classes {regularize}, but no polygon will have one of them: set "
-                "default_class or examples, or set regularize to true"
-            )
 
     def changed(self, **parameters: Any) -> Job:
         """Return this job with other values; a bad one raises `JobError` that names it."""
@@ -313,7 +322,7 @@ class Job(Parameters):
     def from_yaml(cls, path: Path) -> Job:
         """Read a `job.yaml`.
 
-        A scheduler in it must be trusted: see `_refuse_strange_scheduler`.
+        A scheduler in it must be trusted: see `refuse_strange_scheduler`.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -333,7 +342,7 @@ class Job(Parameters):
             if not isinstance(value, dict) and holds_number(value):  # a folder called 2024_05
                 parameters[name] = texts_in_yaml(text)[name]
         job = cls.create(**parameters)
-        _refuse_strange_scheduler(path, job.scheduler)
+        refuse_strange_scheduler(path, job.scheduler)
         return job
 
     def to_yaml(self) -> str:
@@ -396,6 +405,13 @@ class Job(Parameters):
         return Offer(self.max_area_share, self.duplicate_iou, self.overlaps)
 
     @property
+    def uses_grid(self) -> bool:
+        """Whether everything is segmented, not only what is at the prompts."""
+        if self.grid is None:
+            return self.prompts is None or self.examples is not None
+        return self.grid
+
+    @property
     def limits(self) -> Thresholds:
         """The least scores where classes decide: the thresholds that are given, else the floors.
 
@@ -426,16 +442,3 @@ class Job(Parameters):
         """The cleaning parameters."""
         values = {name: getattr(self, name) for name in Cleaning.__dataclass_fields__}
         return Cleaning(**values | {"min_area_px": self.min_area_px or 0})
-
-
-def _refuse_strange_scheduler(path: Path, scheduler: str | None) -> None:
-    """Refuse a scheduler that only a job file names: Dask unpickles what it sends, which is code.
-
-    `WORKBENCH_TRUST_SCHEDULER` may name one that is trusted.
-    """
-    if scheduler is not None and scheduler != os.environ.get(TRUST):
-        raise JobError(
-            f"{path} names scheduler {scheduler}, which could run any code on this machine. If you "
-            f"trust it, give it by hand (`-p scheduler {scheduler}`) or set {TRUST}={scheduler}. "
-            "If not, set scheduler to null in the file."
-        )

@@ -19,6 +19,7 @@ from pydantic import (
     ValidationInfo,
 )
 
+from workbench._support.notebook import is_at_notebook, show_errors_in_short
 from workbench._support.secrets import has_secrets, without_secrets
 from workbench._support.yaml import read_yaml
 from workbench.errors import JobError
@@ -40,10 +41,10 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 # parameters whose None is written `auto`
-AUTO = ("bands", "stretch", "crs", "interactive")
+AUTO = ("bands", "stretch", "crs", "grid", "interactive")
 PATHS = (
     "source", "aoi", "out_dir", "checkpoint",
-    "examples", "run_dir", "reviewed", "reference", "labelled_area", "next_source",
+    "examples", "prompts", "run_dir", "reviewed", "reference", "labelled_area", "next_source",
 )  # fmt: skip
 
 
@@ -86,6 +87,8 @@ class Parameters(BaseModel):
         Anything that looks like a parameter (a plain value with a public name) must be one. A
         person at the notebook may have other variables: then only near misses are refused.
         """
+        if is_at_notebook():
+            show_errors_in_short()
         values = {k: v for k, v in namespace.items() if k in cls.model_fields}
         values |= {
             k: text_of_parameter(k, v) for k, v in values.items() if k in PATHS and _is_name(v)
@@ -119,8 +122,7 @@ class Parameters(BaseModel):
         asked = getattr(self, "interactive", None)
         if asked is not None:
             return bool(asked)
-        started_by_ui = {"JPY_SESSION_NAME", "__vsc_ipynb_file__"} & set(os.environ)
-        return bool(started_by_ui) and _kernel_allows_input()
+        return is_at_notebook()
 
 
 _repr = reprlib.Repr()
@@ -180,13 +182,3 @@ def _from_home(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_from_home(item) for item in value]
     return os.path.expanduser(value) if isinstance(value, str | Path) else value
-
-
-def _kernel_allows_input() -> bool:
-    """False under papermill and nbclient, which ask the kernel not to take standard input."""
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return False
-    kernel = getattr(get_ipython(), "kernel", None)
-    return bool(getattr(kernel, "_allow_stdin", False))

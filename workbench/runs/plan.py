@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from workbench.runs.cluster import SharedRun, segmenter_there
 from workbench.runs.folder import FolderLock, refuse_foreign, store_in
 from workbench.runs.job import Job
 from workbench.runs.labels import check_labels, refuse_to_lose_examples
+from workbench.runs.prompt_windows import AskedPrompts, ask
+from workbench.runs.prompts import read_prompts
 from workbench.runs.record import (
     RunRecord,
     claim,
@@ -41,6 +43,7 @@ from workbench.runs.record import (
 from workbench.runs.refresh import protect_review
 from workbench.runs.tile_stream import ScenePlan
 from workbench.samples.demo import sample_scene
+from workbench.segmenters.defaults import defaults_of
 from workbench.segmenters.protocol import Segmenter
 
 _log = logging.getLogger(__name__)
@@ -87,6 +90,7 @@ class Plan:
     lock: FolderLock
     n_read: int  # of the rasters, also outside the AOI
     left_out: Mapping[str, str]  # rasters that cannot be read, and why
+    asked: AskedPrompts | None = None
 
     def close(self) -> None:
         """Let other processes have the run folder."""
@@ -108,9 +112,25 @@ class Plan:
         return self.scenes[0].scene.crs
 
     @property
+    def by_grid(self) -> tuple[ScenePlan, ...]:
+        """The scenes, at each scale, with the tiles in which everything is segmented."""
+        return self.scenes if self.asked is None or self.job.uses_grid else ()
+
+    @property
+    def work(self) -> tuple[ScenePlan, ...]:
+        """What is to be segmented: those tiles, and the windows around prompts."""
+        return self.by_grid + (() if self.asked is None else self.asked.parts)
+
+    @property
     def n_tiles(self) -> int:
-        """How many tiles are wanted."""
-        return self.area.n_tiles
+        """How many tiles and windows are to be segmented."""
+        return sum(len(part.tiles) for part in self.work)
+
+    def segmenter_of(self, part: ScenePlan) -> Callable[[Tile], Segmenter]:
+        """What computes each tile of a part of the work."""
+        if self.asked is not None and part.scene.name in self.asked.sources:
+            return self.asked.asker(part, self.segmenter)
+        return lambda _: self.segmenter
 
 
 def prepare(
@@ -123,7 +143,7 @@ def prepare(
     The plan has the run folder to itself until it is closed. A Segmenter of an earlier plan that is
     `loaded` is used again if it has the same key. With `tiles`, given by their index in the ledger,
     the plan is to store the candidates of these alone and to make no layer, so a folder with a
-    reviewed layer is accepted.
+    reviewed layer is accepted, and prompts are not read.
     """
     if job.regularize is not None:
         require_library()
@@ -131,6 +151,9 @@ def prepare(
     aoi = load_aoi(job.aoi) if job.aoi is not None else None
     if job.reference is not None:
         load_reference(job.reference)  # what is wrong with it should not end a long run
+    prompts = None
+    if job.prompts is not None and tiles is None:
+        prompts = read_prompts(job.prompts, scenes, aoi, job.classes)
     lock = FolderLock(folder_of(job, scenes))
     folder = lock.folder
     try:
@@ -139,8 +162,15 @@ def prepare(
         scenes = name_scenes(scenes, before)
         area = plan_tiles(job, scenes, aoi)
         check_labels(job, scenes)
+        asked = None
         if tiles is not None:
             area = area.only(tiles)
+        elif prompts is not None:
+            boxes = defaults_of(job.model).takes_boxes
+            asked = ask(prompts, area.finest, job.tile_size, with_boxes=boxes)
+            if not job.uses_grid:  # tiles without prompts are not looked at
+                parts = (part for part in area.only(asked.homes).parts if part.tiles)
+                area = replace(area, parts=tuple(parts))
         segmenter = _segmenter(job, lock, before)
         if loaded is not None and loaded.key == segmenter.key:
             segmenter = loaded
@@ -149,7 +179,7 @@ def prepare(
         if tiles is None or before is None:  # without resume, a review would lose its candidates
             protect_review(job, folder, scenes[0].crs)
             refuse_to_lose_examples(job, folder)
-        plan = Plan(job, folder, area, segmenter, record, lock, len(scenes), left_out)
+        plan = Plan(job, folder, area, segmenter, record, lock, len(scenes), left_out, asked)
         if before is None or pending(plan):
             segmenter.load()
         claim(folder, job, record, before)
@@ -297,5 +327,5 @@ def pending(plan: Plan) -> list[tuple[ScenePlan, Tile]]:
     known = plan.store.ledger()
     done = {index for index, (record, _) in known.items() if record.status != "failed"}
     return [
-        (part, tile) for part in plan.scenes for tile in part.tiles if part.index(tile) not in done
+        (part, tile) for part in plan.work for tile in part.tiles if part.index(tile) not in done
     ]

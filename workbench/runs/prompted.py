@@ -1,251 +1,308 @@
-"""Bring objects that are known already up to date: one mask for each feature of a vector file.
+"""Labels of objects that were known already: what the model says of each, or its old shape.
 
-Each window's answers are stored as soon as they are there, so a stopped run goes on where it was.
+The answers are stored as candidates, so other thresholds need no model.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import shapely
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from workbench._support.files import atomic_path, remove_stale
-from workbench.candidates.select import Thresholds
-from workbench.candidates.table import Candidates
-from workbench.errors import JobError, RunFailedError
-from workbench.polygons.build import shapes_in_window
-from workbench.raster.scene import Scene
-from workbench.runs import choose
-from workbench.runs.folder import FolderLock
-from workbench.runs.job import Job
-from workbench.runs.plan import folder_of, open_scenes
-from workbench.runs.prompts import PromptWindow, best_masks, read_prompts, windows_around
-from workbench.segmenters.defaults import defaults_of
+from workbench._support.files import atomic_path
+from workbench.candidates.offer import (
+    ONE_CLASS_PER_PLACE,
+    Offer,
+    Reason,
+    Shared,
+    one_label_per_object,
+)
+from workbench.candidates.store import TileRecord
+from workbench.layer.schema import ANSWER, as_layer, further_columns
+from workbench.polygons.areas import only_polygonal
+from workbench.polygons.clean import Cleaning, clean
+from workbench.polygons.overlap import common_area, iou_of, may_conflict
+from workbench.polygons.regularize import regularized
+from workbench.raster.crs import ground_area_m2, ground_scale
+from workbench.raster.scene import raster_of
+from workbench.raster.tiles import tile_name
+from workbench.runs.plan import Plan
+from workbench.runs.prompt_answers import answers, frame_of
+from workbench.runs.prompt_windows import AskedPrompts, TileIndex
 
-LARGEST = 8192  # side of a window that is read, pixels
 SAME = 0.9  # from this IoU on a new shape only follows the pixels, and nothing has changed
-LAYER, LEDGER = "prompted.gpkg", "prompted_windows.parquet"
+LEDGER = "prompts.parquet"
+# what came of a feature
+NEW, KEPT, NONE = "new", "kept", "none"
 
 
-class Prompted(Protocol):
-    """A model that can be asked for the object at a place."""
+@dataclass(frozen=True, eq=False)
+class PromptLabels:
+    """The labels of the prompts, and a row for each feature of the file.
+
+    `layer` has the columns of a layer, then those of `ANSWER`, then the attributes of the file.
+    `ledger` has the old shapes; `outcome` is `new`, `kept` (the old shape) or `none` (no label),
+    and `why` says why it is not `new`.
+    """
+
+    layer: gpd.GeoDataFrame
+    ledger: gpd.GeoDataFrame
 
     @property
-    def key(self) -> Any:
-        """All that its masks depend on."""
+    def more(self) -> list[str]:
+        """The columns that the layer has besides those of every layer."""
+        return further_columns(self.layer)
 
-    def load(self) -> None:
-        """Get ready. Whatever is wrong with weights or device raises here."""
+    def among(
+        self, batches: Iterable[gpd.GeoDataFrame], offer: Offer
+    ) -> Iterator[gpd.GeoDataFrame]:
+        """Put them among the labels of the grid, which give way to them; source by source."""
+        waiting = self.layer
+        shapes = self.layer.geometry.to_numpy()
+        tree = shapely.STRtree(shapes)
+        for batch in batches:
+            left = batch[_beside(batch.geometry.to_numpy(), shapes, tree, offer)]
+            now = waiting["source"].isin(batch["source"].unique())
+            yield self._joined(left, waiting[now])
+            waiting = waiting[~now]
+        yield self._joined(self.layer[:0], waiting)
 
-    def answer(
-        self,
-        image: NDArray[np.uint8],
-        points: NDArray[np.float64],
-        boxes: NDArray[np.float64] | None = None,
-    ) -> tuple[Candidates, NDArray[np.int64]]:
-        """The masks of prompts on an image, and the prompt of each."""
+    def _joined(self, grid: gpd.GeoDataFrame, ours: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+        """Labels of both kinds, those of the grid with empty columns of the prompts."""
+        empty = self.layer[:0][self.more].reindex(range(len(grid)))
+        grid = grid.reset_index(drop=True)
+        missing = [name for name in self.more if name not in grid]
+        grid = as_layer(grid.assign(**{name: empty[name] for name in missing}), self.more)
+        if not len(ours):
+            return grid
+        if not len(grid):
+            return ours.reset_index(drop=True)
+        both = pd.concat([grid, ours], ignore_index=True)
+        both = both.sort_values("source", kind="stable", ignore_index=True)
+        return as_layer(both.astype(ours.dtypes[self.more].to_dict()), self.more)
 
-
-def answer_prompts(job: Job, prompts: str | Path) -> gpd.GeoDataFrame:
-    """Ask for one mask for each feature of a vector file, and write the layer.
-
-    The run folder gets `prompted.gpkg` and `prompted_windows.parquet`, the ledger: a row for each
-    window, with how many features it has, how many kept their old shape, seconds and error. What an
-    earlier call has stored in the same folder is not computed again.
-
-    Args:
-        job: Source, model, thresholds and so on; windows have the side `tile_size`.
-        prompts: Points, boxes or polygons, in any CRS. Boxes and polygons ask with a point
-            inside and their box; `tiny`, which learned from points, is asked without the box.
-
-    Returns:
-        The features that lie in the scenes, in the working CRS, with their attributes, `fid` and
-        index, and three columns: `score`, the predicted IoU; `prompt_iou`, the IoU of the new shape
-        with the old one; and `changed`, whether that is below 0.9. A feature without a mask above
-        the thresholds keeps its old shape, and has no score.
-
-    Raises:
-        JobError: The prompts cannot be used, or the model takes none.
-        RunFailedError: Some windows failed; raised after the layer is written.
-
-    Example:
-        >>> layer = answer_prompts(Job(source="ortho.tif", model="tiny"), "footprints.gpkg")
-        >>> layer[layer["changed"]].to_file("to_check.gpkg")
-    """
-    scenes = open_scenes(job)
-    asked = read_prompts(prompts, scenes)
-    if job.model == "classic":
-        raise JobError(
-            "Parameter `model`: classic finds masks on its own and takes no prompts. Set model to "
-            "tiny or another SAM."
-        )
-    lock = FolderLock(folder_of(job, scenes))
-    try:
-        segmenter: Prompted = choose.segmenter_for(job, {})  # type: ignore[assignment]
-        store = _Store(lock.folder / "prompted", _key(segmenter, scenes, asked, job))
-        todo = [
-            (scene, part)
-            for scene, rows in zip(scenes, _by_scene(asked, scenes), strict=True)
-            for part in _windows(scene, asked, rows, job)
-        ]
-        waiting = [one for one in todo if not job.resume or not store.has(*one)]
-        if waiting:
-            segmenter.load()
-        for scene, part in tqdm(waiting, desc="windows", unit="window"):
-            store.write(scene, part, *_answer(segmenter, scene, part, job.thresholds))
-        answers, ledger = store.read(todo)
-        layer = _layer(asked, answers)
-        with atomic_path(lock.folder / LAYER) as path:
-            # a column of this name becomes the features' own number
-            named = layer.rename_axis("fid").reset_index() if "fid" not in layer else layer
-            named.to_file(path, layer="prompted", driver="GPKG")
-        with atomic_path(lock.folder / LEDGER) as path:
-            ledger.to_parquet(path, index=False)
-    finally:
-        lock.release()
-    failed = ledger[ledger["error"] != ""]
-    if len(failed):
-        raise RunFailedError(
-            f"{len(failed)} of {len(ledger)} windows failed, so {failed['features'].sum()} "
-            f"features kept their old shapes. The first: {failed['error'].iloc[0]}. Run the same "
-            "again: only these are computed."
-        )
-    return layer
+    def table(self) -> dict[str, str]:
+        """What the report says of them: quantities by name."""
+        outcome, changed = self.ledger["outcome"], self.layer["changed"]
+        lines = {
+            "features in the file": f"{len(self.ledger):,}",
+            "with a new shape": f"{(outcome == NEW).sum():,}",
+        }
+        if changed.notna().any():
+            lines[f"of these changed (IoU below {SAME:g})"] = f"{changed.sum():,}"
+            lines["moved, median"] = f"{self.layer['moved_m'].median():.2g} m"
+        lines["with their old shape"] = f"{(outcome == KEPT).sum():,}"
+        lines["without a label"] = f"{(outcome == NONE).sum():,}"
+        why = self.ledger["why"].str.partition(":")[0]
+        for reason, count in why[why != ""].value_counts().items():
+            lines[f"because: {reason}"] = f"{count:,}"
+        return lines
 
 
-def _by_scene(asked: gpd.GeoDataFrame, scenes: Sequence[Scene]) -> list[NDArray[np.intp]]:
-    """The rows of each scene; a feature in several belongs to the first that holds its middle."""
-    middles = shapely.point_on_surface(asked.geometry.to_numpy())
-    frames = [shapely.box(*scene.bounds) for scene in scenes]
-    holds = [shapely.contains_properly(frame, middles) for frame in frames]
-    meets = [shapely.intersects(frame, asked.geometry.to_numpy()) for frame in frames]
-    first = np.argmax(np.stack([*holds, *meets]), axis=0) % len(scenes)
-    return [np.flatnonzero(first == i) for i in range(len(scenes))]
+def prompted(plan: Plan) -> PromptLabels | None:
+    """Make the labels of a run's prompts from the stored answers; None without prompts."""
+    if plan.asked is None:
+        return None
+    asked, prompts = plan.asked, plan.asked.prompts
+    frame, old = prompts.frame, prompts.shapes
+    home = np.full(len(frame), "", object)
+    for window in asked.windows.values():
+        home[window.features] = tile_name(*window.home)
+    why = prompts.why_not.copy()
+    found = _finished(answers(plan, asked, why), plan)
+    twice = _doubles(found, old, plan.job.duplicate_iou)
+    fid = frame.index.to_numpy()
+    why[found["row"].to_numpy()[twice >= 0]] = [
+        f"same mask as another feature: fid {fid[row]}" for row in twice[twice >= 0].tolist()
+    ]
+    found = found[twice < 0]
+    rows = found["row"].to_numpy()
+    solid = shapely.get_dimensions(old) == 2
+    has_new = np.zeros(len(frame), bool)
+    has_new[rows] = True
+    has_old = (prompts.why_not == "") & ~has_new & solid
+    kept = _old(prompts.frame, np.flatnonzero(has_old), home, plan)
+    both = pd.concat([found, kept], ignore_index=True).sort_values("row", ignore_index=True)
+    layer = _layer(both, asked, home, plan)
+    outcome = np.select([has_new, has_old], [NEW, KEPT], NONE)
+    ledger = gpd.GeoDataFrame(
+        {"outcome": outcome, "why": np.where(has_new, "", why), "tile": home},
+        geometry=old,
+        crs=frame.crs,
+        index=frame.index.rename("fid"),
+    )
+    return PromptLabels(layer, ledger)
 
 
-def _windows(
-    scene: Scene, asked: gpd.GeoDataFrame, rows: NDArray[np.intp], job: Job
-) -> Iterator[PromptWindow]:
-    with_boxes = defaults_of(job.model).takes_boxes
-    for part in windows_around(scene, asked.geometry.iloc[rows], job.tile_size):
-        boxes = part.boxes if with_boxes else None
-        yield PromptWindow(part.window, rows[part.features], part.points, boxes)
+def more_of(prompted: PromptLabels | None) -> list[str]:
+    """The columns that a layer has besides those of every layer; none without prompts."""
+    return [] if prompted is None else prompted.more
 
 
-def _answer(
-    segmenter: Prompted, scene: Scene, part: PromptWindow, thresholds: Thresholds
-) -> tuple[gpd.GeoDataFrame, dict[str, Any]]:
-    """The new shapes of a window's features, as far as there are any, and its row of the ledger."""
-    start = time.perf_counter()
-    rows, shapes, scores, error = np.zeros(0, int), np.zeros(0, object), np.zeros(0), ""
-    try:
-        if part.window.width > LARGEST:
-            raise JobError(
-                f"a feature needs a window of {int(part.window.width)} pixels, and {LARGEST} are "
-                "the most. Set resolution_m to larger pixels"
-            )
-        image, valid = scene.read(part.window)
-        found, prompt = segmenter.answer(image, part.points, part.boxes)
-        sound = found.column("pred_iou") > thresholds.pred_iou_thresh
-        sound &= found.column("stability_score") >= thresholds.stability_score_thresh
-        found, prompt = found.take(sound), prompt[sound]
-        best = best_masks(found, prompt, part.boxes)
-        shapes = shapes_in_window(found.take(best), scene, part.window, valid)
-        there = ~shapely.is_empty(shapes)
-        rows, shapes = part.features[prompt[best]][there], shapes[there]
-        scores = found.column("pred_iou")[best][there].astype(float)
-    except Exception as problem:
-        # one bad window must not stop the others: the ledger has its error, and the run fails at
-        # its end
-        error = f"{type(problem).__name__}: {problem}"
-    answers = gpd.GeoDataFrame({"row": rows, "score": scores}, geometry=shapes, crs=scene.crs)
-    return answers, {
-        "source": scene.name,
-        "col_off": int(part.window.col_off),
-        "row_off": int(part.window.row_off),
-        "features": len(part.features),
-        "kept": len(part.features) - len(answers),
-        "seconds": round(time.perf_counter() - start, 3),
-        "error": error,
-    }
+def write_ledger(prompted: PromptLabels | None, folder: Path) -> None:
+    """Write the ledger of the prompts into the run folder, or remove that of an earlier job."""
+    if prompted is None:
+        (folder / LEDGER).unlink(missing_ok=True)
+        return
+    with atomic_path(folder / LEDGER) as path:
+        prompted.ledger.to_parquet(path)
 
 
-def _layer(asked: gpd.GeoDataFrame, answers: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    """Put new shapes in the place of the old ones."""
-    old = asked.geometry.to_numpy()
-    shapes, score = old.copy(), np.full(len(asked), np.nan)
-    rows = answers["row"].to_numpy()
-    shapes[rows] = answers.geometry.to_numpy()
-    score[rows] = answers["score"].to_numpy()
-    union = shapely.area(shapely.union(shapes, old))
-    common = shapely.area(shapely.intersection(shapes, old))
-    # a point has no shape to compare with
-    compared = ~np.isnan(score) & (shapely.get_dimensions(old) == 2)
-    ious = np.divide(common, union, out=np.full(len(old), np.nan), where=compared)
-    return asked.set_geometry(gpd.GeoSeries(shapes, asked.index, crs=asked.crs)).assign(
-        score=score, prompt_iou=ious, changed=ious < SAME
+def tile_records(plan: Plan) -> dict[TileIndex, TileRecord]:
+    """What is known of each wanted tile, that of the windows around its prompts included."""
+    known = plan.store.ledger()
+    records = {part.index(tile): known[part.index(tile)][0]
+               for part in plan.by_grid for tile in part.tiles}  # fmt: skip
+    if plan.asked is not None:
+        for index, window in plan.asked.windows.items():
+            one = replace(known[index][0], source=window.home[0],
+                          tile_row=window.home[1], tile_col=window.home[2])  # fmt: skip
+            records[window.home] = _together(records.get(window.home), one)
+    return records
+
+
+def _together(before: TileRecord | None, now: TileRecord) -> TileRecord:
+    if before is None:
+        return now
+    # the first of these that one of both has
+    status = next(
+        s for s in ("failed", "ok", "empty", "nodata") if s in (before.status, now.status)
+    )
+    return replace(
+        before,
+        status=status,
+        error=before.error or now.error,
+        n_candidates=before.n_candidates + now.n_candidates,
+        seconds=round(before.seconds + now.seconds, 3),
     )
 
 
-class _Store:
-    """A folder with a file for each window; the answers of another job in it are not used."""
-
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder, self.key = folder, key
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_stale(folder)
-
-    def path(self, scene: Scene, part: PromptWindow) -> Path:
-        """Where a window's answers are; windows are the same only with the same features."""
-        rows = hashlib.sha256(part.features.tobytes()).hexdigest()[:8]
-        place = f"{int(part.window.row_off)}_{int(part.window.col_off)}_{rows}"
-        return self.folder / f"{scene.name}_{place}_{self.key}.parquet"
-
-    def has(self, scene: Scene, part: PromptWindow) -> bool:
-        """Whether a window has been answered, and has not failed."""
-        path = self.path(scene, part)
-        return path.exists() and not _entry(path)["error"]
-
-    def write(
-        self, scene: Scene, part: PromptWindow, answers: gpd.GeoDataFrame, entry: dict[str, Any]
-    ) -> None:
-        """Store a window's answers and its row of the ledger, both or neither."""
-        answers.attrs["entry"] = json.dumps(entry)
-        with atomic_path(self.path(scene, part)) as path:
-            answers.to_parquet(path, index=False)
-
-    def read(
-        self, windows: Sequence[tuple[Scene, PromptWindow]]
-    ) -> tuple[gpd.GeoDataFrame, pd.DataFrame]:
-        """All answers, and the ledger."""
-        paths = [self.path(*one) for one in windows]
-        answers = pd.concat([gpd.read_parquet(path) for path in paths])
-        return answers, pd.DataFrame([_entry(path) for path in paths])
+def _finished(answers: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
+    """Fill, simplify and square as any polygon, of any size: that there is an object is known."""
+    job = plan.job
+    cleaning = Cleaning(0, fill_holes_m2=job.fill_holes_m2, simplify_m=job.simplify_m)
+    made = clean(answers, cleaning)
+    if job.regularize is not None and len(made):
+        made = regularized(made.assign(class_id=_class_of(made["row"], plan)), job.regularize)
+    return made.drop(columns="class_id", errors="ignore")
 
 
-def _entry(path: Path) -> dict[str, Any]:
-    entry: dict[str, Any] = json.loads(gpd.read_parquet(path).attrs["entry"])
-    return entry
+def _doubles(
+    answers: gpd.GeoDataFrame, old: NDArray[np.object_], duplicate_iou: float | None
+) -> NDArray[np.int64]:
+    """The feature `(n,)` that has the same mask and is closer to it; -1 for none."""
+    shapes, rows = answers.geometry.to_numpy(), answers["row"].to_numpy()
+    offer = Offer(None, duplicate_iou, "all")
+    i, j = shapely.STRtree(shapes).query(shapes)
+    i, j = i[i < j], j[i < j]
+    bounds, area = shapely.bounds(shapes), shapely.area(shapes)
+    near = may_conflict(bounds[i], bounds[j], area[i], area[j], offer)
+    i, j = i[near], j[near]
+    shared = Shared(i, j, common_area(shapes[i], shapes[j]), np.zeros(len(i), bool))
+    # points are equally close
+    order = np.lexsort((rows, -answers["confidence"], -iou_of(shapes, old[rows])))
+    rank = np.empty(len(rows), np.int64)
+    rank[order] = np.arange(len(rows))
+    rival = one_label_per_object(shared, area, rank, offer).rival
+    return np.where(rival >= 0, rows[rival], -1)
 
 
-def _key(segmenter: Prompted, scenes: Sequence[Scene], asked: gpd.GeoDataFrame, job: Job) -> str:
-    """What the answers depend on, in sixteen letters."""
-    identity = [
-        dict(segmenter.key),
-        [scene.describe() for scene in scenes],
-        [job.tile_size, job.thresholds.pred_iou_thresh, job.thresholds.stability_score_thresh],
-    ]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode())
-    for shape in shapely.to_wkb(asked.geometry.to_numpy()):
-        digest.update(shape)
-    return digest.hexdigest()[:16]
+def _old(
+    frame: gpd.GeoDataFrame, rows: NDArray[np.intp], home: NDArray[np.object_], plan: Plan
+) -> gpd.GeoDataFrame:
+    """Features that keep their shapes."""
+    shapes, there = only_polygonal(frame.geometry.iloc[rows])
+    rows = rows[there]
+    made = frame_of(plan, rows, shapes)
+    transforms = {part.scene.name: part.scene.transform for part in plan.area.finest}
+    pixel = {name: abs(grid.a * grid.e) for name, grid in transforms.items()}  # map units²
+    area_px = shapely.area(shapes) / np.array([pixel[raster_of(tile)] for tile in home[rows]])
+    return made.assign(
+        area_px=np.rint(area_px).astype(np.int64), area_m2=ground_area_m2(shapes, plan.crs)
+    )
+
+
+def _class_of(rows: pd.Series, plan: Plan) -> pd.Series:
+    """The class of features: their own, or the job's."""
+    assert plan.asked is not None
+    default = plan.job.default_class
+    own = plan.asked.prompts.class_id
+    if own is None:
+        return pd.Series(pd.array([default] * len(rows), dtype="Int64"), rows.index)
+    of_rows = pd.Series(own.iloc[rows.to_numpy()].to_numpy(), rows.index, dtype="Int64")
+    return of_rows if default is None else of_rows.fillna(default)
+
+
+def _layer(
+    labels: gpd.GeoDataFrame, asked: AskedPrompts, home: NDArray[np.object_], plan: Plan
+) -> gpd.GeoDataFrame:
+    """The labels with the columns of a layer, of `ANSWER` and of the file."""
+    prompts = asked.prompts
+    rows = labels["row"].to_numpy(np.int64)
+    fid = pd.Series(prompts.frame.index[rows])
+    tile = pd.Series(home[rows], dtype=object)
+    answered = labels["confidence"].notna().to_numpy()
+    old, new = prompts.shapes[rows], labels.geometry.to_numpy()
+    compared = answered & (shapely.get_dimensions(old) == 2)
+    ious, moved = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+    ious[compared] = iou_of(new[compared], old[compared])
+    moved[compared] = _metres_between(old[compared], new[compared], plan)
+    changed = pd.array(np.where(compared, ious < SAME, False), dtype="boolean")
+    changed[~compared] = pd.NA
+    is_number = pd.api.types.is_integer_dtype(fid)
+    answer = {
+        "prompt_fid": fid.astype("Int64") if is_number else fid.astype(str),
+        "prompt_iou": ious,
+        "moved_m": moved,
+        "changed": changed,
+    }
+    attributes = prompts.attributes().iloc[rows].reset_index(drop=True)
+    full = labels.assign(
+        id=tile + "/p" + fid.astype(str),
+        class_id=_class_of(labels["row"], plan),
+        source_tile=tile,
+        source=tile.map(raster_of),
+        n_tiles=1,
+        **answer,
+        **{str(name): values for name, values in attributes.items()},
+    )
+    return as_layer(full, [*ANSWER, *map(str, attributes)])
+
+
+def _metres_between(
+    old: NDArray[np.object_], new: NDArray[np.object_], plan: Plan
+) -> NDArray[np.float64]:
+    """Ground metres between the centroids of old and new shapes."""
+    one, other = (shapely.get_coordinates(shapely.centroid(shapes)) for shapes in (old, new))
+    areal = ground_scale(plan.crs, one[:, 0], one[:, 1])[2]
+    return np.asarray(np.hypot(*(one - other).T) * np.sqrt(areal), float)
+
+
+def _beside(
+    shapes: NDArray[np.object_],
+    prompted: NDArray[np.object_],
+    tree: shapely.STRtree,
+    offer: Offer,
+) -> NDArray[np.bool_]:
+    """Which labels of the grid may be beside those of prompts, which are always the better ones."""
+    n = len(shapes)
+    i, j = tree.query(shapes)
+    bounds, area = shapely.bounds(shapes), shapely.area(shapes)
+    their_bounds, their_area = shapely.bounds(prompted), shapely.area(prompted)
+    near = may_conflict(bounds[i], their_bounds[j], area[i], their_area[j], offer)
+    i, j = i[near], j[near]
+    shared = Shared(i, j + n, common_area(shapes[i], prompted[j]), np.ones(len(i), bool))
+    rank = np.concatenate([np.arange(n) + len(prompted), np.arange(len(prompted))])
+    decided = one_label_per_object(shared, np.concatenate([area, their_area]), rank, offer)
+    return np.asarray(decided.reason[:n] == Reason.OFFERED)
+
+
+def offer_beside_prompts(plan: Plan) -> Offer:
+    """Which labels of the grid may overlap those of prompts; with classes, none."""
+    return ONE_CLASS_PER_PLACE if plan.job.examples is not None else plan.job.offer

@@ -1,162 +1,201 @@
-"""Objects that are known already, as prompts: each feature of a vector file asks for one mask.
-
-A window is put around each feature, so no mask is cut by a seam. Features that lie close together
-share a window, because the window is the expensive part.
-"""
+"""Objects that are known already, as prompts: what a vector file asks for, and what is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import shapely
 from numpy.typing import NDArray
-from rasterio.windows import Window
 
-from workbench.candidates.table import Candidates
+from workbench._support.secrets import without_secrets
 from workbench.errors import JobError
+from workbench.layer.schema import ANSWER, COLUMNS, GEOMETRY_COLUMN, LABELS
+from workbench.polygons.areas import lies_in, middle_of
 from workbench.raster.crs import crs_title
 from workbench.raster.scene import Scene
+from workbench.raster.vectors import read_vectors
 
 KINDS = {"Point": "points", "Polygon": "polygons", "MultiPolygon": "polygons"}
+# why a feature is not asked for
+NO_SHAPE, OUTSIDE, OUTSIDE_AOI = "no shape", "outside the rasters", "outside the area"
+_TAKEN = {name.lower() for name in (*COLUMNS, *ANSWER, "geometry", GEOMETRY_COLUMN, "fid", "crs")}
 
 
 @dataclass(frozen=True, eq=False)
-class PromptWindow:
-    """A window of a scene, and the features that are asked for in it."""
+class PromptFeatures:
+    """The features of a vector file, in the working CRS.
 
-    window: Window
-    features: NDArray[np.intp]  # (n,), rows of the prompts
-    points: NDArray[np.float64]  # (n, 2), XY, pixels of the window
-    boxes: NDArray[np.float64] | None  # (n, 4), XYXY, pixels of the window; None for points
+    `frame` has all of them with their attributes, polygons mended; its index is their `fid`.
+    `why_not` `(n,)` says why a feature is not asked for; it is empty if it is.
+    """
+
+    frame: gpd.GeoDataFrame
+    why_not: NDArray[np.object_]
+
+    @property
+    def shapes(self) -> NDArray[np.object_]:
+        """The shape of each feature."""
+        return self.frame.geometry.to_numpy()
+
+    @property
+    def asked(self) -> NDArray[np.intp]:
+        """The rows of the features that are asked for."""
+        return np.flatnonzero(self.why_not == "")
+
+    @property
+    def are_points(self) -> bool:
+        """Whether they are points, which have no shape of their own."""
+        return bool((shapely.get_dimensions(self.shapes[self.asked]) == 0).all())
+
+    @property
+    def class_id(self) -> pd.Series | None:
+        """The class of each feature, nullable; None if the file has no `class_id`."""
+        return self.frame["class_id"].astype("Int64") if "class_id" in self.frame else None
+
+    def attributes(self) -> pd.DataFrame:
+        """All columns of the file but the class, named and typed for the layer.
+
+        A name that the layer has already begins with `prompt_`. Whole numbers and truth values are
+        nullable, since labels without a prompt have none.
+        """
+        columns: dict[str, pd.Series] = {}
+        taken = set(_TAKEN)
+        for name, values in self.frame.drop(columns=self.frame.geometry.name).items():
+            if name == "class_id":
+                continue
+            new = str(name)
+            while new.lower() in taken:
+                new = f"prompt_{new}"
+            taken.add(new.lower())
+            columns[new] = _nullable(values)
+        return pd.DataFrame(columns, index=self.frame.index)
 
 
-def read_prompts(path: str | Path, scenes: Sequence[Scene]) -> gpd.GeoDataFrame:
+def read_prompts(
+    path: str | Path,
+    scenes: Sequence[Scene],
+    aoi: gpd.GeoSeries | None = None,
+    classes: Mapping[int, str] | None = None,
+) -> PromptFeatures:
     """Read points or polygons (boxes are polygons) with their attributes, in the scenes' CRS.
 
-    Features without a shape, and those outside all scenes, are left out; the index is the file's
-    `fid`, where it has one. Raises `JobError` if none is left, and for anything that is not a file
-    of points or of polygons with a CRS.
+    A feature is asked for if its representative point lies in a scene and in the AOI.
+
+    Raises:
+        JobError: None is left, or the file does not hold points or polygons with a CRS, or its
+            `class_id` are not all among `classes`.
     """
-    frame = _read(Path(path))
-    shaped = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
-    if shaped.empty:
-        raise _refused(path, "has no features with a shape", "Give points, boxes or polygons.")
-    if shaped.geometry.has_z.any():
-        raise _refused(
-            path,
-            "has 3D shapes",
-            "Save it without heights, for example with `ogr2ogr -dim XY out.gpkg in.gpkg`.",
-        )
-    types = set(shaped.geometry.geom_type)
-    if unknown := types - set(KINDS):
-        raise _refused(
-            path, f"has a {sorted(unknown)[0]}", "Give only points, or only boxes and polygons."
-        )
-    if len({KINDS[kind] for kind in types}) > 1:
-        raise _refused(
-            path, "mixes points and polygons", "Save them as two files and run two jobs."
-        )
-    placed = shaped.to_crs(scenes[0].crs)
-    inside = np.zeros(len(placed), bool)
+    what = f"Parameter `prompts`: {without_secrets(str(path))}"
+    # of a run folder, the labels are meant and not its tiles
+    frame = read_vectors(str(path), what, JobError, layer=LABELS)
+    if not frame.index.is_unique:  # of GeoParquet it may be anything
+        frame = frame.reset_index(drop=True)
+    if classes is not None and "class_id" in frame:
+        frame = frame.assign(class_id=_classes(what, frame["class_id"], classes))
+    shapes = frame.geometry.to_numpy()
+    has_shape = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
+    if not has_shape.any():
+        raise JobError(f"{what} has no features with a shape. Give points, boxes or polygons.")
+    _refuse_other_kinds(what, shapes[has_shape])
+    placed = frame.to_crs(scenes[0].crs)
+    shapes = _mended(placed.geometry.to_numpy())
+    has_shape &= ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
+    has_shape &= np.isfinite(shapely.bounds(shapes)).all(axis=1)  # beyond what a projection shows
+    inside = np.zeros(len(frame), bool)
+    rows = np.flatnonzero(has_shape)
     for scene in scenes:
-        inside |= placed.intersects(shapely.box(*scene.bounds)).to_numpy()
+        inside[rows] |= lies_in(shapes[rows], shapely.box(*scene.bounds))
     if not inside.any():
-        raise _refused(
-            path,
-            f"has no feature inside {Path(scenes[0].source).name}"
-            + (f" or {len(scenes) - 1} other rasters" if len(scenes) > 1 else "")
-            + f": its bounds are {_bounds(placed.total_bounds)}, the raster's are "
-            f"{_bounds(scenes[0].bounds)}, both in {crs_title(scenes[0].crs)}",
-            "Check the CRS of the file.",
+        bounds = shapely.total_bounds(shapes[has_shape])
+        others = f" or {len(scenes) - 1} other rasters" if len(scenes) > 1 else ""
+        raise JobError(
+            f"{what} has no feature inside {Path(scenes[0].source).name}{others}: its bounds are "
+            f"{_bounds(bounds)}, the raster's are {_bounds(scenes[0].bounds)}, both in "
+            f"{crs_title(scenes[0].crs)}. Check the CRS of the file."
         )
-    return placed[inside]
+    why_not = np.where(has_shape, np.where(inside, "", OUTSIDE), NO_SHAPE).astype(object)
+    if aoi is not None:
+        rows = np.flatnonzero(inside)
+        wanted = shapely.union_all(aoi.to_crs(scenes[0].crs).to_numpy())
+        why_not[rows[~lies_in(shapes[rows], wanted)]] = OUTSIDE_AOI
+        if not (why_not == "").any():
+            raise JobError(
+                f"{what} has {len(rows)} features inside the rasters, but none inside aoi. Choose "
+                "a larger area, or leave aoi null."
+            )
+    return PromptFeatures(placed.set_geometry(shapes, crs=scenes[0].crs), why_not)
 
 
-def windows_around(scene: Scene, prompts: gpd.GeoSeries, side: int) -> Iterator[PromptWindow]:
-    """Group the prompts of a scene into windows of `side` pixels.
-
-    The scene is divided into cells of half a window. Features whose middle is in a cell share the
-    window around it. A feature that comes closer to its edges than an eighth has a window to
-    itself, larger than `side` if it must be.
-    """
-    to_pixels = ~scene.transform
-    shapes = shapely.transform(
-        prompts.to_numpy(), lambda xy: np.column_stack(to_pixels @ (xy[:, 0], xy[:, 1]))
-    )
-    bounds = shapely.bounds(shapes)
-    middles = (bounds[:, :2] + bounds[:, 2:]) / 2
-    half, margin = side // 2, side // 8
-    cells = np.floor(middles / half).astype(int)
-    starts = cells * half - half // 2
-    clear = np.hstack([bounds[:, :2] - starts, starts + side - bounds[:, 2:]])
-    fits: NDArray[np.bool_] = np.all(clear >= margin, axis=1)
-    longest = (bounds[:, 2:] - bounds[:, :2]).max(1)
-    sides = np.maximum(side, np.ceil(longest * 4 / 3).astype(int))
-    starts[~fits] = np.floor(middles[~fits] - sides[~fits, None] / 2)
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i in range(len(shapes)):
-        alone = (side,) if fits[i] else (int(sides[i]), i)
-        groups.setdefault((*starts[i, ::-1].tolist(), *alone), []).append(i)
-    for (top, left, width, *_), members in sorted(groups.items()):
-        rows = np.array(members)
-        inner = shapely.get_coordinates(shapely.point_on_surface(shapes[rows]))
-        boxes = None
-        if (shapely.get_type_id(shapes[rows]) != shapely.GeometryType.POINT).all():
-            boxes = bounds[rows] - np.tile((left, top), 2)
-        yield PromptWindow(Window(left, top, width, width), rows, inner - (left, top), boxes)
+def middles(shapes: NDArray[np.object_]) -> NDArray[np.float64]:
+    """The representative point of each shape `(n,)`, as `(n, 2)`."""
+    return shapely.get_coordinates(middle_of(shapes))
 
 
-def best_masks(
-    found: Candidates, prompt: NDArray[np.int64], boxes: NDArray[np.float64] | None
-) -> NDArray[np.intp]:
-    """The row of the best mask of each prompt that has one, in the prompts' order.
-
-    Best is the highest predicted IoU; with `boxes`, `(n, 4)`, times the IoU of the mask's box with
-    that of its prompt. `prompt` says which prompt each of `found` is for.
-    """
-    scores = found.column("pred_iou").astype(np.float64)
-    if boxes is not None:
-        ours = shapely.box(*(found.boxes + (0, 0, 1, 1)).astype(np.float64).T)
-        theirs = shapely.box(*boxes[prompt].T)
-        scores *= shapely.area(shapely.intersection(ours, theirs))
-        scores /= shapely.area(shapely.union(ours, theirs))
-    order = np.lexsort((np.arange(len(scores)), -scores, prompt))
-    _, first = np.unique(prompt[order], return_index=True)
-    rows: NDArray[np.intp] = order[first]
-    return rows
-
-
-def _read(path: Path) -> gpd.GeoDataFrame:
-    if not path.exists():
-        raise _refused(path, "does not exist", "Give a vector file of points, boxes or polygons.")
-    try:
-        frame = (
-            gpd.read_parquet(path)
-            if path.suffix == ".parquet"
-            else gpd.read_file(path, fid_as_index=True)
+def _refuse_other_kinds(what: str, shapes: NDArray[np.object_]) -> None:
+    if shapely.has_z(shapes).any():
+        raise JobError(
+            f"{what} has 3D shapes. Save it without heights, for example with "
+            "`ogr2ogr -dim XY out.gpkg in.gpkg`."
         )
-    except Exception as error:  # what is damaged fails anywhere in GDAL, GEOS and PROJ
-        raise _refused(
-            path, f"cannot be read as a vector file ({error})", "Open it in QGIS and export it."
-        ) from error
-    if not isinstance(frame, gpd.GeoDataFrame):
-        raise _refused(path, "has no shapes", "Give points, boxes or polygons.")
-    if frame.crs is None:
-        raise _refused(
-            path,
-            "has no CRS, so its place is unknown",
-            "Save it with one, for example with `ogr2ogr -a_srs EPSG:32633 out.gpkg in.shp`.",
+    types = {shapely.GeometryType(number).name for number in np.unique(shapely.get_type_id(shapes))}
+    kinds = {kind.upper(): what for kind, what in KINDS.items()}
+    if unknown := sorted(types - set(kinds)):
+        other = next(shape.geom_type for shape in shapes if shape.geom_type.upper() == unknown[0])
+        raise JobError(f"{what} has a {other}. Give only points, or only boxes and polygons.")
+    if len({kinds[kind] for kind in types}) > 1:
+        raise JobError(
+            f"{what} mixes points and polygons. Save them as two files and run two jobs."
         )
-    return frame
 
 
-def _refused(path: str | Path, problem: str, remedy: str) -> JobError:
-    return JobError(f"Parameter `prompts`: {path} {problem}. {remedy}")
+def _mended(shapes: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Make polygons valid: a bow tie has no area to compare with."""
+    broken = np.flatnonzero(~(shapely.is_valid(shapes) | shapely.is_missing(shapes)))
+    if len(broken):
+        shapes = shapes.copy()
+        mended = shapely.make_valid(shapes[broken], method="structure", keep_collapsed=False)
+        shapes[broken] = mended
+    return shapes
 
 
-def _bounds(bounds: Sequence[float]) -> str:
+def _classes(what: str, values: pd.Series, classes: Mapping[int, str]) -> pd.Series:
+    """The classes of features as whole numbers, all of them among the job's."""
+    numbers = pd.to_numeric(values, errors="coerce")
+    wrong = values[values.notna() & (numbers.isna() | (numbers % 1 != 0))]
+    if len(wrong):
+        raise JobError(
+            f"{what} has class_id {wrong.iloc[0]!r}, which is not a whole number. Mend the column, "
+            "or rename it if it means something else."
+        )
+    unknown = sorted({int(number) for number in numbers.dropna().unique()} - set(classes))
+    if unknown:
+        raise JobError(
+            f"{what} has class_id {unknown[0]}, which is not one of classes {dict(classes)}. Add "
+            "it to `classes`, or rename the column if it means something else."
+        )
+    return numbers.astype("Int64")
+
+
+def _nullable(values: pd.Series) -> pd.Series:
+    if pd.api.types.is_bool_dtype(values):
+        return values.astype("boolean")
+    if pd.api.types.is_integer_dtype(values):
+        return values.astype("Int64")
+    if pd.api.types.is_float_dtype(values) or pd.api.types.is_datetime64_any_dtype(values):
+        return values
+    return values.map(_as_text).astype("string")
+
+
+def _as_text(value: Any) -> str | None:
+    missing = value is None or (pd.api.types.is_scalar(value) and pd.isna(value))
+    return None if missing else str(value)
+
+
+def _bounds(bounds: Sequence[float] | NDArray[np.float64]) -> str:
     return "(" + ", ".join(f"{value:.7g}" for value in bounds) + ")"

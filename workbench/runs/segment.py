@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import replace
 
 from workbench.runs import choose
 from workbench.runs.cluster import SharedRun, segment_there
 from workbench.runs.plan import Plan, pending
 from workbench.runs.record import plain, record_change
-from workbench.runs.tile_stream import SegmentedTile, TileWatch, segment_tiles, store_tiles
+from workbench.runs.tile_stream import SegmentedTile, TileWatch, segment_each, store_tiles
 
 FLUSH_SECONDS = 20.0  # a kill loses at most this much finished work
 FLUSH_TILES = 64
@@ -21,11 +22,14 @@ def segment(
 ) -> Generator[SegmentedTile, None, None]:
     """Compute, store and yield the wanted tiles that are not stored yet, or failed.
 
+    The windows around prompts come after the tiles of the grid.
+
     Finished tiles are stored every `flush_seconds`, and when the iterator is closed or interrupted.
     A slow model tells `watch` how far it is.
     """
     job = plan.job
-    parts = plan.area.only({part.index(tile) for part, tile in pending(plan)}).parts
+    wanted = {part.index(tile) for part, tile in pending(plan)}
+    parts = replace(plan.area, parts=plan.work).only(wanted).parts
     if job.scheduler is not None:
         share = SharedRun(job, plan.folder, plan.lock.owner, choose.segmenter_for)
         yield from segment_there(job.scheduler, share, plan.segmenter.key, parts)
@@ -35,7 +39,9 @@ def segment(
         done: list[SegmentedTile] = []
         flushed = time.monotonic()
         try:
-            with closing(segment_tiles(part, part.tiles, plan.segmenter, watch)) as segmented:
+            with closing(
+                segment_each(part, part.tiles, plan.segmenter_of(part), watch)
+            ) as segmented:
                 for tile in segmented:
                     done.append(tile)
                     yield tile

@@ -77,6 +77,16 @@ def segment_tiles(
     segmenter: Segmenter,
     watch: TileWatch | None = None,
 ) -> Generator[SegmentedTile, None, None]:
+    """Compute tiles of a scene as `segment_each` does, all with one Segmenter."""
+    return segment_each(part, tiles, lambda _: segmenter, watch)
+
+
+def segment_each(
+    part: ScenePlan,
+    tiles: Iterable[Tile],
+    segmenter_of: Callable[[Tile], Segmenter],
+    watch: TileWatch | None = None,
+) -> Generator[SegmentedTile, None, None]:
     """Compute tiles of a scene and yield them in their order, each as soon as it is finished.
 
     Reading, the network and the work after it run in a thread each, a few tiles ahead; `watch` is
@@ -88,7 +98,7 @@ def segment_tiles(
     waiting: deque[_Work] = deque()
     try:
         for tile in tiles:
-            waiting.append(_Work(part, tile, segmenter, stop, watch).begin(*threads))
+            waiting.append(_Work(part, tile, segmenter_of(tile), stop, watch).begin(*threads))
             if len(waiting) == TILES_IN_WORK:
                 yield waiting.popleft().result()
         while waiting:

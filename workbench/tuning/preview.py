@@ -260,8 +260,7 @@ class Preview:
     def merge(self, view: View) -> View:
         """Merge the seams of samples that overlap one another, as a run does.
 
-        A tenth of a second for each pair of tiles, too long for a slider. Without such samples the
-        view is returned as it is.
+        Too slow for a slider. Without such samples the view is returned as it is.
         """
         offered = np.isin(view.fate, (Fate.KEPT, Fate.CLEANED, Fate.OUTSIDE))
         tiles = [part.chosen(offered) for part in self._parts]

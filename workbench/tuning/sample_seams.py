@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from workbench.candidates.offer import Offer, TileMasks
 from workbench.candidates.table import Candidates
-from workbench.polygons.continuation import Continuations
+from workbench.polygons.continuation import Continuations, RowCol
 from workbench.polygons.seams import merge_seams
 from workbench.raster.scene import Scene
 from workbench.raster.tiles import Tile, TileGrid, tile_windows
@@ -31,7 +31,7 @@ class ChosenTile:
     rows: NDArray[np.int64]
 
     @property
-    def index(self) -> tuple[int, int]:
+    def index(self) -> RowCol:
         """Row and column of the tile."""
         return self.tile.row, self.tile.col
 

@@ -4,11 +4,13 @@ A job comes in; the same job goes out with what a person has changed by hand, or
 widgets decide nothing themselves: they call the functions that a batch run calls.
 
 `area`, `tuner` and `run_panel` are what the notebook shows; each keeps its panel through `cells`,
-and all share a `session`. `map`, `imagery`, `overlay` and `drawn_polygons` are the map, `looks`
-changes how polygons look on it. `drawn_area` and `area_text` belong to the area, `score_plane`,
-`controls`, `presets`, `sample_tiles`, `verdicts` and `tuner_text` to the tuner, `classes` and
-`palette` teach classes in it. `quiet` waits until a person pauses, `at_rest` is what the tuner does
-then, `safe_html` is the only owner of HTML.
+and all share a `session`, whose states are in its `history`, and `saved` in the run folder. `map`,
+`imagery`, `overlay` and `drawn_polygons` are the map, `looks` changes how polygons look on it,
+`object_list` lists them, `beside` shows setting B on a second map. `drawn_area` and `area_text`
+belong to the area, `score_plane`, `controls`, `presets`, `sample_tiles`, `judging`, `verdicts` and
+`tuner_text` to the tuner, `classes` and `palette` teach classes in it. `file_browser` and `links`
+lead to files, `toolbar` is what all panels share. `quiet` waits until a person pauses, `at_rest` is
+what the tuner does then, `safe_html` is the only owner of HTML.
 """
 
 from workbench.widgets.area import AOIPicker

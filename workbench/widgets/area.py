@@ -14,13 +14,21 @@ import ipywidgets as widgets
 import shapely
 
 from workbench._support.files import atomic_path
+from workbench._support.text import area_text
 from workbench.errors import AOIError, WorkbenchError
 from workbench.raster.aoi import load_aoi
 from workbench.runs.job import Job
 from workbench.tuning.webmap import degrees_from_web
-from workbench.widgets.area_text import area_m2, bend_step, caption, outside_text, size_text
-from workbench.widgets.cells import CellWidget, session_of_cell
-from workbench.widgets.controls import button
+from workbench.widgets.area_text import (
+    area_m2,
+    bend_step,
+    caption,
+    is_missed,
+    missed_text,
+    outside_text,
+)
+from workbench.widgets.cells import CellWidget, job_of, open_job, session_of_cell
+from workbench.widgets.controls import button, row
 from workbench.widgets.drawn_area import (
     STYLE,
     drawn_feature,
@@ -29,9 +37,11 @@ from workbench.widgets.drawn_area import (
     parts_of,
     straightened,
 )
+from workbench.widgets.file_browser import FileBrowser
 from workbench.widgets.map import SceneMap, feature
 from workbench.widgets.safe_html import Markup, SafeHTML, paragraph, sentence
 from workbench.widgets.session import Session, tile_cores
+from workbench.widgets.toolbar import MAP_KEYS, Toolbar, panel_of
 
 _INSIDE = {"stroke": False, "fillColor": "#d500f9", "fillOpacity": 0.04, "interactive": False}
 
@@ -84,20 +94,21 @@ class AOIPanel:
         self.scene_map.map.add(self._inside)
         self.scene_map.map.add(self.control)
         self.figures, self.problem, self.notice = (SafeHTML() for _ in range(3))
-        self.path = widgets.Text(
-            placeholder="area.geojson", layout=widgets.Layout(width="auto"),
-            tooltip="a vector file to load, or a GeoJSON file to save to",
-        )  # fmt: skip
+        self.files = FileBrowser(Path.cwd(), "area.geojson, ortho.tif, runs/ortho …")
+        self.path = self.files.path
+        self.toolbar = Toolbar(session, self.tell, MAP_KEYS)
         self.widget = self._layout()
         self.control.observe(self._drawn, "data")
         session.observe(self._job_changed, "job")
         session.observe(self._show_area, "area")
         session.observe(self._show_figures, ["area", "forecast"])
         session.observe(self._show_problem, ["area", "problem"])
+        session.observe(self._show_notice, "notice")
         self._show_shapes()
         self._show_area()
         self._show_figures()
         self._show_problem()
+        self._show_notice()
         self.scene_map.fit_area(session.area)
 
     def tell(self, text: str) -> None:
@@ -110,6 +121,8 @@ class AOIPanel:
         self.session.unobserve(self._show_area, "area")
         self.session.unobserve(self._show_figures, ["area", "forecast"])
         self.session.unobserve(self._show_problem, ["area", "problem"])
+        self.session.unobserve(self._show_notice, "notice")
+        self.toolbar.let_go()
         self.scene_map.close()
 
     # ------------------------------------------------------------------------------ what is shown
@@ -122,27 +135,38 @@ class AOIPanel:
                 "tiles."
             )
         )
+        session = self.session
+        back = button("Back to the notebook's own", self._go_back, "to what the cell above names")
+        back.layout.display = "none" if session.given is session.cell else "flex"
         column = widgets.VBox(
             [
-                self.figures, self.problem, hint,
-                button("Whole raster", self._take_all, "remove all shapes"),
-                button("Add what the map shows", self._add_view, "a rectangle without a mouse"),
-                SafeHTML("File of the area:"), self.path,
-                widgets.HBox(
+                widgets.VBox([self.toolbar, self.figures, self.problem, hint]),
+                widgets.VBox(
                     [
-                        button("Load area", self._load, "from any vector file"),
-                        button("Save area", self._save, "as GeoJSON"),
-                    ],
-                    layout=widgets.Layout(justify_content="space-between"),
+                        row(
+                            button("Whole raster", self._take_all, "remove all shapes"),
+                            button(
+                                "Add what the map shows", self._add_view,
+                                "a rectangle without a mouse",
+                            ),
+                        ),
+                        SafeHTML("File of an area, raster, job.yaml or run folder:"),
+                        self.files.widget,
+                        row(
+                            button("Load area", self._load, "from any vector file"),
+                            button("Save area", self._save, "as GeoJSON"),
+                            button(
+                                "Open", self._open,
+                                "a raster, a job.yaml or a run folder in place of this one",
+                            ),
+                            back,
+                        ),
+                        self.notice,
+                    ]
                 ),
-                self.notice,
-            ],
-            layout=widgets.Layout(width="280px", flex="0 0 280px", padding="0 0 0 12px"),
+            ]
         )  # fmt: skip
-        self.scene_map.widget.layout.flex = "1 1 400px"
-        box = widgets.HBox([self.scene_map.widget, column], layout=widgets.Layout(width="100%"))
-        box.add_class("sam-workbench-aoi")
-        return box
+        return panel_of("sam-workbench-aoi", self.scene_map.widget, column)
 
     def _job_changed(self, change: Any) -> None:
         if change["old"].aoi != change["new"].aoi:
@@ -189,7 +213,7 @@ class AOIPanel:
         self.figures.value = paragraph(
             Markup("<b>{}: {}</b><br>{}").format(
                 what,
-                size_text(area_m2(session)),
+                area_text(area_m2(session)),
                 session.forecast.text(session.area.n_tiles),
             )
         )
@@ -199,6 +223,10 @@ class AOIPanel:
         self.problem.value = (
             sentence(session.problem) if session.area is None else outside_text(session)
         )
+
+    def _show_notice(self, _: Any = None) -> None:
+        if self.session.notice:
+            self.tell(self.session.notice)
 
     def _say(self, text: str) -> None:
         self.notice.value = paragraph(text)
@@ -236,15 +264,36 @@ class AOIPanel:
         if path is None:
             return
         try:
-            load_aoi(str(path))
+            aoi = load_aoi(str(path))
+            if is_missed(aoi, self.session.scenes):
+                self.tell(missed_text(path.name, aoi, self.session.scenes))
+                return
             if self.session.job.aoi == str(path):  # the file may have changed
-                self.session.change(aoi=None)
+                self.session.read_area_again()
+                self._on_map = None
+                self._show_shapes()
             self.session.change(aoi=str(path))
         except WorkbenchError as error:
             self.tell(str(error))
             return
         self.scene_map.fit_area(self.session.area)
         self._say(f"Loaded {path.name}.")
+
+    def _open(self) -> None:
+        """Open a raster, a job file or a run folder in place of what is open."""
+        path = self._path()
+        if path is None:
+            return
+        try:
+            open_job(self.session, job_of(path, self.session.cell))
+        except WorkbenchError as error:
+            self.tell(str(error))
+
+    def _go_back(self) -> None:
+        try:
+            open_job(self.session, None)
+        except WorkbenchError as error:
+            self.tell(str(error))
 
     def _save(self) -> None:
         """Write the AOI as it was drawn, including parts outside the scenes."""
@@ -279,8 +328,6 @@ class AOIPanel:
         self._say(f"Saved {path}.")
 
     def _path(self) -> Path | None:
-        name = self.path.value.strip()
-        if not name:
-            self._say("Give the path of a file first.")
-            return None
-        return Path(name).expanduser().absolute()
+        if self.files.chosen is None:
+            self._say("Give the path of a file first, or choose one with Browse.")
+        return self.files.chosen

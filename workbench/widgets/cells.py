@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import ipywidgets as widgets
 from IPython import get_ipython
 
 from workbench.runs.job import Job
+from workbench.runs.plan import open_scenes
+from workbench.widgets.saved import write_opened
 from workbench.widgets.session import SAMPLES_DEPEND_ON, Session
 
 
@@ -32,7 +35,8 @@ class CellWidget(Generic[P]):
 
     `panel` is None in a batch run and after `close`. A cell that runs again keeps its panel as
     long as the session is the same; for another session it gets a new one, and the old one is
-    closed.
+    closed. A session may also be replaced while its panels are on the page (`open_job`): `frame`
+    is what the page shows, and holds the panel of the day.
     """
 
     text = ""
@@ -40,21 +44,33 @@ class CellWidget(Generic[P]):
     def __init__(self, session: Session, make: Callable[[Session], P]) -> None:
         self.session = session
         self.panel: P | None = None
+        self._make = make
+        self.frame: widgets.VBox | None = None
         if session.job.is_interactive:
-            self.panel = self._panel_of_cell(make)
+            self._fill_cell()
 
-    def _panel_of_cell(self, make: Callable[[Session], P]) -> P:
+    def _fill_cell(self) -> None:
         place = _cell(), type(self).__name__
         before: CellWidget[P] | None = _shown_in_cells.get(place)
         if before is not None and before.panel is not None and before.session is self.session:
-            panel = before.panel
+            self.panel, self.frame = before.panel, before.frame
         else:
-            panel = make(self.session)
+            self.panel = self._make(self.session)
+            self.frame = widgets.VBox([self.panel.widget], layout={"width": "100%"})
             if before is not None:
                 before.take_away()
         if place[0]:
             _shown_in_cells[place] = self
-        return panel
+
+    def show(self, session: Session) -> None:
+        """Show another session from now on."""
+        before, self.session = self.panel, session
+        assert before is not None
+        assert self.frame is not None
+        self.panel = self._make(session)
+        self.frame.children = (self.panel.widget,)
+        before.close()
+        _close_all(before.widget)
 
     @property
     def job(self) -> Job:
@@ -63,9 +79,9 @@ class CellWidget(Generic[P]):
 
     def take_away(self) -> None:
         """Close the panel and remove it from the page."""
-        if self.panel is not None:
+        if self.panel is not None and self.frame is not None:
             self.panel.close()
-            _close_all(self.panel.widget)
+            _close_all(self.frame)
             self.panel = None
 
     def close(self) -> None:
@@ -74,9 +90,9 @@ class CellWidget(Generic[P]):
         self.session.close()
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
-        if self.panel is None:
+        if self.panel is None or self.frame is None:
             return {"text/plain": self.text}
-        return self.panel.widget._repr_mimebundle_(**options)
+        return self.frame._repr_mimebundle_(**options)
 
 
 _of_cells: dict[str, tuple[Job, Session]] = {}
@@ -84,39 +100,74 @@ _shown_in_cells: dict[tuple[str, str], CellWidget[Any]] = {}
 
 
 def session_of_cell(job: Job) -> Session:
-    """Make a session for a job; a cell that runs again keeps what a person has changed by hand.
+    """Make a session for a job; it goes on with what was done by hand, as `session.json` has it.
 
     A parameter that was edited in the cell since then wins over the change by hand. With another
     source all changes are dropped: area and thresholds were meant for the one before.
     """
     cell = _cell()
-    given, earlier = _of_cells.get(cell, (job, None))
-    if earlier is None or given.source != job.source:
-        session = Session(job)
-    else:
-        earlier.cancel()
-        by_hand = {
-            name: value
-            for name, value in earlier.job
-            if value != getattr(given, name) and getattr(given, name) == getattr(job, name)
-        }
-        session = Session(job.changed(**by_hand))
-        session.given = job
-        if session.scenes == earlier.scenes and all(
-            getattr(session.job, name) == getattr(earlier.job, name) for name in SAMPLES_DEPEND_ON
-        ):
-            session.samples = tuple(sample for sample in earlier.samples if sample.whole)
-            session.judged = earlier.judged
-            session.take_process(earlier)
-            session.forecast = earlier.forecast
+    _, earlier = _of_cells.get(cell, (job, None))
     if earlier is not None:
-        earlier.close()
+        earlier.let_go()
+    session = Session(job, earlier)
+    if earlier is not None:
+        _take_over(session, earlier)
         for shown in _shown_in_cells.values():
             if shown.session is earlier and shown.panel is not None:
                 shown.panel.tell("The cell of the area has run again. Run this cell again, too.")
     if cell:
         _of_cells[cell] = job, session
     return session
+
+
+def job_of(path: Path, cell: Job) -> Job:
+    """The job that a person means by a raster, a job file or a run folder.
+
+    A raster is opened with the parameters of the notebook's cell, into a run folder of its own.
+    Raises `JobError`.
+    """
+    job_file = path / "job.yaml" if path.is_dir() else path
+    if job_file.suffix.lower() in (".yaml", ".yml"):
+        if path.is_dir() and not job_file.exists():
+            return cell.changed(source=str(path), out_dir=None, aoi=None)  # a folder of rasters
+        job = Job.from_yaml(job_file)
+        if path.is_dir():
+            job = job.changed(out_dir=str(path))
+        return job.changed(interactive=cell.interactive)
+    return cell.changed(source=str(path), out_dir=None, aoi=None)
+
+
+def open_job(earlier: Session, job: Job | None) -> Session:
+    """Show another job in place of a session's, in all its cells; None: that of the notebook.
+
+    A kernel that is restarted opens it again. Raises `WorkbenchError`, and changes nothing, if its
+    rasters or its run folder cannot be opened.
+    """
+    if job is not None:
+        open_scenes(job)  # before anything is given up
+    earlier.let_go()
+    write_opened(earlier.home, earlier.cell, job)
+    session = Session(earlier.cell)
+    _take_over(session, earlier)
+    for shown in list(_shown_in_cells.values()):  # in the order in which they were made
+        if shown.session is earlier and shown.panel is not None:
+            shown.show(session)
+    for cell, (of_cell, there) in _of_cells.items():
+        if there is earlier:
+            _of_cells[cell] = of_cell, session
+    return session
+
+
+def _take_over(session: Session, earlier: Session) -> None:
+    """Spare a session what an earlier one has computed, and end that."""
+    if session.scenes == earlier.scenes and all(
+        getattr(session.job, name) == getattr(earlier.job, name) for name in SAMPLES_DEPEND_ON
+    ):
+        samples = (sample for sample in earlier.samples if sample.whole)
+        session.samples = tuple(s for s in samples if s.record.index in session.tiles)
+        session.take_process(earlier)
+        session.forecast = earlier.forecast
+    earlier.close()
 
 
 def _close_all(widget: widgets.Widget) -> None:

@@ -59,15 +59,6 @@ class ClassTeaching:
         """Whether classes are shown: something was said, or the job has examples."""
         return len(self.session.verdicts) > 0 or self.session.job.examples is not None
 
-    @property
-    def tiles(self) -> set[Index]:
-        """The tiles on which something was said."""
-        found = set()
-        for tile in self.session.verdicts.frame["tile"].unique():
-            source, row, col = _parts_of(str(tile))
-            found.add((source, row, col))
-        return found
-
     # ---- the palette and the line below it
 
     def show_palette(self) -> None:
@@ -192,6 +183,12 @@ class ClassTeaching:
         except WorkbenchError as error:
             self._tell(str(error))
             return False
+        self.follow()
+        return True
+
+    def follow(self) -> None:
+        """Learn at once from the verdicts of the session, which have changed."""
+        verdicts = self.session.verdicts
         others, _ = self._other_examples()
         before = self.lesson
         thresh = self.session.job.class_thresh
@@ -206,7 +203,6 @@ class ClassTeaching:
         self._learned_from = None
         self.show_palette()
         self.show_text()
-        return True
 
     # ---- classes
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import anywidget
 import ipywidgets as widgets
 
 from workbench.candidates.select import Thresholds
 from workbench.errors import JobError
 from workbench.polygons.clean import Cleaning
 from workbench.runs.job import Job
+from workbench.widgets.history import TUNED
 from workbench.widgets.safe_html import SafeHTML, sentence
 from workbench.widgets.session import Session
 
-TUNED = (*Thresholds.__dataclass_fields__, *Cleaning.__dataclass_fields__)
 NAMES = {
     "pred_iou_thresh": "predicted IoU",
     "stability_score_thresh": "stability",
@@ -47,12 +45,6 @@ STEPS: dict[str, Sequence[float]] = {
 }
 
 
-class SliderNames(anywidget.AnyWidget):
-    """Shows nothing; gives each slider of the tuner its name and value for screen readers."""
-
-    _esm = Path(__file__).with_suffix(".js")
-
-
 class Controls:
     """A control for each tuned parameter; each change replaces the session's job at once.
 
@@ -78,7 +70,7 @@ class Controls:
     def cleaning(self) -> widgets.VBox:
         """The controls of cleaning."""
         names = Cleaning.__dataclass_fields__
-        return widgets.VBox([*(self.of[name] for name in names), self.problem, SliderNames()])
+        return widgets.VBox([*(self.of[name] for name in names), self.problem])
 
     def close(self) -> None:
         """Stop following the session."""

@@ -126,6 +126,11 @@ class Imagery:
         """All layers, lowest first."""
         return (*self._slots, self._fresh, self._old)
 
+    def fade(self, opacity: float) -> None:
+        """Show the imagery with an opacity from 0 to 1."""
+        for layer in self.layers:
+            layer.opacity = opacity
+
     def look_at(self, screen: Screen) -> None:
         """Read the imagery of a screen soon, unless another screen follows at once."""
         self._painter.wish(screen)

@@ -28,6 +28,7 @@ from workbench.widgets.session import Session
 
 MAX_ZOOM = 24  # 7 mm a pixel at the equator: a pixel of 5 cm is seen as a square
 ZOOM_STEP = 0.25  # with whole steps a scene may fill only half of the map
+HEIGHT = "clamp(320px, 56vh, 1500px)"  # of a map: with its buttons it fits a small screen
 MOST_TILES = 2000  # outlines that are drawn at once
 WELL_IN_VIEW, LEAST_IN_VIEW = 0.8, 0.08  # shares of the map's width and height
 USUAL_PX = (800, 560)  # of a map that no browser has shown yet
@@ -61,7 +62,7 @@ class SceneMap:
     ticks "Basemap", which loads tiles of OpenStreetMap.
     """
 
-    def __init__(self, session: Session, height_px: int = 560) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
         self.scenes: Sequence[Scene] = session.scenes
         self.crs: pyproj.CRS = session.scenes[0].crs
@@ -80,7 +81,7 @@ class SceneMap:
         layers = (*self.imagery.layers, self._frame(), self._tile_lines)
         self.map = ipyleaflet.Map(
             layers=layers, scroll_wheel_zoom=True, max_zoom=MAX_ZOOM, zoom_snap=ZOOM_STEP,
-            layout=widgets.Layout(height=f"{height_px}px"),
+            layout=widgets.Layout(height=HEIGHT),
         )  # fmt: skip
         self.widget = self._layout()
         self.map.observe(self._moved, "bounds")

@@ -79,6 +79,19 @@ function nameTools(map, signal) {
   look();
 }
 
+/** Leaflet looks at its size when the window changes, not when its column does. */
+function followSize(map, signal) {
+  let [size, timer] = [map.clientWidth + map.clientHeight, 0];
+  const observer = new ResizeObserver(() => {
+    if (map.clientWidth + map.clientHeight === size) return;
+    size = map.clientWidth + map.clientHeight;
+    clearTimeout(timer);
+    timer = setTimeout(() => window.dispatchEvent(new Event("resize")), 60);
+  });
+  observer.observe(map);
+  signal.addEventListener("abort", () => observer.disconnect());
+}
+
 function render({ model, el }) {
   const ended = new AbortController();
   let frame = 0;
@@ -94,6 +107,7 @@ function render({ model, el }) {
     keepWheel(root, map, ended.signal);
     clickByKey(map, ended.signal);
     nameTools(map, ended.signal);
+    followSize(map, ended.signal);
     model.set("pixel_ratio", window.devicePixelRatio || 1);
     model.save_changes();
   };

@@ -12,6 +12,7 @@ const BLOCK = 1000; // rows that may share a path: a path of thousands fills slo
 const LOOK_MS = 500; // how often to look for views of the map: there is no event for them
 const PATIENCE_MS = 20000;
 
+const CLICK_MS = 3000; // what the kernel points out this soon after a click is its answer
 const STILL = 8; // px: a mouse that has moved less still means what was pointed out
 
 const [SEAM, GOOD, BAD] = [1, 2, 4]; // overlay.Flag
@@ -189,6 +190,29 @@ export function metresOf({ lng, lat }) {
   return [(lng / 180) * HALF_WORLD, (y / Math.PI) * HALF_WORLD];
 }
 
+export function degreesOf([x, y]) {
+  const lat = (360 / Math.PI) * Math.atan(Math.exp((y / HALF_WORLD) * Math.PI)) - 90;
+  return { lng: (x / HALF_WORLD) * 180, lat };
+}
+
+/**
+ * The class of a polygon, as a person or the classifier says, and the colour in which it is drawn.
+ * @param {Frame} frame
+ * @param {Look} look
+ * @param {number} row
+ */
+export function classNameOf({ outlines, kinds, said }, look, row) {
+  if (look.colourBy !== "class") {
+    const scores = outlines[look.colourBy] ?? [];
+    return { name: "", colour: look.colours[classOf(look.bounds, scores[row])] };
+  }
+  const spoken = said[row] ?? UNSAID;
+  if (spoken === REFUSED) return { name: "none (you)", colour: NONE_COLOUR };
+  const [mine, guess] = [look.classes[spoken], look.classes[kinds[row]]];
+  if (mine) return { name: `${mine[1]} (you)`, colour: mine[2] };
+  return guess ? { name: guess[1], colour: guess[2] } : { name: "none", colour: FADED_COLOUR };
+}
+
 /**
  * What a person or the classifier says of a polygon; empty without classes.
  * @param {Frame} frame
@@ -207,16 +231,26 @@ export function classText({ kinds, said, scores }, look, row) {
 }
 
 /**
+ * An area as people write it, like `_support.text.area_text`.
+ * @param {number} m2
+ */
+export function areaText(m2) {
+  const round = (/** @type {number} */ value, /** @type {number} */ digits) =>
+    value.toLocaleString("en", { maximumFractionDigits: digits });
+  if (m2 < 10_000) return `${round(m2, m2 < 10 ? 1 : 0)} m²`;
+  return m2 < 1e6 ? `${round(m2 / 1e4, 2)} ha` : `${round(m2 / 1e6, 2)} km²`;
+}
+
+/**
  * @param {Outlines} outlines
  * @param {Uint8Array | number[]} flags
  * @param {number} row
  */
 export function describe(outlines, flags, row) {
   const score = (/** @type {number} */ value) => (Number.isNaN(value) ? "–" : value.toFixed(2));
-  const area = outlines.area_m2[row];
-  const size = area.toLocaleString("en", { maximumFractionDigits: area < 10 ? 1 : 0 });
+  const size = areaText(outlines.area_m2[row]);
   const scores = [outlines.confidence[row], outlines.stability[row]].map(score);
-  const text = `confidence ${scores[0]} · stability ${scores[1]} · ${size} m²`;
+  const text = `confidence ${scores[0]} · stability ${scores[1]} · ${size}`;
   return flags[row] & SEAM ? `${text} · reaches another tile` : text;
 }
 
@@ -422,6 +456,9 @@ function drawOn(map, overlay) {
   let last = null; // where the mouse was last, px
   let anchor = null; // where it was when the kernel pointed something out
   let clicked = null; // where the last click was, until the map moves
+  let hovered = -1; // the row under the mouse
+  let answeredAt = 0; // when the last click was, ms
+  let answered = null; // the place of the last click, beside which its answer stands
   const waiting = new Map(); // at most one animation frame per task: the last value wins
 
   function soon(task) {
@@ -461,6 +498,7 @@ function drawOn(map, overlay) {
       const { sequence } = frame.outlines;
       Object.assign(canvas.dataset, { shown: frame.shown.length, sequence, drawn });
       canvas.dataset.painted = String(performance.now());
+      overlay.tell("drawn", {});
       point();
     } catch (error) {
       overlay.fail(error);
@@ -502,6 +540,8 @@ function drawOn(map, overlay) {
     const busy = !pointer || map.dragging?.moving() || map._animatingZoom || elsewhere(pointer);
     const row = busy ? -1 : rowAt(pointer);
     tip.style.display = row < 0 ? "none" : "block";
+    if (row !== hovered) overlay.tell("hover", { row });
+    hovered = row;
     if (row >= 0 && cursor === null) {
       cursor = container.style.cursor;
       container.style.cursor = "pointer";
@@ -551,6 +591,38 @@ function drawOn(map, overlay) {
     overlay.send({ kind: "key", key: event.key, lon, lat, row, sequence });
   }
 
+  /** The kernel has pointed out a polygon: its answer stands beside that, if nobody has clicked. */
+  function answerAt(row) {
+    if (performance.now() - answeredAt < CLICK_MS) return;
+    answered = null;
+    if (row >= 0) {
+      const { boxes, origin } = overlay.frame.outlines;
+      const middle = (/** @type {number} */ i) =>
+        origin[i] + (boxes[4 * row + i] + boxes[4 * row + i + 2]) / 2;
+      answered = degreesOf([middle(0), middle(1)]);
+    }
+    placeAnswer();
+  }
+
+  /** Keep the answer to the last click (class `sam-workbench-answer`) beside its place. */
+  function placeAnswer() {
+    const box = container.closest(".sam-workbench-mapbox");
+    const answer = box?.querySelector(".sam-workbench-answer");
+    if (!answer) return;
+    if (!answered) {
+      answer.classList.remove("below", "above", "away");
+      return;
+    }
+    const { x, y } = map.latLngToContainerPoint(answered);
+    const size = map.getSize();
+    box.style.setProperty("--click-x", `${x}px`);
+    const down = container.getBoundingClientRect().top - box.getBoundingClientRect().top;
+    box.style.setProperty("--click-y", `${y + down}px`);
+    answer.classList.toggle("below", y <= size.y / 2);
+    answer.classList.toggle("above", y > size.y / 2);
+    answer.classList.toggle("away", x < 0 || y < 0 || x > size.x || y > size.y);
+  }
+
   function leave() {
     pointer = null;
     soon(point);
@@ -568,12 +640,15 @@ function drawOn(map, overlay) {
     const { sequence } = overlay.frame.outlines;
     const again = clicked !== null && clicked.distanceTo(event.containerPoint) < STILL;
     if (!again) clicked = event.containerPoint;
+    [answered, answeredAt] = [event.latlng, performance.now()];
+    placeAnswer();
     overlay.send({ kind: "click", lon, lat, row: rowAt(event), sequence, again });
   }
 
   const handlers = {
-    ...{ moveend: redraw, zoomend: redraw, viewreset: redraw, resize: redraw, move: keepCovered },
-    ...{ zoomanim: follow, zoom: () => follow({}) },
+    ...{ zoomend: redraw, viewreset: redraw, resize: redraw },
+    move: () => { keepCovered(); placeAnswer(); },
+    ...{ zoomanim: follow, zoom: () => follow({}), moveend: () => { redraw(); placeAnswer(); } },
     ...{ mousemove: hover, mouseout: leave, movestart: moved, zoomstart: moved, click },
   };
   map.on(handlers);
@@ -589,7 +664,7 @@ function drawOn(map, overlay) {
     canvas.remove();
     tip.remove();
   };
-  return { redraw, remove, pointedOut };
+  return { redraw, remove, pointedOut, answerAt };
 }
 
 // ---------------------------------------------------------------------------------- the widget
@@ -641,9 +716,14 @@ export default () => {
           kinds: fitting(bytes(Uint8Array, "kinds")),
           said: fitting(bytes(Uint8Array, "said")),
           scores: fitting(bytes(Float32Array, "class_scores")),
-          selected: there(model.get("selected")) ? model.get("selected") : -1,
+          selected: [overlay.hovered, model.get("selected")].find(there) ?? -1,
         };
         failure = "";
+      },
+      hovered: -1, // a row of the list that the mouse is on
+      tell(what, detail) {
+        const event = { detail: { map: model.get("map_id"), ...detail } };
+        window.dispatchEvent(new CustomEvent(`sam-workbench-${what}`, event));
       },
       send: (message) => model.send(message),
       keys: () => model.get("hotkeys"),
@@ -696,15 +776,44 @@ export default () => {
     }
 
     const redraw = () => layers.forEach((layer) => layer.redraw());
+    // for the list beside the map
+    const shared = {
+      get outlines() {
+        return overlay.frame.outlines;
+      },
+      areaText,
+      nameOf: (row) => classNameOf(overlay.frame, /** @type {Look} */ (overlay.look), row),
+      inView() {
+        const [map] = layers.keys();
+        if (!map) return [];
+        const { outlines, shown } = overlay.frame;
+        const world = map.getPixelBounds().min;
+        const affine = affineAt(map.getZoom(), outlines.origin, world);
+        const { x, y } = map.getSize();
+        return [...shown].filter((row) => onCanvas(outlines.boxes, row, affine, x, y));
+      },
+      point(row) {
+        overlay.hovered = row;
+        redraw();
+      },
+    };
+    const everybody = /** @type {any} */ (window);
+    everybody.samWorkbenchOverlays ??= new Map();
+    everybody.samWorkbenchOverlays.set(model.get("map_id"), shared);
     const rows = ["outlines", "shown", "flags", "selected", "for_sequence", "kinds", "said"];
     const looks = ["colour_by", "ramp", "plain_colour", "fill", "opacity", "class_colours"];
     for (const name of [...rows, ...looks]) model.on(`change:${name}`, redraw);
+    model.on("change:selected", () => {
+      const row = model.get("selected");
+      layers.forEach((layer) => layer.answerAt(row < overlay.frame.outlines.count ? row : -1));
+    });
     model.on("change:pointed", () => layers.forEach((layer) => layer.pointedOut()));
     look();
     const timer = setInterval(look, LOOK_MS);
     return () => {
       ended = true;
       clearInterval(timer);
+      everybody.samWorkbenchOverlays.delete(model.get("map_id"));
       mapModel?.off("change", look);
       layers.forEach((layer) => layer.remove());
       layers.clear();

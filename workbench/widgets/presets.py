@@ -1,9 +1,8 @@
-"""Switching between settings of the tuner: undo, A and B, defaults, presets."""
+"""Switching between settings of the tuner: A and B, defaults, presets."""
 
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import ipywidgets as widgets
 from workbench._support.files import atomic_path
 from workbench.errors import OutputError, WorkbenchError
 from workbench.runs.job import Job
-from workbench.widgets.controls import TUNED, button, row
+from workbench.widgets.controls import button, row
+from workbench.widgets.history import TUNED
 from workbench.widgets.safe_html import SafeHTML, paragraph, sentence
 from workbench.widgets.session import Session
 
@@ -25,12 +25,7 @@ class Settings:
 
     def __init__(self, session: Session) -> None:
         self.session, self.message = session, SafeHTML()
-        self._past: list[tuple[Job, Job | None]] = []  # the shown setting, and B
-        self._pushed = ("", 0.0)
-        self._undone: dict[str, Any] = {}
-        self._other: Job | None = None
-        self.flip = button("A ⇄ B", self._flip, "switch to B and back", disabled=True)
-        self.undo = button("Undo", self._undo, "undo the last change", disabled=True)
+        self.flip = button("A ⇄ B", self._flip, "switch to B and back")
         self.preset = widgets.Combobox(
             placeholder="name of a preset", layout=widgets.Layout(width="150px"),
             continuous_update=False,  # else a quick click arrives before the last letters
@@ -40,7 +35,7 @@ class Settings:
             [
                 row(
                     button("Keep as B", self._keep, "remember this setting to compare with"),
-                    self.flip, self.undo,
+                    self.flip,
                     button("Defaults", self._reset, "reset all sliders to their defaults"),
                 ),
                 row(
@@ -50,51 +45,39 @@ class Settings:
                 self.message,
             ]
         )  # fmt: skip
-        session.observe(self.changed, "job")
+        session.observe(self._job_changed, "job")
+        session.observe(self._show_other, "other")
+        self._show_other()
 
     def close(self) -> None:
         """Stop following the session."""
-        self.session.unobserve(self.changed, "job")
+        self.session.unobserve(self._job_changed, "job")
+        self.session.unobserve(self._show_other, "other")
 
-    def changed(self, change: Any) -> None:
-        """Remember the job for undo; one drag of a slider is one step."""
-        before, job = change["old"], change["new"]
-        what = ",".join(name for name in TUNED if getattr(before, name) != getattr(job, name))
-        if what:
+    def _show_other(self, _: Any = None) -> None:
+        self.flip.disabled = self.session.other is None
+
+    def _job_changed(self, change: Any) -> None:
+        if _tuned(change["old"]) != _tuned(change["new"]):
             self.message.value = ""  # it was about the setting before
-        if not what or _tuned(job) == self._undone:
-            return  # an undo is not a step
-        now = time.monotonic()
-        if self._pushed[0] != what or now - self._pushed[1] > 1.0:
-            self._past.append((before, self._other))
-            self.undo.disabled = False
-        self._pushed = (what, now)
 
     def _go_to(self, job: Job) -> None:
-        self._pushed = ("", 0.0)  # so that this is a separate step
         try:
             self.session.change(**_tuned(job))
         except WorkbenchError as error:
             self.message.value = sentence(str(error))
 
-    def _undo(self) -> None:
-        if self._past:
-            job, self._other = self._past.pop()
-            self._undone = _tuned(job)
-            self._go_to(job)
-            self._undone, self._pushed = {}, ("", 0.0)
-        self.undo.disabled = not self._past
-
     def _keep(self) -> None:
-        self._other = self.session.job
-        self.flip.disabled = False
+        self.session.other = self.session.job
         self.message.value = paragraph("Kept as B. Move the sliders, then switch with A ⇄ B.")
 
     def _flip(self) -> None:
-        if self._other is not None:
-            here = self.session.job
-            self._go_to(self._other)
-            self._other = here  # last, so that undo restores both
+        session = self.session
+        if session.other is not None:
+            with session.hold_trait_notifications():  # one step
+                here = session.job
+                self._go_to(session.other)
+                session.other = here
 
     def _reset(self) -> None:
         self._go_to(Job.create())

@@ -21,18 +21,20 @@ from workbench.errors import OutputError, WorkbenchError
 from workbench.layer.files import read_layer
 from workbench.layer.report.tally import summary_table
 from workbench.raster.scene import raster_of
-from workbench.runs.folder import refuse_to_lose_review
+from workbench.runs.folder import refuse_to_lose_review, store_in
 from workbench.runs.job import Job
 from workbench.runs.plan import Area
 from workbench.tuning.preview import Preview, stack
 from workbench.tuning.process import Event, Finished, Planned, Stopped, TileDone, TileUnderway
 from workbench.widgets.cells import CellWidget
 from workbench.widgets.controls import button, row
+from workbench.widgets.links import RunLinks
 from workbench.widgets.map import SceneMap
 from workbench.widgets.overlay import PolygonOverlay
-from workbench.widgets.safe_html import Markup, SafeHTML, sentence, table
+from workbench.widgets.safe_html import Markup, SafeHTML, paragraph, sentence, table
 from workbench.widgets.sample_tiles import SampleTiles
 from workbench.widgets.session import Session, tile_cores
+from workbench.widgets.toolbar import PANEL, Toolbar
 from workbench.widgets.tuner import ThresholdTuner
 
 DRAWN_AT_MOST = 20_000  # polygons; a map cannot show all those of a large run
@@ -120,11 +122,14 @@ class JobPanel:
             "Tune on these tiles", self.tune, "use the tiles of the run in the tuner", disabled=True
         )
         self.map_box = widgets.VBox([])
+        self.links = RunLinks()
+        self.toolbar = Toolbar(session, self.tell, visible=False)
         self.widget = self._layout()
         session.observe(self._show_command, "job")
         session.observe(self._show_forecast, ["area", "forecast", "problem"])
         self._show_command()
         self._show_forecast()
+        self._show_earlier()
 
     def tell(self, text: str) -> None:
         """Show an error under the buttons."""
@@ -134,6 +139,7 @@ class JobPanel:
         """Stop following the session, and end the map's thread."""
         self.session.unobserve(self._show_command, "job")
         self.session.unobserve(self._show_forecast, ["area", "forecast", "problem"])
+        self.toolbar.let_go()
         if self.scene_map is not None:
             self.scene_map.close()
 
@@ -145,10 +151,12 @@ class JobPanel:
                 self.command,
                 row(self.copy, self.path, button("Save", self.save, "the parameters, as YAML")),
                 row(self.run_button, self.cancel_button, self.progress, self.status, self.again),
-                self.message, self.failures, self.map_box, self.result,
+                self.message, self.failures, self.map_box, self.links, self.result, self.toolbar,
             ]
         )  # fmt: skip
         panel.add_class("sam-workbench-run")
+        panel.add_class(PANEL)
+        panel.add_class("sam-workbench-column")
         return panel
 
     def _show_command(self, _: Any = None) -> None:
@@ -174,6 +182,23 @@ class JobPanel:
         elif not session.busy:
             self.message.value = ""
             self.status.value = session.forecast.text(session.area.n_tiles)
+
+    def _show_earlier(self) -> None:
+        """Show what became of a run of an earlier session in this run folder."""
+        session, folder = self.session, self.session.folder
+        if session.interrupted:
+            try:
+                done = len(store_in(folder).ledger())
+            except WorkbenchError as error:
+                self.tell(str(error))
+                return
+            self.message.value = paragraph(
+                f"A run was under way when the kernel ended. {done} tile"
+                f"{'' if done == 1 else 's'} are stored: Run here goes on with the others."
+            )
+        elif (folder / "report.html").exists() and (folder / "prelabels.parquet").exists():
+            self.links.folder = str(folder)
+            self.message.value = "An earlier run has written a layer here:"
 
     def _job(self) -> Job:
         # the kernel works in the notebook's folder, papermill in the caller's
@@ -205,7 +230,7 @@ class JobPanel:
         if area is None:
             self.tell(self.session.problem)
             return
-        self.failures.value = self.result.value = self.message.value = ""
+        self.failures.value = self.result.value = self.message.value = self.links.folder = ""
         self._progress = Progress(self.session.job, area.aoi, area.n_tiles, time.monotonic())
         self.progress.value = 0
         try:
@@ -314,6 +339,7 @@ class JobPanel:
         tiles = gpd.read_parquet(folder / "tiles.parquet")
         self._draw(layer.assign(seam=False)[:DRAWN_AT_MOST])
         more = "" if len(layer) <= DRAWN_AT_MOST else f" The map shows the first {DRAWN_AT_MOST:,}."
+        self.links.folder = str(folder)
         self.result.value = Markup(
             "<p>Run folder: <code>{}</code>. Open <code>review.qgz</code> in QGIS to review; "
             "<code>report.html</code> describes the run.{}</p>{}"

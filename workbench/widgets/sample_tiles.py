@@ -39,6 +39,7 @@ class SampleTiles:
         self._session, self._message, self._changed = session, message, changed
         self._lock = threading.RLock()
         self._queue: set[Index] = set()
+        self._computing: frozenset[Index] = frozenset()
         self._timed: tuple[int, int, float] | None = None  # tiles wanted, done, time of the last
         self._share = 0.0  # of the tile in progress, as the model reports it
         self.progress = widgets.FloatProgress(max=1.0, layout={"width": "160px"})
@@ -47,6 +48,7 @@ class SampleTiles:
         self.widget = row(self.progress, self._progress_text, cancel)
         self.widget.layout.display = "none"
         session.observe(self._go_on, "busy")
+        session.observe(self._follow_wishes, "tiles")
 
     @property
     def underway(self) -> bool:
@@ -56,26 +58,66 @@ class SampleTiles:
     def close(self) -> None:
         """Stop following the session."""
         self._session.unobserve(self._go_on, "busy")
+        self._session.unobserve(self._follow_wishes, "tiles")
 
     def clear(self) -> None:
         """Remove all sample tiles, and stop computing others."""
-        self._queue.clear()
-        if self._timed is not None:
-            self._session.cancel()
+        self._session.tiles = frozenset()
+
+    def catch_up(self) -> None:
+        """Compute the tiles that are wanted and not there: those of an earlier session."""
+        self.compute(self._session.known(self._session.tiles))
+
+    def _follow_wishes(self, _: Any) -> None:
+        """Remove samples that are not wanted any more, and compute those that are missing."""
+        session = self._session
+        self._queue &= session.tiles
+        if self._timed is not None and not self._computing & session.tiles:
+            session.cancel()
         with self._lock:
-            self._session.samples = ()
+            wanted = tuple(old for old in session.samples if old.record.index in session.tiles)
+            if len(wanted) < len(session.samples):
+                session.samples = wanted
+        self._want(session.known(session.tiles))
+        self._start()
 
     def compute(self, tiles: Iterable[Index]) -> None:
         """Compute tiles that are not samples yet, now or after the current work."""
+        self._want(tiles)
+        wanted = frozenset(self._queue)
+        if wanted and self._session.busy and self._timed is None:
+            self._message.value = "The run comes first; these tiles follow."
+        with self._session.hold_trait_notifications():  # else another panel may be quicker
+            self._session.tiles |= wanted
+            self._start()
+
+    def has(self, x: float, y: float) -> bool:
+        """Whether a place of the working CRS is in a sample tile."""
+        for sample in self._session.samples:
+            bounds = sample.part.scene.window_polygon(sample.tile.window).bounds
+            if bounds[0] <= x <= bounds[2] and bounds[1] <= y <= bounds[3]:
+                return True
+        return False
+
+    def compute_at(self, x: float, y: float) -> None:
+        """Compute the tile of the area at a place of the working CRS, if there is one."""
+        for part in self._session.area.finest if self._session.area else ():
+            for tile in part.tiles:
+                left, bottom, right, top = part.scene.window_polygon(tile.core).bounds
+                if left <= x <= right and bottom <= y <= top:
+                    self.compute([part.index(tile)])
+                    return
+
+    def _want(self, tiles: Iterable[Index]) -> None:
         there = {sample.record.index for sample in self._session.samples}
-        self._queue |= set(tiles) - there
-        if not self._queue:
-            return
-        if self._session.busy:
-            if self._timed is None:
-                self._message.value = "The run comes first; these tiles follow."
+        self._queue |= set(tiles) - there - self._computing
+
+    def _start(self) -> None:
+        """Compute what is in the queue, unless something is being computed."""
+        if self._session.busy or not self._queue:
             return
         wanted, self._queue = frozenset(self._queue), set()
+        self._computing = wanted
         self._message.value = ""
         self._timed, self._share = (len(wanted), 0, time.monotonic()), 0.0
         self.progress.value = 0
@@ -83,13 +125,13 @@ class SampleTiles:
         try:
             self._session.compute(wanted, self._hear)
         except WorkbenchError as error:
-            self._timed = None
+            self._timed, self._computing = None, frozenset()
             self._message.value = sentence(str(error))
         self._changed()
 
     def _go_on(self, change: Any) -> None:
         if not change["new"]:
-            self.compute(())
+            self._start()
 
     def _hear(self, event: Event) -> None:
         try:
@@ -116,16 +158,24 @@ class SampleTiles:
                 else:
                     self._take(self._session.sample_of(event))
             case Finished() | Stopped():
-                self._timed, self._share = None, 0.0
+                self._timed, self._share, self._computing = None, 0.0, frozenset()
                 self._take(None)
                 if isinstance(event, Stopped):
-                    self._queue.clear()
+                    if event.reason:
+                        self._queue.clear()
+                    self._want_only_what_is_there()
                     self._message.value = sentence(event.reason) if event.reason else "Cancelled."
+
+    def _want_only_what_is_there(self) -> None:
+        session = self._session
+        session.tiles &= self._queue | {sample.record.index for sample in session.samples}
 
     def _take(self, sample: SegmentedTile | None) -> None:
         """Add a sample; it replaces what was known of its tile before it was whole."""
         with self._lock:
             whole = tuple(old for old in self._session.samples if old.whole)
+            if sample is not None and sample.record.index not in self._session.tiles:
+                sample = None  # it was cleared in the meantime
             if sample is not None or len(whole) < len(self._session.samples):
                 self._session.samples = whole if sample is None else (*whole, sample)
 

@@ -6,6 +6,8 @@ const HEIGHT = 300;
 const MARGIN = { left: 46, top: 44, right: 74, bottom: 66 }; // px around the plot
 const BARS = { top: 24, right: 32 }; // px of the margin for the histograms; the values stand beside them
 const BINS = 50;
+const KNOTS = 32; // of the axes, which follow the scores
+const FEWEST = 20; // scores: fewer do not crowd
 const GRID = 0.005; // thresholds are multiples of it, like those of the sliders
 const STEP = 0.01; // of an arrow key; five times that with Shift
 const REACH = 7; // px: how far a click may be from a point
@@ -65,11 +67,65 @@ export function typed(Type, value) {
 }
 
 /**
+ * How an axis of the plane runs from its floor (0) to 1: half by score, half by rank, so that scores
+ * that crowd together are told apart. Shares of the axis at ever higher shares of the scores.
+ * @param {Float32Array} points
+ * @param {number} axis
+ * @param {number} floor
+ */
+export function stretchOf(points, axis, floor) {
+  const n = points.length / 2;
+  const even = { from: [0, 1], to: [0, 1] };
+  if (n < FEWEST) return even;
+  const step = Math.max(1, Math.floor(n / 4000));
+  const shares = [];
+  for (let row = 0; row < n; row += step)
+    shares.push(Math.min(Math.max((points[2 * row + axis] - floor) / Math.max(1 - floor, 1e-6), 0), 1));
+  shares.sort((a, b) => a - b);
+  const [from, to] = [[0], [0]];
+  for (let knot = 1; knot < KNOTS; knot++) {
+    const share = shares[Math.floor((knot / KNOTS) * (shares.length - 1))];
+    if (share <= from[from.length - 1] + 1e-4 || share >= 1 - 1e-4) continue;
+    from.push(share);
+    to.push(0.5 * share + (0.5 * knot) / KNOTS);
+  }
+  return { from: [...from, 1], to: [...to, 1] };
+}
+
+/**
+ * Linear between the knots.
+ * @param {number} value
+ * @param {number[]} from
+ * @param {number[]} to
+ */
+function between(value, from, to) {
+  let i = 1;
+  while (i < from.length - 1 && from[i] < value) i++;
+  return to[i - 1] + ((value - from[i - 1]) / (from[i] - from[i - 1])) * (to[i] - to[i - 1]);
+}
+
+/**
+ * The scores to write along an axis, round ones first, that are `room` apart.
+ * @param {number} floor
+ * @param {(score: number) => number} place
+ * @param {number} room
+ */
+export function ticksOf(floor, place, room) {
+  const ticks = [];
+  for (const gap of [0.1, 0.05, 0.01])
+    for (let i = Math.ceil(floor / gap - 1e-6); i * gap <= 1 + 1e-6; i++)
+      if (ticks.every((tick) => Math.abs(place(tick) - place(i * gap)) >= room))
+        ticks.push(Number((i * gap).toFixed(2)));
+  return ticks;
+}
+
+/**
  * From scores to px and back; scores beyond the axes (SAM's IoU may exceed 1) lie at their ends.
  * @param {number} width
  * @param {number[]} floors
+ * @param {Float32Array} points
  */
-export function scalesOf(width, floors) {
+export function scalesOf(width, floors, points = new Float32Array(0)) {
   const spans = floors.map((floor) => Math.max(1 - floor, 1e-6));
   const plot = {
     left: MARGIN.left,
@@ -77,14 +133,21 @@ export function scalesOf(width, floors) {
     width: Math.max(width - MARGIN.left - MARGIN.right, 1),
     height: HEIGHT - MARGIN.top - MARGIN.bottom,
   };
-  const share = (/** @type {number} */ axis, /** @type {number} */ score) => Math.min(Math.max((score - floors[axis]) / spans[axis], 0), 1);
+  const stretch = floors.map((floor, axis) => stretchOf(points, axis, floor));
+  const share = (/** @type {number} */ axis, /** @type {number} */ score) => {
+    const even = Math.min(Math.max((score - floors[axis]) / spans[axis], 0), 1);
+    return between(even, stretch[axis].from, stretch[axis].to);
+  };
+  const score = (/** @type {number} */ axis, /** @type {number} */ there) =>
+    floors[axis] + spans[axis] * between(there, stretch[axis].to, stretch[axis].from);
+  const shares = points.map((value, i) => share(i % 2, value));
   return {
-    ...{ plot, share },
+    ...{ plot, shares }, // of both axes for each point
     x: (/** @type {number} */ score) => plot.left + plot.width * share(0, score),
     y: (/** @type {number} */ score) => plot.top + plot.height * (1 - share(1, score)),
     scores: (/** @type {number} */ x, /** @type {number} */ y) => [
-      floors[0] + (spans[0] * (x - plot.left)) / plot.width,
-      floors[1] + spans[1] * (1 - (y - plot.top) / plot.height),
+      score(0, (x - plot.left) / plot.width),
+      score(1, 1 - (y - plot.top) / plot.height),
     ],
   };
 }
@@ -101,15 +164,14 @@ export function snapped(value, floor) {
 
 /**
  * Counts in BINS along an axis: of all candidates, and of those kept.
- * @param {Float32Array} points
+ * @param {Float32Array} shares
  * @param {Uint8Array} state
  * @param {number} axis
- * @param {Scales["share"]} share
  */
-export function histogram(points, state, axis, share) {
+export function histogram(shares, state, axis) {
   const [all, kept] = [new Uint32Array(BINS), new Uint32Array(BINS)];
   for (let row = 0; row < state.length; row++) {
-    const bin = Math.min(Math.floor(share(axis, points[2 * row + axis]) * BINS), BINS - 1);
+    const bin = Math.min(Math.floor(shares[2 * row + axis] * BINS), BINS - 1);
     all[bin]++;
     if (state[row] === 1) kept[bin]++;
   }
@@ -118,15 +180,15 @@ export function histogram(points, state, axis, share) {
 
 /**
  * The row whose point is nearest to (x, y) px, -1 if none is close.
- * @param {Float32Array} points
  * @param {Scales} scales
  * @param {number} x
  * @param {number} y
  */
-export function nearest(points, scales, x, y) {
+export function nearest({ plot, shares }, x, y) {
   let [best, closest] = [-1, REACH];
-  for (let row = 0; row < points.length / 2; row++) {
-    const [dx, dy] = [scales.x(points[2 * row]) - x, scales.y(points[2 * row + 1]) - y];
+  for (let row = 0; row < shares.length / 2; row++) {
+    const dx = plot.left + plot.width * shares[2 * row] - x;
+    const dy = plot.top + plot.height * (1 - shares[2 * row + 1]) - y;
     const distance = Math.hypot(dx, dy);
     if (distance < closest) [best, closest] = [row, distance];
   }
@@ -142,22 +204,20 @@ export function nearest(points, scales, x, y) {
  * @param {{ text: string, faint: string, font: string }} colours
  */
 function paint(ctx, frame, scales, colours) {
-  const { points, state, floors } = frame;
-  const { plot } = scales;
+  const { state, floors } = frame;
+  const { plot, shares } = scales;
   const [right, bottom] = [plot.left + plot.width, plot.top + plot.height];
   ctx.strokeStyle = ctx.fillStyle = colours.faint;
   ctx.strokeRect(plot.left - 0.5, plot.top - 0.5, plot.width + 1, plot.height + 1);
   ctx.fillStyle = colours.text;
   ctx.font = `11px ${colours.font}`;
   floors.forEach((floor, axis) => {
-    // a label every 0.1, or every 0.02 on a short axis
-    const gap = 1 - floor > 0.25 ? 0.1 : 0.02;
-    for (let i = Math.ceil(floor / gap - 1e-6); i * gap <= 1 + 1e-6; i++) {
-      const text = (i * gap).toFixed(gap < 0.1 ? 2 : 1);
+    for (const tick of ticksOf(floor, axis ? scales.y : scales.x, axis ? 16 : 28)) {
+      const text = tick.toFixed(Number.isInteger(Math.round(tick * 1000) / 100) ? 1 : 2);
       ctx.textAlign = axis ? "right" : "center";
       ctx.textBaseline = axis ? "middle" : "top";
-      if (axis) ctx.fillText(text, plot.left - 5, scales.y(i * gap));
-      else ctx.fillText(text, scales.x(i * gap), bottom + 4);
+      if (axis) ctx.fillText(text, plot.left - 5, scales.y(tick));
+      else ctx.fillText(text, scales.x(tick), bottom + 4);
     }
   });
   ctx.textAlign = "center";
@@ -170,7 +230,7 @@ function paint(ctx, frame, scales, colours) {
   ctx.restore();
 
   AXES.forEach((_, axis) => {
-    const { all, kept } = histogram(points, state, axis, scales.share);
+    const { all, kept } = histogram(shares, state, axis);
     const tallest = Math.max(...all, 1);
     const [length, room] = axis ? [plot.height, BARS.right] : [plot.width, BARS.top];
     const wide = length / BINS;
@@ -190,7 +250,8 @@ function paint(ctx, frame, scales, colours) {
     ctx.globalAlpha = number === 1 ? 0.9 : 0.6;
     for (let row = 0; row < state.length; row++) {
       if (state[row] !== number) continue;
-      const [x, y] = [scales.x(points[2 * row]), scales.y(points[2 * row + 1])];
+      const x = plot.left + plot.width * shares[2 * row];
+      const y = plot.top + plot.height * (1 - shares[2 * row + 1]);
       ctx.fillRect(x - size / 2, y - size / 2, size, size);
     }
   }
@@ -217,6 +278,8 @@ function render({ model, el }) {
   let frame = { points: new Float32Array(0), state: new Uint8Array(0), floors: [0.5, 0.5] };
   let scales = scalesOf(320, frame.floors);
   let waiting = 0;
+  let source = null; // the value that the points were read from
+  let [stretchedBy, stretchedTo] = [new Float32Array(0), 0]; // points and width of the scales
   const unsent = new Map(); // thresholds that were not sent to the kernel yet, by trait
 
   function makeLine({ trait, label, orientation }, axis) {
@@ -269,7 +332,7 @@ function render({ model, el }) {
   }
 
   function pick(event) {
-    const row = nearest(frame.points, scales, ...placeOf(event));
+    const row = nearest(scales, ...placeOf(event));
     if (row >= 0) model.send({ kind: "click", row });
   }
 
@@ -333,13 +396,19 @@ function render({ model, el }) {
 
   function draw() {
     waiting = 0;
-    const points = typed(Float32Array, model.get("points"));
+    const bytes = model.get("points");
+    const points = bytes === source ? frame.points : typed(Float32Array, bytes);
     const state = typed(Uint8Array, model.get("state"));
     // else only one has arrived: keep the last picture until the other one is here
-    if (points.length === 2 * state.length) frame = { ...frame, points, state };
+    if (points.length === 2 * state.length) {
+      frame = { ...frame, points, state };
+      source = bytes;
+    }
     frame.floors = model.get("floors");
     const width = root.clientWidth || 320;
-    scales = scalesOf(width, frame.floors);
+    if (stretchedBy !== frame.points || stretchedTo !== width)
+      scales = scalesOf(width, frame.floors, frame.points);
+    [stretchedBy, stretchedTo] = [frame.points, width];
     const density = Math.min(window.devicePixelRatio || 1, 2);
     Object.assign(canvas, { width: width * density, height: HEIGHT * density });
     Object.assign(canvas.style, { width: `${width}px`, height: `${HEIGHT}px` });

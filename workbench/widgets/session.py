@@ -7,14 +7,17 @@ their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
 import numpy as np
 import shapely
-from traitlets import Bool, Dict, HasTraits, Instance, Tuple, Unicode, observe
+from traitlets import Any as AnyTrait
+from traitlets import Bool, Dict, HasTraits, Instance, Int, Tuple, Unicode, observe
 
 from workbench.candidates.table import Candidates
 from workbench.errors import ExamplesError, WorkbenchError
@@ -29,7 +32,18 @@ from workbench.runs.plan import Area, ScenePlan, folder_of, open_scenes, plan_ti
 from workbench.runs.record import name_scenes, read_record
 from workbench.runs.tile_stream import SegmentedTile
 from workbench.tuning.preview import Key
-from workbench.tuning.process import Background, Event, Index, Stopped, TileDone, TileUnderway, Work
+from workbench.tuning.process import (
+    Background,
+    Event,
+    Finished,
+    Index,
+    Stopped,
+    TileDone,
+    TileUnderway,
+    Work,
+)
+from workbench.widgets.history import STATE, History, State
+from workbench.widgets.saved import KEPT, Keeper, SavedSession, read_saved
 
 SAMPLES_DEPEND_ON = (
     "model", "checkpoint", "tile_size", "overlap", "points_per_side", "crop_n_layers",
@@ -56,56 +70,179 @@ def tile_cores(area: Area) -> gpd.GeoDataFrame:
 class Session(HasTraits):
     """The shared state; observe its traits.
 
+    A person changes `job`, `verdicts`, `colors`, `tiles`, `judged` and `other` (see `State`);
+    `history` has all states so far, and `session.json` in the run folder the last one, so that a
+    restarted kernel goes on with it. `restored` counts the states that undo and redo have brought.
+
     `area` is None while the AOI cannot be used; `problem` then says why. `samples` are the computed
-    sample tiles. `judged` has the candidates that a person has called good (true) or bad (false).
-    `verdicts` are what a person has said of classes, as the run folder has them, and `colors` are
-    the classes' colours; `verdicts_problem` says why the verdicts cannot be used, if so.
+    sample tiles. `notice` is what a person should know of `session.json`. `verdicts_problem` says
+    why verdicts of an earlier session cannot be used, if so. `interrupted` tells whether a run was
+    under way when an earlier session ended.
     `busy` tells whether something is being computed; `listener` gets the events, in a separate
-    thread, and may be replaced at any time. `given` is the job of the notebook's cell, without
-    later changes.
+    thread, and may be replaced at any time. `cell` is the job of the notebook's cell, `given` the
+    one that was opened in its place, or `cell`, both without later changes.
     """
 
     job = Instance(Job)
+    verdicts = Instance(Verdicts)
+    colors: dict[int, str] = Dict()  # type: ignore[assignment]  # a trait
+    tiles: frozenset[Index] = AnyTrait(frozenset())  # type: ignore[assignment]  # a trait
+    judged: dict[Key, bool] = Dict()  # type: ignore[assignment]  # a trait
+    other = Instance(Job, allow_none=True)
+    history = Instance(History)
+    restored = Int()
     area = Instance(Area, allow_none=True)
     problem = Unicode()
+    notice = Unicode()
     forecast = Instance(Forecast)
     samples: tuple[SegmentedTile, ...] = Tuple()  # type: ignore[assignment]  # a trait
-    judged: dict[Key, bool] = Dict()  # type: ignore[assignment]  # a trait
-    verdicts = Instance(Verdicts)
     busy = Bool()
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, earlier: Session | None = None) -> None:
+        """Open the job's rasters, and go on with what was done in its run folder by hand.
+
+        `earlier` is the session of the same notebook cell before, if any.
+        """
+        self.cell, self.notice_at_start = job, ""
         scenes = open_scenes(job)
+        self.home: Path = folder_of(job, scenes)  # of the notebook's cell
+        kept = self._read_saved(self.home)
+        opened = kept.opened if kept is not None else None
+        if opened is not None:
+            try:
+                there = opened.job_for(job)
+                scenes, job = (scenes, job) if there == job else (open_scenes(there), there)
+            except WorkbenchError as error:
+                self.notice_at_start = f"What was opened by hand is not there any more: {error}"
+        self.given = job
         self.folder: Path = folder_of(job, scenes)
+        if self.folder != self.home:
+            kept = self._read_saved(self.folder)
+        if kept is None and earlier is not None and earlier.folder != self.folder:
+            kept = earlier.kept
+        self._opened = kept.opened if kept is not None and self.folder != self.home else opened
         try:
             recorded = read_record(self.folder) if job.resume else None
         except WorkbenchError:
             recorded = None  # a run refuses the folder and says why
         self.scenes: tuple[Scene, ...] = tuple(name_scenes(scenes, recorded))
         self._background = Background(self._hear)
-        self.given = job
         self.listener: Callable[[Event], None] = _ignore
-        path, self.verdicts_problem = self.folder / VERDICTS, ""
+        self._verdicts_stamp = _stamp(self.folder / VERDICTS)
+        self.verdicts_problem = ""
+        self._running = False
+        state = self._state_of(job, kept)
+        self.interrupted = kept is not None and kept.running
+        self._keeper = Keeper(self.folder / KEPT, lambda: self.kept, self._tell)
+        super().__init__(
+            **{name: value for name in STATE if (value := getattr(state, name)) is not None},
+            history=History(state), forecast=Forecast(), notice=self.notice_at_start,
+        )  # fmt: skip
+        if kept is not None and kept != self.kept:  # the cell was edited, or a run was interrupted
+            self._keep()
+
+    def _read_saved(self, folder: Path) -> SavedSession | None:
+        if not self.cell.is_interactive:  # a batch run does what its parameters say
+            return None
         try:
-            verdicts = read_verdicts(path, scenes[0].crs)
+            return read_saved(folder)
+        except WorkbenchError as error:
+            self.notice_at_start = str(error)
+            return None
+
+    def _state_of(self, job: Job, kept: SavedSession | None) -> State:
+        """What a person has done by hand so far, as the run folder has it."""
+        crs, path = self.scenes[0].crs, self.folder / VERDICTS
+        try:
+            verdicts = read_verdicts(path, crs)
         except ExamplesError as error:
-            verdicts, self.verdicts_problem = Verdicts.none(scenes[0].crs), str(error)
-        job, self.colors = with_looks(job, read_looks(self.folder))
-        super().__init__(job=_taught(job, path, verdicts), forecast=Forecast(), verdicts=verdicts)
+            verdicts, self.verdicts_problem = Verdicts.none(crs), str(error)
+        tiles, judged, other = frozenset[Index](), dict[Key, bool](), None
+        if kept is not None and kept.fits(job, "source"):
+            try:
+                by_hand = kept.applied(job)
+                if kept.fits(by_hand, *SAMPLES_DEPEND_ON):  # else these are other candidates
+                    tiles = frozenset(kept.tiles)
+                    judged = {one[:4]: one[4] for one in kept.judged}
+                job, other = by_hand, kept.other_for(by_hand)
+            except WorkbenchError as error:  # the cell has changed, and the rest does not fit it
+                self.notice_at_start = f"{KEPT} of the run folder does not fit: {error}"
+        job, colors = with_looks(job, read_looks(self.folder))
+        said = {_tile_of(label) for label in verdicts.said}
+        return State(_taught(job, path, verdicts), verdicts, colors, tiles | said, judged, other)
+
+    # ---- what a person has done
+
+    @property
+    def state(self) -> State:
+        """What a person has done so far."""
+        return State(**{name: getattr(self, name) for name in STATE})
+
+    @property
+    def kept(self) -> SavedSession:
+        """What `session.json` should hold."""
+        return SavedSession.of(self.given, self.history.now, self._opened, self._running)
+
+    def undo(self) -> None:
+        """Take the last change back."""
+        self._become(self.history.back())
+
+    def redo(self) -> None:
+        """Make a change again that was taken back."""
+        self._become(self.history.forth())
+
+    def _become(self, history: History) -> None:
+        state = history.now
+        if history is self.history:
+            return
+        if state.verdicts is not self.verdicts:
+            self._write_verdicts(state.verdicts)
+        if (state.colors, state.job.classes) != (self.colors, self.job.classes):
+            write_looks(self.folder, state.job.classes, state.colors)
+        with self.hold_trait_notifications():
+            self.history = history
+            for name in STATE:
+                setattr(self, name, getattr(state, name))
+            self.restored += 1
+        self._keep()
+
+    @observe(*STATE)
+    def _note(self, _: Any) -> None:
+        state = self.state
+        if state != self.history.now:
+            self.history = self.history.then(state, time.monotonic())
+            self._keep()
+
+    def _keep(self) -> None:
+        if self.cell.is_interactive:
+            self._keeper.touch()
+
+    def _tell(self, text: str) -> None:
+        self.notice = text
 
     def say(self, verdicts: Verdicts) -> None:
         """Keep other verdicts, in the run folder too, and let the job learn from them.
 
         Raises `WorkbenchError`, and changes nothing, if they cannot be written.
         """
+        self._write_verdicts(verdicts)
+        job = _taught(self.job, self.folder / VERDICTS, verdicts)
+        with self.hold_trait_notifications():  # one step
+            self.verdicts = verdicts
+            if job != self.job:
+                self.job = job
+
+    def _write_verdicts(self, verdicts: Verdicts) -> None:
+        path = self.folder / VERDICTS
         if self.verdicts_problem:
             raise ExamplesError(self.verdicts_problem)
-        path = self.folder / VERDICTS
+        if _stamp(path) != self._verdicts_stamp:
+            raise ExamplesError(
+                f"{path} was changed by another window. Nothing is written over it: run all cells "
+                "again to go on with what it says."
+            )
         verdicts.write(path)
-        self.verdicts = verdicts
-        job = _taught(self.job, path, verdicts)
-        if job != self.job:
-            self.job = job
+        self._verdicts_stamp = _stamp(path)
 
     def name_classes(self, classes: Mapping[int, str], colors: Mapping[int, str]) -> None:
         """Give the classes other names and colours, and keep them in the run folder.
@@ -114,15 +251,21 @@ class Session(HasTraits):
         """
         job = self.job.changed(classes=dict(classes))
         write_looks(self.folder, job.classes, colors)
-        self.colors = dict(colors)
-        if job != self.job:
-            self.job = job
+        with self.hold_trait_notifications():  # one step
+            self.colors = dict(colors)
+            if job != self.job:
+                self.job = job
 
     def change(self, **parameters: Any) -> None:
         """Replace parameters of the job; a bad value raises `JobError` and changes nothing."""
         job = self.job.changed(**parameters)
         if job != self.job:
             self.job = job
+
+    def known(self, tiles: Collection[Index]) -> set[Index]:
+        """Those of some tiles that lie in the area."""
+        parts = () if self.area is None else self.area.parts
+        return set(tiles) & {part.index(tile) for part in parts for tile in part.tiles}
 
     @property
     def grids(self) -> tuple[TileGrid, ...]:
@@ -152,14 +295,23 @@ class Session(HasTraits):
         """
         if not self._background.busy:  # else `start` raises
             self.listener, self.busy = listener, True  # before the first event can come
+            self._set_running(tiles is None)
         try:
             self._background.start(Work(self.job, tiles))
         except OSError as error:
             self.busy = False
+            self._set_running(False)
             raise WorkbenchError(
                 f"The process that segments cannot be started: {error}. Close other programs and "
                 "try again."
             ) from error
+
+    def _set_running(self, running: bool) -> None:
+        """Note whether a run is under way, for the session after a kernel that was lost."""
+        if running != self._running:
+            self._running = running
+            self._keep()
+            self._keeper.flush()
 
     def get_ready(self) -> None:
         """Start the process and load the model ahead of time."""
@@ -174,11 +326,20 @@ class Session(HasTraits):
         mine, self._background = self._background, other._background
         self._background.notify, other._background = self._hear, mine
 
+    def let_go(self) -> None:
+        """Stop what is being computed, and leave `session.json` to the session that follows."""
+        self.cancel()
+        self._running = False
+        self._keep()
+        self._keeper.close()
+
     def close(self) -> None:
         """End the process and free the model's memory."""
         was_busy = self._background.busy
         self._background.close()
         self.busy = False
+        self._set_running(False)
+        self._keeper.close()
         if was_busy:
             self.listener(Stopped("The widgets were closed. Finished tiles are stored."))
 
@@ -186,6 +347,8 @@ class Session(HasTraits):
         try:
             if isinstance(event, TileDone) and not event.stored and event.record.status != "failed":
                 self._time(event)
+            if isinstance(event, Finished | Stopped):
+                self._set_running(False)
             self.listener(event)
         finally:
             self.busy = self._background.busy
@@ -203,6 +366,11 @@ class Session(HasTraits):
             getattr(before, name) == getattr(job, name) for name in tiling
         ):
             return
+        self.read_area_again()
+
+    def read_area_again(self) -> None:
+        """Plan the tiles of the job's AOI, whose file may have changed."""
+        job = self.job
         with self.hold_trait_notifications():
             try:
                 aoi = None if job.aoi is None else load_aoi(job.aoi)
@@ -220,6 +388,22 @@ def _taught(job: Job, path: Path, verdicts: Verdicts) -> Job:
     if examples == given or (not examples and (job.labelled_area, job.class_thresh) != (None,) * 2):
         return job
     return job.changed(examples=examples or None)
+
+
+def _tile_of(label: str) -> Index:
+    """The tile of a candidate's id."""
+    tile, _, _ = label.rpartition("/")
+    source, _, place = tile.rpartition("/")
+    row, _, col = place[1:].partition("c")
+    return source, int(row), int(col)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Something that changes whenever a file does; None without the file."""
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_mtime_ns, found.st_size
+    return None
 
 
 def _ignore(_: Event) -> None:

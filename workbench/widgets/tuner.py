@@ -13,29 +13,33 @@ import shapely
 
 from workbench._support.palette import confidence_classes
 from workbench.errors import ReviewError
-from workbench.evaluation.judged import advise_judged
 from workbench.raster.crs import from_lonlat
 from workbench.tuning.preview import Preview, Verdict, View
-from workbench.tuning.process import Index
 from workbench.tuning.propose import propose_tiles
 from workbench.widgets.area import AOIPicker
 from workbench.widgets.at_rest import AtRest
+from workbench.widgets.beside import Beside
 from workbench.widgets.cells import CellWidget
 from workbench.widgets.classes import KEYS, ClassTeaching
-from workbench.widgets.controls import TUNED, Controls, button, row
+from workbench.widgets.controls import Controls, button, row
 from workbench.widgets.drawn_polygons import DrawnPolygons
+from workbench.widgets.history import TUNED
+from workbench.widgets.judging import Judging
 from workbench.widgets.looks import looks
 from workbench.widgets.map import SceneMap, feature
+from workbench.widgets.object_list import ObjectList
 from workbench.widgets.overlay import PolygonOverlay, Pressed
 from workbench.widgets.palette import LOOK
 from workbench.widgets.presets import Settings
 from workbench.widgets.quiet import QuietMoments
-from workbench.widgets.safe_html import SafeHTML, paragraph, sentence
+from workbench.widgets.safe_html import SafeHTML, sentence
 from workbench.widgets.sample_tiles import SampleTiles
 from workbench.widgets.score_plane import ScorePlane
 from workbench.widgets.session import Session, tile_cores
+from workbench.widgets.toolbar import MAP_KEYS, Toolbar, panel_of
 from workbench.widgets.tuner_text import (
     IN_PLANE,
+    TUNER_KEYS,
     class_swatches,
     confidence_swatches,
     figures_text,
@@ -74,7 +78,7 @@ class TunerPanel(AtRest):
         self.controls = Controls(session)
         self.settings = Settings(session)
         self.tiles = SampleTiles(session, self.message, self.quiet.wake)
-        self.scene_map = SceneMap(session, height_px=460)  # leaves room for the reasons below it
+        self.scene_map = SceneMap(session)
         self.overlay = PolygonOverlay(map_id=self.scene_map.map.model_id)
         self.drawn = DrawnPolygons(self.overlay)
         self.verdicts = Explained(session.scenes[0].crs)
@@ -82,26 +86,24 @@ class TunerPanel(AtRest):
         self.area, self.frames, self.hidden = (ipyleaflet.GeoJSON(data=nothing) for _ in range(3))
         for layer in (self.area, self.frames, self.verdicts.alternatives, self.hidden):
             self.scene_map.map.add(layer)
+        self.list = ObjectList(map_id=self.scene_map.map.model_id)
         self.plane = ScorePlane(
             floors=[session.job.rules.pred_iou_floor, session.job.rules.stability_floor]
         )
         self.n_tiles = widgets.BoundedIntText(
             4, min=1, max=64, layout={"width": "60px"}, tooltip="how many tiles to propose"
         )
-        self.mode = widgets.ToggleButtons(
-            options=[("Explain", "explain"), ("Good", "good"), ("Bad", "bad")],
-            tooltips=[f"click, or Enter at the cross of the map: {what}" for what in (
-                "why a polygon is there or not", "call it good", "call it bad")],
-            style={"button_width": "76px"},
-        )  # fmt: skip
         self.teaching = ClassTeaching(session, self.tell)
+        self.beside = Beside(session, self.scene_map, self.overlay)
+        self.judging = Judging(session, self._stop_teaching)
         self.overlay.hotkeys = KEYS
+        self.toolbar = Toolbar(session, self.tell, (*TUNER_KEYS, *MAP_KEYS))
         self.widget = self._layout()
         self._connect()
         self._show_samples()
         self._fit()
-        if self.teaching.tiles:  # verdicts of an earlier session: show where they were made
-            self.tiles.compute(self._known_tiles(self.teaching.tiles))
+        self._show_notice()
+        self.tiles.catch_up()
         self.quiet.start()
 
     def tell(self, text: str) -> None:
@@ -114,9 +116,14 @@ class TunerPanel(AtRest):
         self.session.unobserve(self._job_changed, "job")
         self.session.unobserve(self._show_samples, ["samples", "area"])
         self.session.unobserve(self._fit, "area")
+        self.session.unobserve(self._restored, "restored")
+        self.session.unobserve(self._show_figures, "forecast")
+        self.session.unobserve(self._show_notice, "notice")
+        self.toolbar.let_go()
         self.tiles.close()
         self.controls.close()
         self.settings.close()
+        self.beside.close()
         self.scene_map.close()
 
     # ------------------------------------------------------------------------------ what is shown
@@ -134,23 +141,27 @@ class TunerPanel(AtRest):
         # messages stand beside the buttons, so that the map does not move when one comes
         said = row(self.tiles.widget, self.message)
         said.layout.min_height = "28px"
+        answer = self.verdicts.text
+        answer.add_class("sam-workbench-answer")
+        map_box = widgets.VBox([self.scene_map.widget, answer])
+        map_box.add_class("sam-workbench-mapbox")
+        maps = widgets.Box([map_box, self.beside.widget])
+        maps.add_class("sam-workbench-maps")
         left = widgets.VBox(
             [
-                row(propose, self.n_tiles, clear, self.mode, advise), self.teaching.palette, said,
-                self.scene_map.widget, self.overlay, self.verdicts.text, self.teaching.text,
-                self.legend, self.figures,
-            ], layout=widgets.Layout(flex="1 1 500px", min_width="0"),
+                row(propose, self.n_tiles, clear, self.judging.mode, advise, self.toolbar),
+                self.teaching.palette, said, maps, self.overlay, self.teaching.text,
+                self.legend, self.figures, self.list,
+            ]
         )  # fmt: skip
         right = widgets.VBox(
             [
-                self.controls.thresholds, self.plane, self.controls.cleaning, self.settings.widget,
-                looks(self.overlay),
-            ],
-            layout=widgets.Layout(width="350px", flex="0 0 350px"),
+                self.controls.thresholds, self.plane, self.controls.cleaning,
+                widgets.VBox([row(self.beside.switch), self.settings.widget]),
+                looks(self.overlay, self.scene_map.imagery),
+            ]
         )  # fmt: skip
-        box = widgets.HBox([left, right], layout=widgets.Layout(width="100%"))
-        box.add_class("sam-workbench-tuner")
-        return box
+        return panel_of("sam-workbench-tuner", left, right)
 
     def _connect(self) -> None:
         self.overlay.on_click(self.clicked)
@@ -158,8 +169,8 @@ class TunerPanel(AtRest):
         self.overlay.observe(self._show_legend, "colour_by")
         self.teaching.palette.on_next(self.go_to_next)
         self.teaching.palette.observe(self._tool_changed, "tool")
-        self.mode.observe(self._mode_changed, "value")
         self.plane.on_click(self._explain_row)
+        self.list.on_go(self.go_to)
         for name in ("pred_iou_thresh", "stability_score_thresh"):
             control = self.controls.of[name]
             setattr(self.plane, name, control.value)
@@ -168,6 +179,9 @@ class TunerPanel(AtRest):
         self.session.observe(self._job_changed, "job")
         self.session.observe(self._show_samples, ["samples", "area"])
         self.session.observe(self._fit, "area")
+        self.session.observe(self._restored, "restored")
+        self.session.observe(self._show_figures, "forecast")
+        self.session.observe(self._show_notice, "notice")
 
     def _fit(self, _: Any = None) -> None:
         self.scene_map.fit_area(self.session.area)
@@ -210,6 +224,17 @@ class TunerPanel(AtRest):
             self.message.value = ""  # it was about the setting before
             self._refresh()
 
+    def _restored(self, _: Any) -> None:
+        """Show a state that undo or redo has brought, verdicts included."""
+        self.message.value = ""
+        self.teaching.follow()
+        self._refresh()
+        self._show_judged()
+
+    def _show_notice(self, _: Any = None) -> None:
+        if self.session.notice:
+            self.tell(self.session.notice)
+
     def _refresh(self) -> None:
         """Show what the job's thresholds and cleaning leave of the samples."""
         with self._lock:
@@ -232,13 +257,15 @@ class TunerPanel(AtRest):
         self._show_legend()
         draw = self.drawn.send if send else self.drawn.show
         draw(self.view, self.preview, self.session.judged, classed)
+        if self.preview is not self.beside.preview:
+            self.beside.show(self.preview)
 
     def _show_legend(self, _: Any = None) -> None:
         overlay = self.overlay
         by_class = overlay.colour_by == "class" and overlay.class_colours
         named = [(name, colour) for _, name, colour in overlay.class_colours]
         colours = class_swatches(named) if by_class else confidence_swatches(overlay.ramp)
-        self.legend.value = legend(colours, _AREA["color"])
+        self.legend.value = legend(overlay.colour_by, colours, _AREA["color"])
 
     def _see(self) -> View:
         """What the job leaves of the samples."""
@@ -277,7 +304,7 @@ class TunerPanel(AtRest):
             with self._lock:
                 self._draw()
 
-    def _show_figures(self) -> None:
+    def _show_figures(self, _: Any = None) -> None:
         session = self.session
         with self._lock:
             preview, view = self.preview, self.view
@@ -303,8 +330,8 @@ class TunerPanel(AtRest):
         Clicks `again` at the same place go on to what else lies there.
         """
         x, y = from_lonlat(self.session.scenes[0].crs, lon, lat)
-        if not self._in_samples(x, y):
-            self._choose_tile(x, y)
+        if not self.tiles.has(x, y):
+            self.tiles.compute_at(x, y)
             return
         row = self.drawn.row_at(place)
         teaching = self.teaching
@@ -312,12 +339,13 @@ class TunerPanel(AtRest):
             if teaching.click((x, y), row, again, self.preview, self.view):
                 self._refresh()
             self._show_target()
-        elif self.mode.value == "explain":
+        elif self.judging.explains:
             row = teaching.look((x, y), row, again, self.preview, self.view)
             self._point_out(self.verdicts.ask_place(x, y, row, self.preview, self.view))
             self._show_target()
         elif row >= 0:
-            self._judge(row, self.mode.value == "good")
+            self.judging.judge(row, self.preview)
+            self._show_judged()
 
     def pressed(self, key: Pressed) -> None:
         """Say what is pointed at, or go to the next object."""
@@ -348,6 +376,15 @@ class TunerPanel(AtRest):
         self.scene_map.bring_into_view(self.preview.outline(row))
         self._show_target()
 
+    def go_to(self, place: int, sequence: int) -> None:
+        """Point out the polygon at a place of the overlay; keys mean it then."""
+        row = self.drawn.row_at(place)
+        if row >= 0 and sequence == self.overlay.for_sequence:
+            self.teaching.target = row
+            self.verdicts.clear()
+            self.scene_map.bring_into_view(self.preview.outline(row))
+            self._show_target()
+
     def _show_target(self) -> None:
         """Mark the object that keys mean, whether it is shown or not."""
         row, crs = self.teaching.target, self.session.scenes[0].crs
@@ -360,63 +397,26 @@ class TunerPanel(AtRest):
         self.plane.selected = row
         self.overlay.pointed += 1
 
-    def _known_tiles(self, tiles: set[Index]) -> set[Index]:
-        area = self.session.area
-        parts = () if area is None else area.parts
-        return tiles & {part.index(tile) for part in parts for tile in part.tiles}
-
     def _tool_changed(self, change: Any) -> None:
         if change["new"] != LOOK:
-            self.mode.value = "explain"
+            self.judging.explain()
 
-    def _mode_changed(self, change: Any) -> None:
-        if change["new"] != "explain":
-            self.teaching.palette.tool = LOOK
+    def _stop_teaching(self) -> None:
+        self.teaching.palette.tool = LOOK
 
-    def _in_samples(self, x: float, y: float) -> bool:
-        for sample in self.session.samples:
-            bounds = sample.part.scene.window_polygon(sample.tile.window).bounds
-            if bounds[0] <= x <= bounds[2] and bounds[1] <= y <= bounds[3]:
-                return True
-        return False
-
-    def _choose_tile(self, x: float, y: float) -> None:
-        for part in self.session.area.finest if self.session.area else ():
-            for tile in part.tiles:
-                left, bottom, right, top = part.scene.window_polygon(tile.core).bounds
-                if left <= x <= right and bottom <= y <= top:
-                    self.tiles.compute([part.index(tile)])
-                    return
-
-    def _judge(self, row: int, good: bool) -> None:
-        key, judged = self.preview.key(row), dict(self.session.judged)
-        if judged.get(key) is good:
-            del judged[key]  # a second click takes it back
-        else:
-            judged[key] = good
-        self.session.judged = judged
+    def _show_judged(self) -> None:
         with self._lock:
-            self.drawn.mark_judged(self.preview, judged)
+            self.drawn.mark_judged(self.preview, self.session.judged)
         self._show_figures()
 
     def advise(self) -> None:
         """Move the sliders to the thresholds that fit the judged polygons; undo takes it back."""
-        session, by_tile = self.session, dict[Index, dict[int, bool]]()
-        for key, good in session.judged.items():
-            if self.preview.row(key) >= 0:
-                by_tile.setdefault(key[:3], {})[key[3]] = good
-        tiles = [(s.candidates, by_tile.get(s.record.index, {})) for s in self.preview.samples]
         try:
-            advice = advise_judged(tiles, session.job.thresholds)
+            said = self.judging.advise(self.preview)
         except ReviewError as error:
             self.tell(str(error))
-            return
-        if advice.advised != session.job.thresholds:
-            session.change(
-                pred_iou_thresh=advice.advised.pred_iou_thresh,
-                stability_score_thresh=advice.advised.stability_score_thresh,
-            )
-        self.message.value = paragraph(str(advice))
+        else:
+            self.message.value = said
 
     def _explain_row(self, row: int) -> None:
         if 0 <= row < self.preview.n_candidates:

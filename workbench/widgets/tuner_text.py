@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from workbench._support.text import area_text
+from workbench.evaluation.judged import JudgedAdvice
 from workbench.tuning.preview import Fate, Key, Preview, Verdict, View
 from workbench.widgets.safe_html import Markup, paragraph
 
@@ -24,6 +26,12 @@ FATES = {
 # the fates as the score plane shows them, some in one colour
 IN_PLANE = np.arange(len(Fate), dtype=np.uint8)
 IN_PLANE[[Fate.WHOLE_TILE, Fate.DUPLICATE, Fate.OVERLAP, Fate.MERGED]] = Fate.SUPPRESSED
+_SCORES = {"pred_iou_thresh": "predicted IoU", "stability_score_thresh": "stability"}
+TUNER_KEYS = (
+    ("1 … 9", "on the map: the polygon under the mouse is of this class; again takes it back"),
+    ("0", "on the map: it is none of the classes"),
+    ("n", "on the map: go to the object whose answer would teach most"),
+)
 MOST_VERDICTS = 10  # candidates that are listed for one place
 
 
@@ -37,7 +45,7 @@ def figures_text(preview: Preview, view: View, judged: Mapping[Key, bool], forec
     parts: list[str] = [Markup("<b>{:,}</b> {}").format(figures.n, tiles)]
     if figures.n:
         parts.append(f"{figures.covered:.0%} of the tiles covered")
-        parts.append(f"median {figures.median_area_m2:,.3g} m²")
+        parts.append(f"median {area_text(figures.median_area_m2)}")
     if figures.n_seam:
         parts.append(f"{figures.n_seam} dashed: they reach other tiles and are not merged yet")
     shown = {preview.key(int(row)) for row in view.kept} if judged else set()
@@ -60,7 +68,7 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> str:
             FATES[verdict.fate],
             verdict.pred_iou,
             verdict.stability_score,
-            f"{verdict.area_m2:,.{0 if verdict.area_m2 >= 10 else 1}f}",
+            area_text(verdict.area_m2),
             verdict.reason,
         )
         for verdict in verdicts[:MOST_VERDICTS]
@@ -68,8 +76,36 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> str:
     more = len(verdicts) - MOST_VERDICTS
     return Markup(
         '<table style="line-height: 1.3"><tr><th></th><th>predicted IoU</th><th>stability</th>'
-        "<th>m²</th><th></th></tr>{}</table>{}"
+        "<th>area</th><th></th></tr>{}</table>{}"
     ).format(Markup("").join(lines), f"and {more} more" if more > 0 else "")
+
+
+def advice_text(advice: JudgedAdvice) -> Markup:
+    """Say what advice has changed, what that gains, and what to do next."""
+    n = advice.n_good + advice.n_bad
+    before, now = (
+        round(100 * (good + advice.n_bad - bad) / n)
+        for good, bad in (
+            (advice.before_good, advice.before_bad), (advice.shown_good, advice.shown_bad)
+        )
+    )  # fmt: skip
+    if not advice.is_change:
+        return paragraph(
+            f"The sliders stay. They treat {now} of 100 polygons that you judged as you said, and "
+            "no other thresholds are shown to do better. Next: judge more, on other tiles, too; or "
+            "let cleaning remove what the bad ones have in common, such as a small area."
+        )
+    moved = [
+        f"{name} {getattr(advice.current, trait):.3f} → {getattr(advice.advised, trait):.3f}"
+        for trait, name in _SCORES.items()
+        if getattr(advice.current, trait) != getattr(advice.advised, trait)
+    ]
+    return paragraph(
+        f"Moved: {', '.join(moved)}. Good ones shown: {advice.shown_good} of {advice.n_good} "
+        f"({advice.before_good} before); bad ones shown: {advice.shown_bad} of {advice.n_bad} "
+        f"({advice.before_bad} before). Of 100 polygons that you judged, {now} are now treated as "
+        f"you said ({before} before). Next: look at other tiles. If they look worse, press Undo."
+    )
 
 
 def confidence_swatches(confidence: Sequence[Sequence[Any]]) -> Markup:
@@ -89,14 +125,24 @@ def class_swatches(classes: Sequence[tuple[str, str]]) -> Markup:
     return Markup("{} &ensp; thin and grey: none of the classes").format(named)
 
 
-def legend(colours: Markup, area_colour: str) -> Markup:
-    """Name the colours of polygons, and of the lines on the map."""
+MEANINGS = {
+    "confidence": "Colour: confidence, SAM's own guess how well a mask fits (predicted IoU, 0–1)",
+    "stability": "Colour: stability, how little a mask changes with a wider edge (0–1)",
+    "class": "Colour: class",
+    "none": "One colour for all",
+}
+
+
+def legend(colour_by: str, colours: Markup, area_colour: str) -> Markup:
+    """Say what the colours of polygons mean, and the lines on the map."""
+    if colour_by == "none":
+        colours = Markup("")
     return paragraph(
         Markup(
-            "{} &ensp; dashed: reaches another tile, not merged yet<br>"
-            'lines: <span style="color: {}">area</span> &ensp; '
+            "{}: {} &ensp; dashed: reaches another tile, not merged yet<br>lines: "
+            '<span style="color: {}">area</span> &ensp; '
             '<span style="color: #ffffff; background: #757575; padding: 0 3px">tiles; '
             "thick: computed tiles</span>"
-        ).format(colours, area_colour),
+        ).format(MEANINGS[colour_by], colours, area_colour),
         "font-size: 12px",
     )

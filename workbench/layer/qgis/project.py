@@ -90,6 +90,7 @@ def write_project(
     planar: bool = False,
     confidence: ConfidenceClasses = CONFIDENCE_CLASSES,
     learned: Mapping[int, str] | None = None,
+    more: Sequence[str] = (),
 ) -> None:
     """Write the review project (`.qgz`): pre-labels above tiles above imagery.
 
@@ -97,7 +98,8 @@ def write_project(
     project shows when it opens (left, bottom, right, top). Each tile becomes a bookmark, unless
     there are more than `MAX_BOOKMARKS`; `aoi`, in `crs`, is an outline above the tiles. In a
     `planar` layer, drawn polygons cannot overlap others. `confidence` are the classes of confidence
-    and their colours, `learned` the colours of learned classes, as in `label_styles`.
+    and their colours, `learned` the colours of learned classes and `more` further columns, as in
+    `label_styles`.
     Local paths are relative to the project, so that the folder can move together with its imagery.
     """
     folder = path.parent.resolve()
@@ -132,7 +134,7 @@ def write_project(
     _spatial_reference(el(canvas, "destinationsrs"), crs)
 
     projectlayers = el(root, "projectlayers")
-    looks = label_styles(classes, planar, confidence, learned)
+    looks = label_styles(classes, planar, confidence, learned, more)
     for name, style, wkb in (
         (schema.LABELS, next(iter(looks.values())), "MultiPolygon"),
         (schema.TILES, tile_style(), "Polygon"),
@@ -141,6 +143,8 @@ def write_project(
             projectlayers, ids[name], name, f"{source}|layername={name}", "ogr", "vector", crs
         )
         node.attrib.update(geometry="Polygon", wkbType=wkb, labelsEnabled="0")
+        if name == schema.TILES:  # saved labels change how many wait in a tile: draw it anew
+            el(el(node, "dataDependencies"), "layer", id=ids[schema.LABELS])
         if name == schema.LABELS:
             _style_manager(node, looks)
         node.extend(style)

@@ -33,10 +33,11 @@ from workbench.layer.qgis.xml import el, option, qml
 NO_SCORE = 99  # the confidence that a polygon drawn by hand is classified by
 
 _REVIEWED = "reviewed"
-# the plugin puts the names of the tiles that are reviewed to their end into a variable of the layer
+# A GeoPackage counts the labels of a tile that wait (workbench.layer.progress). Elsewhere, as in a
+# database, the plugin puts the names of the tiles that are reviewed into a variable of the layer.
 _TILE_STATUS = (
-    "if(array_contains(string_to_array(coalesce(@reviewed_tiles, ''), '|'), \"tile\"), "
-    f"'{_REVIEWED}', \"status\")"
+    f"if({column(schema.WAITING)} = 0 or array_contains(string_to_array(coalesce(@reviewed_tiles, "
+    f"''), '|'), {column('tile')}), '{_REVIEWED}', {column('status')})"
 )
 TILE_STATUSES: Mapping[str, str] = {
     _REVIEWED: "reviewed to its end",
@@ -93,12 +94,13 @@ def styles(
     planar: bool = False,
     confidence: ConfidenceClasses = CONFIDENCE_CLASSES,
     learned: Mapping[int, str] | None = None,
+    more: Sequence[str] = (),
 ) -> dict[str, dict[str, str]]:
     """Return QML by name for the layers `prelabels` and `tiles`; the first is the default.
 
     The parameters are those of `label_styles`.
     """
-    looks = label_styles(classes, planar, confidence, learned)
+    looks = label_styles(classes, planar, confidence, learned, more)
     labels = {name: qml(style) for name, style in looks.items()}
     return {schema.LABELS: labels, schema.TILES: {"Tiles": qml(tile_style())}}
 
@@ -108,12 +110,13 @@ def label_styles(
     planar: bool,
     confidence: ConfidenceClasses,
     learned: Mapping[int, str] | None = None,
+    more: Sequence[str] = (),
 ) -> dict[str, list[ET.Element]]:
     """Return the looks of the pre-labels, which share their form, actions and table.
 
     `confidence` are the classes of confidence and their colours. `learned` are the colours of
     classes that the run has learned; the look by class is the first one then. None: it has learned
-    none.
+    none. `more` are the columns that the layer has besides those of every layer.
 
     `planar` also makes QGIS check for overlaps when it saves; other layers may have overlaps.
     """
@@ -127,9 +130,9 @@ def label_styles(
     ]
     by_status = [(status, label, LABEL_STATUS_COLORS[status]) for status, label in STATUSES.items()]
     looks = {
-        "Confidence": [_confidence_renderer(confidence), *_review(classes, planar)],
-        "Class": [_categorized("class_id", by_class), *_review(classes, planar)],
-        "Status": [_categorized("status", by_status), *_review(classes, planar)],
+        "Confidence": [_confidence_renderer(confidence), *_review(classes, planar, more)],
+        "Class": [_categorized("class_id", by_class), *_review(classes, planar, more)],
+        "Status": [_categorized("status", by_status), *_review(classes, planar, more)],
     }
     if learned is None:
         return looks
@@ -140,7 +143,7 @@ def _class_label(number: int, name: str) -> str:
     return f"{number} – {name}"
 
 
-def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
+def _review(classes: Mapping[int, str], planar: bool, more: Sequence[str] = ()) -> list[ET.Element]:
     """Make forms, actions, table, checks and map tips of the pre-labels."""
     # QGIS: no slider, which shows a real number as 0 and may write that (qgis/QGIS#49127)
     score = {"Style": "SpinBox", "Min": 0.0, "Max": 1.0, "Step": 0.01, "Precision": 3,
@@ -176,7 +179,13 @@ def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
         _Field("source", "Source", editable=False, default=_of_its_tile("source")),
         _Field("n_tiles", "Merged from tiles", editable=False),
         _Field("at_edge", "At the edge of the imagery", "CheckBox", editable=False),
+        *(_Field(name, name, editable=False) for name in more),
     ]
+    drawn = '"confidence" is null'
+    of_prompts = {}
+    if set(schema.ANSWER) <= set(more):
+        of_prompts = {"Changed": '"changed"', "Old shape": f'{drawn} and "prompt_fid" is not null'}
+        drawn += ' and "prompt_fid" is null'
     return [
         _checks(("QgsIsValidCheck", *(("QgsGeometryOverlapCheck",) if planar else ()))),
         *_form(
@@ -197,7 +206,8 @@ def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
                 'and "confidence" < 0.9',
                 "Accepted or edited": is_one_of("status", *KEPT),
                 "Rejected": is_one_of("status", "rejected"),
-                "Drawn by hand": '"confidence" is null',
+                "Drawn by hand": drawn,
+                **of_prompts,
                 # a class for labels that nobody has judged would look like a judgement
                 "Without class": f"{is_one_of('status', *KEPT)} and {column('class_id')} is null",
             }
@@ -208,7 +218,8 @@ def _review(classes: Mapping[int, str], planar: bool) -> list[ET.Element]:
 
 def tile_style() -> list[ET.Element]:
     """Make the style of the tiles: outlines by status, failed in red, reviewed in green."""
-    form = [_Field(name, name, editable=False) for name in ("fid", *schema.TILE_COLUMNS)]
+    names = ("fid", *schema.TILE_COLUMNS, schema.WAITING)
+    form = [_Field(name, name, editable=False) for name in names]
     renderer = el(None, "renderer-v2", type="categorizedSymbol", attr=_TILE_STATUS, forceraster=0)
     categories, symbols = el(renderer, "categories"), el(renderer, "symbols")
     for number, (status, label) in enumerate(TILE_STATUSES.items()):

@@ -1,11 +1,11 @@
 """SAM: the models and their weights, the device they run on, and the `Segmenter`.
 
 `checkpoints` and `device` get a model ready. `network` says what the engine needs of one; the first
-SAM runs in `encoder` and `decoder`, SAM 2.1 in `sam2`, models for people without a GPU in
-`mobile_sam` and `edgetam` (`extras` are the packages that they need, `workers` shares prompts among
-cores). `measure` (`fused` on CUDA) scores masks, `proposals` makes candidates of them, `segmenter`
-puts it together. `tiny` is the embedded model; `torchvision_shim` repairs a torchvision without
-compiled operators.
+SAM runs in `encoder` and `decoder`, SAM 2.1 and `edgetam` in `sam2`, `mobile_sam` has an encoder of
+its own; `extras` checks the packages of these three. `measure` (`fused` on CUDA) scores masks,
+`proposals` makes candidates of them, `segmenter` puts it together, `workers` does batches of
+prompts side by side, `by_hand` answers clicks. `tiny` is the embedded model; `torchvision_shim`
+repairs a torchvision without compiled operators.
 """
 
 from workbench.segmenters.sam.torchvision_shim import mend_torchvision

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from workbench.segmenters.sam.decoder import LogitsOf, decoder_of
 from workbench.segmenters.sam.encoder import Predictor
@@ -50,6 +51,16 @@ class InputFrame:
             points, self.original_size
         )
         return placed
+
+    def enlarged(self, logits: Tensor) -> Tensor:
+        """Bring the logits of masks, `(b, c, h, w)`, from the square to the size of the image."""
+        height, width = self.input_size
+        logits = interpolate(logits, (self.side,) * 2, mode="bilinear", align_corners=False)
+        logits = logits[..., :height, :width]
+        # to the same size it would change no bit
+        if self.input_size != self.original_size:
+            logits = interpolate(logits, self.original_size, mode="bilinear", align_corners=False)
+        return logits
 
 
 @dataclass(frozen=True, eq=False)

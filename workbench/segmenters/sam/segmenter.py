@@ -25,7 +25,6 @@ from segment_anything.utils.amg import (
     is_box_near_crop_edge,
 )
 from torch import nn
-from torch.nn.functional import interpolate
 
 from workbench._support.cores import usable_cores
 from workbench.candidates.table import SAM_RULES, Candidates, Rules, concat
@@ -232,7 +231,7 @@ class SamSegmenter:
         network, device = self.network, self.device
         frame = InputFrame(network.side, (y1 - y0, x1 - x0))
         pixels = torch.as_tensor(frame.scaled(image[y0:y1, x0:x1]), device=device)
-        with self._autocast():
+        with self.autocast():
             ask = network.look(pixels.permute(2, 0, 1).contiguous()[None])
 
         @torch.inference_mode()
@@ -256,7 +255,7 @@ class SamSegmenter:
         boxes: NDArray[np.float64] | None,
     ) -> Proposals:
         """Ask with one batch of a crop's prompts, of which `first` is the first."""
-        with self._autocast():
+        with self.autocast():
             # the decoder does not even upscale masks below the floor
             pred_iou, logits_of = ask(self._prompts(frame, points, boxes))
             floor = crop.rules.pred_iou_floor
@@ -324,13 +323,7 @@ class SamSegmenter:
         n = len(low_res)
         padding = low_res[:1].expand(-n % channels, -1, -1)
         logits = torch.cat([low_res, padding]).unflatten(0, (-1, channels))
-        size, (height, width) = self.network.side, frame.input_size
-        logits = interpolate(logits, (size, size), mode="bilinear", align_corners=False)
-        logits = logits[..., :height, :width]
-        # to the same size it would change no bit
-        if frame.input_size != frame.original_size:
-            logits = interpolate(logits, frame.original_size, mode="bilinear", align_corners=False)
-        return logits.flatten(0, 1)[:n]
+        return frame.enlarged(logits).flatten(0, 1)[:n]
 
     def _passing(
         self,
@@ -349,7 +342,8 @@ class SamSegmenter:
             crop, ordinals.cpu().numpy()[keep], ious.cpu().numpy()[keep], masks.take(keep)
         )
 
-    def _autocast(self) -> AbstractContextManager[None]:
+    def autocast(self) -> AbstractContextManager[None]:
+        """What the network runs under in this precision."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self._device_type, DTYPES[self.precision])

@@ -1,0 +1,152 @@
+"""Answers to a person's clicks and boxes on one tile, whose features are kept between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from workbench.segmenters.defaults import defaults_of
+from workbench.segmenters.sam.network import Ask, InputFrame, Prompts
+from workbench.segmenters.sam.segmenter import SamSegmenter
+
+
+@dataclass(frozen=True, eq=False)
+class HandAnswer:
+    """The mask `(h, w)` that fits the clicks best, and its predicted IoU; it may be empty."""
+
+    mask: NDArray[np.bool_]
+    pred_iou: float
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedTile:
+    """A tile that a network has seen: it can be asked about it again and again.
+
+    Encoding takes as long as a tile of a run, an answer a fraction of a second.
+
+    Example:
+        >>> tile = EncodedTile.of(sam_segmenter("tiny"), image)
+        >>> tile.answer(np.array([[300.0, 200.0]]), np.array([True])).mask.sum()
+    """
+
+    segmenter: SamSegmenter
+    frame: InputFrame
+    ask: Ask
+
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, segmenter: SamSegmenter, image: NDArray[np.uint8]) -> EncodedTile:
+        """Encode an RGB tile `(h, w, 3)`."""
+        height, width = image.shape[:2]
+        frame = InputFrame(segmenter.network.side, (height, width))
+        pixels = torch.as_tensor(frame.scaled(image), device=segmenter.device)
+        with segmenter.autocast():
+            ask = segmenter.network.look(pixels.permute(2, 0, 1).contiguous()[None])
+        return cls(segmenter, frame, ask)
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        points: NDArray[np.float64],
+        on_object: NDArray[np.bool_],
+        box: NDArray[np.float64] | None = None,
+    ) -> HandAnswer:
+        """Return the mask for some clicks on one object, and beside it.
+
+        Args:
+            points: `(n, 2)` XY, pixels of the tile; may be empty with a box.
+            on_object: `(n,)`: whether a click is on the object, or on what does not belong to it.
+            box: `(4,)` XYXY around the object.
+
+        A model that learned from single points is asked for each click alone, and the masks are
+        joined: those of clicks beside the object are taken away.
+        """
+        if defaults_of(self.segmenter.name).takes_boxes:
+            return self._together(points, on_object, box)
+        if box is not None and not on_object.any():
+            points = np.vstack([points, (box[:2] + box[2:]) / 2])
+            on_object = np.append(on_object, True)
+        return self._one_by_one(points, on_object, box)
+
+    def _together(
+        self,
+        points: NDArray[np.float64],
+        on_object: NDArray[np.bool_],
+        box: NDArray[np.float64] | None,
+    ) -> HandAnswer:
+        around = None if box is None else self._placed(box.reshape(1, 2, 2)).reshape(1, 4)
+        placed = labels = None
+        if len(points):
+            placed = self._placed(points[None])
+            labels = torch.as_tensor(on_object[None].astype(np.int32), device=placed.device)
+        ious, masks = self._masks(Prompts(placed, labels, around))
+        best = _best(ious[0], masks[0], points, on_object, box)
+        return HandAnswer(masks[0][best], float(ious[0][best]))
+
+    def _one_by_one(
+        self,
+        points: NDArray[np.float64],
+        on_object: NDArray[np.bool_],
+        box: NDArray[np.float64] | None,
+    ) -> HandAnswer:
+        height, width = self.frame.original_size
+        if not on_object.any():
+            return HandAnswer(np.zeros((height, width), bool), 0.0)
+        labels = torch.ones((len(points), 1), dtype=torch.int)
+        placed = self._placed(points[:, None])
+        ious, masks = self._masks(Prompts(placed, labels.to(placed.device)))
+        mask, scores = np.zeros((height, width), bool), []
+        for i in np.flatnonzero(on_object):
+            best = _best(ious[i], masks[i], points, on_object, box)
+            mask |= masks[i][best]
+            scores.append(float(ious[i][best]))
+        for i in np.flatnonzero(~on_object):
+            x, y = _pixel(points[i], mask)
+            if mask[y, x]:
+                mask &= ~masks[i][_best(ious[i], masks[i], points, ~on_object, None)]
+        return HandAnswer(mask, min(scores))
+
+    def _masks(self, prompts: Prompts) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Predicted IoUs `(b, m)` and masks `(b, m, h, w)`."""
+        with self.segmenter.autocast():
+            ious, logits_of = self.ask(prompts)
+            low_res = logits_of(torch.ones_like(ious, dtype=torch.bool)).float()
+        masks = self.frame.enlarged(low_res[None])[0] > self.segmenter.network.mask_threshold
+        return ious.float().cpu().numpy(), masks.unflatten(0, ious.shape).cpu().numpy()
+
+    def _placed(self, points: NDArray[np.float64]) -> torch.Tensor:
+        placed = torch.as_tensor(self.frame.placed(points))
+        if torch.device(self.segmenter.device).type == "mps":
+            placed = placed.float()  # it has no float64
+        return placed.to(self.segmenter.device)
+
+
+def _best(
+    ious: NDArray[np.float32],
+    masks: NDArray[np.bool_],
+    points: NDArray[np.float64],
+    on_object: NDArray[np.bool_],
+    box: NDArray[np.float64] | None,
+) -> int:
+    """The mask that most clicks agree with; of several the best one, and with a box in it."""
+    agree = np.zeros(len(masks))
+    for point, inside in zip(points, on_object, strict=True):
+        x, y = _pixel(point, masks[0])
+        agree += masks[:, y, x] == inside
+    fit = ious.astype(float)
+    if box is not None:
+        x0, y0, x1, y1 = np.rint(box).astype(int)
+        there = masks[:, max(y0, 0) : y1, max(x0, 0) : x1].sum((1, 2))
+        union = masks.sum((1, 2)) + max((x1 - x0) * (y1 - y0), 1) - there
+        fit = fit * there / union
+    return int(np.lexsort((-fit, -agree))[0])
+
+
+def _pixel(point: NDArray[np.float64], mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """The pixel of the image that holds a point, or is nearest to it."""
+    height, width = mask.shape
+    x, y = np.floor(point).astype(int).clip(0, (width - 1, height - 1)).tolist()
+    return x, y

@@ -1,0 +1,186 @@
+// What all panels share: their keys belong to them and not to JupyterLab, `?` lists them, `f` shows
+// the panel on the full screen, and sliders have names and values for screen readers.
+
+const TEXT = "textarea, select, [contenteditable], input:not([type=checkbox]):not([type=radio])";
+
+const TITLES = {
+  undo: "take the last change back: area, sliders, verdicts, tiles (Ctrl+Z)",
+  redo: "make it again (Ctrl+Shift+Z)",
+  screen: "this panel alone on the whole screen, and back (f)",
+  keys: "list of the keys (?)",
+};
+
+const panelOf = (element) => element.closest(".sam-workbench-panel");
+
+function setAttribute(element, attribute, text) {
+  if (element && text && element.getAttribute(attribute) !== text)
+    element.setAttribute(attribute, text);
+}
+
+/** noUiSlider's handles have no name, and their value is rounded, or an index in a list of steps. */
+function nameSliders(root) {
+  for (const slider of root.querySelectorAll(".widget-slider")) {
+    const handle = slider.querySelector("[role=slider]");
+    setAttribute(handle, "aria-label", slider.querySelector(".widget-label")?.textContent);
+    setAttribute(handle, "aria-valuetext", slider.querySelector(".widget-readout")?.textContent);
+  }
+}
+
+function keepSlidersNamed(root, signal) {
+  const observer = new MutationObserver(() => nameSliders(root));
+  const what = { childList: true, characterData: true, attributeFilter: ["aria-valuetext"] };
+  observer.observe(root, { subtree: true, ...what });
+  signal.addEventListener("abort", () => observer.disconnect());
+  nameSliders(root);
+}
+
+/** Keep the focus where the last click was: JupyterLab and disabled buttons take it away. */
+function keepFocus(root, signal) {
+  let mine = false; // whether the last click or focus was in the panel
+  const nobody = (element) =>
+    !element || element === document.body || (element !== root && element.contains(root));
+  const claim = () => {
+    if (mine && root.isConnected && nobody(document.activeElement))
+      root.focus({ preventScroll: true });
+  };
+  const options = { capture: true, signal };
+  document.addEventListener("pointerdown", (event) => {
+    mine = root.contains(event.target);
+    if (mine) for (const ms of [0, 50, 250]) setTimeout(claim, ms);
+  }, options);
+  root.addEventListener("focusin", () => { mine = true; }, { signal });
+  root.addEventListener("focusout", ({ relatedTarget }) => {
+    if (relatedTarget && !nobody(relatedTarget)) mine = root.contains(relatedTarget);
+    else setTimeout(claim);
+  }, { signal });
+  // before JupyterLab, which listens at the document: nobody has the focus, and so the panel has
+  window.addEventListener("keydown", (event) => {
+    if (!mine || root.contains(event.target) || !nobody(document.activeElement)) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    root.focus({ preventScroll: true });
+    root.dispatchEvent(copyOf(event));
+  }, options);
+}
+
+function copyOf(event) {
+  const { key, code, keyCode, ctrlKey, metaKey, shiftKey, altKey } = event;
+  const modifiers = { ctrlKey, metaKey, shiftKey, altKey };
+  const init = { key, code, keyCode, ...modifiers, bubbles: true, cancelable: true };
+  return new KeyboardEvent("keydown", init);
+}
+
+function newElement(tag, className, parent, text = "") {
+  const element = document.createElement(tag);
+  element.className = className;
+  element.textContent = text;
+  parent.append(element);
+  return element;
+}
+
+/** Show the list of keys, or take it away; a modal dialog is not cut off by JupyterLab's cells. */
+function toggleKeys(root, keys) {
+  const before = root.querySelector(".sam-workbench-keys");
+  if (before) {
+    before.close();
+    return;
+  }
+  const list = newElement("dialog", "sam-workbench-keys", root);
+  list.setAttribute("aria-label", "Keys");
+  newElement("h2", "", list, "Keys");
+  const table = newElement("table", "", list);
+  for (const [key, meaning] of keys) {
+    const row = newElement("tr", "", table);
+    newElement("kbd", "", newElement("td", "", row), key);
+    newElement("td", "", row, meaning);
+  }
+  const button = newElement("button", "jupyter-button", list, "Close");
+  button.addEventListener("click", () => list.close());
+  list.addEventListener("close", () => {
+    list.remove();
+    root.focus({ preventScroll: true });
+  });
+  list.showModal();
+}
+
+function toggleFullScreen(root) {
+  if (document.fullscreenElement) document.exitFullscreen();
+  else root.requestFullscreen?.();
+}
+
+function render({ model, el }) {
+  const ended = new AbortController();
+  const { signal } = ended;
+  let frame = 0;
+
+  function pressed(root, event) {
+    const { key, shiftKey } = event;
+    const command = (event.ctrlKey || event.metaKey) && !event.altKey;
+    const typing = event.target.closest(TEXT);
+    const letter = key.length === 1 ? key.toLowerCase() : key;
+    if (command && letter === "s") {
+      // to save the notebook is no command to a cell
+      document.body.dispatchEvent(copyOf(event));
+    } else if (typing) {
+      return;
+    } else if (command && (letter === "z" || letter === "y")) {
+      // else the browser takes back what was typed last, in some cell
+      model.send({ kind: shiftKey || letter === "y" ? "redo" : "undo" });
+    } else if (key === "?") {
+      toggleKeys(root, model.get("listed"));
+    } else if (letter === "f" && !command && !event.altKey) {
+      toggleFullScreen(root);
+    } else {
+      return;
+    }
+    event.preventDefault();
+  }
+
+  const bar = newElement("div", "sam-workbench-toolbar", el);
+  bar.setAttribute("role", "toolbar");
+  const [undo, redo] = ["undo", "redo"].map((kind) =>
+    newButton(kind === "undo" ? "Undo" : "Redo", `fa-${kind}`, TITLES[kind], () =>
+      model.send({ kind })
+    )
+  );
+  newButton("Full screen", "fa-arrows-alt", TITLES.screen, () => toggleFullScreen(panelOf(el)));
+  newButton("Keys", "fa-keyboard-o", TITLES.keys, () => toggleKeys(panelOf(el), model.get("listed")));
+
+  function newButton(text, icon, title, does) {
+    const button = newElement("button", "jupyter-widgets jupyter-button widget-button", bar);
+    newElement("i", `fa ${icon}`, button);
+    button.append(` ${text}`);
+    button.title = title;
+    button.addEventListener("click", does);
+    return button;
+  }
+
+  function enable() {
+    undo.disabled = !model.get("can_undo");
+    redo.disabled = !model.get("can_redo");
+    bar.style.display = model.get("visible") ? "flex" : "none";
+  }
+
+  function start() {
+    const root = panelOf(el);
+    if (!root) {
+      frame = requestAnimationFrame(start);
+      return;
+    }
+    root.setAttribute("data-lm-suppress-shortcuts", "true");
+    root.tabIndex = -1;
+    root.addEventListener("keydown", (event) => pressed(root, event), { signal });
+    keepFocus(root, signal);
+    keepSlidersNamed(root, signal);
+  }
+
+  enable();
+  for (const name of ["can_undo", "can_redo"]) model.on(`change:${name}`, enable);
+  start();
+  return () => {
+    cancelAnimationFrame(frame);
+    ended.abort();
+  };
+}
+
+export default { render };

@@ -1,0 +1,87 @@
+"""What all panels share: undo and redo, keys of their own with a list, and the full screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import ipywidgets as widgets
+import traitlets
+
+from workbench.errors import WorkbenchError
+from workbench.widgets.session import Session
+
+PANEL = "sam-workbench-panel"  # the class of what JupyterLab's shortcuts are kept out of
+MAIN, SIDE = "sam-workbench-main", "sam-workbench-side"  # of its map, and of its controls
+COMMON_KEYS = (
+    ("Ctrl+Z", "undo: drawing, loading, verdicts, tiles and sliders"),
+    ("Ctrl+Shift+Z", "redo"),
+    ("f", "full screen, and back"),
+    ("?", "this list"),
+    ("Ctrl+S", "save the notebook"),
+)
+MAP_KEYS = (
+    ("arrows", "move the map"),
+    ("+  −", "zoom"),
+    ("Enter", "click at the cross in the middle of the map"),
+)
+
+
+def panel_of(kind: str, main: widgets.Widget, side: widgets.Widget) -> widgets.Widget:
+    """Put controls beside a map, or under it where there is no room; `kind` is its CSS class."""
+    main.add_class(MAIN)
+    side.add_class(SIDE)
+    box = widgets.Box([main, side])
+    box.add_class(kind)
+    box.add_class(PANEL)
+    return box
+
+
+class Toolbar(anywidget.AnyWidget):
+    """Undo, Redo, Full screen and Keys for the panel (class `PANEL`) that it is in.
+
+    While the panel has the focus, JupyterLab's shortcuts do nothing, except for Ctrl+S. Each slider
+    of the panel gets its name and value for screen readers. `tell` shows an error.
+    """
+
+    _esm = Path(__file__).with_suffix(".js")
+    _css = Path(__file__).with_name("panel.css")
+
+    listed: list[list[str]] = traitlets.List().tag(sync=True)  # type: ignore[assignment]
+    can_undo = traitlets.Bool(False).tag(sync=True)
+    can_redo = traitlets.Bool(False).tag(sync=True)
+    visible = traitlets.Bool(True).tag(sync=True)
+
+    def __init__(
+        self,
+        session: Session,
+        tell: Callable[[str], None],
+        keys: Sequence[tuple[str, str]] = (),
+        visible: bool = True,
+    ) -> None:
+        self._session, self._tell = session, tell
+        listed = [list(pair) for pair in (*keys, *COMMON_KEYS)]
+        super().__init__(listed=listed, visible=visible)
+        self.on_msg(self._hear)
+        session.observe(self._show, "history")
+        self._show()
+
+    def let_go(self) -> None:
+        """Stop following the session."""
+        self._session.unobserve(self._show, "history")
+
+    def _show(self, _: Any = None) -> None:
+        history = self._session.history
+        with self.hold_sync():
+            self.can_undo, self.can_redo = bool(history.past), bool(history.future)
+
+    def _hear(self, widget: Toolbar, message: dict[str, Any], buffers: Any) -> None:
+        try:
+            if message["kind"] == "undo":
+                self._session.undo()
+            elif message["kind"] == "redo":
+                self._session.redo()
+        except WorkbenchError as error:
+            self._tell(str(error))
