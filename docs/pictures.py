@@ -39,7 +39,8 @@ across, down = (lon - west) / (east - west), (north - lat) / (north - south)
 far = (across - 0.4) ** 2 + (down - 0.45) ** 2 + 9 * ~polygons.area.between(90, 250).to_numpy()
 print([float(across[far.argmin()]), float(down[far.argmin()])])
 """
-# asked in the notebook: say of some objects what they are, as keys on the map do
+# asked in the notebook: say of some objects what they are, as keys on the map do; most of them
+# outside the picture, which shows what the others are taken for
 TAUGHT = """
 import numpy as np
 from workbench.evaluation.matching import match
@@ -49,12 +50,14 @@ shown = panel.view.polygons
 pairs = match(shown, truth, at_least=0.6)
 kind = np.full(len(shown), "", object)
 kind[pairs.predicted] = truth["kind"].to_numpy()[pairs.reference]
+kind[(kind == "parcel") & (shown.area < 2000)] = ""
 inside = shown.representative_point().within(shapely.box(*BOUNDS)).to_numpy()
 rng = np.random.default_rng(0)
-for name, number, n in (("building", 1, 12), ("parcel", 2, 12), ("", 0, 16)):
-    rows = shown["row"].to_numpy()[inside & (kind == name)]
-    for row in rng.permutation(rows)[:n].tolist():
-        panel.teaching.say(row, number, panel.preview)
+for name, number, n in (("building", 1, 4), ("parcel", 2, 2), ("", 0, 6)):
+    for there, most in ((inside, n), (~inside, 10 * n)):
+        rows = shown["row"].to_numpy()[there & (kind == name)]
+        for row in rng.permutation(rows)[:most].tolist():
+            panel.teaching.say(row, number, panel.preview)
 panel._refresh()
 """
 QUALITY, LARGEST = 88, 250_000  # of a JPEG; bytes

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench._support.cores import usable_cores
+from workbench.learning.examples import ENOUGH
 from workbench.learning.features import FEATURES
 
 NONE = 0  # the class of what is none of the classes
@@ -28,8 +29,9 @@ _ROWS = 1024  # that one thread scores at a time
 _THREADS = ThreadPoolExecutor(usable_cores(), "classes")
 PRED_IOU = FEATURES.index("pred_iou")
 # in a logistic regression: how much likelier, in logarithms, a spread of the predicted IoU makes a
-# class before any example has said so, and how many examples it takes to say otherwise
-USUAL_SLOPE, FIRMNESS = 1.0, 100.0
+# class before examples say so; with `ENOUGH` examples half of it is left. It is less where there
+# are few examples in all: those are judged objects, which the model was sure of anyway
+USUAL_SLOPE, FIRMNESS = 3.0, 100.0
 _FAR = 4.0  # standard deviations: what is farther off in another scene counts as that far
 
 
@@ -57,9 +59,11 @@ class Classifier:
         # rows in an order of their own: where examples come from does not matter
         order = np.lexsort((weight, *figures.T[::-1], class_id))
         figures, class_id, weight = figures[order], class_id[order], weight[order]
+        _, class_of = np.unique(class_id, return_inverse=True)
+        n_objects = np.bincount(class_of, weight)
         weight = _rare_for_more(class_id, weight)
         forest = _grow(trees, figures, class_id, weight)
-        return cls(forest, _Line.fit(figures, class_id, weight), np.unique(class_id))
+        return cls(forest, _Line.fit(figures, class_id, weight, n_objects), np.unique(class_id))
 
     def probabilities(self, figures: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the probability of each class, `(n, len(classes))`."""
@@ -96,9 +100,16 @@ class _Line:
 
     @classmethod
     def fit(
-        cls, figures: NDArray[np.float32], class_id: NDArray[np.int64], weight: NDArray[np.float64]
+        cls,
+        figures: NDArray[np.float32],
+        class_id: NDArray[np.int64],
+        weight: NDArray[np.float64],
+        n_objects: NDArray[np.float64],
     ) -> _Line:
-        """Fit slopes that are no further from what is usual than the examples ask for."""
+        """Fit slopes that are no further from what is usual than the examples ask for.
+
+        `n_objects` is how many there are of each class, however many rows show them.
+        """
         from scipy.optimize import minimize
 
         middle, spread = figures.mean(axis=0, dtype=float), figures.std(axis=0, dtype=float)
@@ -108,7 +119,10 @@ class _Line:
         # of two classes only the difference counts
         n_free = 1 if len(classes) == 2 else len(classes)
         usual = np.zeros((n_free, standard.shape[1]))
-        usual[classes[-n_free:] != NONE, PRED_IOU] = USUAL_SLOPE if NONE in classes else 0.0
+        if NONE in classes:
+            n = n_objects.sum()
+            left = ENOUGH / (ENOUGH + n_objects[-n_free:]) * n / (n + FIRMNESS)
+            usual[:, PRED_IOU] = np.where(classes[-n_free:] == NONE, 0, USUAL_SLOPE * left)
         truth = (row[:, None] == np.arange(len(classes))).astype(float)
 
         def loss(free: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
