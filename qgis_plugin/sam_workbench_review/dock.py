@@ -260,7 +260,7 @@ class ReviewDock(QDockWidget):
         if before is not None and before * 3 < self.n_tiles <= self.tiles_done * 3:
             actions.say(
                 "A third of the tiles is reviewed",
-                "That is enough for thresholds, examples and a data set. More makes them better.",
+                "That is enough to learn from.",
             )
         self._refresh()
 

@@ -78,7 +78,8 @@ def test_from_the_zip_of_the_plugin_to_the_coco_file(data: Path, tmp_path: Path)
         desktop.wait(0.5)
         picture(desktop, "tiles.png")
         bars = desktop.ask("answer = [dock.tiles_bar.text(), dock.all_bar.text()]")
-        review.shortcut("mActionSaveLayerEdits")
+        if desktop.ask("answer = layer.isModified()"):  # a tile that is done is saved by itself
+            review.shortcut("mActionSaveLayerEdits")
         desktop.ask("iface.newProject(False)")  # closes the GeoPackage
         desktop.wait(1)
     rows = review.rows()
