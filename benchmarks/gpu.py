@@ -103,7 +103,8 @@ def steps(bench: Bench) -> Iterator[Step]:
 def ways_of(bench: Bench, model: str) -> list[str]:
     """Which ways to the masks a model has, the engine's first."""
     ways = [COMPARED, "best"] if bench.quick else [COMPARED, "bf16", "compiled", *OFFICIAL]
-    return [way for way in ways if way not in OFFICIAL or setting(bench, model).first_sam]
+    both = (COMPARED, "bf16")  # the others are for the first SAM and its decoder
+    return [way for way in ways if way in both or setting(bench, model).first_sam]
 
 
 def setting(bench: Bench, model: str) -> Setting:
@@ -111,7 +112,7 @@ def setting(bench: Bench, model: str) -> Setting:
     tiles = bench.folder / "tiles.npy"
     if not tiles.is_file():
         draw(str(tiles), [], 1 if bench.quick else 8)
-    return Setting(model, bench.device, 2 if bench.quick else 32, str(tiles))
+    return Setting(model, bench.device, 4 if bench.quick else 32, str(tiles))
 
 
 def machine(bench: Bench) -> dict[str, Any]:
@@ -239,7 +240,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--minutes", type=float, default=10.0, help="no step begins after these")
     parser.add_argument("--only", nargs="+", default=[""], help="steps whose names begin so")
-    parser.add_argument("--quick", action="store_true", help="one model, 2 × 2 prompts")
+    parser.add_argument("--quick", action="store_true", help="one model, 4 × 4 prompts")
     parser.add_argument("--again", action="store_true", help="do what is done already, too")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -260,7 +261,7 @@ def main() -> None:
             result = {"failed": f"{type(error).__name__}: {error}"}
         bench.keep(step.name, result | {"took_s": round(time.monotonic() - start, 1)})
         print(f"{step.name}: {result.get('failed', 'done')}", flush=True)
-    print((given.folder / "gpu.md").read_text(encoding="utf-8"))
+    print(page(bench.results()))
 
 
 if __name__ == "__main__":

@@ -261,6 +261,12 @@ def test_make_clean_leaves_the_runs(tmp_path):
     assert not (copy / "build").exists()
 
 
+@pytest.mark.parametrize(("words", "model"), [([], "classic"), (["MODEL=tiny"], "tiny")])
+def test_the_demo_takes_any_model(words, model, tmp_path):
+    _, done = make(tmp_path, "-n", "demo", *words)
+    assert f"-p model {model} " in done.stdout
+
+
 def test_make_lists_its_targets(tmp_path):
     _, done = make(tmp_path)
     assert re.findall(r"make (\w+)", done.stdout)[:3] == ["help", "demo", "test"]

@@ -18,6 +18,7 @@ from workbench.candidates.table import Candidates
 from workbench.errors import ReviewError, RunFolderError
 from workbench.layer.files import read_layer
 from workbench.layer.schema import COLUMNS, as_layer
+from workbench.layer.touched import read_touched
 from workbench.review.changes import changes
 from workbench.review.decisions import advise_by_decisions
 from workbench.review.job import ReviewJob
@@ -168,6 +169,24 @@ def test_a_review_goes_on_after_a_refresh_and_through_a_second_one(raster, tmp_p
     found = review(ReviewJob(run_dir=str(folder), chip_size=64, val=0, test=0))
     assert "No examples" not in found.classes.text
     assert "No data set" not in found.dataset.text
+
+
+def test_texts_that_the_run_itself_has_written_are_no_notes(raster, tmp_path):
+    folder = tmp_path / "run"
+    made = run(job(raster, folder))
+    gpkg = folder / "prelabels.gpkg"
+    labels = made.layer.assign(asked="a point")
+    gpkg.unlink()
+    save_reviewed(labels, gpkg)
+    labels.to_parquet(gpkg.with_suffix(".parquet"))
+    assert not read_touched(gpkg, labels.crs).ids
+    labels.loc[0, "status"] = "accepted"
+    gpkg.unlink()
+    save_reviewed(labels, gpkg)
+    run(job(raster, folder, refresh=True))
+    now = pyogrio.read_dataframe(gpkg, layer="prelabels").set_index("id")
+    assert now["asked"][labels["id"][0]] == "a point"
+    assert now["asked"].notna().sum() == 1
 
 
 class Shifted(KnownObjects):

@@ -42,7 +42,7 @@ def test_a_gpu_finds_the_masks_that_the_cpu_finds(precision: str, iou: float, sh
 
 @pytest.mark.slow
 def test_the_figures_of_a_gpu_can_be_taken_and_gone_on_with(tmp_path: Path) -> None:
-    """On the CPU, with four prompts: it says nothing of a GPU, but it runs."""
+    """On the CPU, with 16 prompts: it says nothing of a GPU, but it runs."""
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu", "--quick"]
     command += ["--folder", str(tmp_path), "--only", "tiny", "tests"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

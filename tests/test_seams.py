@@ -282,6 +282,15 @@ def test_two_ends_that_meet_are_one_object_though_a_third_tile_shows_a_whole_and
     )
 
 
+def test_an_object_is_not_open_at_a_corner_where_the_tile_beside_it_continues_it():
+    upper, lower = ((0, 1), 0.9, (80, 40, 160, 96)), ((1, 1), 0.9, (80, 72, 160, 150))
+    # what the upper left tile shows at the corner belongs to a part of the upper piece
+    corner, part = ((0, 0), 0.9, (80, 66, 96, 96)), ((0, 1), 0.9, (80, 66, 100, 96))
+    rest = ((1, 1), 0.9, (78, 72, 100, 110))
+    merged = merge_seams(*pieces(upper, lower, corner, part, rest, width=168, height=168))
+    assert 80 * 110 in merged["area_px"].tolist()
+
+
 def accepted(polygons, *kept):
     return polygons.assign(kept=list(kept))
 

@@ -163,7 +163,7 @@ def test_joined_untouched_the_layer_is_as_it_was(folder, finished, packages):
     assert left_over(folder) == []
 
 
-def test_everything_that_one_of_them_did_is_taken(folder, packages):
+def test_everything_that_one_of_them_did_is_taken(folder, packages, known_objects_only):
     anna, ben, _ = packages
     mine = alone(anna, packages)
     shape = labels_in(anna).set_index("id").geometry[mine[2]].envelope.buffer(1)
@@ -189,7 +189,7 @@ def test_everything_that_one_of_them_did_is_taken(folder, packages):
     assert joined.backup.read_bytes() == old
     assert "4 of anna" in str(joined)
     with pytest.raises(RunFolderError, match="holds 5 reviewed labels"):  # a review has begun
-        run(read_run(folder).job.changed(source=str(folder.parent / "scene.tif")))
+        run(read_run(folder).job.changed(out_dir=str(folder)))
 
 
 def test_where_two_agree_theirs_is_taken_and_where_they_differ_it_is_listed(folder, packages):
@@ -315,6 +315,17 @@ def test_a_refresh_in_the_meantime_loses_no_answer_and_doubles_nothing(folder, p
     assert (told.drop(mine[:3]) == "unreviewed").all()
     assert not {f"{label}/2" for label in mine[:3]} & set(told.index)
     assert len(told) == len(labels) + 1
+
+
+def test_columns_of_the_run_folder_stay_where_a_package_has_none(folder, packages):
+    anna = packages[0]
+    mine = alone(anna, packages)
+    save(folder, labels_in(folder).assign(street=lambda frame: "near " + frame["id"]))
+    answer(anna, {mine[0]: {"status": "accepted"}})
+    join_reviews(folder, packages)
+    now = pyogrio.read_dataframe(folder / "prelabels.gpkg", layer="prelabels")
+    assert (now["street"] == "near " + now["id"]).all()
+    assert now.set_index("id")["status"][mine[0]] == "accepted"
 
 
 def test_packages_can_be_joined_one_after_the_other(folder, packages, tmp_path):

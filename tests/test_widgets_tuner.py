@@ -390,6 +390,20 @@ def test_what_is_on_the_map_is_what_the_run_writes(tuner, monkeypatch, known_obj
         assert layer.loc[ordinal, "geometry"] == polygon.geometry
 
 
+def test_at_rest_seams_are_merged_and_a_slider_sends_no_coordinates(tuner, known_objects_only):
+    sampled(tuner, 15)
+    panel = tuner.panel
+    alone = panel.preview.look(tuner.job.thresholds, tuner.job.cleaning, tuner.job.offer)
+    until(lambda: panel.view.merged is not None and panel.drawn._merged is panel.view.merged)
+    layer = run(tuner.job).layer
+    assert len(alone.kept) > len(panel.view.kept) == len(shown(tuner)) == len(layer)
+    assert len(np.frombuffer(panel.overlay.outlines["rings"], "<u4")) > len(alone.kept)
+    until(lambda: "dashed" not in panel.figures.value)
+    sequence = panel.overlay.for_sequence
+    panel.controls.of["pred_iou_thresh"].value = 0.905
+    assert panel.overlay.for_sequence == sequence or panel.view.merged is not None
+
+
 def test_two_tuners_of_two_jobs_do_not_disturb_each_other(tuner, job, tmp_path):
     picker = AOIPicker(job.changed(out_dir=str(tmp_path / "other")))
     Computed(picker.session)

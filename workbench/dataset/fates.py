@@ -29,9 +29,9 @@ def fates_of(
     for chip in chips:
         if chip.split:
             fates[[o.row for o in chip.whole if o.row in fates.index]] = chip.split
-    lost = rows[(fates == "").to_numpy()]
-    if len(lost):
-        fates[lost] = _why_lost(np.asarray(layer.geometry.array)[lost], chips)
+    lost = (fates == "").to_numpy(bool)
+    if lost.any():
+        fates[lost] = _why_lost(np.asarray(layer.geometry.array)[rows[lost]], chips)
     return fates.set_axis(layer["id"].iloc[rows].to_numpy())
 
 

@@ -96,7 +96,6 @@ def write_layer(
     refuse_open(files["gpkg"])
     batches = iter(layer)
     first = next(batches)
-    empty = first[:0] if kept is None else as_layer(first)[:0]
     # a review is compared with the Parquet: it is put in place last, so that it never belongs to an
     # older GeoPackage
     with atomic_path(files["parquet"]) as parquet:
@@ -107,7 +106,7 @@ def write_layer(
         ):
             counts: Counter[str] = Counter()
             homes = LabelHomes()
-            with closing(_GeoParquet(parquet, files["parquet"], empty)) as table:
+            with closing(_GeoParquet(parquet, files["parquet"], first)) as table:
 
                 def written() -> Iterator[pa.RecordBatch]:
                     if kept is not None:
@@ -184,7 +183,8 @@ def _as_arrow(batch: gpd.GeoDataFrame, schema: pa.Schema) -> pa.Table:
     for field in schema:
         if field.name not in arrow.column_names:
             columns.append(pa.nulls(len(batch), field.type))
-        elif pa.types.is_null(arrow[field.name].type):  # a column of nothing but null
+        elif field.name != "geometry" and arrow[field.name].type != field.type:
+            # such as a column of nothing but null
             columns.append(arrow[field.name].cast(field.type))
         else:
             columns.append(arrow[field.name])

@@ -10,7 +10,7 @@ import geopandas as gpd
 import pandas as pd
 import pyarrow as pa
 
-from workbench.layer.schema import COLUMNS, as_layer
+from workbench.layer.schema import COLUMNS
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,23 +36,26 @@ class Kept:
         return {*self.now["id"], *self.before["id"]}
 
     def among(self, batches: Iterable[gpd.GeoDataFrame]) -> Iterator[gpd.GeoDataFrame]:
-        """Put the labels among the batches of a new layer, so that those of a raster follow."""
+        """Put the labels among the batches of a new layer, so that those of a raster follow.
+
+        The first batch is empty, with the columns of the new layer.
+        """
         rest = self.now.sort_values("source", kind="stable")
-        for batch in batches:
+        for number, batch in enumerate(batches):
+            if number == 0:
+                yield batch[:0]
             for source, new in batch.groupby("source", sort=True):
                 first = (rest["source"] <= source).to_numpy(bool)
                 if first.any():
                     yield rest[first].reset_index(drop=True)
                     rest = rest[~first]
                 yield new.reset_index(drop=True)
-            if not len(batch):
-                yield batch
         if len(rest):
             yield rest.reset_index(drop=True)
 
     def new_in(self, batch: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-        """The rows of a batch that are not kept, with the columns of a layer."""
-        return as_layer(batch[~batch["id"].isin(self.now["id"])])
+        """The rows of a batch that are not kept."""
+        return batch[~batch["id"].isin(self.now["id"])]
 
     def schema(self, layer: pa.Schema) -> pa.Schema:
         """The columns of a layer as Arrow types, and those that a person has added."""
@@ -60,6 +63,7 @@ class Kept:
         fields = [
             field.with_type(pa.string()) if pa.types.is_null(field.type) else field
             for field in pa.Schema.from_pandas(more, preserve_index=False)
+            if field.name not in layer.names
         ]
         named = {name: layer.field(name) for name in layer.names}
         geometry = named.pop("geometry")

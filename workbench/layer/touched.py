@@ -9,6 +9,7 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pyogrio
 import shapely
 from numpy.typing import NDArray
@@ -27,9 +28,9 @@ def read_touched(gpkg: Path, crs: CRS) -> Kept:
     """Read what a person has accepted, rejected, edited, drawn, deleted, classed or noted.
 
     Also what says anything else than `unreviewed`, because the tuner may have accepted it. A note
-    is a text in a column that somebody has added. A label whose shape is empty counts as deleted.
-    `crs` is that of the new layer. Raises `RunFolderError` for a file in another CRS, and for one
-    that `write_layer` has not written.
+    is a text in a column that somebody, not the run, has added. A label whose shape is empty counts
+    as deleted. `crs` is that of the new layer. Raises `RunFolderError` for a file in another CRS,
+    and for one that `write_layer` has not written.
     """
     try:
         labels = pyogrio.read_dataframe(gpkg, layer=LABELS, on_invalid="fix")
@@ -48,7 +49,9 @@ def read_touched(gpkg: Path, crs: CRS) -> Kept:
             "Move it out of the run folder, or choose another out_dir."
         ) from error
     there = layer[~shapely.is_empty(shapes)]
-    touched = there[_touched(there, before) | _noted(more.loc[there.index])]
+    by_run = pq.read_schema(written).names if before is not None else []
+    notes = more.drop(columns=[name for name in more if name in by_run])
+    touched = there[_touched(there, before) | _noted(notes.loc[there.index])]
     if before is None:  # nothing tells what the labels were
         before = touched[~touched["id"].str.startswith(DRAWN)].assign(status="unreviewed")
     before = before[before["id"].isin(touched["id"]) | ~before["id"].isin(there["id"])]

@@ -93,9 +93,8 @@ def merge_seams(
         tile, roles = rows.pop("tile").to_numpy(), _Roles.of(rows)
         rows = rows.drop(columns=["continues", "too_large"], errors="ignore")
         rank = _ranks(rows)
-        lattices = Lattices(windows)
         said = _Said.of(shapes, tile, windows).of_one_class(rows)
-        decided = _decide(said, shapes, tile, rank, roles, lattices)
+        decided = _decide(said, shapes, tile, rank, roles, windows)
         objects, keep = decided.objects, decided.keep
         ends = decided.unfinished | _reach_the_end(shapes, tile, windows)
         rows = rows.assign(n_tiles=1, at_edge=rows["at_edge"].to_numpy() | ends)
@@ -206,17 +205,18 @@ def _decide(
     tile: NDArray[np.int64],
     rank: NDArray[np.int64],
     roles: _Roles,
-    lattices: Lattices,
+    windows: gpd.GeoDataFrame,
 ) -> _Decided:
     """Decide by what neighbours have said; `rank` is the place of each row, best first."""
     labels = ~(roles.too_large[said.matches["i"]] | roles.too_large[said.matches["j"]])
-    objects = Objects.of(said.matches[labels], shapes, tile, lattices)
+    objects = Objects.of(said.matches[labels], shapes, tile, Lattices(windows))
     together = labels & (objects.label[said.matches["i"]] == objects.label[said.matches["j"]])
     agreed = said.matches[together]
     goes_on = _rows_and_windows(agreed, tile)
     elsewhere = _rows_and_windows(said.matches[~together], tile)  # in what is not this object
     ends = said.cut[~_among(said.cut, goes_on)]
-    is_open = _marked(ends[_among(ends, elsewhere)][:, 0], len(tile))
+    open_ends = ends[_among(ends, elsewhere) & _side_by_side(tile[ends[:, 0]], ends[:, 1], windows)]
+    is_open = _marked(open_ends[:, 0], len(tile))
     disowned = _marked(said.foreign[~_among(said.foreign, goes_on)][:, 0], len(tile))
     disowned &= ~roles.kept
     replaced = _marked(_replaced(agreed, rank, roles.kept), len(tile))
@@ -242,6 +242,18 @@ def _rows_and_windows(matches: NDArray[Any], tile: NDArray[np.int64]) -> NDArray
     """Each row of the matches with the window of the other one, `(2 n, 2)`."""
     i, j = matches["i"], matches["j"]
     return np.column_stack((np.append(i, j), np.append(tile[j], tile[i])))
+
+
+def _side_by_side(
+    one: NDArray[np.int64], other: NDArray[np.int64], windows: gpd.GeoDataFrame
+) -> NDArray[np.bool_]:
+    """Whether each pair of windows does not only meet at a corner.
+
+    What lies beyond a corner is shown by the tiles on both sides of it, too.
+    """
+    row, col, source = (windows[name].to_numpy() for name in ("tile_row", "tile_col", "source"))
+    corner = (row[one] != row[other]) & (col[one] != col[other]) & (source[one] == source[other])
+    return ~corner
 
 
 def _among(pairs: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -77,7 +77,7 @@ def read_with_more(gpkg: Path, run: Run) -> gpd.GeoDataFrame:
     stored = pyogrio.read_dataframe(
         gpkg, layer=LABELS, fid_as_index=True, read_geometry=False, IMMUTABLE="YES"
     )
-    added = stored.drop(columns=[name for name in COLUMNS if name in stored])
+    added = stored.drop(columns=[name for name in stored if name in {*COLUMNS, *labels.columns}])
     added = added.reindex(labels["fid"]).reset_index(drop=True)
     labels = labels.drop(columns=["fid", "unclosed"])
     both = pd.concat([labels, added], axis=1)

@@ -173,6 +173,10 @@ class _Merge:
         layer = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
         typed = as_layer(layer)
         more = layer.drop(columns=[*COLUMNS, layer.geometry.name])
+        there = self._base.drop_duplicates("id").set_index("id")
+        for name in more.columns.intersection(there.columns):  # packages need not have them
+            known = typed["id"].map(there[name])
+            more[name] = more[name].where(more[name].notna(), known)
         layer = gpd.GeoDataFrame(pd.concat([typed, pd.DataFrame(more)], axis=1), crs=typed.crs)
         return layer.sort_values(["source", "id"], kind="stable", ignore_index=True)
 

@@ -108,4 +108,5 @@ def _reach(bounds: NDArray[np.float64], windows: NDArray[np.float64]) -> NDArray
     """Whether each of some bounds `(n, 4)` shares an area with any window `(m, 4)`."""
     one, other = bounds[:, None], windows[None]
     low, high = np.maximum(one, other)[..., :2], np.minimum(one, other)[..., 2:]
-    return np.asarray((low < high).all(axis=2).any(axis=1), bool)
+    shared = np.asarray((low < high).all(axis=2), bool)
+    return np.asarray(shared.any(axis=1), bool)

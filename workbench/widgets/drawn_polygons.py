@@ -41,6 +41,7 @@ class DrawnPolygons:
         self.place = np.empty(0, np.int64)  # of each row, -1: none
         self._cleaning: Cleaning | None = None
         self._merged: gpd.GeoDataFrame | None = None
+        self._alone = self._united = self.place  # before and after seams are merged
         self._selected = -1  # row
 
     def show(
@@ -53,7 +54,9 @@ class DrawnPolygons:
         """Show what a view keeps, and what has a class or was given one."""
         shown = _shown(view, classed)
         known = len(self.place) == preview.n_candidates and self._cleaning == view.cleaning
-        known &= view.merged is self._merged
+        merged = _merged(view, classed)
+        known &= merged is None or merged is self._merged
+        self.place = self._alone if merged is None else self._united
         if not known or (self.place[shown] < 0).any() or view.cleaning.planar:
             self.send(view, preview, judged, classed)
         else:
@@ -69,14 +72,17 @@ class DrawnPolygons:
         classed: ClassedRows | None = None,
     ) -> None:
         """Send all polygons of a view, also those that it does not show now."""
-        drawn, self._merged = view.drawn, view.merged
+        drawn, merged = view.drawn, _merged(view, classed)
         if classed is not None and classed.classes is not None:
             drawn = classed.classes.drawn
-        # of a row that is drawn twice, the last place counts
-        frame = stack(drawn if view.merged is None else [*drawn, view.merged])
+        frame = stack(drawn if merged is None else [*drawn, merged])
         self.rows = frame["row"].to_numpy()
-        self.place = np.full(preview.n_candidates, -1)
-        self.place[self.rows] = np.arange(len(self.rows))
+        places, n_alone = np.arange(len(self.rows)), sum(map(len, drawn))
+        self._alone = np.full(preview.n_candidates, -1)
+        self._alone[self.rows[:n_alone]] = places[:n_alone]
+        self._united = self._alone.copy()
+        self._united[self.rows[n_alone:]] = places[n_alone:]
+        self.place, self._merged = self._united, merged
         self._cleaning, self.frames = view.cleaning, drawn
         flags = self._flags(frame, preview, judged)
         shown = self.place[_shown(view, classed)]
@@ -139,6 +145,11 @@ class DrawnPolygons:
             if row >= 0 and self.place[row] >= 0:
                 flags[self.place[row]] |= Flag.GOOD if good else Flag.BAD
         return flags.tobytes()
+
+
+def _merged(view: View, classed: ClassedRows | None) -> gpd.GeoDataFrame | None:
+    """What is drawn in place of polygons at seams; with classes, these are decided first."""
+    return view.merged if classed is None else None
 
 
 def _shown(view: View, classed: ClassedRows | None) -> NDArray[np.int64]:

@@ -126,7 +126,8 @@ def read_saved(folder: Path) -> SavedSession | None:
         if path.stat().st_size > MOST_BYTES:
             raise ValueError("it is too large")
         kept = SavedSession.model_validate_json(path.read_bytes())
-        for job in (kept.given | kept.changed, kept.other, kept.opened and kept.opened.job):
+        opened = None if kept.opened is None else kept.opened.job
+        for job in (kept.given | kept.changed, kept.other, opened):
             if job is not None:
                 Job.create(**job)
     except (OSError, ValueError, WorkbenchError, RecursionError) as error:

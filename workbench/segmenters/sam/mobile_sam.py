@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
@@ -37,11 +37,12 @@ class TinyVitEncoder(nn.Module):
 
         self.img_size = side
         with torch.device("cpu"):  # its table of offsets is no weight, so it needs its values here
-            self.trunk = timm.create_model("tiny_vit_5m_224", num_classes=0, **sizes)
-        self.trunk.head = nn.Identity()
-        self.trunk.stages[3].downsample.conv2.conv.stride = (1, 1)
+            trunk: Any = timm.create_model("tiny_vit_5m_224", num_classes=0, **sizes)
+        trunk.head = nn.Identity()
+        trunk.stages[3].downsample.conv2.conv.stride = (1, 1)
+        self.trunk: nn.Module = trunk
         self.neck = nn.Sequential(
-            nn.Conv2d(self.trunk.num_features, width, 1, bias=False),
+            nn.Conv2d(trunk.num_features, width, 1, bias=False),
             LayerNorm2d(width),
             nn.Conv2d(width, width, 3, padding=1, bias=False),
             LayerNorm2d(width),
@@ -49,7 +50,7 @@ class TinyVitEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed normalised images."""
-        embedding: Tensor = self.neck(self.trunk.forward_features(x))
+        embedding: Tensor = self.neck(cast(Any, self.trunk).forward_features(x))
         return embedding
 
 
