@@ -144,11 +144,11 @@ def test_4_ctrl_z_and_ctrl_shift_z_go_over_sliders_judgements_and_area(opened):
     for _ in range(3):
         page.keyboard.press("Control+z")
     opened.until("tuner.session.state == before")
-    assert opened.ask("print(picker.panel.control.data)") == "[]"
+    opened.until("picker.panel.control.data", "[]")
     for _ in range(3):
         page.keyboard.press("Control+Shift+Z")
     opened.until("tuner.session.state == after")
-    assert opened.ask("print(len(picker.panel.control.data))") == "1"
+    opened.until("len(picker.panel.control.data)", "1")
 
 
 def test_5_the_answer_stands_beside_the_click(opened):
@@ -258,6 +258,7 @@ def test_9_the_end_of_a_run_has_links_and_the_report_opens_in_jupyterlab(opened)
     opened.page.locator(".jp-HTMLViewer, .jp-HTMLContainer, iframe").first.wait_for(timeout=30_000)
     opened.page.wait_for_timeout(1500)
     opened.picture("tool-8-report")
+    opened.page.evaluate("window.jupyterapp.shell.currentWidget.close()")
 
 
 def test_9_a_page_that_is_loaded_again_shows_the_run_that_is_under_way(opened):
