@@ -60,7 +60,7 @@ class Classifier:
         order = np.lexsort((weight, *figures.T[::-1], class_id))
         figures, class_id, weight = figures[order], class_id[order], weight[order]
         _, class_of = np.unique(class_id, return_inverse=True)
-        n_objects = np.bincount(class_of, weight)
+        n_objects = np.bincount(class_of, weight).astype(np.float64)
         weight = _rare_for_more(class_id, weight)
         forest = _grow(trees, figures, class_id, weight)
         return cls(forest, _Line.fit(figures, class_id, weight, n_objects), np.unique(class_id))
