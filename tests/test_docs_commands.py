@@ -85,6 +85,7 @@ class Workshop:
         found = shapes(drawn, mask=drawn > 0, transform=TRANSFORM)
         labels = gpd.GeoDataFrame(geometry=[shape(s) for s, _ in found], crs=UTM)
         labels.to_file(folder / "labels.gpkg")
+        labels.to_file(folder / "footprints.gpkg")
         labels.dissolve().envelope.to_file(folder / "area.gpkg")
         shutil.copy(MODELS["tiny"].weights.path, folder / "weights.pth")
 
@@ -300,7 +301,9 @@ def test_the_columns_of_everything(workshop):
     feature = json.loads((run / "prelabels.geojson").read_text(encoding="utf-8"))["features"][0]
     assert list(feature["properties"]) == [*prelabels, "crs"]
     tiles = documented("Columns of `tiles`")
-    assert tiles == list(gpd.read_parquet(run / "tiles.parquet").columns[:-1])
+    unreviewed = workshop.folder / "runs" / "footprints" / "prelabels.gpkg"
+    assert tiles == list(pyogrio.read_info(unreviewed, layer="tiles")["fields"])
+    assert tiles == [*gpd.read_parquet(run / "tiles.parquet").columns[:-1], "n_unreviewed"]
     stored = next((run / "candidates").glob("*.parquet"))
     assert documented("Columns of `candidates`") == pq.read_schema(stored).names
     for path, layer in (

@@ -25,6 +25,7 @@ from workbench.errors import WorkbenchError
 from workbench.segmenters.sam import SamSegmenter
 from workbench.segmenters.sam.device import PROMPTS_AT_ONCE
 from workbench.segmenters.sam.encoder import Predictor
+from workbench.segmenters.sam.network import InputFrame
 
 # after workbench.segmenters.sam, which makes torchvision importable
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor  # isort: skip
@@ -245,13 +246,12 @@ def test_C1_upsampling_some_masks_gives_their_bits_among_all(
 ) -> None:
     """The reason why masks below the floor may be dropped before they are upsampled."""
     torch.set_num_threads(threads)
-    predictor = SamPredictor(segmenter.model)
-    predictor.set_image(picture(*size))
+    frame = InputFrame(segmenter.model.image_encoder.img_size, size)
     logits = torch.randn(5, 3, 32, 32)
-    frame = predictor.input_size, predictor.original_size
-    whole = segmenter.model.postprocess_masks(logits, *frame).flatten(0, 1)
+    sizes = frame.input_size, frame.original_size
+    whole = segmenter.model.postprocess_masks(logits, *sizes).flatten(0, 1)
     for rows in ([7], [0, 1], [0, 1, 2], [0, 2, 4, 5], [1, 5, 6, 11, 14], list(range(15))):
-        part = segmenter._upsample(predictor, logits.flatten(0, 1)[rows], 3)
+        part = segmenter._upsample(frame, logits.flatten(0, 1)[rows], 3)
         assert torch.equal(part, whole[rows])
 
 

@@ -294,7 +294,7 @@ def test_the_tooltip_tells_scores_area_and_seam(overlay, tmp_path):
         "return [0, 1].map((row) => module.describe(outlines, outlines.flags, row))"
     )
     plain, seam = in_javascript("overlay.js", code, tmp_path)
-    assert plain == "confidence 0.92 · stability 0.95 · 10,000 m²"
+    assert plain == "confidence 0.92 · stability 0.95 · 1 ha"
     assert seam == ("confidence 0.92 · stability 0.95 · 2 m² · reaches another tile")
 
 

@@ -26,7 +26,7 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_layer(expected, t
         "os.rename run.yaml",
         chunks[1],
         "os.rename prelabels.gpkg",
-        "open .tmp-prelabels.geojson",
+        "os.rename prelabels.geojson",
         "os.rename report.html",
     ):
         assert kill_at_step(job, step), step

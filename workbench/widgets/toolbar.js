@@ -57,7 +57,9 @@ function keepFocus(root, signal) {
   // before JupyterLab, which listens at the document
   window.addEventListener("keydown", (event) => {
     // its selectors match the element with the focus, so that has to say no by itself
-    if (root.contains(event.target)) event.target.setAttribute(SUPPRESS, "true");
+    if (event.target instanceof Element && root.contains(event.target)) {
+      event.target.setAttribute(SUPPRESS, "true");
+    }
     // nobody has the focus, and so the panel has
     if (!mine || root.contains(event.target) || !nobody(document.activeElement)) return;
     event.preventDefault();
