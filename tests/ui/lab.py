@@ -159,7 +159,7 @@ def open_notebook(browser, lab: Lab, path: Path, viewport: dict | None = None):
         "console",
         lambda m: notebook.complaints.append(m.text) if m.type in ("error", "warning") else None,
     )
-    page.on("pageerror", lambda error: notebook.complaints.append(str(error)))
+    page.on("pageerror", lambda error: notebook.complaints.append(error.stack or str(error)))
     where = path.relative_to(lab.folder)
     page.goto(f"{lab.url}lab/tree/{where}?reset&token={lab.token}")
     page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=90_000)

@@ -48,7 +48,8 @@ def figures_text(preview: Preview, view: View, judged: Mapping[Key, bool], forec
         parts.append(f"median {area_text(figures.median_area_m2)}")
     if figures.n_seam:
         parts.append(f"{figures.n_seam} dashed: they reach other tiles and are not merged yet")
-    shown = {preview.key(int(row)) for row in view.kept} if judged else set()
+    seen = np.isin(view.fate, (Fate.KEPT, Fate.MERGED)) if judged else np.empty(0, bool)
+    shown = {preview.key(int(row)) for row in np.flatnonzero(seen)}
     verdicts = [good for key, good in judged.items() if key in shown]
     if verdicts:
         share = sum(verdicts) / len(verdicts)
