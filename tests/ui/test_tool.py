@@ -107,6 +107,11 @@ def test_2_no_key_reaches_the_notebook(opened):
     # the keys have said and undone much
     opened.ask("tuner.session._become(dataclasses.replace(tuner.session.history, now=state))")
     opened.until("len(tuner.session.samples) == 2 and not tuner.session.busy")
+    # Ctrl+A has not selected the text of the whole page
+    assert page.evaluate("document.getSelection().toString().length") == 0
+    # and they have moved the map
+    map_of(opened, 1).get_by_title("the whole area, or the whole raster").click()
+    page.wait_for_timeout(1200)
 
 
 def test_3_a_question_mark_lists_the_keys(opened):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import time
 import traceback
 from types import TracebackType
 from typing import Any
@@ -11,6 +12,14 @@ from typing import Any
 from workbench.errors import WorkbenchError
 
 _RED, _PLAIN = "\x1b[1;31m", "\x1b[0m"
+# *Run All* scrolls to the last cell, away from the error: back to it, more than once, for JupyterLab
+# is still laying out the page. Not when the notebook is opened again later.
+_BACK_HERE = """<script>
+{ const here = document.currentScript.parentElement;
+  const show = () => (here.closest(".jp-Cell-outputWrapper") ?? here)
+    .scrollIntoView({ block: "nearest" });
+  if (Math.abs(Date.now() - %d) < 60000) for (const ms of [0, 300, 900]) setTimeout(show, ms); }
+</script>"""
 
 
 def is_at_notebook() -> bool:
@@ -42,7 +51,8 @@ def _show_in_short(
     shell._showtraceback(kind, error, sentence)
     lines = "".join(traceback.format_exception(kind, error, trace))
     folded = f"<details><summary>Details</summary><pre>{html.escape(lines)}</pre></details>"
-    display({"text/html": folded, "text/plain": ""}, raw=True)
+    back = _BACK_HERE % (1000 * time.time())
+    display({"text/html": folded + back, "text/plain": ""}, raw=True)
     return sentence
 
 

@@ -132,8 +132,13 @@ function render({ model, el }) {
   function pointed(row) {
     body.querySelector(".pointed")?.classList.remove("pointed");
     const line = body.querySelector(`tr[data-row="${row}"]`);
-    line?.classList.add("pointed");
-    line?.scrollIntoView({ block: "nearest" });
+    if (!line) return;
+    line.classList.add("pointed");
+    // the list alone: if the page scrolled, the map would move away under the mouse
+    const [inner, outer] = [line.getBoundingClientRect(), scroll.getBoundingClientRect()];
+    const under = head.getBoundingClientRect().bottom; // it stays in place
+    if (inner.top < under) scroll.scrollTop -= under - inner.top;
+    else if (inner.bottom > outer.bottom) scroll.scrollTop += inner.bottom - outer.bottom;
   }
 
   const { signal } = ended;

@@ -132,6 +132,8 @@ function render({ model, el }) {
     } else if (command && (letter === "z" || letter === "y")) {
       // else the browser takes back what was typed last, in some cell
       model.send({ kind: shiftKey || letter === "y" ? "redo" : "undo" });
+    } else if (command && letter === "a") {
+      // nothing: the browser would select the text of the whole page
     } else if (key === "?") {
       toggleKeys(root, model.get("listed"));
     } else if (letter === "f" && !command && !event.altKey) {
