@@ -317,6 +317,14 @@ def test_what_a_person_accepted_stays_whatever_the_neighbours_say():
     assert len(merge_seams(accepted(polygons, False, True, False), windows)) == 2
 
 
+def test_nothing_is_cut_off_what_a_person_accepted():
+    # the right tile goes on with a part of it alone: the rest would be a stub at the left's edge
+    polygons, windows = pieces((0, 0.99, (76, 20, 96, 40)), (1, 0.90, (80, 20, 110, 34)))
+    (merged,) = merge_seams(accepted(polygons, True, False), windows).geometry
+    assert merged.covers(polygons.geometry[0])
+    assert merged.equals(polygons.union_all())
+
+
 def test_what_spans_its_tile_and_is_not_continued_goes():
     across = (0, 0.9, (0, 0, 96, 60))  # along three edges of the left tile
     inside = (0, 0.9, (20, 70, 40, 90))

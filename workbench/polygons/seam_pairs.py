@@ -117,12 +117,14 @@ def compare_neighbours(
 def without_stubs(
     pieces: NDArray[np.object_],
     tile: NDArray[np.int64],
+    kept: NDArray[np.bool_],
     boxes: NDArray[np.object_],
     pixel: NDArray[np.float64],
 ) -> NDArray[np.object_]:
     """Take the stubs off the `(n,)` pieces of one object, which come from the windows `tile`.
 
-    `boxes` and `pixel` are those of all windows.
+    Pieces that are `kept` stay as they are: a person has accepted all of them. `boxes` and `pixel`
+    are those of all windows.
 
     A stub lies in the overlap of two windows, is shown by one of them alone, and ends at that
     window's edge, beyond which the other one sees. With it, the union of the pieces would end there
@@ -133,7 +135,7 @@ def without_stubs(
     for n, here in enumerate(tile.tolist()):
         for there, other in of_tile.items():
             overlap = shapely.intersection(boxes[here], boxes[there])
-            if here == there or not overlap.area:
+            if kept[n] or here == there or not overlap.area:
                 continue
             alone = shapely.difference(shapely.intersection(pieces[n], overlap), other)
             parts = shapely.get_parts(alone)

@@ -17,7 +17,7 @@ The other polygon is *open* there, if it is cut and nothing else continues it. S
 rest is a mask as large as its tile. An object of which more than half is open is dropped: what is
 left of it would end in straight lines at the edges of tiles, and what lies beyond is known.
 
-What a person has accepted (`kept`) is never dropped, whatever the neighbours say.
+What a person has accepted (`kept`) is never dropped or trimmed, whatever the neighbours say.
 
 Windows of different scales are not compared so: `scales` says which scale shows an object.
 """
@@ -98,7 +98,7 @@ def merge_seams(
         objects, keep = decided.objects, decided.keep
         ends = decided.unfinished | _reach_the_end(shapes, tile, windows)
         rows = rows.assign(n_tiles=1, at_edge=rows["at_edge"].to_numpy() | ends)
-        rows = _unite(rows, shapes, objects, keep, tile, rank, windows)
+        rows = _unite(rows, shapes, objects, keep, roles.kept, tile, rank, windows)
         if offer.max_area_share is not None:
             keep &= roles.kept | ~_spans_its_tile(shapes, objects, tile, windows)
         seen_by = partial(_seen_by, objects, tile)
@@ -295,11 +295,12 @@ def _unite(
     shapes: SpilledPolygons,
     objects: Objects,
     keep: NDArray[np.bool_],
+    kept: NDArray[np.bool_],
     tile: NDArray[np.int64],
     rank: NDArray[np.int64],
     windows: gpd.GeoDataFrame,
 ) -> pd.DataFrame:
-    """Unite what is kept of each group in its best row; clears `keep` of the other rows."""
+    """Unite what is left of each group in its best row; clears `keep` of the other rows."""
     columns = {name: rows[name].to_numpy().copy() for name in ("at_edge", "area_px", "n_tiles")}
     boxes, pixel = windows.geometry.to_numpy(), windows["pixel"].to_numpy()
     for members in objects:
@@ -311,7 +312,8 @@ def _unite(
         columns["at_edge"][best] = columns["at_edge"][left].any()
         if len(left) > 1:
             per_area = columns["area_px"][best] / shapes.area[best]
-            whole = shapely.union_all(without_stubs(shapes[left], tile[left], boxes, pixel))
+            pieces = without_stubs(shapes[left], tile[left], kept[left], boxes, pixel)
+            whole = shapely.union_all(pieces)
             shapes.replace(best, only_polygons(np.array([whole]))[0])
             columns["area_px"][best] = round(shapes.area[best] * per_area)
         keep[left] = left == best
