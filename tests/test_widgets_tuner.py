@@ -395,6 +395,12 @@ def test_at_rest_seams_are_merged_and_a_slider_sends_no_coordinates(tuner, known
     panel = tuner.panel
     alone = panel.preview.look(tuner.job.thresholds, tuner.job.cleaning, tuner.job.offer)
     until(lambda: panel.view.merged is not None and panel.drawn._merged is panel.view.merged)
+    # a merged polygon can be judged
+    whole = int(panel.view.merged["row"].iloc[-1])
+    tuner.session.judged = {panel.preview.key(whole): True}
+    panel._show_judged()
+    assert "100%" in panel.figures.value
+    tuner.session.judged = {}
     layer = run(tuner.job).layer
     assert len(alone.kept) > len(panel.view.kept) == len(shown(tuner)) == len(layer)
     assert len(np.frombuffer(panel.overlay.outlines["rings"], "<u4")) > len(alone.kept)

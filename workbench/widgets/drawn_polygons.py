@@ -39,6 +39,7 @@ class DrawnPolygons:
         self.frames: tuple[gpd.GeoDataFrame, ...] = ()  # what was sent, one for each sample
         self.rows = np.empty(0, np.int64)  # of each place
         self.place = np.empty(0, np.int64)  # of each row, -1: none
+        self._seam = np.empty(0, bool)  # of each place: reaches a tile that is not merged
         self._cleaning: Cleaning | None = None
         self._merged: gpd.GeoDataFrame | None = None
         self._alone = self._united = self.place  # before and after seams are merged
@@ -84,7 +85,8 @@ class DrawnPolygons:
         self._united[self.rows[n_alone:]] = places[n_alone:]
         self.place, self._merged = self._united, merged
         self._cleaning, self.frames = view.cleaning, drawn
-        flags = self._flags(frame, preview, judged)
+        self._seam = frame["seam"].to_numpy(bool)
+        flags = self._flags(preview, judged)
         shown = self.place[_shown(view, classed)]
         with self.overlay.hold_sync():
             self._mark_classes(classed)
@@ -119,7 +121,7 @@ class DrawnPolygons:
 
     def mark_judged(self, preview: Preview, judged: Mapping[Key, bool]) -> None:
         """Mark the polygons that were called good or bad."""
-        self.overlay.flags = self._flags(stack(self.frames), preview, judged)
+        self.overlay.flags = self._flags(preview, judged)
 
     def select(self, row: int) -> bool:
         """Point out a polygon, -1: none; returns whether it is drawn."""
@@ -134,12 +136,8 @@ class DrawnPolygons:
         """Return the row at a place, -1 if there is none."""
         return int(self.rows[place]) if 0 <= place < len(self.rows) else -1
 
-    def _flags(
-        self, frame: gpd.GeoDataFrame, preview: Preview, judged: Mapping[Key, bool]
-    ) -> bytes:
-        if not len(frame):
-            return b""
-        flags = np.where(frame["seam"], Flag.SEAM, 0).astype(np.uint8)
+    def _flags(self, preview: Preview, judged: Mapping[Key, bool]) -> bytes:
+        flags = np.where(self._seam, Flag.SEAM, 0).astype(np.uint8)
         for key, good in judged.items():
             row = preview.row(key)
             if row >= 0 and self.place[row] >= 0:
