@@ -12,8 +12,8 @@ from typing import Any
 from workbench.errors import WorkbenchError
 
 _RED, _PLAIN = "\x1b[1;31m", "\x1b[0m"
-# *Run All* scrolls to the last cell, away from the error: back to it, more than once, for JupyterLab
-# is still laying out the page. Not when the notebook is opened again later.
+# *Run All* scrolls to the last cell, away from the error: back to it, more than once, for the page
+# is still being laid out. Not when the notebook is opened again later.
 _BACK_HERE = """<script>
 { const here = document.currentScript.parentElement;
   const show = () => (here.closest(".jp-Cell-outputWrapper") ?? here)
