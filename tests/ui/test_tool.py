@@ -138,7 +138,7 @@ def test_4_ctrl_z_and_ctrl_shift_z_go_over_sliders_judgements_and_area(opened):
     opened.ask(
         "l, b, r, t = picker.session.scenes[0].bounds\n"
         "from workbench.raster.crs import to_lonlat; import shapely, json\n"
-        "x, y = to_lonlat(picker.session.scenes[0].crs, [l, (l + r) / 2], [b, t])\n"
+        "x, y = to_lonlat(picker.session.scenes[0].crs, [l, (l + 9 * r) / 10], [b, t])\n"
         "part = shapely.box(x[0], y[0], x[1], y[1])\n"
         "from workbench.widgets.drawn_area import drawn_feature\n"
         "picker.panel.control.data = [drawn_feature(part)]"
