@@ -85,7 +85,7 @@ class DrawnPolygons:
         self._united[self.rows[n_alone:]] = places[n_alone:]
         self.place, self._merged = self._united, merged
         self._cleaning, self.frames = view.cleaning, drawn
-        self._seam = frame["seam"].to_numpy(bool)
+        self._seam = frame["seam"].to_numpy(bool) if len(frame) else np.empty(0, bool)
         flags = self._flags(preview, judged)
         shown = self.place[_shown(view, classed)]
         with self.overlay.hold_sync():
