@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import nbformat
+from axe_playwright_python.sync_playwright import Axe
 
 ROOT = Path(__file__).parent.parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -140,6 +141,14 @@ class Notebook:
         while (answer := self.ask(f"print({code})")) != expected:
             assert time.monotonic() < deadline, f"{code} is {answer}, not {expected}"
             self.page.wait_for_timeout(150)
+
+    def barriers(self, selector: str) -> list[str]:
+        """What axe-core calls a serious fault for people with disabilities, with its elements."""
+        found = Axe().run(self.page, selector).response["violations"]
+        return [
+            f"{one['id']} ({one['help']}): {[node['html'][:200] for node in one['nodes']][:4]}"
+            for one in found if one["impact"] in ("serious", "critical")
+        ]  # fmt: skip
 
     def picture(self, name: str) -> None:
         """Keep a picture of the page for people to look at."""

@@ -315,6 +315,7 @@ def test_wide_screens_have_the_controls_beside_the_map(chromium, lab, theme):
         map_of(notebook, 0)
         notebook.page.wait_for_timeout(800)
         notebook.picture(f"tool-9-wide-{name}-area")
+        assert notebook.barriers(".sam-workbench-panel") == []
         assert side["x"] > view["x"] + view["width"]
         assert view["width"] > 2 * side["width"]
         assert view["height"] > 500

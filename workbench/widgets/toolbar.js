@@ -1,5 +1,5 @@
 // What all panels share: their keys belong to them and not to JupyterLab, `?` lists them, `f` shows
-// the panel on the full screen, and sliders have names and values for screen readers.
+// the panel on the full screen, and controls have names and values for screen readers.
 
 const SUPPRESS = "data-lm-suppress-shortcuts"; // of JupyterLab
 const TEXT = "textarea, select, [contenteditable], input:not([type=checkbox]):not([type=radio])";
@@ -18,8 +18,14 @@ function setAttribute(element, attribute, text) {
     element.setAttribute(attribute, text);
 }
 
-/** noUiSlider's handles have no name, and their value is rounded, or an index in a list of steps. */
-function nameSliders(root) {
+/**
+ * Name what has no name for screen readers: a box with a tooltip alone, and noUiSlider's handles,
+ * whose value is rounded besides, or an index in a list of steps.
+ */
+function nameControls(root) {
+  for (const box of root.querySelectorAll("input[title]")) {
+    if (!box.labels?.[0]?.textContent) setAttribute(box, "aria-label", box.title);
+  }
   for (const slider of root.querySelectorAll(".widget-slider")) {
     const handle = slider.querySelector("[role=slider]");
     setAttribute(handle, "aria-label", slider.querySelector(".widget-label")?.textContent);
@@ -27,12 +33,12 @@ function nameSliders(root) {
   }
 }
 
-function keepSlidersNamed(root, signal) {
-  const observer = new MutationObserver(() => nameSliders(root));
-  const what = { childList: true, characterData: true, attributeFilter: ["aria-valuetext"] };
+function keepNamed(root, signal) {
+  const observer = new MutationObserver(() => nameControls(root));
+  const what = { childList: true, characterData: true, attributeFilter: ["aria-valuetext", "title"] };
   observer.observe(root, { subtree: true, ...what });
   signal.addEventListener("abort", () => observer.disconnect());
-  nameSliders(root);
+  nameControls(root);
 }
 
 /** Keep the focus where the last click was: JupyterLab and disabled buttons take it away. */
@@ -179,7 +185,7 @@ function render({ model, el }) {
     root.tabIndex = -1;
     root.addEventListener("keydown", (event) => pressed(root, event), { signal });
     keepFocus(root, signal);
-    keepSlidersNamed(root, signal);
+    keepNamed(root, signal);
   }
 
   enable();

@@ -91,8 +91,9 @@ class TunerPanel(AtRest):
             floors=[session.job.rules.pred_iou_floor, session.job.rules.stability_floor]
         )
         self.n_tiles = widgets.BoundedIntText(
-            4, min=1, max=64, layout={"width": "60px"}, tooltip="how many tiles to propose"
-        )
+            4, min=1, max=64, description="how many", layout={"width": "125px"},
+            style={"description_width": "initial"},
+        )  # fmt: skip
         self.teaching = ClassTeaching(session, self.tell)
         self.beside = Beside(session, self.scene_map, self.overlay)
         self.judging = Judging(session, self._stop_teaching)
