@@ -8,9 +8,9 @@ and all share a `session`, whose states are in its `history`, and `saved` in the
 `imagery`, `overlay` and `drawn_polygons` are the map, `looks` changes how polygons look on it,
 `object_list` lists them, `beside` shows setting B on a second map. `drawn_area` and `area_text`
 belong to the area, `score_plane`, `controls`, `presets`, `sample_tiles`, `judging`, `verdicts` and
-`tuner_text` to the tuner, `classes` and `palette` teach classes in it. `file_browser` and `links`
-lead to files, `toolbar` is what all panels share. `shown` draws what the sliders of the tuner leave,
-and works ahead when `quiet` says that a person pauses. `safe_html` is the only owner of HTML.
+`tuner_text` to the tuner, whose `display` draws what the sliders leave and works ahead when `quiet`
+says that a person pauses. `classes` and `palette` teach classes in it. `file_browser` and `links`
+lead to files, `toolbar` is what all panels share. `safe_html` is the only owner of HTML.
 """
 
 from workbench.widgets.area import AOIPicker

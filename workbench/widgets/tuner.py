@@ -20,6 +20,7 @@ from workbench.widgets.beside import Beside
 from workbench.widgets.cells import CellWidget
 from workbench.widgets.classes import KEYS, ClassTeaching
 from workbench.widgets.controls import Controls, button, row
+from workbench.widgets.display import Display
 from workbench.widgets.drawn_polygons import DrawnPolygons
 from workbench.widgets.history import TUNED
 from workbench.widgets.judging import Judging
@@ -34,7 +35,6 @@ from workbench.widgets.safe_html import SafeHTML, sentence
 from workbench.widgets.sample_tiles import SampleTiles
 from workbench.widgets.score_plane import ScorePlane
 from workbench.widgets.session import Session, tile_cores
-from workbench.widgets.shown import Shown
 from workbench.widgets.toolbar import MAP_KEYS, Toolbar, panel_of
 from workbench.widgets.tuner_text import (
     IN_PLANE,
@@ -90,8 +90,8 @@ class TunerPanel:
             4, min=1, max=64, layout={"width": "60px"}, tooltip="how many tiles to propose"
         )
         self.teaching = ClassTeaching(session, self.tell)
-        self.shown = Shown(session, self.drawn, self.teaching, self.quiet)
-        self._lock = self.shown.lock
+        self.display = Display(session, self.drawn, self.teaching, self.quiet)
+        self._lock = self.display.lock
         self.beside = Beside(session, self.scene_map, self.overlay)
         self.judging = Judging(session, self._stop_teaching)
         self.overlay.hotkeys = KEYS
@@ -108,12 +108,12 @@ class TunerPanel:
     @property
     def preview(self) -> Preview:
         """The samples."""
-        return self.shown.preview
+        return self.display.preview
 
     @property
     def view(self) -> View:
         """What is left of the samples."""
-        return self.shown.view
+        return self.display.view
 
     def tell(self, text: str) -> None:
         """Show an error over the map."""
@@ -203,7 +203,7 @@ class TunerPanel:
             self.verdicts.clear()
             self._point_out([])
             self.teaching.forget_rows()
-            self.shown.take(aoi)
+            self.display.take(aoi)
             scores = self.preview.scores
             # by what is shown first: while a slider moves, a polygon keeps its colour
             classes = confidence_classes(scores[self.view.kept, 0])
@@ -248,7 +248,7 @@ class TunerPanel:
         """Show what the job's thresholds and cleaning leave of the samples."""
         with self._lock:
             try:
-                self.shown.refresh()
+                self.display.refresh()
                 self.plane.state = IN_PLANE[self.view.fate].tobytes()
             except Exception as error:  # a slider that does nothing must say why
                 self.tell(f"{type(error).__name__}: {error}")
@@ -270,13 +270,13 @@ class TunerPanel:
 
     def _work(self) -> None:
         try:
-            self.shown.merge_seams()
+            self.display.merge_seams()
             self._show_figures()
             if self.teaching.active:
-                self.shown.teach_on()
+                self.display.teach_on()
             if self.verdicts.has_place:
                 self._point_out(self.verdicts.follow(self.preview, self.view))
-            self.shown.work_ahead()
+            self.display.work_ahead()
         except Exception as error:  # in a thread, where nobody would see it
             self.tell(f"{type(error).__name__}: {error}")
 

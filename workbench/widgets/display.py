@@ -18,7 +18,7 @@ AHEAD_AT_MOST = 30_000  # candidates that are traced before a slider asks for th
 AHEAD_AT_ONCE = 20  # a slider waits for no more than these
 
 
-class Shown:
+class Display:
     """Draws what the job's thresholds, cleaning and classes leave of the samples.
 
     `preview` has the samples, `view` is what is left of them. Sliders and the thread of the quiet
