@@ -76,12 +76,9 @@ class EncodedTile:
         on_object: NDArray[np.bool_],
         box: NDArray[np.float64] | None,
     ) -> HandAnswer:
-        around = (
-            None
-            if box is None
-            else self.loaded.placed(self.frame, box.reshape(1, 2, 2)).reshape(1, 4)
-        )
-        placed = labels = None
+        around = placed = labels = None
+        if box is not None:
+            around = self.loaded.placed(self.frame, box.reshape(1, 2, 2)).reshape(1, 4)
         if len(points):
             placed = self.loaded.placed(self.frame, points[None])
             labels = torch.as_tensor(on_object[None].astype(np.int32), device=placed.device)

@@ -69,13 +69,8 @@ class LoadedNetwork:
         if self.device_type == "cpu" and whole and scale * low_res.shape[-1] == size:
             return measure_enlarged(low_res, scale, threshold)
         parts = low_res.split(MASKS_AT_ONCE.get(self.device_type, max(1, len(low_res))))
-        return joined(
-            [
-                measure_whole(upsampled(frame, some, channels), threshold)
-                for some in parts
-                if len(some)
-            ]
-        )
+        logits = (upsampled(frame, some, channels) for some in parts if len(some))
+        return joined([measure_whole(some, threshold) for some in logits])
 
     def autocast(self) -> AbstractContextManager[None]:
         """What the network runs under in this precision."""
