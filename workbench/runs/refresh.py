@@ -123,7 +123,7 @@ class Refresh:
             if job.planar:
                 new = standing.cut_from(new)
             for reason, n in (
-                ("already judged", known), ("doubles of these", np.count_nonzero(~free)),
+                ("already judged", known), ("duplicates of these", np.count_nonzero(~free)),
             ):  # fmt: skip
                 self.left_out[reason] = self.left_out.get(reason, 0) + int(n)
             yield new
