@@ -126,9 +126,9 @@ def test_names_and_errors_are_text_in_tuner_and_run_panel(picker, tmp_path):
     check_pages(5)
     session.change(aoi=f"{MARKUP}.gpkg")
     assert "&lt;img" in picker.panel.problem.value
-    picker.panel.path.value = str(tmp_path / f"{MARKUP}.geojson")
-    picker.panel._load()
-    assert "&lt;img" in picker.panel.notice.value
+    picker.panel.files.path.value = str(tmp_path / f"{MARKUP}.geojson")
+    picker.panel.files.load()
+    assert "&lt;img" in picker.panel.files.notice.value
     check_pages(6)
 
 
