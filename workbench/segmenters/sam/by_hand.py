@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from workbench.segmenters.defaults import defaults_of
-from workbench.segmenters.sam.loaded import LoadedNetwork
 from workbench.segmenters.sam.network import Ask, InputFrame, Prompts
 from workbench.segmenters.sam.segmenter import SamSegmenter
 
@@ -33,8 +32,7 @@ class EncodedTile:
         >>> tile.answer(np.array([[300.0, 200.0]]), np.array([True])).mask.sum()
     """
 
-    loaded: LoadedNetwork
-    model: str
+    segmenter: SamSegmenter
     frame: InputFrame
     ask: Ask
 
@@ -44,7 +42,7 @@ class EncodedTile:
         """Encode an RGB tile `(h, w, 3)`."""
         height, width = image.shape[:2]
         frame = InputFrame(segmenter.loaded.network.side, (height, width))
-        return cls(segmenter.loaded, segmenter.name, frame, segmenter.loaded.look(frame, image))
+        return cls(segmenter, frame, segmenter.loaded.look(frame, image))
 
     @torch.inference_mode()
     def answer(
@@ -63,7 +61,7 @@ class EncodedTile:
         A model that learned from single points is asked for each click alone, and the masks are
         joined: those of clicks beside the object are taken away.
         """
-        if defaults_of(self.model).takes_boxes:
+        if defaults_of(self.segmenter.name).takes_boxes:
             return self._together(points, on_object, box)
         if box is not None and not on_object.any():
             points = np.vstack([points, (box[:2] + box[2:]) / 2])
@@ -78,9 +76,9 @@ class EncodedTile:
     ) -> HandAnswer:
         around = placed = labels = None
         if box is not None:
-            around = self.loaded.placed(self.frame, box.reshape(1, 2, 2)).reshape(1, 4)
+            around = self.segmenter.loaded.placed(self.frame, box.reshape(1, 2, 2)).reshape(1, 4)
         if len(points):
-            placed = self.loaded.placed(self.frame, points[None])
+            placed = self.segmenter.loaded.placed(self.frame, points[None])
             labels = torch.as_tensor(on_object[None].astype(np.int32), device=placed.device)
         ious, masks = self._masks(Prompts(placed, labels, around))
         best = _best(ious[0], masks[0], points, on_object, box)
@@ -96,7 +94,7 @@ class EncodedTile:
         if not on_object.any():
             return HandAnswer(np.zeros((height, width), bool), 0.0)
         labels = torch.ones((len(points), 1), dtype=torch.int)
-        placed = self.loaded.placed(self.frame, points[:, None])
+        placed = self.segmenter.loaded.placed(self.frame, points[:, None])
         ious, masks = self._masks(Prompts(placed, labels.to(placed.device)))
         mask, scores = np.zeros((height, width), bool), []
         for i in np.flatnonzero(on_object):
@@ -111,10 +109,10 @@ class EncodedTile:
 
     def _masks(self, prompts: Prompts) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Predicted IoUs `(b, m)` and masks `(b, m, h, w)`."""
-        with self.loaded.autocast():
+        with self.segmenter.loaded.autocast():
             ious, logits_of = self.ask(prompts)
             low_res = logits_of(torch.ones_like(ious, dtype=torch.bool)).float()
-        masks = self.frame.enlarged(low_res[None])[0] > self.loaded.network.mask_threshold
+        masks = self.frame.enlarged(low_res[None])[0] > self.segmenter.loaded.network.mask_threshold
         return ious.float().cpu().numpy(), masks.unflatten(0, ious.shape).cpu().numpy()
 
 
