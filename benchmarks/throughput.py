@@ -77,13 +77,13 @@ OFFICIAL_STAGES = {
 ENGINE_STAGES = {
     "encoder": {("network.py", "scaled"), ("network.py", "look"), ("sam2.py", "look")},
     "decoder": {
-        ("segmenter.py", "_prompts"),
+        ("loaded.py", "prompts"),
         ("sam2.py", "_embedded"),
         ("network.py", "_embedded"),
         ("decoder.py", "__call__"),
         ("decoder.py", "_upscale"),
     },
-    "masks": {("segmenter.py", "_measure"), ("segmenter.py", "_passing")},
+    "masks": {("loaded.py", "measure"), ("segmenter.py", "_passing")},
 }
 Masks = list[dict[str, Any]]  # COCO's RLEs of one tile, with SAM's scores
 

@@ -89,11 +89,11 @@ def seconds_of(name: str) -> float:
     scores = first.propose(image).column("pred_iou")
     timed = segmenter(TIMED_SIDE, float(np.quantile(scores, 1 - SURVIVING)))
     timed.load()
-    pixels = InputFrame(timed.network.side, (TILE_PX, TILE_PX)).scaled(image)
+    pixels = InputFrame(timed.loaded.network.side, (TILE_PX, TILE_PX)).scaled(image)
 
     def look() -> None:
         with torch.inference_mode():
-            timed.network.look(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+            timed.loaded.network.look(torch.from_numpy(pixels).permute(2, 0, 1)[None])
 
     encoded, whole = spent(look), spent(lambda: timed.propose(image))
     return (encoded + (whole - encoded) * PROMPTS / TIMED_SIDE**2) / usable_cores()

@@ -3,9 +3,10 @@
 import time
 from collections.abc import Callable
 
-from known_objects import KnownObjects
+import pytest
+from known_objects import KnownObjects, objects, write_labels
 
-from workbench import Job
+from workbench import Job, run
 from workbench.runs.folder import LOCK, OWNER
 
 EXACT = {
@@ -27,6 +28,19 @@ def job_for(raster, folder, **parameters):
     """A job that changes no pixel of what is found, but for the given parameters."""
     source = raster if isinstance(raster, list) else str(raster)
     return Job.create(source=source, out_dir=str(folder), **{**EXACT, **parameters})
+
+
+def run_known_objects(raster, folder, **parameters):
+    """Run `job_for` with known objects, whatever `model` says."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_known_objects(patch)
+        return run(job_for(raster, folder, **parameters))
+
+
+def run_of_15_tiles(folder):
+    """A run in `folder`, as `run` has returned it."""
+    raster = write_labels(folder / "scene.tif", objects((230, 330), 1))
+    return run_known_objects(raster, folder / "run")
 
 
 def equal_layers(one, other):

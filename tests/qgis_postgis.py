@@ -8,23 +8,11 @@ Opens the project, waits in FOLDER until N sessions have it open and changed, an
 
 import json
 import os
-import sys
-import tempfile
 import time
 from pathlib import Path
 
-os.environ["QGIS_CUSTOM_CONFIG_PATH"] = tempfile.mkdtemp(prefix="qgis_postgis_")
-os.environ.setdefault("XDG_RUNTIME_DIR", os.environ["QGIS_CUSTOM_CONFIG_PATH"])
-
-from qgis.core import (
-    QgsApplication,
-    QgsExpressionContext,
-    QgsExpressionContextUtils,
-    QgsGeometry,
-    QgsProject,
-    QgsRectangle,
-    QgsVectorLayerUtils,
-)
+from qgis.core import QgsGeometry, QgsProject, QgsRectangle, QgsVectorLayerUtils
+from qgis_headless import context_of, in_qgis
 
 
 def wait_for(folder, n, seconds=60):
@@ -46,8 +34,7 @@ def main(path, status, fids, folder, n):
     left, top = box.xMinimum() + os.getpid() % 97, box.yMaximum() + 40
     square = QgsGeometry.fromRect(QgsRectangle(left, top, left + 7, top + 7))
     square.convertToMultiType()
-    context = QgsExpressionContext(QgsExpressionContextUtils.globalProjectLayerScopes(layer))
-    layer.addFeature(QgsVectorLayerUtils.createFeature(layer, square, {}, context))
+    layer.addFeature(QgsVectorLayerUtils.createFeature(layer, square, {}, context_of(layer)))
     wait_for(Path(folder), int(n))
     saved = layer.commitChanges()
     seen = {
@@ -60,7 +47,4 @@ def main(path, status, fids, folder, n):
 
 
 if __name__ == "__main__":
-    application = QgsApplication([], False)
-    application.initQgis()
-    main(*sys.argv[1:])
-    application.exitQgis()
+    in_qgis(main)

@@ -6,20 +6,12 @@ Accept and reject by the code of the layer's own actions, reshape, change a clas
 
 import json
 import os
-import sys
-import tempfile
 from types import SimpleNamespace
-
-os.environ["QGIS_CUSTOM_CONFIG_PATH"] = tempfile.mkdtemp(prefix="qgis_review_")
-os.environ.setdefault("XDG_RUNTIME_DIR", os.environ["QGIS_CUSTOM_CONFIG_PATH"])
 
 import qgis.utils
 from qgis.core import (
     NULL,
-    QgsApplication,
     QgsExpression,
-    QgsExpressionContext,
-    QgsExpressionContextUtils,
     QgsGeometry,
     QgsProject,
     QgsRectangle,
@@ -28,14 +20,7 @@ from qgis.core import (
     QgsVectorLayerUtils,
 )
 from qgis.gui import QgsMapCanvas, QgsMessageBar
-
-
-def context_of(layer, feature=None):
-    context = QgsExpressionContext(QgsExpressionContextUtils.globalProjectLayerScopes(layer))
-    context.setFields(layer.fields())
-    if feature is not None:
-        context.setFeature(feature)
-    return context
+from qgis_headless import context_of, in_qgis
 
 
 def label(layer, number):
@@ -140,7 +125,4 @@ def main(path):
 
 
 if __name__ == "__main__":
-    application = QgsApplication([], True)
-    application.initQgis()
-    main(sys.argv[1])
-    application.exitQgis()
+    in_qgis(main, gui=True)

@@ -1,10 +1,14 @@
 """SAM models that take milliseconds, with random weights, and pictures for them."""
 
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from pycocotools import mask as coco
 
+from workbench.candidates.table import Candidates
 from workbench.segmenters.sam.edgetam import build_edgetam
 from workbench.segmenters.sam.mobile_sam import build_mobile_sam
 from workbench.segmenters.sam.sam2 import Trunk, build_sam2
@@ -162,6 +166,13 @@ def small_mobile_sam(seed: int = 0) -> Sam:
     with torch.no_grad():
         model.prompt_encoder.point_embeddings[1].weight *= 0.1
     return model.eval()
+
+
+def same_masks(ours: Candidates, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """IoU of our masks (rows) with those that SAM's generator has returned as RLEs (columns)."""
+    size = [ours.rules.height, ours.rules.width]
+    rles = [{"size": size, "counts": rle} for rle in ours.table.column("rle").to_pylist()]
+    return coco.iou(rles, [one["segmentation"] for one in records], [0] * len(records))
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

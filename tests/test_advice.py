@@ -6,9 +6,8 @@ import pandas as pd
 import pytest
 import shapely
 from known_objects import write_labels
-from known_runs import job_for, use_known_objects
+from known_runs import run_known_objects
 
-from workbench import run
 from workbench.candidates.select import Thresholds
 from workbench.errors import ReviewError
 from workbench.evaluation.advice import advise
@@ -32,9 +31,7 @@ def scene(tmp_path_factory):
             labels[y : y + 14, x : x + 14] = value
     folder = tmp_path_factory.mktemp("advice")
     raster = write_labels(folder / "scene.tif", labels)
-    with pytest.MonkeyPatch.context() as patch:
-        use_known_objects(patch)
-        return run(job_for(raster, folder / "run"))
+    return run_known_objects(raster, folder / "run")
 
 
 @pytest.fixture(scope="module")

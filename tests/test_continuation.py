@@ -171,6 +171,17 @@ def test_what_continues_nothing_is_no_label():
         assert "continues" not in merged
 
 
+def layer_of(segmenter, labels, folder, monkeypatch):
+    """Run a raster whose pixels are `labels`, in tiles of 96 px."""
+    raster = write_labels(folder / "scene.tif", labels)
+    monkeypatch.setattr(choose, "segmenter_for", lambda job, before: segmenter)
+    job = Job.create(
+        source=str(raster), out_dir=str(folder / "run"), tile_size=96, overlap=0.25,
+        min_area_px=0, simplify_m=0,
+    )  # fmt: skip
+    return run(job).layer
+
+
 class Unsure(AtOnce):
     """Sees one field, and is less sure of it where it sees less of it."""
 
@@ -184,13 +195,7 @@ class Unsure(AtOnce):
 def test_a_run_leaves_no_straight_cut_where_the_rest_is_stored(tmp_path: Path, monkeypatch):
     labels = np.zeros((96, 168), int)
     labels[20:70, 30:110] = 1
-    raster = write_labels(tmp_path / "scene.tif", labels)
-    monkeypatch.setattr(choose, "segmenter_for", lambda job, before: Unsure())
-    job = Job.create(
-        source=str(raster), out_dir=str(tmp_path / "run"), tile_size=96, overlap=0.25,
-        min_area_px=0, simplify_m=0,
-    )  # fmt: skip
-    layer = run(job).layer
+    layer = layer_of(Unsure(), labels, tmp_path, monkeypatch)
     assert layer["area_px"].tolist() == [50 * 80]
     assert layer["n_tiles"].tolist() == [2]
     assert not layer["at_edge"].any()
@@ -208,13 +213,7 @@ class Sure(AtOnce):
 def test_a_lake_keeps_the_tiles_that_lie_in_it(tmp_path: Path, monkeypatch, width, n_tiles):
     labels = np.zeros((240, width), int)
     labels[40:200, 40 : width - 40] = 1  # the window of the middle tile is 72..168
-    raster = write_labels(tmp_path / "scene.tif", labels)
-    monkeypatch.setattr(choose, "segmenter_for", lambda job, before: Sure())
-    job = Job.create(
-        source=str(raster), out_dir=str(tmp_path / "run"), tile_size=96, overlap=0.25,
-        min_area_px=0, simplify_m=0,
-    )  # fmt: skip
-    layer = run(job).layer
+    layer = layer_of(Sure(), labels, tmp_path, monkeypatch)
     assert layer["area_px"].tolist() == [160 * (width - 80)]
     assert layer["n_tiles"].tolist() == [n_tiles]
 
@@ -222,11 +221,5 @@ def test_a_lake_keeps_the_tiles_that_lie_in_it(tmp_path: Path, monkeypatch, widt
 def test_a_tile_full_of_background_stays_out(tmp_path: Path, monkeypatch):
     labels = np.zeros((240, 240), int)
     labels[72:, 40:200] = 1  # of the middle tile, only two neighbours have a piece
-    raster = write_labels(tmp_path / "scene.tif", labels)
-    monkeypatch.setattr(choose, "segmenter_for", lambda job, before: Sure())
-    job = Job.create(
-        source=str(raster), out_dir=str(tmp_path / "run"), tile_size=96, overlap=0.25,
-        min_area_px=0, simplify_m=0,
-    )  # fmt: skip
     # nor does what is beside it: it would end in straight lines where that tile begins
-    assert run(job).layer.empty
+    assert layer_of(Sure(), labels, tmp_path, monkeypatch).empty

@@ -15,6 +15,8 @@ from workbench.learning.classifier import Classifier
 from workbench.learning.examples import check, examples_from, join, match_labels, read_labels
 from workbench.learning.features import FEATURES, FEATURES_VERSION
 from workbench.learning.held_out import FALLBACK, held_out
+from workbench.runs.job import Job
+from workbench.runs.labels import labels_of
 
 SIZE = 64
 
@@ -356,6 +358,19 @@ def test_a_reviewed_layer_teaches_what_was_judged(tmp_path):
 def test_polygons_without_class_are_class_1(tmp_path):
     labels([shapely.box(0, 0, 8, 8)])[["geometry"]].to_file(tmp_path / "plain.gpkg")
     assert read_labels(str(tmp_path / "plain.gpkg"), {1: "a"}).polygons["class_id"].tolist() == [1]
+
+
+def test_labels_of_two_files_with_one_name_are_different_objects(tmp_path):
+    files = [tmp_path / year / "trees.gpkg" for year in ("2024", "2025")]
+    for number, path in enumerate(files):
+        path.parent.mkdir()
+        box = shapely.box(20 * number, 0, 20 * number + 8, 8)
+        labels([box])[["geometry"]].to_file(path)
+    job = Job.create(examples=[*map(str, files), str(files[0])])  # one of them twice
+    polygons = pd.concat([one.polygons for one in labels_of(job)], ignore_index=True)
+    assert polygons["label"].tolist() == ["trees.gpkg:0", "2/trees.gpkg:0"]
+    shown = match_labels(polygons, described(4), None)
+    assert shown.objects().tolist() == [2]
 
 
 def test_the_labels_of_a_run_are_meant_if_no_layer_is_named(tmp_path):

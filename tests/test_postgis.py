@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from known_objects import objects_apart, write_labels
-from known_runs import job_for, use_known_objects
+from known_runs import run_known_objects
 from test_qgis import NO_QGIS, SYSTEM_PYTHON, has_qgis
 
-from workbench import postgis_project, read_run, run
+from workbench import postgis_project, read_run
 from workbench.errors import ReviewError
 from workbench.review.changes import changes
 from workbench.review.read import read_review
@@ -71,9 +71,7 @@ def home(tmp_path_factory):
     """A folder with a run in runs/ortho, as the page has it."""
     folder = tmp_path_factory.mktemp("home")
     raster = write_labels(folder / "ortho.tif", objects_apart((230, 330), 1, 60, largest=0.5))
-    with pytest.MonkeyPatch.context() as patch:
-        use_known_objects(patch)
-        run(job_for(raster, folder / "runs" / "ortho", default_class=1))
+    run_known_objects(raster, folder / "runs" / "ortho", default_class=1)
     return folder
 
 

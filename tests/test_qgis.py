@@ -438,7 +438,7 @@ def test_project_of_a_real_scene_is_ready_for_review(
         Job.create(source=str(data_dir / name), out_dir=str(tmp_path / "run"), planar=planar)
     )
     assert len(made.layer) > 5
-    options = ("--topology", "--edit", "--png", str(tmp_path / "map.png"))
+    options = ("--topology", "--edit")
     report = seen_by_qgis(tmp_path / "run" / "review.qgz", *options)
     assert report["problems"] == []
     assert report["picture"]["drawn"][Path(name).stem] > 0.5

@@ -10,8 +10,7 @@ import pandas as pd
 import pyogrio
 import pytest
 import shapely
-from known_objects import objects, write_labels
-from known_runs import equal_layers, job_for, use_known_objects
+from known_runs import equal_layers, run_of_15_tiles
 from reviews import drawn, leave_unclosed, save_reviewed, with_rows
 from shapely.affinity import translate
 
@@ -25,11 +24,7 @@ from workbench.runs.result import read_run
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of known objects, as `run` has returned it."""
-    folder = tmp_path_factory.mktemp("review")
-    raster = write_labels(folder / "scene.tif", objects((230, 330), 1))
-    with pytest.MonkeyPatch.context() as patch:
-        use_known_objects(patch)
-        return run(job_for(raster, folder / "run"))
+    return run_of_15_tiles(tmp_path_factory.mktemp("review"))
 
 
 @pytest.fixture

@@ -7,12 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
-from known_objects import objects, write_labels
-from known_runs import job_for, use_known_objects
+from known_runs import run_of_15_tiles
 from matplotlib.colors import to_hex
 from reviews import drawn, with_rows
 
-from workbench import run
 from workbench.layer.report.map import figure_png
 from workbench.review.changes import changes
 from workbench.review.charts import draw_change_map, draw_changes, summary_of
@@ -21,11 +19,7 @@ from workbench.review.charts import draw_change_map, draw_changes, summary_of
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of known objects."""
-    folder = tmp_path_factory.mktemp("charts")
-    raster = write_labels(folder / "scene.tif", objects((230, 330), 1))
-    with pytest.MonkeyPatch.context() as patch:
-        use_known_objects(patch)
-        return run(job_for(raster, folder / "run"))
+    return run_of_15_tiles(tmp_path_factory.mktemp("charts"))
 
 
 @pytest.fixture

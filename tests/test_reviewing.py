@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
-from known_objects import objects, write_labels
-from known_runs import job_for, use_known_objects
+from known_runs import run_of_15_tiles
 from reviews import save_reviewed
 from shapely.affinity import translate
 
@@ -33,11 +32,7 @@ from workbench.runs.job import Job
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of known objects in 15 tiles."""
-    folder = tmp_path_factory.mktemp("reviewing")
-    raster = write_labels(folder / "scene.tif", objects((230, 330), 1))
-    with pytest.MonkeyPatch.context() as patch:
-        use_known_objects(patch)
-        return run(job_for(raster, folder / "run"))
+    return run_of_15_tiles(tmp_path_factory.mktemp("reviewing"))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ pytest.importorskip("triton", reason="triton is not installed: pip install trito
 
 from workbench.segmenters.sam import SamSegmenter
 from workbench.segmenters.sam.fused import PackedMasks, measure_masks
+from workbench.segmenters.sam.loaded import LoadedNetwork
 
 # after workbench.segmenters.sam, which makes torchvision importable
 from segment_anything.modeling import Sam  # isort: skip
@@ -97,7 +98,7 @@ def test_a_segmenter_proposes_the_same_with_the_fused_pass(monkeypatch):
     plain = SamSegmenter(small_sam, "small", "", points_per_side=2)
     image = picture(96, 120)
     expected = plain.propose(image)
-    monkeypatch.setattr(SamSegmenter, "_fuses", True)
+    monkeypatch.setattr(LoadedNetwork, "_fuses", True)
     fused = replace(plain, device=DEVICE).propose(image)
     assert len(expected) > 1
     for name in ("ordinal", "pred_iou"):

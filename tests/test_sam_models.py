@@ -207,6 +207,20 @@ def test_a_download_with_another_hash_is_refused(
     assert not (registry / "cache" / "small.pth").exists()
 
 
+@pytest.mark.parametrize(
+    ("model", "package"), [("mobile_sam", "MobileSAM .*timm"), ("sam2.1_small", "transformers")]
+)
+def test_without_the_extra_the_message_says_what_to_install(
+    model: str, package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("workbench.segmenters.sam.extras.is_installed", lambda _: False)
+    monkeypatch.setenv("SAM_WORKBENCH_CACHE", str(tmp_path))
+    segmenter = sam_segmenter(model)  # nothing is loaded yet: stores are recognised
+    with pytest.raises(CheckpointError, match=rf"{package}.*pip install 'sam-workbench\[models"):
+        segmenter.load()
+    assert not list(tmp_path.iterdir())  # before anything is downloaded
+
+
 def test_an_unknown_model_is_refused() -> None:
     with pytest.raises(JobError, match=r"model 'vit_x' is unknown.*tiny, vit_b, vit_l, vit_h"):
         loaded_segmenter("vit_x")

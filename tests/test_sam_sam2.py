@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pycocotools import mask as coco
-from small_sams import picture, small_edgetam, small_sam, small_sam2
+from small_sams import picture, same_masks, small_edgetam, small_sam, small_sam2
 
 from workbench.candidates.select import Thresholds, select
 from workbench.candidates.table import Candidates, Rules
@@ -109,10 +108,7 @@ def test_C1_the_generator_keeps_the_same_masks_of_the_plain_call(
     theirs = generator.generate(image)
     ours = select(candidates, thresholds)
     assert len(ours) == len(theirs) > 10
-    rles = [
-        {"size": image.shape[:2], "counts": rle} for rle in ours.table.column("rle").to_pylist()
-    ]
-    ious = coco.iou(rles, [record["segmentation"] for record in theirs], [0] * len(theirs))
+    ious = same_masks(ours, theirs)
     assert (ious.max(axis=0) >= 0.99).mean() >= 0.999
     assert (ious.max(axis=1) >= 0.99).mean() >= 0.999
     best = [theirs[i] for i in ious.argmax(axis=1)]
@@ -293,14 +289,3 @@ def test_weights_of_another_family_are_named(small_registry: Path) -> None:
 def test_offline_the_message_says_where_to_put_the_weights(small_registry: Path) -> None:
     with pytest.raises(CheckpointError, match=r"127\.0\.0\.1:9/small\.pt.*put the file at"):
         sam_segmenter("sam2.1_tiny").load()
-
-
-def test_without_the_extra_the_message_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("workbench.segmenters.sam.extras.is_installed", lambda _: False)
-    monkeypatch.setenv("SAM_WORKBENCH_CACHE", str(tmp_path))
-    segmenter = sam_segmenter("sam2.1_small")  # nothing is loaded yet: stores are recognised
-    with pytest.raises(CheckpointError, match=r"transformers.*pip install 'sam-workbench\[models"):
-        segmenter.load()
-    assert not list(tmp_path.iterdir())  # before anything is downloaded

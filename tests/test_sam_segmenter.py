@@ -25,6 +25,7 @@ from workbench.errors import WorkbenchError
 from workbench.segmenters.sam import SamSegmenter
 from workbench.segmenters.sam.device import PROMPTS_AT_ONCE
 from workbench.segmenters.sam.encoder import Predictor
+from workbench.segmenters.sam.loaded import upsampled
 from workbench.segmenters.sam.network import InputFrame
 
 # after workbench.segmenters.sam, which makes torchvision importable
@@ -251,7 +252,7 @@ def test_C1_upsampling_some_masks_gives_their_bits_among_all(
     sizes = frame.input_size, frame.original_size
     whole = segmenter.model.postprocess_masks(logits, *sizes).flatten(0, 1)
     for rows in ([7], [0, 1], [0, 1, 2], [0, 2, 4, 5], [1, 5, 6, 11, 14], list(range(15))):
-        part = segmenter._upsample(frame, logits.flatten(0, 1)[rows], 3)
+        part = upsampled(frame, logits.flatten(0, 1)[rows], 3)
         assert torch.equal(part, whole[rows])
 
 
@@ -331,18 +332,17 @@ def test_a_network_that_overflows_is_an_error_not_an_empty_tile(value: float) ->
 def test_few_masks_are_at_full_resolution_at_once(
     segmenter: SamSegmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upsampled = []
-    original = SamSegmenter._upsample
+    sizes = []
 
-    def counted(self: SamSegmenter, *args: Any) -> torch.Tensor:
-        logits = original(self, *args)
-        upsampled.append(len(logits))
+    def counted(*args: Any) -> torch.Tensor:
+        logits = upsampled(*args)
+        sizes.append(len(logits))
         return logits
 
-    monkeypatch.setattr(SamSegmenter, "_upsample", counted)
+    monkeypatch.setattr("workbench.segmenters.sam.loaded.upsampled", counted)
     segmenter.propose(picture(96, 128))
-    assert 1 <= max(upsampled) <= 4
-    assert sum(upsampled) < 64 * 3  # those below the floor are not upsampled at all
+    assert 1 <= max(sizes) <= 4
+    assert sum(sizes) < 64 * 3  # those below the floor are not upsampled at all
 
 
 def test_what_is_pruned_is_not_encoded(
@@ -419,7 +419,6 @@ def test_a_gpu_is_warmed_up_before_the_first_tile(
     segmenter.load()
     assert sizes == []
     monkeypatch.setattr(SamSegmenter, "_device_type", "cuda")
-    monkeypatch.setattr(SamSegmenter, "_fuses", False)
     segmenter.load()
     assert sizes == [(64, 64, 3)]
 

@@ -9,7 +9,7 @@ import pyogrio
 import pytest
 import shapely
 from known_objects import objects_apart, write_labels
-from known_runs import equal_layers, files_in, job_for, left_over, use_known_objects
+from known_runs import equal_layers, files_in, left_over, run_known_objects
 from reviews import drawn, save_reviewed, with_rows
 from test_qgis import seen_by_qgis
 
@@ -27,10 +27,8 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teams")
     labels = objects_apart((330, 430), 2, 120, largest=0.4)
     raster = write_labels(folder / "scene.tif", labels)
-    with pytest.MonkeyPatch.context() as patch:
-        use_known_objects(patch)
-        classes = {1: "roof", 2: "tree"}
-        return run(job_for(raster, folder / "run", classes=classes, default_class=1))
+    classes = {1: "roof", 2: "tree"}
+    return run_known_objects(raster, folder / "run", classes=classes, default_class=1)
 
 
 @pytest.fixture

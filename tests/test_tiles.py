@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from known_objects import scene_of
 
-from workbench.raster.tiles import TileGrid, tile_name, tile_names, tile_windows, tiles_over
+from workbench.raster.tiles import (
+    TileGrid,
+    tile_name,
+    tile_named,
+    tile_names,
+    tile_windows,
+    tiles_over,
+)
 
 SIZES = st.integers(1, 700)
 
@@ -88,3 +95,4 @@ def test_the_names_of_rows_are_those_of_their_tiles():
     frame = pd.DataFrame(rows, columns=["source", "tile_row", "tile_col"])
     assert tile_names(frame).tolist() == [tile_name(*row) for row in rows]
     assert tile_name("ortho", 12, 3) == "ortho/r12c3"
+    assert [tile_named(tile_name(*row)) for row in rows] == rows

@@ -217,12 +217,12 @@ def test_an_area_comes_back_from_its_file(panel, tmp_path):
         shapely.box(20, -70, 60, -20), shapely.Polygon([(90, -20), (130, -35), (99, -90)])
     )
     area, aoi = panel.session.area.aoi, panel.session.job.aoi
-    panel.path.value = str(tmp_path / "new" / "area.geojson")
-    panel._save()
-    assert "Saved" in panel.notice.value
+    panel.files.path.value = str(tmp_path / "new" / "area.geojson")
+    panel.files.save()
+    assert "Saved" in panel.files.notice.value
     panel._take_all()
-    panel._load()
-    assert panel.session.job.aoi == panel.path.value
+    panel.files.load()
+    assert panel.session.job.aoi == panel.files.path.value
     assert panel.session.area.aoi.symmetric_difference(area).area < 0.5
     loaded = load_aoi(panel.session.job.aoi).union_all()
     assert shapely.hausdorff_distance(loaded, shapely.geometry.shape(aoi)) < 1e-6
@@ -233,50 +233,50 @@ def test_an_area_comes_back_from_its_file(panel, tmp_path):
 
 def test_a_file_in_another_crs_is_loaded_and_read_again_when_it_has_changed(panel, tmp_path):
     path = tmp_path / "area.gpkg"
-    panel.path.value = str(path)
+    panel.files.path.value = str(path)
     for side in (30, 60):
         box = shapely.box(LEFT + 10, TOP - 10 - side, LEFT + 10 + side, TOP - 10)
         gpd.GeoSeries([box], crs=UTM).to_crs(3857).to_file(path)
-        panel._load()
+        panel.files.load()
         assert panel.session.area.aoi.area == pytest.approx(side**2, rel=0.02)
-    assert "Loaded area.gpkg" in panel.notice.value
+    assert "Loaded area.gpkg" in panel.files.notice.value
 
 
 def test_mistakes_with_files_are_said_and_change_nothing(panel, tmp_path):
     panel.control.data = as_drawn(shapely.box(20, -70, 60, -20))
     job = panel.session.job
-    panel._load()
-    assert "Give the path" in panel.notice.value
-    panel.path.value = str(tmp_path / "nothing.geojson")
-    panel._load()
-    assert "no such file" in panel.notice.value
+    panel.files.load()
+    assert "Give the path" in panel.files.notice.value
+    panel.files.path.value = str(tmp_path / "nothing.geojson")
+    panel.files.load()
+    assert "no such file" in panel.files.notice.value
     (tmp_path / "bad.geojson").write_text("{<b>")
-    panel.path.value = str(tmp_path / "bad.geojson")
-    panel._load()
-    assert "cannot be read" in panel.notice.value
-    assert "<b>" not in panel.notice.value
-    panel.path.value = str(tmp_path / "area.gpkg")
-    panel._save()
-    assert "ends in .geojson" in panel.notice.value
+    panel.files.path.value = str(tmp_path / "bad.geojson")
+    panel.files.load()
+    assert "cannot be read" in panel.files.notice.value
+    assert "<b>" not in panel.files.notice.value
+    panel.files.path.value = str(tmp_path / "area.gpkg")
+    panel.files.save()
+    assert "ends in .geojson" in panel.files.notice.value
     assert not (tmp_path / "area.gpkg").exists()
-    panel.path.value = str(tmp_path / "bad.geojson" / "area.geojson")
-    panel._save()
-    assert "cannot be written" in panel.notice.value
+    panel.files.path.value = str(tmp_path / "bad.geojson" / "area.geojson")
+    panel.files.save()
+    assert "cannot be written" in panel.files.notice.value
     assert panel.session.job is job
     panel._take_all()
-    panel._save()
-    assert "nothing to save" in panel.notice.value
+    panel.files.save()
+    assert "nothing to save" in panel.files.notice.value
 
 
 def test_saving_asks_before_it_replaces_a_file(panel, tmp_path):
     path = tmp_path / "area.geojson"
     path.write_text("mine")
-    panel.path.value = str(path)
+    panel.files.path.value = str(path)
     panel.control.data = as_drawn(shapely.box(20, -70, 60, -20))
-    panel._save()
+    panel.files.save()
     assert path.read_text() == "mine"
-    assert "again" in panel.notice.value
-    panel._save()
+    assert "again" in panel.files.notice.value
+    panel.files.save()
     assert json.loads(path.read_text())["type"] == "FeatureCollection"
 
 

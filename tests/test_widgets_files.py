@@ -51,11 +51,11 @@ def test_a_raster_a_job_file_and_a_run_folder_can_be_opened(job, tmp_path, monke
     frame = picker.frame
 
     def open_path(path):
-        picker.panel.path.value = str(path)
-        picker.panel._open()
+        picker.panel.files.path.value = str(path)
+        picker.panel.files.open()
 
     open_path(tmp_path / "nothing.tif")
-    assert "nothing.tif" in picker.panel.notice.value
+    assert "nothing.tif" in picker.panel.files.notice.value
     assert picker.session.scenes[0].name == "scene"  # nothing was changed
     copy = shutil.copy(job.source, tmp_path / "other.tif")
     open_path(copy)
@@ -74,7 +74,7 @@ def test_a_raster_a_job_file_and_a_run_folder_can_be_opened(job, tmp_path, monke
     open_path(folder)
     assert picker.job.min_area_px == 33
     assert picker.session.folder == folder
-    picker.panel._go_back()
+    picker.panel.files.go_back()
     assert picker.job == job
     picker.close()
 
@@ -86,14 +86,14 @@ def test_an_area_that_misses_the_scene_changes_nothing_and_says_where_it_lies(tm
         "type": "Polygon", "coordinates": [[[16, 49], [16.1, 49], [16.1, 49.1], [16, 49]]],
     }  # fmt: skip
     (tmp_path / "far.geojson").write_text(json.dumps(area))
-    panel.path.value = str(tmp_path / "far.geojson")
+    panel.files.path.value = str(tmp_path / "far.geojson")
     before = panel.session.state
-    panel._load()
+    panel.files.load()
     assert panel.session.job == before.job
     assert panel.session.area is not None
-    assert "far.geojson does not touch the raster" in panel.notice.value
-    assert "km to the north-east" in panel.notice.value
-    assert "49.05000° N, 16.05000° E" in panel.notice.value
+    assert "far.geojson does not touch the raster" in panel.files.notice.value
+    assert "km to the north-east" in panel.files.notice.value
+    assert "49.05000° N, 16.05000° E" in panel.files.notice.value
     picker.close()
 
 

@@ -112,9 +112,9 @@ def test_names_and_errors_are_text_in_tuner_and_run_panel(picker, tmp_path):
     assert "&lt;img src=x onerror=alert(1)&gt; stopped" in tuner.message.value
     assert "&lt;img src=x onerror=alert(1)&gt; stopped" in panel.message.value
     assert panel.failures.value.count("&lt;img") == 2
-    panel.path.value = str(tmp_path / f"{MARKUP}.yaml")
-    panel.save()
-    assert "&lt;img" in panel.command.value
+    panel.file.path.value = str(tmp_path / f"{MARKUP}.yaml")
+    panel.file.save()
+    assert "&lt;img" in panel.file.command.value
     for preset in (f"{MARKUP}", "none such"):
         tuner.settings.preset.value = preset
         tuner.settings._save_preset()
@@ -126,9 +126,9 @@ def test_names_and_errors_are_text_in_tuner_and_run_panel(picker, tmp_path):
     check_pages(5)
     session.change(aoi=f"{MARKUP}.gpkg")
     assert "&lt;img" in picker.panel.problem.value
-    picker.panel.path.value = str(tmp_path / f"{MARKUP}.geojson")
-    picker.panel._load()
-    assert "&lt;img" in picker.panel.notice.value
+    picker.panel.files.path.value = str(tmp_path / f"{MARKUP}.geojson")
+    picker.panel.files.load()
+    assert "&lt;img" in picker.panel.files.notice.value
     check_pages(6)
 
 
@@ -142,7 +142,7 @@ def test_names_are_text_in_the_result_of_a_run(picker):
     assert "&lt;img" in panel.result.value
     check_pages(4)
     save_reviewed(result.layer.assign(status="accepted"), result.folder / "prelabels.gpkg")
-    panel.save()
+    panel.file.save()
     check_pages(4)
 
 

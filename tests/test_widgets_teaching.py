@@ -141,7 +141,7 @@ def test_verdicts_survive_a_restart_and_come_back_accepted(tuner, job, monkeypat
     assert path.exists()
     assert tuner.session.job.examples == [str(path)]
     tuner.panel.teaching.learn()
-    tuner.panel._draw()
+    tuner.panel.display.draw()
     kept = tuner.panel.teaching._classes.kept
     tuned = {tuner.panel.preview.key(int(row)) for row in kept}
     polygons = tuner.panel.teaching._classes.drawn

@@ -448,25 +448,27 @@ def panel(tuner):
 
 def test_the_command_and_the_job_file_follow_the_sliders(panel, tuner, tmp_path):
     tuner.panel.controls.of["pred_iou_thresh"].value = 0.91
-    assert "-p pred_iou_thresh 0.91" in panel.copy.text
-    assert f"-p out_dir {tmp_path / 'run'}" in panel.copy.text
-    assert "interactive" not in panel.copy.text
-    panel.save()
+    assert "-p pred_iou_thresh 0.91" in panel.file.copy.text
+    assert f"-p out_dir {tmp_path / 'run'}" in panel.file.copy.text
+    assert "interactive" not in panel.file.copy.text
+    panel.file.save()
     saved = Job.from_yaml(tmp_path / "run-job.yaml")
     assert saved.pred_iou_thresh == 0.91
-    assert f"-f {tmp_path / 'run-job.yaml'} --log-output" in panel.copy.text
+    assert f"-f {tmp_path / 'run-job.yaml'} --log-output" in panel.file.copy.text
     tuner.panel.controls.of["pred_iou_thresh"].value = 0.92
-    assert "-p pred_iou_thresh 0.92" in panel.copy.text
+    assert "-p pred_iou_thresh 0.92" in panel.file.copy.text
     # papermill begins with the notebook's cell: what is the usual value, but not there, is named
     tuner.session.given = tuner.job
     tuner.panel.settings._reset()
-    assert "{pred_iou_thresh: null}" in panel.copy.text
+    assert "{pred_iou_thresh: null}" in panel.file.copy.text
     # a file does not keep a scheduler, because that is trusted code
     tuner.session.change(scheduler="tcp://10.0.0.1:8786")
-    panel.save()
-    assert f"-f {tmp_path / 'run-job.yaml'} -p scheduler tcp://10.0.0.1:8786" in panel.copy.text
-    panel.path.value = "/proc/no/such/place.yaml"
-    panel.save()
+    panel.file.save()
+    assert (
+        f"-f {tmp_path / 'run-job.yaml'} -p scheduler tcp://10.0.0.1:8786" in panel.file.copy.text
+    )
+    panel.file.path.value = "/proc/no/such/place.yaml"
+    panel.file.save()
     assert "cannot be written" in panel.message.value
 
 
@@ -474,7 +476,7 @@ def test_to_save_a_job_whose_run_folder_is_reviewed_warns(panel, tuner, known_ob
     result = run(tuner.job)
     (result.folder / "prelabels.gpkg").unlink()
     save_reviewed(result.layer.assign(status="accepted"), result.folder / "prelabels.gpkg")
-    panel.save()
+    panel.file.save()
     assert f"{len(result.layer)} reviewed labels" in panel.message.value
     assert panel.message.value.index("Saved") < panel.message.value.index("reviewed")
 

@@ -166,8 +166,8 @@ def test_names_are_text_in_widgets(tmp_path):
         tuner = ThresholdTuner(picker)
         panel = RunPanel(tuner).panel
         picker.session.job = job.changed(aoi=f"{MARKUP}.gpkg")
-        panel.path.value = str(tmp_path / f"{MARKUP}.yaml")
-        panel.save()
+        panel.file.path.value = str(tmp_path / f"{MARKUP}.yaml")
+        panel.file.save()
         pages = [widget.value for widget in _instances.values() if isinstance(widget, HTML)]
         assert sum("&lt;img" in page for page in pages) >= 2
         assert not any("<img" in page for page in pages)

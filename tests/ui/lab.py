@@ -115,6 +115,18 @@ class Notebook:
             start,
         )
 
+    def restart(self) -> None:
+        """Restart the kernel, and clear what the cells have shown."""
+        self.page.evaluate(
+            "async () => { const notebook = window.jupyterapp.shell.currentWidget;"
+            " await window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs');"
+            " await notebook.sessionContext.session.kernel.restart(); }"
+        )
+        self.page.wait_for_function(
+            "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'"
+        )
+        assert self.ask("print('tuner' in globals())") == "False"
+
     def ask(self, code: str) -> str:
         """Run code in the notebook's kernel and return what it prints."""
         return self.page.evaluate(

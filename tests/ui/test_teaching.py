@@ -148,15 +148,7 @@ def test_3_n_goes_to_the_next_and_a_key_answers(opened):
 
 def test_4_verdicts_survive_a_restart_of_the_kernel(opened):
     n = said(opened)
-    opened.page.evaluate(
-        "async () => { const notebook = window.jupyterapp.shell.currentWidget;"
-        " await window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs');"
-        " await notebook.sessionContext.session.kernel.restart(); }"
-    )
-    opened.page.wait_for_function(
-        "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'"
-    )
-    assert opened.ask("print('tuner' in globals())") == "False"
+    opened.restart()
     opened.run_all()
     opened.until("'tuner' in globals() and len(tuner.session.samples) > 0", seconds=90)
     opened.until("len(tuner.session.verdicts)", str(n))

@@ -1,4 +1,4 @@
-"""What a result can do without: tried, and told where it fails."""
+"""Optional parts of a result: if one fails, that is reported and the rest goes on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Made = TypeVar("Made")
 
 
 class Attempts:
-    """Makes things that a result can do without, so that none of them takes the result down.
+    """Makes optional parts of a result; one that fails does not stop the others.
 
     `missed` has the reasons, by the names of what could not be made.
     """

@@ -86,7 +86,7 @@ def best_cut(cutter: Cutter, scenes: Sequence[Scene], images: Path) -> Cut:
 
 
 def _outlooks(cutter: Cutter, scenes: Sequence[Scene], sizes: Sequence[int]) -> list[Cut]:
-    """Foretell the cuts of some sizes, the largest first, until one keeps nearly all labels."""
+    """Estimate the cuts of some sizes, the largest first, until one keeps nearly all labels."""
     tried: list[Cut] = []
     for size in sizes:
         tried.append(_with_splits(size, map(cutter.outlook, _grid(scenes, size)), cutter))

@@ -2,7 +2,7 @@
 
 `schema` has the columns. `files` writes and reads the layer (`antimeridian` cuts it for GeoJSON),
 `web` writes formats for web maps, `guard` finds what a person changed in it, `touched` reads that
-so that it stays (`kept`) when the layer is made anew, `cores` finds the tile of a label, `progress`
+so that it stays (`kept`) when the rest is replaced, `cores` finds the tile of a label, `progress`
 counts the labels of a tile that wait for review. `qgis` makes styles, forms and the project.
 `report` makes figures, maps, charts and the page of a run.
 """

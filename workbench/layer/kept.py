@@ -1,4 +1,4 @@
-"""Labels that stay when the layer around them is made anew."""
+"""Labels that stay when the rest of their layer is replaced."""
 
 from __future__ import annotations
 

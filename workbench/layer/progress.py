@@ -1,7 +1,7 @@
 """How many labels of each tile wait for review: the GeoPackage itself keeps count.
 
 Triggers of SQLite count whenever a change is saved, whatever program saves it. So QGIS shows which
-tiles are reviewed to their end without a plugin, and without a look at every label.
+tiles are fully reviewed without a plugin, and without reading every label.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class ReviewProgress:
 
 
 def keep_count(gpkg: Path, progress: ReviewProgress) -> None:
-    """Let a GeoPackage that has both layers count from now on."""
+    """Make a GeoPackage that has both layers keep count from now on."""
     with closing(sqlite3.connect(gpkg)) as db, db:
         # not registered: no program shows it as a layer
         db.execute(f"CREATE TABLE {_HOMES} (fid INTEGER PRIMARY KEY, tile TEXT NOT NULL)")
@@ -75,7 +75,7 @@ def keep_count(gpkg: Path, progress: ReviewProgress) -> None:
 def _counted(change: str, label: str) -> str:
     """The SQL that changes the number of a label's tile; `label` is `NEW` or `OLD`.
 
-    What somebody drew has the tile of its middle as `source_tile`.
+    The `source_tile` of a drawn label is the tile of its middle.
     """
     return (
         f"UPDATE {TILES} SET {WAITING} = coalesce({WAITING}, 0) + ({change}) WHERE tile = "

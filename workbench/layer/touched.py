@@ -27,10 +27,10 @@ from workbench.raster.crs import crs_short, is_same_on
 def read_touched(gpkg: Path, crs: CRS) -> Kept:
     """Read what a person has accepted, rejected, edited, drawn, deleted, classed or noted.
 
-    Also what says anything else than `unreviewed`, because the tuner may have accepted it. A note
-    is a text in a column that somebody, not the run, has added. A label whose shape is empty counts
-    as deleted. `crs` is that of the new layer. Raises `RunFolderError` for a file in another CRS,
-    and for one that `write_layer` has not written.
+    Labels with any status but `unreviewed` are among them, because the tuner may have accepted
+    them. A note is a text in a column that somebody, not the run, has added. A label whose shape is
+    empty counts as deleted. `crs` is that of the new layer. Raises `RunFolderError` for a file in
+    another CRS, and for one that `write_layer` has not written.
     """
     try:
         labels = pyogrio.read_dataframe(gpkg, layer=LABELS, on_invalid="fix")
@@ -61,7 +61,7 @@ def read_touched(gpkg: Path, crs: CRS) -> Kept:
 
 
 def _whole_numbers(gpkg: Path, columns: pd.DataFrame) -> pd.DataFrame:
-    """Give whole numbers their type again, which null among them has made floating."""
+    """Give whole numbers their type back, which null values have made floating."""
     about = pyogrio.read_info(gpkg, layer=LABELS)
     types = dict(zip(about["fields"], about["dtypes"], strict=True))
     whole = [name for name in columns if types[name].startswith("int")]

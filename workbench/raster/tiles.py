@@ -172,6 +172,13 @@ def tile_name(source: str, row: int, col: int) -> str:
     return f"{source}/r{row}c{col}"
 
 
+def tile_named(name: str) -> tuple[str, int, int]:
+    """Return source, row and column of the tile that `tile_name` has named."""
+    source, _, place = name.rpartition("/")
+    row, _, col = place[1:].partition("c")
+    return source, int(row), int(col)
+
+
 def tile_names(frame: pd.DataFrame) -> pd.Series:
     """Return the `tile_name` of each row, from `source`, `tile_row` and `tile_col`."""
     row, col = frame["tile_row"].astype(str), frame["tile_col"].astype(str)

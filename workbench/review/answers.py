@@ -20,7 +20,7 @@ from workbench.polygons.areas import only_polygonal
 from workbench.review.read import read_review
 from workbench.runs.result import Run, read_run
 
-HERE = "run folder"  # how the review in the run folder itself is called
+HERE = "run folder"  # the name of the review in the run folder itself
 KEPT = ("accepted", "edited")
 
 
@@ -105,7 +105,7 @@ def _package(name: str, given: gpd.GeoDataFrame, back: gpd.GeoDataFrame) -> Answ
 def answers_here(base: gpd.GeoDataFrame, came: Sequence[Answers], run: Run) -> Answers:
     """What a person changed in the run folder itself since the packages were given out.
 
-    `base` are the labels there. What a refresh has replaced is no answer.
+    `base` are the labels there. Labels that a refresh has replaced do not count.
     """
     given = [came[0].given]
     for package in came[1:]:

@@ -1,4 +1,4 @@
-"""Thresholds by the decisions of a review, where no tile is fully reviewed."""
+"""Thresholds recommended from single decisions, where no tile is fully reviewed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _GOOD = {"accepted": True, "edited": True, "rejected": False, "deleted": False}
 def advise_by_decisions(run: Run, labels: gpd.GeoDataFrame) -> JudgedAdvice:
     """Advise thresholds that keep what was accepted and edited and drop what was rejected.
 
-    Each decision counts where it was made. What nobody judged and what somebody drew says nothing,
-    nor does a label that has stayed in a refresh with another model. Raises `ReviewError` unless
-    some labels are kept and some are rejected.
+    Only labels that were judged count. Drawn labels do not, and neither do labels of an earlier
+    model that a refresh has kept. Raises `ReviewError` unless some labels are kept and some are
+    rejected.
     """
     told = changes(labels, run.layer)
     # by tile and ordinal, with the score that tells whether it is that candidate
@@ -45,7 +45,7 @@ def advise_by_decisions(run: Run, labels: gpd.GeoDataFrame) -> JudgedAdvice:
 def _of_these(
     candidates: Candidates, verdicts: Mapping[int, tuple[bool, float]]
 ) -> dict[int, bool]:
-    """The verdicts on candidates that are stored; those of another model are numbered alike."""
+    """The verdicts on stored candidates; those of another model may have the same numbers."""
     scores = candidates.column("pred_iou").astype(float).tolist()
     score_of = dict(zip(candidates.column("ordinal").tolist(), scores, strict=True))
     return {n: good for n, (good, score) in verdicts.items() if score_of.get(n) == score}

@@ -1,4 +1,4 @@
-"""The packages of several reviewers, put together again; and how far the reviewers agree."""
+"""Joins the packages of several reviewers, and measures how far they agree."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ _NO_ROWS = np.empty(0, np.int64)
 
 @dataclass(frozen=True)
 class Joined:
-    """What came of joining packages.
+    """The result of joining packages.
 
-    `gpkg` is the joined layer, `backup` the one that it replaced. `conflicts` has a row for what
-    each reviewer said of each label in dispute, also as `conflicts.gpkg` in the run folder.
-    `agreement` has a row for each two reviewers. `reviewed` counts the labels taken over from each.
+    `gpkg` is the joined layer, `backup` the one that it replaced. `conflicts` has a row for each
+    answer about each disputed label, also as `conflicts.gpkg` in the run folder. `agreement` has a
+    row for each two reviewers. `reviewed` counts the labels taken over from each.
     """
 
     gpkg: Path
@@ -70,17 +70,17 @@ def join_reviews(
 ) -> Joined:
     """Put what several reviewers decided into the layer of the run, and list where they differ.
 
-    What only one of them touched is taken as it is, drawn labels and columns that somebody added
-    included. Where two agree, theirs is taken. Where they differ (kept by one and refused by the
-    other, two classes, or two outlines with an IoU below 0.9), the label is left as it was given
-    out, and each answer is listed. What was drawn by two is kept once. Nothing that came back is
-    changed: the packages stay, and the old layer of the run is kept beside the new one, as in a
+    A label that only one reviewer touched is taken as it came back, and so are drawn labels and
+    added columns. Where two agree, their answer is taken. Where they differ (one keeps the label
+    and the other rejects it, two classes, or outlines with an IoU below 0.9), the label stays as it
+    was given out, and each answer is listed. An object that two have drawn is kept once. The
+    packages are only read, and the old layer of the run is kept beside the new one, as in a
     refresh.
 
     Args:
         run_dir: The run folder that was split.
         packages: The folders that came back, under any path.
-        prefer: Whose word counts in a conflict: the name of a package. None leaves the label open.
+        prefer: The package whose answer is taken in a conflict. None leaves the label open.
 
     Returns:
         The joined layer, conflicts and agreement. The columns of `agreement` are the numbers of
@@ -135,7 +135,7 @@ def join_reviews(
 
 
 def _without_doubles(layer: gpd.GeoDataFrame, replaced: gpd.GeoDataFrame, run: Run) -> Kept:
-    """Leave out labels of a refresh that double what came back of those that it replaced."""
+    """Leave out labels of a refresh that duplicate reviewed labels which it had replaced."""
     before = run.layer
     if len(replaced):
         came_back = layer[layer["id"].isin(replaced["id"])].reset_index(drop=True)
@@ -164,7 +164,7 @@ class _Merge:
             for label in package.answers:
                 answers.setdefault(label, []).append(package)
         parts = [self._base[~self._base["id"].isin(list(answers))]]
-        for package in self._packages:  # at once: by far the most labels have one answer
+        for package in self._packages:  # all together, because nearly all labels have one answer
             alone = [rows for label, rows in package.answers.items() if len(answers[label]) == 1]
             parts.append(package.back.iloc[np.sort(np.concatenate([_NO_ROWS, *alone]))])
         several = {label: given for label, given in answers.items() if len(given) > 1}
@@ -181,7 +181,7 @@ class _Merge:
         return layer.sort_values(["source", "id"], kind="stable", ignore_index=True)
 
     def replaced(self) -> gpd.GeoDataFrame:
-        """Labels as they were given out that somebody has touched, and a refresh has replaced."""
+        """Touched labels that a refresh has replaced since, as they were given out."""
         known = {*self._base["id"], *self._run.layer["id"]}
         gone = [
             package.given[package.given["id"].isin(set(package.answers) - known)]
@@ -239,7 +239,7 @@ class _Merge:
     # ------------------------------------------------------------------------ what was drawn
 
     def _drawn(self) -> Iterator[gpd.GeoDataFrame]:
-        """The labels that each reviewer has drawn, without what another one has drawn before."""
+        """The labels that each reviewer has drawn, without those that an earlier one drew."""
         twice = Offer.duplicate_iou if (d := self._run.job.duplicate_iou) is None else d
         ids = set(self._base["id"])
         given = {label for package in self._packages for label in package.given["id"]}
@@ -292,9 +292,9 @@ def _free(label: str, taken: set[str]) -> str:
 
 
 def _difference(label: str, packages: Sequence[Answers], judged: Sequence[Answers]) -> str | None:
-    """What reviewers differ in about a label; None if their answers can all stand.
+    """How reviewers differ about a label; None if they do not.
 
-    Who has only set a class has not judged the label, and says nothing else.
+    A reviewer who only set a class has not judged the label: only the class counts.
     """
     kept = [one for one in judged if one.verdict(label) in KEPT]
     if kept and len(kept) < len(judged):

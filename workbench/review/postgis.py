@@ -19,7 +19,7 @@ def postgis_project(run_dir: str | Path, connection: str, *, schema: str = "publ
 
     It is `review.qgz` with other sources: forms, styles, snapping and imagery are the same. The
     tables are called `prelabels` and `tiles`, with the key `fid` and the shapes in `geom`, as
-    ogr2ogr makes them of `prelabels.gpkg`. Nothing connects to the database.
+    ogr2ogr makes them from `prelabels.gpkg`. Nothing connects to the database.
 
     Args:
         run_dir: The run folder.

@@ -53,14 +53,14 @@ def split_review(
 ) -> pd.DataFrame:
     """Give each reviewer a part of the tiles of a run, in a folder that opens in QGIS alone.
 
-    Each part holds about as many labels that wait for review as the others, in tiles that follow
-    one another. What is reviewed already goes along as it is. A package has its own `review.qgz`,
+    Each part holds about as many labels that wait for review as the others, in neighbouring tiles.
+    Labels that are already reviewed are included as they are. A package has its own `review.qgz`,
     which shows the imagery where the run found it, and is a run folder without candidates. The run
     folder itself is only read. `join_reviews` puts the packages together again.
 
     Args:
         run_dir: The run folder.
-        reviewers: How many there are, or their names; folders are called so.
+        reviewers: How many there are, or their names, which become the names of the folders.
         out_dir: Where to make the folders.
         shared: Share of the tiles that two reviewers get, to see how far they agree. At least one
             tile of each reviewer, unless it is 0.
@@ -123,7 +123,7 @@ def _names(reviewers: int | Sequence[str]) -> list[str]:
 
 
 def _nearest_tile(labels: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> NDArray[np.int64]:
-    """The row of the tile `(n,)` that each label belongs to; beyond all of them, the nearest."""
+    """The row of the tile of each label `(n,)`; for a label outside all tiles, the nearest."""
     home = home_in(tiles, labels)
     outside = np.flatnonzero(home < 0)
     if len(outside):
@@ -138,7 +138,7 @@ def _owners(
     n_labels: NDArray[np.int64],
     n: int,
 ) -> NDArray[np.int64]:
-    """Deal tiles `(t,)` out to `n` reviewers, row by row, so that all have as much to do."""
+    """Divide tiles `(t,)` among `n` reviewers, row by row, so that all have the same work."""
     if np.count_nonzero(n_labels) < n:
         raise ReviewError(
             f"{np.count_nonzero(n_labels)} tiles have labels, too few for {n} reviewers. Take "
@@ -163,7 +163,7 @@ def _owners(
 def _second_owners(
     owner: NDArray[np.int64], n_labels: NDArray[np.int64], n: int, shared: float
 ) -> NDArray[np.int64]:
-    """A second reviewer for some tiles `(t,)` of each, -1 for the others: the next one."""
+    """The second reviewer (the next one) for some tiles `(t,)` of each; -1: the tile has none."""
     second = np.full(len(owner), -1)
     for number in range(n if shared else 0):
         own = np.flatnonzero((owner == number) & (n_labels > 0))

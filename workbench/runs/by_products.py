@@ -1,6 +1,6 @@
-"""What a run makes besides its layer and ledger: formats, QGIS project and the parts of the report.
+"""The files of a run besides its layer and ledger: formats, QGIS project, parts of the report.
 
-Each can fail without taking anything else down; the report says then what is missing, and why.
+If one cannot be made, the others still are; the report says what is missing, and why.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ QUALITY, TOPOLOGY = "Quality", "Topology"  # headings of tables that are counted
 class FinishedLayer:
     """A run whose layer and ledger are written, and what was counted on the way.
 
-    `seconds` is what the layer has taken.
+    `seconds` is how long the layer took.
     """
 
     run: Run

@@ -1,4 +1,4 @@
-"""What a run folder is: its files, who may write it, and what in it must not be lost."""
+"""A run folder: its files, who may write to it, and what must not be lost."""
 
 from __future__ import annotations
 

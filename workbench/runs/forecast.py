@@ -1,4 +1,4 @@
-"""What a run is going to take: how much there is before it begins, and time and disk soon after."""
+"""How much work a run is, and, after its first tiles, how much time and disk it will take."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from workbench._support.text import duration
 from workbench.runs.plan import Plan
 
-MEASURED_TILES = 10  # after so many the rest can be foretold
+MEASURED_TILES = 10  # tiles that are timed before an estimate is shown
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Forecast:
     bytes_per_tile: float | None = None
 
     def after(self, seconds: float, n_bytes: int) -> Forecast:
-        """Return what another timed tile changes: a running mean, in which later tiles count more.
+        """Return the estimate after another timed tile: a running mean; later tiles count more.
 
-        The first of a session are slow, and the next ones are most likely like the last ones.
+        The first tiles of a session are slow, and the next ones will most likely be like the last.
         """
         if self.seconds_per_tile is None or self.bytes_per_tile is None:
             return Forecast(seconds, n_bytes)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
-import pyproj
 import yaml
-from pydantic import ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from workbench._support.secrets import without_secrets
 from workbench._support.yaml import read_yaml
@@ -33,13 +31,17 @@ from workbench.runs.parameters import (
 )
 from workbench.runs.together import check_prompts, check_squared
 from workbench.runs.trust import refuse_strange_scheduler
+from workbench.runs.values import (
+    Bands,
+    ClassNames,
+    CrsName,
+    Formats,
+    KnownModel,
+    Scales,
+    Source,
+    SwitchOrClasses,
+)
 from workbench.segmenters.defaults import defaults_of
-
-ModelName = Literal[
-    "tiny", "classic", "mobile_sam", "vit_b", "vit_l", "vit_h",
-    "sam2.1_tiny", "sam2.1_small", "sam2.1_base_plus", "sam2.1_large", "edgetam",
-]  # fmt: skip
-MOST_SCALES, COARSEST = 4, 64
 
 
 class Job(Parameters):
@@ -53,7 +55,7 @@ class Job(Parameters):
         Thresholds(pred_iou_thresh=0.9, stability_score_thresh=0.92)
     """
 
-    source: Text | list[Text] | dict[str, Any] | None = parameter(
+    source: Source = parameter(
         None,
         "path, list, glob, directory, VRT or URL (`https://`, `s3://`) of one or many rasters; web "
         "tiles (`https://…/{z}/{x}/{y}.png`); a STAC item, or a search (`{stac: URL, …}`); null: "
@@ -66,7 +68,7 @@ class Job(Parameters):
         "point is inside are kept, unclipped; null: the whole raster",
     )
     out_dir: Text | None = parameter(None, "the run folder; null: `runs/<scene>`")
-    model: ModelName = parameter(
+    model: KnownModel = parameter(
         "classic",
         "`tiny`: a small SAM that comes with the package; `classic`: a baseline without weights; "
         "`vit_b`, `vit_l`, `vit_h`: Meta's SAM, downloaded on first use; with the extra `models` "
@@ -78,7 +80,7 @@ class Job(Parameters):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = parameter(
         "auto", "auto: bf16 on CUDA if it is native there, else fp16; fp32 on CPU"
     )
-    bands: tuple[int, int, int] | None = parameter(
+    bands: Bands | None = parameter(
         None, "three 1-based band numbers; auto: by colour interpretation"
     )
     stretch: tuple[Percent, Percent] | None = parameter(
@@ -89,7 +91,7 @@ class Job(Parameters):
         "a value that means no data, besides what the file says; null: found if it stands far "
         "apart from all others, for example -9999 in reflectance from 0 to 1",
     )
-    crs: Text | None = parameter(
+    crs: CrsName | None = parameter(
         None, "metric working CRS; auto: the raster's own if it is in metres, else UTM"
     )
     resolution_m: Positive | None = parameter(None, "resample to this ground resolution, metres")
@@ -97,7 +99,7 @@ class Job(Parameters):
     overlap: float = parameter(
         0.1875, "overlap of neighbouring tiles, fraction of the tile", ge=0, le=0.5
     )
-    scales: list[int] = parameter(
+    scales: Scales = parameter(
         [1],
         "1, then how many times as large the pixels are with which the scene is segmented again; "
         "with `[1, 4]`, objects larger than a tile are found whole",
@@ -151,7 +153,7 @@ class Job(Parameters):
         ge=0,
     )
     planar: bool = parameter(False, "no overlaps: smaller polygons on top, edges shared")
-    regularize: bool | list[int] | None = parameter(
+    regularize: SwitchOrClasses = parameter(
         None,
         "right angles: true for all polygons, a list of class ids for these; needs the extra "
         "`regularize`; null: none",
@@ -184,7 +186,7 @@ class Job(Parameters):
         "at one place, the label of the prompt is kept; auto: not beside `prompts`, unless "
         "`examples` teach classes",
     )
-    classes: dict[int, str] = parameter(
+    classes: ClassNames = parameter(
         {1: "object"}, "numbers and names of the classes for the review"
     )
     default_class: int | None = parameter(None, "class of all pre-labels; null: set in the review")
@@ -193,7 +195,7 @@ class Job(Parameters):
         "vector file with all true objects; the report then says how good the labels are; null: "
         "no such section",
     )
-    formats: list[Literal["flatgeobuf", "pmtiles"]] | None = parameter(
+    formats: Formats = parameter(
         None, "further files of the layer for maps on the web: `flatgeobuf`, `pmtiles`; null: none"
     )
     scheduler: Text | None = parameter(None, "address of a Dask scheduler; null: this process")
@@ -203,87 +205,6 @@ class Job(Parameters):
     )
     interactive: bool | None = parameter(None, "show widgets; auto: only in JupyterLab and VS Code")
 
-    @field_validator("crs")
-    @classmethod
-    def _known_crs(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                pyproj.CRS.from_user_input(int(value) if value.isdecimal() else value)
-            except pyproj.exceptions.CRSError as error:
-                raise ValueError(
-                    "no CRS of this name is known; use a code, for example EPSG:32633"
-                ) from error
-        return value
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _known_model(cls, value: Any) -> Any:
-        if value not in (names := get_args(ModelName)):
-            raise ValueError(
-                f"no model has this name. Take one of {', '.join(map(repr, names))}; mobile_sam, "
-                "sam2.1_… and edgetam need pip install 'sam-workbench[models]'"
-            )
-        return value
-
-    @field_validator("source")
-    @classmethod
-    def _stac(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "stac" not in value:
-            raise ValueError("a map must be a STAC search: {stac: URL, …}")
-        return value
-
-    @field_validator("bands")
-    @classmethod
-    def _bands_from_1(cls, value: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
-        if value is not None and min(value) < 1:
-            raise ValueError("band numbers start at 1")
-        return value
-
-    @field_validator("scales", mode="before")
-    @classmethod
-    def _one_and_coarser(cls, value: Any) -> Any:
-        scales = list(value) if isinstance(value, list | tuple) else []
-        scales = [int(n) if isinstance(n, str) and n.strip().isdecimal() else n for n in scales]
-        usable = [n for n in scales if type(n) is int and 1 <= n <= COARSEST]
-        if len(set(usable)) < len(scales) or 1 not in usable or len(scales) > MOST_SCALES:
-            raise ValueError(
-                f"up to {MOST_SCALES} different whole numbers from 1 to {COARSEST} expected, and 1 "
-                "among them, for example [1, 4]"
-            )
-        return sorted(scales)
-
-    @field_validator("classes", mode="wrap")
-    @classmethod
-    def _one_name_for_each_class(
-        cls, value: Any, validate: ValidatorFunctionWrapHandler
-    ) -> dict[int, str]:
-        for number, name in value.items() if isinstance(value, dict) else ():
-            if isinstance(name, bool):
-                raise ValueError(
-                    f"class {number} is called {name}, because YAML reads a bare yes, no, on or "
-                    "off so: put its name in quotes"
-                )
-        classes: dict[int, str] = validate(value)
-        if len(classes) < len(value):
-            raise ValueError("two classes have the same number: give each one its own")
-        return classes
-
-    @field_validator("regularize", mode="before")
-    @classmethod
-    def _switch_or_classes(cls, value: Any) -> Any:
-        if isinstance(value, str) and value.strip().lower() in ("true", "false"):
-            value = value.strip().lower() == "true"
-        elif isinstance(value, int | str) and not isinstance(value, bool):
-            # pydantic would read class 1 as true
-            raise ValueError("true, null or a list of class ids expected, for example [1]")
-        return value or None  # false and an empty list switch it off, too
-
-    @field_validator("formats", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else value
-
-    # defined last, because pydantic runs the last of such validators first
     _as_meant = field_validator("*", mode="before")(as_meant)
 
     @model_validator(mode="after")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import geopandas as gpd
@@ -10,6 +12,7 @@ import numpy as np
 import pyproj
 import shapely
 
+from workbench._support.secrets import without_secrets
 from workbench.errors import AOIError, ExamplesError, RunFolderError
 from workbench.learning.examples import PERSON, Examples, Labels, read_examples, read_labels
 from workbench.learning.features import FEATURES_VERSION
@@ -23,9 +26,27 @@ EXAMPLES = "examples.parquet"  # of a run folder: what taught its classes
 
 
 def labels_of(job: Job) -> list[Labels]:
-    """Read what the parameter `examples` names, one `Labels` for each file."""
+    """Read what the parameter `examples` names, one `Labels` for each file.
+
+    Polygons that have no label are called by their file and row, for example `trees.gpkg:7`. In the
+    second file of one name they are called `2/trees.gpkg:7`, because they are other objects.
+    """
     given = [job.examples] if isinstance(job.examples, str) else job.examples or []
-    return [read_labels(path, job.classes) for path in given]
+    read, n_files = [], Counter[str]()
+    for path in dict.fromkeys(given):
+        name = Path(without_secrets(path)).name
+        n_files[name] += 1
+        read.append(_renamed(read_labels(path, job.classes), name, n_files[name]))
+    return read
+
+
+def _renamed(labels: Labels, name: str, number: int) -> Labels:
+    """Tell the rows of a file from those of an earlier file of the same name."""
+    if number == 1:
+        return labels
+    label = labels.polygons["label"]
+    label = label.mask(label.str.startswith(f"{name}:"), f"{number}/" + label)
+    return replace(labels, polygons=labels.polygons.assign(label=label))
 
 
 def labelled_area_of(job: Job) -> gpd.GeoSeries | None:

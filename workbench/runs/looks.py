@@ -1,4 +1,4 @@
-"""How classes are called and coloured in a run folder, in the tuner and in QGIS."""
+"""Names and colours of the classes of a run folder, in the tuner and in QGIS."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _USUAL = Job().classes
 
 
 def color_of(number: int) -> str:
-    """The colour of a class that nobody has chosen one for."""
+    """The colour of a class unless somebody has chosen another."""
     return CLASS_COLORS[(number - 1) % len(CLASS_COLORS)]
 
 
 def read_looks(folder: Path) -> Looks:
-    """Read what `write_looks` has written; what is missing or damaged gives nothing."""
+    """Read what `write_looks` has written; a missing or damaged file gives nothing."""
     try:
         read = read_yaml((folder / LOOKS).read_text(encoding="utf-8"))
     except (OSError, ValueError):

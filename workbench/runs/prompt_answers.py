@@ -1,4 +1,4 @@
-"""The best sound mask of each feature that asks for one, from the stored answers."""
+"""The best usable mask for each prompt, from the stored answers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NO_MASK, LOW, CUT, ELSEWHERE, INVALID = (
 
 
 def answers(plan: Plan, asked: AskedPrompts, why: NDArray[np.object_]) -> gpd.GeoDataFrame:
-    """The best sound mask of each feature that has one; `why` is filled in for the others."""
+    """The best usable mask of each feature that has one; `why` is filled in for the others."""
     known: Ledger = plan.store.ledger()
     found = [frame_of(plan, np.empty(0, int), np.empty(0, object))]
     for part in asked.parts:
@@ -61,7 +61,7 @@ def _best(
     valid: NDArray[np.bool_] | None,
     why: NDArray[np.object_],
 ) -> gpd.GeoDataFrame:
-    """The best sound mask of each feature of a window, traced."""
+    """The best usable mask of each feature of a window, traced."""
     prompt = found.column("ordinal") // MOST_MASKS
     scored = passes(found, plan.job.limits)
     whole = scored & _whole(found, part, window, plan.job.max_area_share)
@@ -137,7 +137,7 @@ def frame_of(plan: Plan, rows: NDArray[np.intp], shapes: NDArray[np.object_]) ->
 def _whole(
     found: Candidates, part: ScenePlan, window: PromptWindow, most: float | None
 ) -> NDArray[np.bool_]:
-    """Whether a mask ends inside its window, or with the scene, and does not fill it `(n,)`."""
+    """Whether masks `(n,)` end inside the window or with the scene, and do not fill it."""
     place, boxes = window.tile.window, found.boxes
     x0, y0, x1, y1 = boxes.T
     right, bottom = part.scene.width - place.col_off, part.scene.height - place.row_off
@@ -156,7 +156,7 @@ def _whole(
 
 
 def _largest_parts(shapes: NDArray[np.object_]) -> NDArray[np.object_]:
-    """The largest part of each mask: what is asked for is one object."""
+    """The largest part of each mask: a prompt stands for one object."""
     parts, of = shapely.get_parts(shapes, return_index=True)
     order = np.lexsort((-shapely.area(parts), of))
     _, first = np.unique(of[order], return_index=True)

@@ -1,7 +1,7 @@
-"""Where prompts are answered: windows around them, which neighbours share.
+"""The windows of a raster in which prompts are asked; neighbouring prompts share one.
 
-A feature lies well inside its window, so no mask is cut by a seam. The window is the expensive
-part, so features of a tile that together fit into one share it.
+Each feature lies well inside its window, so no seam cuts its mask. Encoding a window is the
+expensive part, so features of a tile that fit into one window share it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class PromptWindow:
     """A window, and the features that are asked for in it.
 
     `tile` has the window in pixels of its scene, which may be a coarser one. Its row and column are
-    no place: they are made of all that the answers depend on, so that a store knows them again.
+    not a place. They are a hash of everything that the answers depend on, so that the store finds
+    the answers again.
     """
 
     tile: Tile
@@ -76,9 +77,9 @@ def ask(
 ) -> AskedPrompts:
     """Put windows of `side` pixels around the prompts.
 
-    `parts` are the scenes on the working grid. A feature belongs to the first that holds its
-    representative point, and to the tile whose core does. A model that does not gain from boxes is
-    asked without.
+    `parts` are the scenes on the working grid. A feature belongs to the first scene that holds its
+    representative point, and to the tile whose core holds it. A model that does not gain from boxes
+    gets points only.
     """
     todo, with_boxes = prompts.asked, with_boxes and not prompts.are_points
     middle = middles(prompts.shapes[todo])
@@ -98,10 +99,10 @@ def ask(
 
 
 def _part_of(scene: Scene, scale: int, side: int, tiles: Sequence[Tile]) -> ScenePlan:
-    """The windows of a scene at a scale; the name of its scene tells them from its tiles."""
+    """The windows of a scene at a scale, under a scene name that its tiles do not have."""
     seen = scene.coarser(scale)
     seen = replace(seen, name=f"{seen.name}/prompts")
-    # all windows have one size; where they lie is only in the tiles
+    # all windows have one size; only the tiles say where they lie
     return ScenePlan(seen, TileGrid(side, side, side, 0), tuple(tiles))
 
 

@@ -1,6 +1,6 @@
-"""Labels of objects that were known already: what the model says of each, or its old shape.
+"""Labels of objects that were already known: the new shape of each, or else its old one.
 
-The answers are stored as candidates, so other thresholds need no model.
+The answers of the model are stored as candidates, so other thresholds do not need it again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from workbench.runs.prompt_windows import AskedPrompts, TileIndex
 
 SAME = 0.9  # from this IoU on a new shape only follows the pixels, and nothing has changed
 LEDGER = "prompts.parquet"
-# what came of a feature
+# the outcome for a feature
 NEW, KEPT, NONE = "new", "kept", "none"
 
 
@@ -56,13 +56,13 @@ class PromptLabels:
 
     @property
     def more(self) -> list[str]:
-        """The columns that the layer has besides those of every layer."""
+        """The columns that prompts add to the layer."""
         return further_columns(self.layer)
 
     def among(
         self, batches: Iterable[gpd.GeoDataFrame], offer: Offer
     ) -> Iterator[gpd.GeoDataFrame]:
-        """Put them among the labels of the grid, which give way to them; source by source."""
+        """Add them to the labels of the grid, which give way to them, source by source."""
         waiting = self.layer
         shapes = self.layer.geometry.to_numpy()
         tree = shapely.STRtree(shapes)
@@ -88,7 +88,7 @@ class PromptLabels:
         return as_layer(both.astype(ours.dtypes[self.more].to_dict()), self.more)
 
     def table(self) -> dict[str, str]:
-        """What the report says of them: quantities by name."""
+        """What the report says about them: quantities by name."""
         outcome, changed = self.ledger["outcome"], self.layer["changed"]
         lines = {
             "features in the file": f"{len(self.ledger):,}",
@@ -141,7 +141,7 @@ def prompted(plan: Plan) -> PromptLabels | None:
 
 
 def more_of(prompted: PromptLabels | None) -> list[str]:
-    """The columns that a layer has besides those of every layer; none without prompts."""
+    """The columns that prompts add to the layer; none without prompts."""
     return [] if prompted is None else prompted.more
 
 
@@ -155,7 +155,7 @@ def write_ledger(prompted: PromptLabels | None, folder: Path) -> None:
 
 
 def tile_records(plan: Plan) -> dict[TileIndex, TileRecord]:
-    """What is known of each wanted tile, that of the windows around its prompts included."""
+    """The record of each wanted tile, including the windows around its prompts."""
     known = plan.store.ledger()
     records = {part.index(tile): known[part.index(tile)][0]
                for part in plan.by_grid for tile in part.tiles}  # fmt: skip
@@ -170,7 +170,7 @@ def tile_records(plan: Plan) -> dict[TileIndex, TileRecord]:
 def _together(before: TileRecord | None, now: TileRecord) -> TileRecord:
     if before is None:
         return now
-    # the first of these that one of both has
+    # the first of these that either of them has
     status = next(
         s for s in ("failed", "ok", "empty", "nodata") if s in (before.status, now.status)
     )
@@ -184,7 +184,7 @@ def _together(before: TileRecord | None, now: TileRecord) -> TileRecord:
 
 
 def _finished(answers: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
-    """Fill, simplify and square as any polygon, of any size: that there is an object is known."""
+    """Fill, simplify and square them, without limits of size: these objects are known to exist."""
     job = plan.job
     cleaning = Cleaning(0, fill_holes_m2=job.fill_holes_m2, simplify_m=job.simplify_m)
     made = clean(answers, cleaning)
@@ -290,7 +290,7 @@ def _beside(
     tree: shapely.STRtree,
     offer: Offer,
 ) -> NDArray[np.bool_]:
-    """Which labels of the grid may be beside those of prompts, which are always the better ones."""
+    """Which labels of the grid may lie beside those of prompts, which always come first."""
     n = len(shapes)
     i, j = tree.query(shapes)
     bounds, area = shapely.bounds(shapes), shapely.area(shapes)

@@ -1,4 +1,4 @@
-"""Objects that are known already, as prompts: what a vector file asks for, and what is refused."""
+"""Prompts from a vector file: its features are read, and files that cannot be used are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from workbench.raster.scene import Scene
 from workbench.raster.vectors import read_vectors
 
 KINDS = {"Point": "points", "Polygon": "polygons", "MultiPolygon": "polygons"}
-# why a feature is not asked for
+# why a feature is not a prompt
 NO_SHAPE, OUTSIDE, OUTSIDE_AOI = "no shape", "outside the rasters", "outside the area"
 _TAKEN = {name.lower() for name in (*COLUMNS, *ANSWER, "geometry", GEOMETRY_COLUMN, "fid", "crs")}
 
@@ -32,7 +32,7 @@ class PromptFeatures:
     """The features of a vector file, in the working CRS.
 
     `frame` has all of them with their attributes, polygons mended; its index is their `fid`.
-    `why_not` `(n,)` says why a feature is not asked for; it is empty if it is.
+    `why_not` `(n,)` says why a feature is not a prompt; it is empty for those that are.
     """
 
     frame: gpd.GeoDataFrame
@@ -45,7 +45,7 @@ class PromptFeatures:
 
     @property
     def asked(self) -> NDArray[np.intp]:
-        """The rows of the features that are asked for."""
+        """The rows of the features that are prompts."""
         return np.flatnonzero(self.why_not == "")
 
     @property
@@ -61,8 +61,8 @@ class PromptFeatures:
     def attributes(self) -> pd.DataFrame:
         """All columns of the file but the class, named and typed for the layer.
 
-        A name that the layer has already begins with `prompt_`. Whole numbers and truth values are
-        nullable, since labels without a prompt have none.
+        A name that the layer already has gets the prefix `prompt_`. Whole numbers and truth values
+        are nullable, since labels without a prompt have none.
         """
         columns: dict[str, pd.Series] = {}
         taken = set(_TAKEN)
@@ -85,16 +85,16 @@ def read_prompts(
 ) -> PromptFeatures:
     """Read points or polygons (boxes are polygons) with their attributes, in the scenes' CRS.
 
-    A feature is asked for if its representative point lies in a scene and in the AOI.
+    A feature is a prompt if its representative point lies in a scene and in the AOI.
 
     Raises:
-        JobError: None is left, or the file does not hold points or polygons with a CRS, or its
-            `class_id` are not all among `classes`.
+        JobError: No feature is left, the file does not hold points or polygons with a CRS, or a
+            `class_id` is not among `classes`.
     """
     what = f"Parameter `prompts`: {without_secrets(str(path))}"
-    # of a run folder, the labels are meant and not its tiles
+    # the GeoPackage of a run folder also holds tiles: read its labels
     frame = read_vectors(str(path), what, JobError, layer=LABELS)
-    if not frame.index.is_unique:  # of GeoParquet it may be anything
+    if not frame.index.is_unique:  # a GeoParquet may have any index
         frame = frame.reset_index(drop=True)
     if classes is not None and "class_id" in frame:
         frame = frame.assign(class_id=_classes(what, frame["class_id"], classes))
@@ -106,7 +106,7 @@ def read_prompts(
     placed = frame.to_crs(scenes[0].crs)
     shapes = _mended(placed.geometry.to_numpy())
     has_shape &= ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
-    has_shape &= np.isfinite(shapely.bounds(shapes)).all(axis=1)  # beyond what a projection shows
+    has_shape &= np.isfinite(shapely.bounds(shapes)).all(axis=1)  # a place that the CRS cannot show
     inside = np.zeros(len(frame), bool)
     rows = np.flatnonzero(has_shape)
     for scene in scenes:

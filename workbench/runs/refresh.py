@@ -1,4 +1,4 @@
-"""A reviewed layer that is made anew: what a person has touched stays as it is."""
+"""Replaces the labels of a reviewed layer, except those that a person has touched."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _SCORES = ["confidence", "stability"]
 
 
 def protect_review(job: Job, folder: Path, crs: CRS) -> None:
-    """Refuse a run that would replace a review, or could not keep it; before any long work.
+    """Refuse, before any long work, a run that would replace a review or could not keep it.
 
     Raises `RunFolderError`.
     """
@@ -55,7 +55,7 @@ def protect_review(job: Job, folder: Path, crs: CRS) -> None:
 
 
 def finish_moving(folder: Path) -> None:
-    """Let a refresh that was killed after its layer had counted put its other files in place."""
+    """Finish a refresh that was killed after its GeoPackage was in place: move its other files."""
     stage = folder / STAGE
     if not stage.exists() or (stage / GPKG).exists():
         return
@@ -68,7 +68,7 @@ def finish_moving(folder: Path) -> None:
 
 @dataclass(eq=False)
 class Refresh:
-    """The labels of a run folder that stay, and what else becomes of its layer."""
+    """The labels of a run folder that stay, and how the others are replaced."""
 
     folder: Path
     kept: Kept
@@ -78,9 +78,9 @@ class Refresh:
 
     @classmethod
     def of(cls, job: Job, folder: Path, crs: CRS) -> Refresh | None:
-        """Read what stays of the layer in a run folder; None: nobody has touched a label.
+        """Read the labels of a run folder that stay; None if nobody has touched one.
 
-        Raises `RunFolderError` if it cannot stay as it is.
+        Raises `RunFolderError` if they cannot stay as they are.
         """
         gpkg = folder / GPKG
         refuse_open(gpkg)
@@ -98,11 +98,11 @@ class Refresh:
         return cls(folder, kept, read_at) if kept.ids else None
 
     def among(self, batches: Iterable[gpd.GeoDataFrame], job: Job) -> Iterator[gpd.GeoDataFrame]:
-        """Join the labels that stay with those of a new layer that double none of them."""
+        """Join the labels that stay with the new labels that duplicate none of them."""
         return self.kept.among(self.beside(batches, job))
 
     def beside(self, batches: Iterable[gpd.GeoDataFrame], job: Job) -> Iterator[gpd.GeoDataFrame]:
-        """Leave out what a person has judged already, and give the rest ids that are free."""
+        """Leave out what a person has already judged, and give the rest free ids."""
         now = self.kept.now
         there = now["status"].ne("rejected").to_numpy()
         standing = _Standing(now.geometry.to_numpy()[there], _offer(job))
@@ -123,7 +123,7 @@ class Refresh:
             if job.planar:
                 new = standing.cut_from(new)
             for reason, n in (
-                ("already judged", known), ("doubles of these", np.count_nonzero(~free)),
+                ("already judged", known), ("duplicates of these", np.count_nonzero(~free)),
             ):  # fmt: skip
                 self.left_out[reason] = self.left_out.get(reason, 0) + int(n)
             yield new
@@ -131,9 +131,9 @@ class Refresh:
     def _with_free_ids(
         self, batch: gpd.GeoDataFrame, scores: Collection[tuple[str, float, float]]
     ) -> gpd.GeoDataFrame:
-        """Leave out the candidates that were judged; rename what has an id of another one.
+        """Leave out the candidates that were judged; rename those whose id is taken.
 
-        Candidates of another model, or of other tiles, are numbered alike. `scores` are the ids and
+        Another model, or other tiles, give other candidates the same ids. `scores` are the ids and
         scores of what stays.
         """
         taken = self.kept.ids
@@ -149,7 +149,7 @@ class Refresh:
 
     @contextmanager
     def staged(self) -> Iterator[Path]:
-        """Yield a folder for the files of the new layer; all of them take their places, or none.
+        """Yield a folder for the new files; then all of them replace the old ones, or none.
 
         The old layer is kept beside it first. Raises `RunFolderError` if somebody has changed it
         meanwhile.
@@ -175,7 +175,7 @@ class Refresh:
         finish_moving(self.folder)
 
     def table(self) -> dict[str, str]:
-        """What the report says of it: quantities by name."""
+        """What the report says about it: quantities by name."""
         statuses = self.kept.now["status"].value_counts()
         rows = {f"kept, {status}": f"{n:,}" for status, n in statuses.items()}
         rows["kept as deleted"] = f"{len(self.kept.deleted):,}"
@@ -184,7 +184,7 @@ class Refresh:
 
 
 def _offer(job: Job) -> Offer:
-    """Which new labels may lie beside those that stay: as beside any other, and never a double."""
+    """Which new labels may lie beside those that stay: as beside any label, but no duplicates."""
     twice = Offer.duplicate_iou if job.duplicate_iou is None else job.duplicate_iou
     rule = job.offer if job.examples is None else ONE_CLASS_PER_PLACE
     return replace(rule, duplicate_iou=twice)
@@ -198,7 +198,7 @@ class _Standing:
         self._tree = shapely.STRtree(self._shapes)
 
     def leaves(self, shapes: NDArray[np.object_]) -> NDArray[np.bool_]:
-        """Mark those of new shapes `(n,)` that these leave room for."""
+        """Mark the new shapes `(n,)` that may lie beside these."""
         new, old = self._tree.query(shapes, "intersects")
         common = common_area(shapes[new], self._shapes[old])
         area = shapely.area(np.concatenate([self._shapes, shapes]))
@@ -208,7 +208,7 @@ class _Standing:
         return np.asarray(decided.reason[k:] == Reason.OFFERED)
 
     def cut_from(self, layer: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-        """Cut the shapes that stay out of a layer; what has nothing left goes."""
+        """Cut the shapes that stay out of a layer; drop labels of which nothing is left."""
         shapes = layer.geometry.to_numpy().copy()
         new, old = self._tree.query(shapes, "intersects")
         for row in np.unique(new):
@@ -232,15 +232,16 @@ def _sound(shapes: NDArray[np.object_]) -> NDArray[np.object_]:
 
 
 def state_of(gpkg: Path) -> tuple[int, int]:
-    """What tells whether a file has been changed: when that last was, and its size."""
+    """The time of the last change of a file, and its size: they show if it has changed since."""
     now = gpkg.stat()
     return now.st_mtime_ns, now.st_size
 
 
 def _keep_beside(gpkg: Path) -> Path:
-    """Copy a GeoPackage, and the Parquet that a review of it is compared with; named by the time.
+    """Copy a GeoPackage, and the Parquet that a review of it is compared with.
 
-    A copy, because a program that still has the file open would go on writing into the old one.
+    The names of the copies hold the time. The files are not moved, because a program that still has
+    one open would go on writing to it.
     """
     moment = datetime.now().astimezone()
     names = (f"{BACKUP}{moment:%Y-%m-%dT%H-%M-%S}{more}.gpkg" for more in _suffixes())
@@ -253,7 +254,7 @@ def _keep_beside(gpkg: Path) -> Path:
 
 
 def _discard(stage: Path) -> None:
-    """Remove a staged layer at one stroke: without its GeoPackage it would count as in place."""
+    """Remove a staged layer in one step: without its GeoPackage it would count as in place."""
     discarded = stage.with_name(f"{STAGE}-discarded")
     shutil.rmtree(discarded, ignore_errors=True)
     with suppress(FileNotFoundError):

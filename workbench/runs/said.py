@@ -1,4 +1,4 @@
-"""What a person has said of single objects: it counts more than what the classes say of them."""
+"""What a person has said about single objects; it overrides the classifier."""
 
 from __future__ import annotations
 

@@ -218,10 +218,10 @@ class Trial:
     table: pd.DataFrame
 
 
-def try_advice(run: Run, reference: gpd.GeoDataFrame, *, every: int = 3) -> Trial:
+def try_advice(run: Run, reference: gpd.GeoDataFrame) -> Trial:
     """Advise from every third tile, as if only these were labelled; score it on the others."""
     planes = tile_planes(run, reference, run.tiles["tile"])
-    names = tuple(planes)[::every]
+    names = tuple(planes)[::3]
     advice = advise([planes[name] for name in names], run.job.thresholds)
     others = replace(
         advice, plane=pool_planes([plane for name, plane in planes.items() if name not in names])

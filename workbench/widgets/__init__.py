@@ -6,11 +6,12 @@ widgets decide nothing themselves: they call the functions that a batch run call
 `area`, `tuner` and `run_panel` are what the notebook shows; each keeps its panel through `cells`,
 and all share a `session`, whose states are in its `history`, and `saved` in the run folder. `map`,
 `imagery`, `overlay` and `drawn_polygons` are the map, `looks` changes how polygons look on it,
-`object_list` lists them, `beside` shows setting B on a second map. `drawn_area` and `area_text`
-belong to the area, `score_plane`, `controls`, `presets`, `sample_tiles`, `judging`, `verdicts` and
-`tuner_text` to the tuner, `classes` and `palette` teach classes in it. `file_browser` and `links`
-lead to files, `toolbar` is what all panels share. `quiet` waits until a person pauses, `at_rest` is
-what the tuner does then, `safe_html` is the only owner of HTML.
+`object_list` lists them, `beside` shows setting B on a second map. `drawn_area`, `area_files` and
+`area_text` belong to the area, `score_plane`, `controls`, `presets`, `sample_tiles`, `judging`,
+`verdicts` and `tuner_text` to the tuner, whose `display` draws what the sliders leave and works
+ahead when `quiet` says that a person pauses. `classes` and `palette` teach classes in it.
+`job_file` has the command of the run panel, `file_browser` and `links` lead to files, `toolbar` is
+what all panels share. `safe_html` is the only owner of HTML.
 """
 
 from workbench.widgets.area import AOIPicker

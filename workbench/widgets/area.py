@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
@@ -13,31 +10,27 @@ import ipyleaflet
 import ipywidgets as widgets
 import shapely
 
-from workbench._support.files import atomic_path
 from workbench._support.text import area_text
 from workbench.errors import AOIError, WorkbenchError
 from workbench.raster.aoi import load_aoi
 from workbench.runs.job import Job
 from workbench.tuning.webmap import degrees_from_web
+from workbench.widgets.area_files import AreaFiles
 from workbench.widgets.area_text import (
     area_m2,
     bend_step,
     caption,
-    is_missed,
-    missed_text,
     outside_text,
 )
-from workbench.widgets.cells import CellWidget, job_of, open_job, session_of_cell
+from workbench.widgets.cells import CellWidget, session_of_cell
 from workbench.widgets.controls import button, row
 from workbench.widgets.drawn_area import (
     STYLE,
     drawn_feature,
-    geojson_of,
     geometry_of,
     parts_of,
     straightened,
 )
-from workbench.widgets.file_browser import FileBrowser
 from workbench.widgets.map import SceneMap, feature
 from workbench.widgets.safe_html import Markup, SafeHTML, paragraph, sentence
 from workbench.widgets.session import Session, tile_cores
@@ -84,7 +77,6 @@ class AOIPanel:
         self._lock = threading.RLock()  # JupyterLab may call from two threads while a cell runs
         self._following = False
         self._on_map: Any = None  # the job's AOI that the drawing tools hold
-        self._replaced: Path | None = None  # a file that Save has asked about
         style = {"pathOptions": STYLE}
         self.control = ipyleaflet.GeomanDrawControl(
             rectangle=style, polygon=style, polyline={}, circle={}, circlemarker={}, marker={},
@@ -93,9 +85,8 @@ class AOIPanel:
         self._inside = ipyleaflet.GeoJSON(data=feature(gpd.GeoSeries([], crs=4326), _INSIDE))
         self.scene_map.map.add(self._inside)
         self.scene_map.map.add(self.control)
-        self.figures, self.problem, self.notice = (SafeHTML() for _ in range(3))
-        self.files = FileBrowser(Path.cwd(), "area.geojson, ortho.tif, runs/ortho …")
-        self.path = self.files.path
+        self.figures, self.problem = SafeHTML(), SafeHTML()
+        self.files = AreaFiles(session, self.scene_map, self._show_again)
         self.toolbar = Toolbar(session, self.tell, MAP_KEYS)
         self.widget = self._layout()
         self.control.observe(self._drawn, "data")
@@ -113,7 +104,7 @@ class AOIPanel:
 
     def tell(self, text: str) -> None:
         """Show an error below the buttons."""
-        self.notice.value = sentence(text)
+        self.files.tell(text)
 
     def close(self) -> None:
         """Stop following the session, and end the map's thread."""
@@ -135,9 +126,6 @@ class AOIPanel:
                 "tiles."
             )
         )
-        session = self.session
-        back = button("Back to the notebook's own", self._go_back, "to what the cell above names")
-        back.layout.display = "none" if session.given is session.cell else "flex"
         column = widgets.VBox(
             [
                 widgets.VBox([self.toolbar, self.figures, self.problem, hint]),
@@ -150,18 +138,7 @@ class AOIPanel:
                                 "a rectangle without a mouse",
                             ),
                         ),
-                        SafeHTML("File of an area, raster, job.yaml or run folder:"),
                         self.files.widget,
-                        row(
-                            button("Load area", self._load, "from any vector file"),
-                            button("Save area", self._save, "as GeoJSON"),
-                            button(
-                                "Open", self._open,
-                                "a raster, a job.yaml or a run folder in place of this one",
-                            ),
-                            back,
-                        ),
-                        self.notice,
                     ]
                 ),
             ]
@@ -170,9 +147,13 @@ class AOIPanel:
 
     def _job_changed(self, change: Any) -> None:
         if change["old"].aoi != change["new"].aoi:
-            self.notice.value = ""
+            self.files.notice.value = ""
             self._show_shapes()
             self._show_problem()
+
+    def _show_again(self) -> None:
+        self._on_map = None
+        self._show_shapes()
 
     def _show_shapes(self) -> None:
         """Give the job's AOI to the drawing tools, unless it comes from them."""
@@ -228,9 +209,6 @@ class AOIPanel:
         if self.session.notice:
             self.tell(self.session.notice)
 
-    def _say(self, text: str) -> None:
-        self.notice.value = paragraph(text)
-
     # ------------------------------------------------------------------------------ what it does
 
     def _drawn(self, change: Any) -> None:
@@ -258,76 +236,3 @@ class AOIPanel:
         left, bottom, right, top = self.scene_map.screen.bounds
         corners = degrees_from_web(left, bottom) + degrees_from_web(right, top)
         self.control.data = [*self.control.data, drawn_feature(shapely.box(*corners))]
-
-    def _load(self) -> None:
-        path = self._path()
-        if path is None:
-            return
-        try:
-            aoi = load_aoi(str(path))
-            if is_missed(aoi, self.session.scenes):
-                self.tell(missed_text(path.name, aoi, self.session.scenes))
-                return
-            if self.session.job.aoi == str(path):  # the file may have changed
-                self.session.read_area_again()
-                self._on_map = None
-                self._show_shapes()
-            self.session.change(aoi=str(path))
-        except WorkbenchError as error:
-            self.tell(str(error))
-            return
-        self.scene_map.fit_area(self.session.area)
-        self._say(f"Loaded {path.name}.")
-
-    def _open(self) -> None:
-        """Open a raster, a job file or a run folder in place of what is open."""
-        path = self._path()
-        if path is None:
-            return
-        try:
-            open_job(self.session, job_of(path, self.session.cell))
-        except WorkbenchError as error:
-            self.tell(str(error))
-
-    def _go_back(self) -> None:
-        try:
-            open_job(self.session, None)
-        except WorkbenchError as error:
-            self.tell(str(error))
-
-    def _save(self) -> None:
-        """Write the AOI as it was drawn, including parts outside the scenes."""
-        path = self._path()
-        if path is None:
-            return
-        aoi = self.session.job.aoi
-        if aoi is None:
-            self._say("There is nothing to save: the area is the whole raster.")
-        elif path.suffix.lower() not in (".geojson", ".json"):
-            text = f"{path.name}: areas are saved as GeoJSON. Give a name that ends in .geojson."
-            self.tell(text)
-        elif path.exists() and path != self._replaced:
-            self._replaced = path
-            self._say(f"{path.name} exists already. Press Save area again to replace it.")
-        else:
-            self._write(path, aoi)
-
-    def _write(self, path: Path, aoi: str | Mapping[str, Any]) -> None:
-        try:
-            features = [
-                {"type": "Feature", "properties": {}, "geometry": geojson_of(shape)}
-                for shape in parts_of(load_aoi(aoi).to_crs(4326))
-            ]
-            with atomic_path(path) as temporary:
-                content = json.dumps({"type": "FeatureCollection", "features": features})
-                temporary.write_text(content, encoding="utf-8")
-        except WorkbenchError as error:
-            self.tell(str(error))
-            return
-        self._replaced = path
-        self._say(f"Saved {path}.")
-
-    def _path(self) -> Path | None:
-        if self.files.chosen is None:
-            self._say("Give the path of a file first, or choose one with Browse.")
-        return self.files.chosen

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import anywidget
 import geopandas as gpd
 import ipywidgets as widgets
 import shapely
-import traitlets
 
-from workbench._support.files import atomic_path
 from workbench._support.text import duration
-from workbench.errors import OutputError, WorkbenchError
+from workbench.errors import WorkbenchError
 from workbench.layer.files import read_layer
 from workbench.layer.report.tally import summary_table
 from workbench.raster.scene import raster_of
-from workbench.runs.folder import refuse_to_lose_review, store_in
+from workbench.runs.folder import store_in
 from workbench.runs.job import Job
 from workbench.runs.plan import Area
 from workbench.tuning.preview import Preview, stack
 from workbench.tuning.process import Event, Finished, Planned, Stopped, TileDone, TileUnderway
 from workbench.widgets.cells import CellWidget
 from workbench.widgets.controls import button, row
+from workbench.widgets.job_file import JobFile
 from workbench.widgets.links import RunLinks
 from workbench.widgets.map import SceneMap
 from workbench.widgets.overlay import PolygonOverlay
@@ -41,14 +37,6 @@ DRAWN_AT_MOST = 20_000  # polygons; a map cannot show all those of a large run
 REDRAW_SECONDS = 1.0
 FAILURES_AT_MOST = 20  # that are listed
 TUNED_AT_MOST = 48  # tiles of a finished run that the tuner shows
-
-
-class CopyButton(anywidget.AnyWidget):
-    """A button that copies `text` to the clipboard."""
-
-    _esm = Path(__file__).with_name("copy.js")
-
-    text = traitlets.Unicode().tag(sync=True)
 
 
 class RunPanel(CellWidget["JobPanel"]):
@@ -97,21 +85,14 @@ class Progress:
 
 
 class JobPanel:
-    """The run panel's widgets: the command, buttons to save and to run, and what a run shows."""
+    """The run panel's widgets: command and file of the job, a button to run, and its progress."""
 
     def __init__(self, session: Session, samples: SampleTiles) -> None:
         self.session, self._samples = session, samples
-        self._saved: tuple[Path, Job] | None = None  # the last job file, and what it holds
         self._progress: Progress | None = None  # of the last run
         self._drawn = 0.0  # when the map was drawn last
         self.scene_map: SceneMap | None = None  # made for the first run
         self.overlay: PolygonOverlay | None = None
-        self.command = SafeHTML()
-        self.copy = CopyButton()
-        self.path = widgets.Text(
-            str(session.folder.with_name(f"{session.folder.name}-job.yaml")),
-            description="job file", layout={"flex": "1"}, style={"description_width": "60px"},
-        )  # fmt: skip
         self.run_button = button("Run here", self.start, "all tiles of the area, on this machine")
         self.run_button.button_style = "primary"
         self.cancel_button = button("Cancel", session.cancel, "finished tiles are kept", "stop")
@@ -121,13 +102,12 @@ class JobPanel:
         self.again = button(
             "Tune on these tiles", self.tune, "use the tiles of the run in the tuner", disabled=True
         )
+        self.file = JobFile(session, self.message)
         self.map_box = widgets.VBox([])
         self.links = RunLinks()
         self.toolbar = Toolbar(session, self.tell, visible=False)
         self.widget = self._layout()
-        session.observe(self._show_command, "job")
         session.observe(self._show_forecast, ["area", "forecast", "problem"])
-        self._show_command()
         self._show_forecast()
         self._show_earlier()
 
@@ -137,7 +117,7 @@ class JobPanel:
 
     def close(self) -> None:
         """Stop following the session, and end the map's thread."""
-        self.session.unobserve(self._show_command, "job")
+        self.file.close()
         self.session.unobserve(self._show_forecast, ["area", "forecast", "problem"])
         self.toolbar.let_go()
         if self.scene_map is not None:
@@ -148,8 +128,7 @@ class JobPanel:
     def _layout(self) -> widgets.Widget:
         panel = widgets.VBox(
             [
-                self.command,
-                row(self.copy, self.path, button("Save", self.save, "the parameters, as YAML")),
+                self.file.widget,
                 row(self.run_button, self.cancel_button, self.progress, self.status, self.again),
                 self.message, self.failures, self.map_box, self.links, self.result, self.toolbar,
             ]
@@ -158,22 +137,6 @@ class JobPanel:
         panel.add_class(PANEL)
         panel.add_class("sam-workbench-column")
         return panel
-
-    def _show_command(self, _: Any = None) -> None:
-        job, output = self._job(), f"{self.session.folder.name}.ipynb"
-        if self._saved is not None and self._saved[1] == job:
-            words = ["papermill", _notebook(), output, "-f", str(self._saved[0])]
-            if job.scheduler is not None:  # which a file does not keep
-                words += ["-p", "scheduler", job.scheduler]
-            text = shlex.join(words)
-        else:
-            given = self.session.given.changed(interactive=None)
-            text = job.command(_notebook(), output, given)
-        text += " --log-output --no-progress-bar"  # else papermill hides what a run prints
-        self.copy.text = text
-        self.command.value = Markup(
-            '<pre style="white-space: pre-wrap; overflow-wrap: anywhere; margin: 0">{}</pre>'
-        ).format(text)
 
     def _show_forecast(self, _: Any = None) -> None:
         session = self.session
@@ -200,29 +163,7 @@ class JobPanel:
             self.links.folder = str(folder)
             self.message.value = "An earlier run has written a layer here:"
 
-    def _job(self) -> Job:
-        # the kernel works in the notebook's folder, papermill in the caller's
-        return self.session.job.changed(out_dir=str(self.session.folder), interactive=None)
-
     # ------------------------------------------------------------------------------ what it does
-
-    def save(self) -> None:
-        """Write the job file that is named."""
-        path = Path(self.path.value).expanduser().absolute()
-        try:
-            with atomic_path(path) as temporary:
-                temporary.write_text(self._job().to_yaml(), encoding="utf-8")
-        except OutputError as error:
-            self.tell(str(error))
-            return
-        self._saved = path, self._job()
-        self._show_command()
-        self.message.value = "Saved. The command above runs it as a batch job."
-        try:
-            if not self._job().refresh:
-                refuse_to_lose_review(self.session.folder)
-        except WorkbenchError as error:
-            self.tell(f"Saved, but this job cannot run: {error}")
 
     def start(self) -> None:
         """Run the job in the background; tiles that are stored already are not computed again."""
@@ -345,10 +286,3 @@ class JobPanel:
             "<code>report.html</code> describes the run.{}</p>{}"
         ).format(folder, more, table(summary_table(layer, tiles)))
         self.again.disabled = False
-
-
-def _notebook() -> str:
-    """The path of the notebook that is open."""
-    open_here = Path(os.environ.get("JPY_SESSION_NAME", ""))
-    known = open_here.suffix == ".ipynb" and open_here.exists()
-    return str(open_here.absolute()) if known else "notebooks/prelabel.ipynb"

@@ -24,7 +24,7 @@ from workbench.errors import ExamplesError, WorkbenchError
 from workbench.learning.verdicts import VERDICTS, Verdicts, read_verdicts
 from workbench.raster.aoi import load_aoi
 from workbench.raster.scene import Scene
-from workbench.raster.tiles import TileGrid
+from workbench.raster.tiles import TileGrid, tile_named
 from workbench.runs.forecast import Forecast
 from workbench.runs.job import Job
 from workbench.runs.looks import read_looks, with_looks, write_looks
@@ -168,7 +168,7 @@ class Session(HasTraits):
             except WorkbenchError as error:  # the cell has changed, and the rest does not fit it
                 self.notice_at_start = f"{KEPT} of the run folder does not fit: {error}"
         job, colors = with_looks(job, read_looks(self.folder))
-        said = {_tile_of(label) for label in verdicts.said}
+        said = {tile_named(label.rpartition("/")[0]) for label in verdicts.said}
         return State(_taught(job, path, verdicts), verdicts, colors, tiles | said, judged, other)
 
     # ---- what a person has done
@@ -393,14 +393,6 @@ def _taught(job: Job, path: Path, verdicts: Verdicts) -> Job:
     if examples == given or (not examples and (job.labelled_area, job.class_thresh) != (None,) * 2):
         return job
     return job.changed(examples=examples or None)
-
-
-def _tile_of(label: str) -> Index:
-    """The tile of a candidate's id."""
-    tile, _, _ = label.rpartition("/")
-    source, _, place = tile.rpartition("/")
-    row, _, col = place[1:].partition("c")
-    return source, int(row), int(col)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import geopandas as gpd
@@ -17,11 +16,11 @@ from workbench.raster.crs import from_lonlat
 from workbench.tuning.preview import Preview, Verdict, View
 from workbench.tuning.propose import propose_tiles
 from workbench.widgets.area import AOIPicker
-from workbench.widgets.at_rest import AtRest
 from workbench.widgets.beside import Beside
 from workbench.widgets.cells import CellWidget
 from workbench.widgets.classes import KEYS, ClassTeaching
 from workbench.widgets.controls import Controls, button, row
+from workbench.widgets.display import Display
 from workbench.widgets.drawn_polygons import DrawnPolygons
 from workbench.widgets.history import TUNED
 from workbench.widgets.judging import Judging
@@ -65,14 +64,11 @@ class ThresholdTuner(CellWidget["TunerPanel"]):
         super().__init__(picker.session, TunerPanel)
 
 
-class TunerPanel(AtRest):
+class TunerPanel:
     """The tuner's widgets: left the map and what is said of it, right all controls."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._lock = threading.RLock()
-        self.preview = Preview(())
-        self.view = self._see()
         self.quiet = QuietMoments(session.get_ready, self._look, self._work)
         self.figures, self.message, self.legend = SafeHTML(), SafeHTML(), SafeHTML()
         self.controls = Controls(session)
@@ -95,17 +91,30 @@ class TunerPanel(AtRest):
             style={"description_width": "initial"},
         )  # fmt: skip
         self.teaching = ClassTeaching(session, self.tell)
+        self.display = Display(session, self.drawn, self.teaching, self.quiet)
+        self._lock = self.display.lock
         self.beside = Beside(session, self.scene_map, self.overlay)
         self.judging = Judging(session, self._stop_teaching)
         self.overlay.hotkeys = KEYS
         self.toolbar = Toolbar(session, self.tell, (*TUNER_KEYS, *MAP_KEYS))
         self.widget = self._layout()
         self._connect()
+        self._show_legend()
         self._show_samples()
         self._fit()
         self._show_notice()
         self.tiles.catch_up()
         self.quiet.start()
+
+    @property
+    def preview(self) -> Preview:
+        """The samples."""
+        return self.display.preview
+
+    @property
+    def view(self) -> View:
+        """What is left of the samples."""
+        return self.display.view
 
     def tell(self, text: str) -> None:
         """Show an error over the map."""
@@ -167,7 +176,7 @@ class TunerPanel(AtRest):
     def _connect(self) -> None:
         self.overlay.on_click(self.clicked)
         self.overlay.on_key(self.pressed)
-        self.overlay.observe(self._show_legend, "colour_by")
+        self.overlay.observe(self._show_legend, ["colour_by", "ramp", "class_colours"])
         self.teaching.palette.on_next(self.go_to_next)
         self.teaching.palette.observe(self._tool_changed, "tool")
         self.plane.on_click(self._explain_row)
@@ -195,8 +204,7 @@ class TunerPanel(AtRest):
             self.verdicts.clear()
             self._point_out([])
             self.teaching.forget_rows()
-            self.preview = Preview(session.samples, aoi, before=self.preview)
-            self.view = self._see()
+            self.display.take(aoi)
             scores = self.preview.scores
             # by what is shown first: while a slider moves, a polygon keeps its colour
             classes = confidence_classes(scores[self.view.kept, 0])
@@ -211,6 +219,7 @@ class TunerPanel(AtRest):
         self.frames.data = feature(gpd.GeoSeries(around, crs=crs), _WINDOW)
         self.area.data = feature(gpd.GeoSeries([] if aoi is None else [aoi], crs=crs), _AREA)
         self._refresh()
+        self.beside.show(self.preview)
 
     # -------------------------------------------------------------------------- what a slider does
 
@@ -240,26 +249,12 @@ class TunerPanel(AtRest):
         """Show what the job's thresholds and cleaning leave of the samples."""
         with self._lock:
             try:
-                self.view = self._see()
-                self._draw()
+                self.display.refresh()
                 self.plane.state = IN_PLANE[self.view.fate].tobytes()
             except Exception as error:  # a slider that does nothing must say why
                 self.tell(f"{type(error).__name__}: {error}")
                 return
         self.quiet.touch()
-
-    def _draw(self, send: bool = False) -> None:
-        """Draw the view and its classes; `send` sends all coordinates again."""
-        teaching, overlay = self.teaching, self.overlay
-        classed = teaching.classed(self.preview)
-        if classed is not None and not overlay.class_colours:
-            overlay.colour_by = "class"  # the first time; then it is a matter of taste
-        overlay.class_colours = [] if classed is None else teaching.colours
-        self._show_legend()
-        draw = self.drawn.send if send else self.drawn.show
-        draw(self.view, self.preview, self.session.judged, classed)
-        if self.preview is not self.beside.preview:
-            self.beside.show(self.preview)
 
     def _show_legend(self, _: Any = None) -> None:
         overlay = self.overlay
@@ -267,11 +262,6 @@ class TunerPanel(AtRest):
         named = [(name, colour) for _, name, colour in overlay.class_colours]
         colours = class_swatches(named) if by_class else confidence_swatches(overlay.ramp)
         self.legend.value = legend(overlay.colour_by, colours, _AREA["color"])
-
-    def _see(self) -> View:
-        """What the job leaves of the samples."""
-        job = self.session.job
-        return self.preview.look(job.thresholds, job.cleaning, job.offer)
 
     # ------------------------------------------------------------------ while no slider is moving
 
@@ -281,29 +271,15 @@ class TunerPanel(AtRest):
 
     def _work(self) -> None:
         try:
-            self._merge_seams()
+            self.display.merge_seams()
             self._show_figures()
             if self.teaching.active:
-                self._teach_on()
+                self.display.teach_on()
             if self.verdicts.has_place:
                 self._point_out(self.verdicts.follow(self.preview, self.view))
-            self._work_ahead()
+            self.display.work_ahead()
         except Exception as error:  # in a thread, where nobody would see it
             self.tell(f"{type(error).__name__}: {error}")
-
-    def _teach_on(self) -> None:
-        """Compute features that are missing, and learn as a run does; draw what follows."""
-        preview = self.preview
-        while self.teaching.describe_one(preview):
-            with self._lock:
-                if self.preview is not preview:
-                    return
-                self._draw()
-            if self.quiet.overtaken:
-                return
-        if self.teaching.learn():
-            with self._lock:
-                self._draw()
 
     def _show_figures(self, _: Any = None) -> None:
         session = self.session

@@ -40,7 +40,7 @@ _TILE_STATUS = (
     f"''), '|'), {column('tile')}), '{_REVIEWED}', {column('status')})"
 )
 TILE_STATUSES: Mapping[str, str] = {
-    _REVIEWED: "reviewed to its end",
+    _REVIEWED: "fully reviewed",
     "ok": "ok",
     "empty": "no object found",
     "nodata": "no valid pixels",

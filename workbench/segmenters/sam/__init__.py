@@ -2,10 +2,10 @@
 
 `checkpoints` and `device` get a model ready. `network` says what the engine needs of one; the first
 SAM runs in `encoder` and `decoder`, SAM 2.1 and `edgetam` in `sam2`, `mobile_sam` has an encoder of
-its own; `extras` checks the packages of these three. `measure` (`fused` on CUDA) scores masks,
-`proposals` makes candidates of them, `segmenter` puts it together, `workers` does batches of
-prompts side by side, `by_hand` answers clicks. `tiny` is the embedded model; `torchvision_shim`
-repairs a torchvision without compiled operators.
+its own; `extras` checks the packages of these three. `loaded` is a network on its device. `measure`
+(`fused` on CUDA) scores masks, `proposals` makes candidates of them, `segmenter` puts it together,
+`workers` does batches of prompts side by side, `by_hand` answers clicks. `tiny` is the embedded
+model; `torchvision_shim` repairs a torchvision without compiled operators.
 """
 
 from workbench.segmenters.sam.torchvision_shim import mend_torchvision

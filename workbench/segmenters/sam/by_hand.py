@@ -41,11 +41,8 @@ class EncodedTile:
     def of(cls, segmenter: SamSegmenter, image: NDArray[np.uint8]) -> EncodedTile:
         """Encode an RGB tile `(h, w, 3)`."""
         height, width = image.shape[:2]
-        frame = InputFrame(segmenter.network.side, (height, width))
-        pixels = torch.as_tensor(frame.scaled(image), device=segmenter.device)
-        with segmenter.autocast():
-            ask = segmenter.network.look(pixels.permute(2, 0, 1).contiguous()[None])
-        return cls(segmenter, frame, ask)
+        frame = InputFrame(segmenter.loaded.network.side, (height, width))
+        return cls(segmenter, frame, segmenter.loaded.look(frame, image))
 
     @torch.inference_mode()
     def answer(
@@ -77,10 +74,11 @@ class EncodedTile:
         on_object: NDArray[np.bool_],
         box: NDArray[np.float64] | None,
     ) -> HandAnswer:
-        around = None if box is None else self._placed(box.reshape(1, 2, 2)).reshape(1, 4)
-        placed = labels = None
+        around = placed = labels = None
+        if box is not None:
+            around = self.segmenter.loaded.placed(self.frame, box.reshape(1, 2, 2)).reshape(1, 4)
         if len(points):
-            placed = self._placed(points[None])
+            placed = self.segmenter.loaded.placed(self.frame, points[None])
             labels = torch.as_tensor(on_object[None].astype(np.int32), device=placed.device)
         ious, masks = self._masks(Prompts(placed, labels, around))
         best = _best(ious[0], masks[0], points, on_object, box)
@@ -96,7 +94,7 @@ class EncodedTile:
         if not on_object.any():
             return HandAnswer(np.zeros((height, width), bool), 0.0)
         labels = torch.ones((len(points), 1), dtype=torch.int)
-        placed = self._placed(points[:, None])
+        placed = self.segmenter.loaded.placed(self.frame, points[:, None])
         ious, masks = self._masks(Prompts(placed, labels.to(placed.device)))
         mask, scores = np.zeros((height, width), bool), []
         for i in np.flatnonzero(on_object):
@@ -111,17 +109,11 @@ class EncodedTile:
 
     def _masks(self, prompts: Prompts) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Predicted IoUs `(b, m)` and masks `(b, m, h, w)`."""
-        with self.segmenter.autocast():
+        with self.segmenter.loaded.autocast():
             ious, logits_of = self.ask(prompts)
             low_res = logits_of(torch.ones_like(ious, dtype=torch.bool)).float()
-        masks = self.frame.enlarged(low_res[None])[0] > self.segmenter.network.mask_threshold
+        masks = self.frame.enlarged(low_res[None])[0] > self.segmenter.loaded.network.mask_threshold
         return ious.float().cpu().numpy(), masks.unflatten(0, ious.shape).cpu().numpy()
-
-    def _placed(self, points: NDArray[np.float64]) -> torch.Tensor:
-        placed = torch.as_tensor(self.frame.placed(points))
-        if torch.device(self.segmenter.device).type == "mps":
-            placed = placed.float()  # it has no float64
-        return placed.to(self.segmenter.device)
 
 
 def _best(

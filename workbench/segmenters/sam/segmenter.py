@@ -8,10 +8,8 @@ is computed and how long it is kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,26 +42,11 @@ from workbench.segmenters.sam.device import (
     resolve_precision,
 )
 from workbench.segmenters.sam.extras import INSTALL
-from workbench.segmenters.sam.measure import (
-    Measured,
-    joined,
-    measure_enlarged,
-    measure_fused,
-    measure_whole,
-)
-from workbench.segmenters.sam.network import (
-    Ask,
-    InputFrame,
-    Network,
-    Prompts,
-    SegmentAnything,
-)
+from workbench.segmenters.sam.loaded import LoadedNetwork
+from workbench.segmenters.sam.measure import Measured
+from workbench.segmenters.sam.network import Ask, InputFrame, Network, SegmentAnything
 from workbench.segmenters.sam.proposals import Crop, Proposals, survivors
 from workbench.segmenters.sam.workers import each_by_one_thread
-
-# Only a few upsampled masks of 1024 x 1024 fit the CPU's caches: 4 ms a mask three at a time, 8 ms
-# twelve at a time. On other devices a whole batch is upsampled at once.
-MASKS_AT_ONCE = {"cpu": 3}
 
 ARITHMETIC = 4  # goes up when a change moves the last bits of the network's output
 
@@ -114,9 +97,9 @@ class SamSegmenter:
         return model
 
     @cached_property
-    def network(self) -> Network:
-        """The model as the engine speaks to it."""
-        return self.network_of(self.model)
+    def loaded(self) -> LoadedNetwork:
+        """The model as the engine speaks to it, on its device."""
+        return LoadedNetwork(self.network_of(self.model), self.device, self.precision)
 
     def load(self) -> None:
         """Load the model now. Whatever is wrong with weights or device raises here."""
@@ -180,7 +163,7 @@ class SamSegmenter:
             (0, 0, width, height),
             0,
             points / (width, height),
-            self.network.masks_per_prompt,
+            self.loaded.network.masks_per_prompt,
             rules,
         )
 
@@ -208,7 +191,7 @@ class SamSegmenter:
         height, width = image.shape[:2]
         rules = self.rules.for_tile(height, width)
         grid = build_point_grid(self.points_per_side)  # the same in every crop layer
-        masks_per_point = self.network.masks_per_prompt
+        masks_per_point = self.loaded.network.masks_per_prompt
         boxes, _ = generate_crop_boxes((height, width), rules.crop_n_layers, CROP_OVERLAP_RATIO)
         found: list[Proposals] = []
         for i, box in enumerate(boxes):
@@ -228,11 +211,8 @@ class SamSegmenter:
         Masks pass if they are above the floors and clear of inner crop edges.
         """
         x0, y0, x1, y1 = crop.box
-        network, device = self.network, self.device
-        frame = InputFrame(network.side, (y1 - y0, x1 - x0))
-        pixels = torch.as_tensor(frame.scaled(image[y0:y1, x0:x1]), device=device)
-        with self.autocast():
-            ask = network.look(pixels.permute(2, 0, 1).contiguous()[None])
+        frame = InputFrame(self.loaded.network.side, (y1 - y0, x1 - x0))
+        ask = self.loaded.look(frame, image[y0:y1, x0:x1])
 
         @torch.inference_mode()
         def passing(first: int) -> Proposals:
@@ -255,9 +235,9 @@ class SamSegmenter:
         boxes: NDArray[np.float64] | None,
     ) -> Proposals:
         """Ask with one batch of a crop's prompts, of which `first` is the first."""
-        with self.autocast():
+        with self.loaded.autocast():
             # the decoder does not even upscale masks below the floor
-            pred_iou, logits_of = ask(self._prompts(frame, points, boxes))
+            pred_iou, logits_of = ask(self.loaded.prompts(frame, points, boxes))
             floor = crop.rules.pred_iou_floor
             wanted = (pred_iou.float() > floor) | (floor <= 0)
             low_res = logits_of(wanted).float()
@@ -265,28 +245,8 @@ class SamSegmenter:
         rows = wanted.flatten().nonzero()[:, 0]
         ordinals = rows + crop.first_ordinal + first * crop.masks_per_point
         ious = pred_iou.flatten()[rows].float()
-        measured = self._measure(frame, low_res, crop.masks_per_point)
+        measured = self.loaded.measure(frame, low_res, crop.masks_per_point)
         return self._passing(ordinals, ious, measured, crop)
-
-    def _prompts(
-        self,
-        frame: InputFrame,
-        points: NDArray[np.float64],
-        boxes: NDArray[np.float64] | None = None,
-    ) -> Prompts:
-        """Make prompts of `(n, 2)` crop pixels, each of one point on an object, and of boxes."""
-        placed = self._tensor(frame.placed(points))[:, None]
-        labels = torch.ones(placed.shape[:2], dtype=torch.int, device=self.device)
-        if boxes is None:
-            return Prompts(placed, labels)
-        corners = frame.placed(boxes.reshape(-1, 2, 2)).reshape(-1, 4)
-        return Prompts(placed, labels, self._tensor(corners))
-
-    def _tensor(self, values: NDArray[np.float64]) -> torch.Tensor:
-        tensor = torch.as_tensor(values)
-        if self._device_type == "mps":
-            tensor = tensor.float()  # it has no float64
-        return tensor.to(self.device)
 
     def _refuse_overflow(self, *values: torch.Tensor) -> None:
         if not torch.stack([value.isfinite().all() for value in values]).all():
@@ -295,35 +255,6 @@ class SamSegmenter:
                 "Set precision to fp32. If it is fp32 already, the weights are damaged: download "
                 "them again."
             )
-
-    def _measure(self, frame: InputFrame, low_res: torch.Tensor, channels: int) -> Measured:
-        """Bring `(n, h, w)` logits to the size of the crop and measure their masks."""
-        size, threshold = self.network.side, self.network.mask_threshold
-        if self._fuses:
-            return measure_fused(low_res, size, frame.input_size, frame.original_size, threshold)
-        scale = size // low_res.shape[-1]
-        whole = frame.input_size == frame.original_size == (size, size)
-        if self._device_type == "cpu" and whole and scale * low_res.shape[-1] == size:
-            return measure_enlarged(low_res, scale, threshold)
-        parts = low_res.split(MASKS_AT_ONCE.get(self._device_type, max(1, len(low_res))))
-        return joined(
-            [
-                measure_whole(self._upsample(frame, some, channels), threshold)
-                for some in parts
-                if len(some)
-            ]
-        )
-
-    def _upsample(self, frame: InputFrame, low_res: torch.Tensor, channels: int) -> torch.Tensor:
-        """Bring `(n, h, w)` logits, n > 0, to the size of the crop.
-
-        Done in as many channels as the decoder has: for other numbers of channels torch may take
-        another kernel, which rounds differently (seen on the CPU with one thread).
-        """
-        n = len(low_res)
-        padding = low_res[:1].expand(-n % channels, -1, -1)
-        logits = torch.cat([low_res, padding]).unflatten(0, (-1, channels))
-        return frame.enlarged(logits).flatten(0, 1)[:n]
 
     def _passing(
         self,
@@ -342,19 +273,9 @@ class SamSegmenter:
             crop, ordinals.cpu().numpy()[keep], ious.cpu().numpy()[keep], masks.take(keep)
         )
 
-    def autocast(self) -> AbstractContextManager[None]:
-        """What the network runs under in this precision."""
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self._device_type, DTYPES[self.precision])
-
     @property
     def _device_type(self) -> str:
         return torch.device(self.device).type
-
-    @property
-    def _fuses(self) -> bool:
-        return self._device_type == "cuda" and find_spec("triton") is not None
 
     @property
     def _threads(self) -> int:
