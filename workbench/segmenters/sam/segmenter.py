@@ -49,6 +49,7 @@ from workbench.segmenters.sam.measure import (
     joined,
     measure_enlarged,
     measure_fused,
+    measure_resized,
     measure_whole,
 )
 from workbench.segmenters.sam.network import (
@@ -303,8 +304,10 @@ class SamSegmenter:
             return measure_fused(low_res, size, frame.input_size, frame.original_size, threshold)
         scale = size // low_res.shape[-1]
         whole = frame.input_size == frame.original_size == (size, size)
-        if self._device_type == "cpu" and whole and scale * low_res.shape[-1] == size:
-            return measure_enlarged(low_res, scale, threshold)
+        if self._device_type == "cpu" and scale * low_res.shape[-1] == size:
+            if whole:
+                return measure_enlarged(low_res, scale, threshold)
+            return measure_resized(low_res, frame, scale, channels, threshold)
         parts = low_res.split(MASKS_AT_ONCE.get(self._device_type, max(1, len(low_res))))
         return joined(
             [
