@@ -84,7 +84,7 @@ CASES = {
     "ties": Case(8, steps=20, points_per_side=9, box_nms_thresh=0.5),
     "no floors": Case(2, steps=32, size=(96, 72), floors=(0.0, 0.0)),
     "large image": Case(3, size=(152, 264), points_per_side=7),
-    "a little larger than a tile": Case(7, size=(136, 140)),
+    "a little larger than a tile": Case(7, size=(136, 136)),
     "crops": Case(4, size=(200, 160), crop_n_layers=1),
     "crops and ties": Case(
         5, 20, (160, 240), 7, crop_n_layers=1, box_nms_thresh=0.6, crop_nms_thresh=0.3
