@@ -66,7 +66,7 @@ shown = shown[shown.representative_point().within(shapely.box(*BOUNDS))]
 numbers, rng = meant(shown), np.random.default_rng(0)
 first = np.concatenate([rng.permutation(np.flatnonzero(numbers == n))[:4] for n in (1, 2, 0)])
 say(shown.iloc[first], numbers[first])
-for _ in range(8):
+for _ in range(6):
     classes = teaching.classed(preview).classes
     coloured = preview.polygons_before_cleaning(classes.kept)
     coloured = coloured[coloured.intersects(shapely.box(*BOUNDS))]
