@@ -66,17 +66,17 @@ shown = shown[shown.representative_point().within(shapely.box(*BOUNDS))]
 numbers, rng = meant(shown), np.random.default_rng(0)
 first = np.concatenate([rng.permutation(np.flatnonzero(numbers == n))[:4] for n in (1, 2, 0)])
 say(shown.iloc[first], numbers[first])
-for _ in range(6):
+for _ in range(5):
     classes = teaching.classed(preview).classes
     coloured = preview.polygons_before_cleaning(classes.kept)
     coloured = coloured[coloured.intersects(shapely.box(*BOUNDS))]
     coloured = coloured.iloc[np.argsort(-coloured.area.to_numpy())]
     numbers = meant(coloured)
-    wrong = np.flatnonzero(numbers != classes.class_id[coloured["row"]])[:4]
-    print(len(coloured), len(wrong))
+    wrong = np.flatnonzero(numbers != classes.class_id[coloured["row"]])
+    print(f"{len(coloured)} objects have a colour, {len(wrong)} a wrong one")
     if not len(wrong):
         break
-    say(coloured.iloc[wrong], numbers[wrong])
+    say(coloured.iloc[wrong[:4]], numbers[wrong[:4]])
 panel._refresh()
 """
 QUALITY, LARGEST = 88, 250_000  # of a JPEG; bytes
