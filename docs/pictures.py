@@ -188,7 +188,7 @@ def draw_with_qgis(project_file: str, target: str) -> None:
     project.read(project_file)
     layout = QgsLayout(project)
     layout.initializeDefaults()
-    width, height = 260, 143
+    width, height = 200, 110
     layout.pageCollection().page(0).setPageSize(QgsLayoutSize(width, height))
     canvas = QgsLayoutItemMap(layout)
     canvas.attemptMove(QgsLayoutPoint(0, 0))
@@ -217,7 +217,7 @@ def draw_with_qgis(project_file: str, target: str) -> None:
     scale.attemptMove(QgsLayoutPoint(4, height - 19))
     layout.addLayoutItem(scale)
     settings = QgsLayoutExporter.ImageExportSettings()
-    settings.dpi = 137
+    settings.dpi = 178
     QgsLayoutExporter(layout).exportToImage(target, settings)
     project.clear()
     application.exitQgis()
