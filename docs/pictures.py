@@ -39,25 +39,44 @@ across, down = (lon - west) / (east - west), (north - lat) / (north - south)
 far = (across - 0.4) ** 2 + (down - 0.45) ** 2 + 9 * ~polygons.area.between(90, 250).to_numpy()
 print([float(across[far.argmin()]), float(down[far.argmin()])])
 """
-# asked in the notebook: say of some objects what they are, as keys on the map do; most of them
-# outside the picture, which shows what the others are taken for
+# asked in the notebook: say of some objects what they are, as keys on the map do, and then correct
+# what has a wrong colour, the largest first, as a person would
 TAUGHT = """
 import numpy as np
 from workbench.evaluation.matching import match
 from workbench.samples.demo import sample_truth
 panel, truth = tuner.panel, sample_truth()
+teaching, preview = panel.teaching, panel.preview
+truth = truth[(truth["kind"] == "building") | (truth["kind"] == "parcel") & (truth.area > 2000)]
+number_of = {"building": 1, "parcel": 2}
+
+def meant(polygons):
+    pairs = match(polygons, truth, at_least=0.6)
+    numbers = np.zeros(len(polygons), int)
+    numbers[pairs.predicted] = truth["kind"].map(number_of).to_numpy()[pairs.reference]
+    return numbers
+
+def say(polygons, numbers):
+    for row, number in zip(polygons["row"].tolist(), numbers.tolist(), strict=True):
+        teaching.say(row, number, preview, again_undoes=False)
+    teaching.learn()
+
 shown = panel.view.polygons
-pairs = match(shown, truth, at_least=0.6)
-kind = np.full(len(shown), "", object)
-kind[pairs.predicted] = truth["kind"].to_numpy()[pairs.reference]
-kind[(kind == "parcel") & (shown.area < 2000)] = ""
-inside = shown.representative_point().within(shapely.box(*BOUNDS)).to_numpy()
-rng = np.random.default_rng(0)
-for name, number, n in (("building", 1, 4), ("parcel", 2, 2), ("", 0, 6)):
-    for there, most in ((inside, n), (~inside, 10 * n)):
-        rows = shown["row"].to_numpy()[there & (kind == name)]
-        for row in rng.permutation(rows)[:most].tolist():
-            panel.teaching.say(row, number, panel.preview)
+shown = shown[shown.representative_point().within(shapely.box(*BOUNDS))]
+numbers, rng = meant(shown), np.random.default_rng(0)
+first = np.concatenate([rng.permutation(np.flatnonzero(numbers == n))[:4] for n in (1, 2, 0)])
+say(shown.iloc[first], numbers[first])
+for _ in range(5):
+    classes = teaching.classed(preview).classes
+    coloured = preview.polygons_before_cleaning(classes.kept)
+    coloured = coloured[coloured.intersects(shapely.box(*BOUNDS))]
+    coloured = coloured.iloc[np.argsort(-coloured.area.to_numpy())]
+    numbers = meant(coloured)
+    wrong = np.flatnonzero(numbers != classes.class_id[coloured["row"]])
+    print(f"{len(coloured)} objects have a colour, {len(wrong)} a wrong one")
+    if not len(wrong):
+        break
+    say(coloured.iloc[wrong[:4]], numbers[wrong[:4]])
 panel._refresh()
 """
 QUALITY, LARGEST = 88, 250_000  # of a JPEG; bytes
@@ -98,7 +117,7 @@ def picture_of_classes(folder: Path) -> bytes:
     def teach(opened: Notebook) -> None:
         names = {1: "roof", 2: "field"}
         opened.ask(f"tuner.session.name_classes({names}, tuner.session.colors)")
-        opened.ask(f"import shapely\nBOUNDS = {TUNED}\n{TAUGHT}")
+        print(opened.ask(f"import shapely\nBOUNDS = {TUNED}\n{TAUGHT}"))
         known = "getattr(tuner.panel.teaching.lesson, 'expected', None) is not None"
         opened.until(known, seconds=120)
 

@@ -1,5 +1,8 @@
 """What is offered as labels of what SAM's selection keeps."""
 
+import time
+from threading import Thread, current_thread
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +12,7 @@ from pycocotools import mask as coco
 
 from workbench import Job
 from workbench.candidates import offer as module
-from workbench.candidates.offer import Offer, Reason, TileMasks, offered
+from workbench.candidates.offer import MaskPairs, Offer, Reason, TileMasks, offered
 from workbench.candidates.table import Candidates, Rules
 from workbench.raster.tiles import TileGrid
 
@@ -211,6 +214,31 @@ def test_masks_are_compared_once(monkeypatch):
     assert compared == []
     tile.offered(np.arange(4), Offer())  # only the third mask is near the new one
     assert compared == [(1, 1), (1, 1)]
+
+
+def test_two_threads_compare_each_pair_once(monkeypatch):
+    """A pair of a mask with itself, as once from two at a time, would never be decided."""
+    between = MaskPairs.between
+
+    def slowly(pairs, ours, theirs):
+        found = between(pairs, ours, theirs)
+        time.sleep(0.03 if current_thread().name == "slow" else 0.01)
+        return found
+
+    monkeypatch.setattr(MaskPairs, "between", slowly)
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    masks = [box(10 + 2 * n, 10, 40 + 2 * n, 40) for n in range(8)]
+    tile = TileMasks(candidates_of(masks, [0.9] * 8, RULES), GRID.tile(0, 0), GRID, None)
+    threads = [
+        Thread(target=tile.compare, args=[np.arange(8)], name=name) for name in ("slow", "fast")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    pairs = np.sort(np.column_stack((tile.pairs.shared.i, tile.pairs.shared.j)), axis=1)
+    assert (pairs[:, 0] < pairs[:, 1]).all()
+    assert len(np.unique(pairs, axis=0)) == len(pairs) == 8 * 7 // 2
 
 
 def test_no_masks_are_fine():

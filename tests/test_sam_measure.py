@@ -10,8 +10,10 @@ from workbench.segmenters.sam.measure import (
     edges_of,
     edges_of_bits,
     measure_enlarged,
+    measure_resized,
     measure_whole,
 )
+from workbench.segmenters.sam.network import InputFrame
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,6 +50,23 @@ def test_C1_each_bit_is_that_of_the_whole(scale: int, threads: int) -> None:
     ).flatten(0, 1)
     expected = plain(measure_whole(whole, 0.0))
     assert plain(measure_enlarged(low_res, scale, 0.0)) == expected
+    assert len({tuple(box) for _, box, *_ in expected}) > 30
+    assert any(np.isnan(float(stability)) for stability, *_ in expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [(256, 256), (264, 281), (281, 200), (97, 60), (700, 900)])
+def test_C1_at_the_size_of_any_image_each_bit_is_that_of_the_whole(
+    size: tuple[int, int], threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    low_res, frame = logits(), InputFrame(256, size)
+    whole = frame.enlarged(low_res.view(-1, 3, 64, 64)).flatten(0, 1)
+    expected = plain(measure_whole(whole, 0.0))
+    assert plain(measure_resized(low_res, frame, 4, 3, 0.0)) == expected
+    # a number of masks that the channels do not divide
+    assert plain(measure_resized(low_res[:4], frame, 4, 3, 0.0)) == expected[:4]
+    assert len(measure_resized(low_res[:0], frame, 4, 3, 0.0)) == 0
     assert len({tuple(box) for _, box, *_ in expected}) > 30
     assert any(np.isnan(float(stability)) for stability, *_ in expected)
 

@@ -22,7 +22,8 @@ from workbench.candidates.rle import encode_edges
 from workbench.candidates.select import Thresholds, prune, select
 from workbench.candidates.table import SCHEMA, Candidates, Rules
 from workbench.errors import WorkbenchError
-from workbench.segmenters.sam import SamSegmenter
+from workbench.raster.tiles import TileGrid
+from workbench.segmenters.sam import SamSegmenter, measure
 from workbench.segmenters.sam.device import PROMPTS_AT_ONCE
 from workbench.segmenters.sam.encoder import Predictor
 from workbench.segmenters.sam.loaded import upsampled
@@ -84,6 +85,7 @@ CASES = {
     "ties": Case(8, steps=20, points_per_side=9, box_nms_thresh=0.5),
     "no floors": Case(2, steps=32, size=(96, 72), floors=(0.0, 0.0)),
     "large image": Case(3, size=(152, 264), points_per_side=7),
+    "a little larger than a tile": Case(7, size=(136, 136)),
     "crops": Case(4, size=(200, 160), crop_n_layers=1),
     "crops and ties": Case(
         5, 20, (160, 240), 7, crop_n_layers=1, box_nms_thresh=0.6, crop_nms_thresh=0.3
@@ -202,6 +204,19 @@ def test_the_cases_above_have_something_to_decide(name: str) -> None:
     assert len(crops) > 2 * case.crop_n_layers
     if case.steps:
         assert len(set(candidates.column("pred_iou").tolist())) < len(candidates) / 2
+
+
+def test_a_scene_a_tenth_larger_than_a_tile_is_one_window_of_its_own_size() -> None:
+    """The official generator resizes such an image, too: the case above compares the masks."""
+    height, width = CASES["a little larger than a tile"].size
+    (tile,) = TileGrid(width, height, tile_size=128)
+    assert (tile.window.width, tile.window.height) == (width, height)
+    candidates, _, _ = proposed("a little larger than a tile")
+    assert (candidates.rules.width, candidates.rules.height) == (width, height)
+    right, bottom = candidates.boxes[:, 2:].max(axis=0)
+    assert right >= width - 2  # masks reach beyond the first 128 pixels
+    assert bottom >= height - 2
+    assert len(select(candidates, Thresholds(0.6, 0.6)))
 
 
 @pytest.mark.parametrize("predictor", [Predictor, SamPredictor])
@@ -332,17 +347,23 @@ def test_a_network_that_overflows_is_an_error_not_an_empty_tile(value: float) ->
 def test_few_masks_are_at_full_resolution_at_once(
     segmenter: SamSegmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = []
+    at_once, measured = [], []
+    original, joined = InputFrame.cut_out, measure.joined
 
-    def counted(*args: Any) -> torch.Tensor:
-        logits = upsampled(*args)
-        sizes.append(len(logits))
-        return logits
+    def counted(frame: InputFrame, square: torch.Tensor) -> torch.Tensor:
+        at_once.append(square.shape[:2].numel())
+        return original(frame, square)
 
-    monkeypatch.setattr("workbench.segmenters.sam.loaded.upsampled", counted)
+    def counted_masks(parts: list) -> Any:
+        measured.append(len(parts))
+        return joined(parts)
+
+    monkeypatch.setattr(InputFrame, "cut_out", counted)
+    monkeypatch.setattr(measure, "joined", counted_masks)
     segmenter.propose(picture(96, 128))
-    assert 1 <= max(sizes) <= 4
-    assert sum(sizes) < 64 * 3  # those below the floor are not upsampled at all
+    assert set(at_once) == {3}
+    # those below the floor are not upsampled at all
+    assert 64 <= sum(measured) < 64 * 3
 
 
 def test_what_is_pruned_is_not_encoded(

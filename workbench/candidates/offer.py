@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from threading import RLock
 from typing import Literal, Self
 
 import numpy as np
@@ -229,7 +230,10 @@ def one_label_per_object(
 
 
 class TileMasks:
-    """The masks of one tile, and which of them may be labels beside each other."""
+    """The masks of one tile, and which of them may be labels beside each other.
+
+    Several threads may use it: in the tuner one works ahead while another one learns classes.
+    """
 
     def __init__(
         self,
@@ -238,6 +242,7 @@ class TileMasks:
         grid: TileGrid,
         valid: NDArray[np.bool_] | None,
     ) -> None:
+        self._lock = RLock()  # of all that is compared once: pairs and conflicts belong together
         self._pairs = MaskPairs(candidates)
         self._rank = np.empty(len(candidates), np.int64)
         self.pred_iou = candidates.column("pred_iou").astype(float)
@@ -279,16 +284,18 @@ class TileMasks:
 
     def compare(self, rows: NDArray[np.int64]) -> None:
         """Compare these masks with one another now, so that `offered` need not."""
-        if self._pairs.compare(rows):
-            self._conflicts = None
+        with self._lock:
+            if self._pairs.compare(rows):
+                self._conflicts = None
 
     def _conflicts_among(self, rows: NDArray[np.int64], offer: Offer) -> Conflicts:
         """All known conflicts, and at least those of `rows`: selected rows change, they do not."""
-        self.compare(rows)
-        if self._conflicts is None or self._conflicts[0] != offer:
-            found = Conflicts.of(self._pairs.shared, self._pairs.area, self._rank, offer)
-            self._conflicts = offer, found
-        return self._conflicts[1]
+        with self._lock:
+            self.compare(rows)
+            if self._conflicts is None or self._conflicts[0] != offer:
+                found = Conflicts.of(self._pairs.shared, self._pairs.area, self._rank, offer)
+                self._conflicts = offer, found
+            return self._conflicts[1]
 
     def _as_large_as_the_tile(self, offer: Offer) -> NDArray[np.bool_]:
         if offer.max_area_share is None:

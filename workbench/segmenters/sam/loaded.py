@@ -16,6 +16,7 @@ from workbench.segmenters.sam.measure import (
     joined,
     measure_enlarged,
     measure_fused,
+    measure_resized,
     measure_whole,
 )
 from workbench.segmenters.sam.network import Ask, InputFrame, Network, Prompts
@@ -66,8 +67,10 @@ class LoadedNetwork:
             return measure_fused(low_res, size, frame.input_size, frame.original_size, threshold)
         scale = size // low_res.shape[-1]
         whole = frame.input_size == frame.original_size == (size, size)
-        if self.device_type == "cpu" and whole and scale * low_res.shape[-1] == size:
-            return measure_enlarged(low_res, scale, threshold)
+        if self.device_type == "cpu" and scale * low_res.shape[-1] == size:
+            if whole:
+                return measure_enlarged(low_res, scale, threshold)
+            return measure_resized(low_res, frame, scale, channels, threshold)
         parts = low_res.split(MASKS_AT_ONCE.get(self.device_type, max(1, len(low_res))))
         logits = (upsampled(frame, some, channels) for some in parts if len(some))
         return joined([measure_whole(some, threshold) for some in logits])

@@ -13,6 +13,8 @@ from segment_anything.utils.amg import batched_mask_to_box, calculate_stability_
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from workbench.segmenters.sam.network import InputFrame
+
 STABILITY_SCORE_OFFSET = 1.0  # as SamAutomaticMaskGenerator
 BYTES_AT_ONCE = 2**28  # of packed masks searched for edges at once; CUDA cannot search 2**31
 
@@ -66,24 +68,82 @@ def measure_enlarged(low_res: Tensor, scale: int, threshold: float) -> Measured:
 
 
 def _measure_enlarged(logits: Tensor, scale: int, threshold: float) -> Measured:
-    low, high = threshold - STABILITY_SCORE_OFFSET, threshold + STABILITY_SCORE_OFFSET
+    rows, columns = _hot(logits, threshold - STABILITY_SCORE_OFFSET, margin=1)
+    part = _enlarged(logits[rows, columns], scale)
+    return _measure_part(part, (rows.start * scale, columns.start * scale), threshold)
+
+
+def measure_resized(
+    low_res: Tensor, frame: InputFrame, scale: int, channels: int, threshold: float
+) -> Measured:
+    """Measure `(n, h, w)` logits on the CPU at the size of any image, `scale` a power of two.
+
+    As `measure_enlarged`, but from the network's square to the image all of it is interpolated,
+    because these weights are rounded and depend on the place: the bits are those of the whole. As
+    many masks at once as the decoder has `channels`: for others torch rounds differently.
+    """
+    # cold values must stay cold, although the weights of four of them may add up to more than one
+    cold = threshold - STABILITY_SCORE_OFFSET - 1e-3
+    square = low_res.new_empty((1, channels, frame.side, frame.side))
+    measured = []
+    for some in low_res.split(channels):
+        square.fill_(cold)
+        hot = [_hot(logits, cold, margin=2) for logits in some]  # so that neighbours are exact, too
+        for channel, logits, (rows, columns) in zip(square[0], some, hot, strict=False):
+            there = [slice(scale * of.start, scale * of.stop) for of in (rows, columns)]
+            channel[there[0], there[1]] = _enlarged(logits[rows, columns], scale)
+        whole = frame.cut_out(square)[0]
+        for logits, (rows, columns) in zip(whole, hot, strict=False):
+            y, x = (
+                _scaled(of, scale * size / inside, size)
+                for of, size, inside in zip(
+                    (rows, columns), frame.original_size, frame.input_size, strict=True
+                )
+            )
+            measured.append(_measure_part(logits[y, x], (y.start, x.start), threshold))
+    return joined(measured)
+
+
+def _hot(logits: Tensor, low: float, margin: int) -> tuple[slice, slice]:
+    """The rows and columns of `(h, w)` logits with a value above `low`, and some around them."""
     hot: NDArray[np.bool_] = logits.numpy() > low
-    rows, columns = _span(hot.any(axis=1), margin=1), _span(hot.any(axis=0), margin=1)
-    part = logits[rows, columns]
+    return _span(hot.any(axis=1), margin), _span(hot.any(axis=0), margin)
+
+
+def _enlarged(part: Tensor, scale: int) -> Tensor:
+    """Enlarge `(h, w)` logits by a power of two."""
     if not part.numel():
-        return _one(np.nan, (0, 0, 0, 0), hot[rows, columns])
+        return part
     # as three masks, as the decoder gives them: for one alone torch rounds differently
-    enlarged = interpolate(
+    return interpolate(
         part.expand(1, 3, -1, -1), scale_factor=scale, mode="bilinear", align_corners=False
-    )[0, 0].numpy()
-    above, below = (np.count_nonzero(enlarged > limit) for limit in (high, low))
+    )[0, 0]
+
+
+def _scaled(span: slice, factor: float, size: int) -> slice:
+    """A span in an image of `size` pixels that is `factor` times as large, and a pixel more."""
+    if span.stop == span.start:
+        return slice(0, 0)
+    return slice(
+        max(int(span.start * factor) - 1, 0), min(int(np.ceil(span.stop * factor)) + 1, size)
+    )
+
+
+def _measure_part(part: Tensor, corner: tuple[int, int], threshold: float) -> Measured:
+    """Measure one mask by the part of it, `(h, w)`, that has all logits above the lower offset.
+
+    `corner` is the row and column of its first pixel.
+    """
+    logits: NDArray[np.float32] = part.numpy()
+    low, high = threshold - STABILITY_SCORE_OFFSET, threshold + STABILITY_SCORE_OFFSET
+    above, below = (np.count_nonzero(logits > limit) for limit in (high, low))
     # in float32, as torch divides
     stability = float(np.float32(above) / np.float32(below)) if below else np.nan
-    mask: NDArray[np.bool_] = enlarged > threshold
+    mask: NDArray[np.bool_] = logits > threshold
     y, x = _span(mask.any(axis=1), margin=0), _span(mask.any(axis=0), margin=0)
     if not y.stop:
         return _one(stability, (0, 0, 0, 0), mask[y, x])
-    left, top = columns.start * scale, rows.start * scale
+    top, left = corner
     box = (left + x.start, top + y.start, left + x.stop - 1, top + y.stop - 1)
     return _one(stability, box, mask[y, x])
 
@@ -158,7 +218,7 @@ def _span(wanted: Any, margin: int) -> slice:
     places = np.flatnonzero(wanted)
     if not len(places):
         return slice(0, 0)
-    return slice(max(int(places[0]) - margin, 0), int(places[-1]) + 1 + margin)
+    return slice(max(int(places[0]) - margin, 0), min(int(places[-1]) + 1 + margin, len(wanted)))
 
 
 def _one(stability: float, box: tuple[int, int, int, int], pixels: NDArray[np.bool_]) -> Measured:

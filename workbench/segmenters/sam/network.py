@@ -54,8 +54,13 @@ class InputFrame:
 
     def enlarged(self, logits: Tensor) -> Tensor:
         """Bring the logits of masks, `(b, c, h, w)`, from the square to the size of the image."""
+        return self.cut_out(
+            interpolate(logits, (self.side,) * 2, mode="bilinear", align_corners=False)
+        )
+
+    def cut_out(self, logits: Tensor) -> Tensor:
+        """Bring the logits of the whole square, `(b, c, side, side)`, to the size of the image."""
         height, width = self.input_size
-        logits = interpolate(logits, (self.side,) * 2, mode="bilinear", align_corners=False)
         logits = logits[..., :height, :width]
         # to the same size it would change no bit
         if self.input_size != self.original_size:
