@@ -25,16 +25,15 @@ from workbench.learning.features import FEATURES
 
 NONE = 0  # the class of what is none of the classes
 TREES = 300
-_LEAF = 3.0  # objects that a leaf of a tree needs, however many candidates show them
 _ROWS = 1024  # that one thread scores at a time
 # rows times trees; of 90 rows 50 trees grow in 80 ms, and in 170 ms with threads of their own
 _WORTH_THREADS = 200_000
 _THREADS = ThreadPoolExecutor(usable_cores(), "classes")
 PRED_IOU = FEATURES.index("pred_iou")
-# in a logistic regression: how much likelier, in logarithms, a spread of the predicted IoU makes a
-# class before examples say so; with `ENOUGH` examples half of it is left. It is less where there
-# are few examples in all: those are judged objects, which the model was sure of anyway
-USUAL_SLOPE, FIRMNESS = 3.0, 100.0
+# added to a slope of the regression: how much likelier, in logarithms, a spread of the predicted IoU
+# makes a class before examples say so; with `ENOUGH` objects a quarter of it is left. It is less
+# where there are few examples in all: those are judged objects, which the model was sure of anyway
+USUAL_SLOPE, FIRMNESS = 4.0, 100.0
 _FAR = 4.0  # standard deviations: what is farther off in another scene counts as that far
 
 
@@ -68,8 +67,7 @@ class Classifier:
         n_objects = np.bincount(class_of, weight).astype(np.float64)
         weight = _rare_for_more(class_of, weight)
         forest = ExtraTreesClassifier(
-            trees, min_weight_fraction_leaf=min(0.5, _LEAF / weight.sum()), max_features=0.2,
-            random_state=0,
+            trees, min_samples_leaf=3, max_features=0.2, random_state=0,
             n_jobs=usable_cores() if trees * len(figures) > _WORTH_THREADS else None,
         )  # fmt: skip
         forest.fit(figures, class_id, weight)
@@ -133,10 +131,10 @@ class _Line:
             slope, level = np.stack((0 * slope[0], slope[0])), np.array([0.0, level[0]])
         if NONE in line.classes_:
             n = n_objects.sum()
-            left = ENOUGH / (ENOUGH + n_objects) * n / (n + FIRMNESS)
+            left = (ENOUGH / (ENOUGH + n_objects)) ** 2 * n / (n + FIRMNESS)
             usual = np.where(line.classes_ == NONE, 0, USUAL_SLOPE * left)
             slope[:, PRED_IOU] += usual
-            level = level - usual**2 / 2  # so that classes do not become more frequent by it
+            level = level - usual**2 / 2  # so that a class does not become more frequent by it
         return cls(middle, spread, slope, level)
 
     def probabilities(self, figures: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -149,9 +147,9 @@ class _Line:
 
 
 def _rare_for_more(class_of: NDArray[np.int64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights with the same sum, of each class more by the root of how much rarer it is."""
-    rare = weight / np.sqrt(np.bincount(class_of, weight))[class_of]
-    return np.asarray(rare * (weight.sum() / rare.sum()))
+    """Weights with a mean of 1, of each class more by the root of how much rarer it is."""
+    weight = weight / np.sqrt(np.bincount(class_of, weight))[class_of]
+    return np.asarray(weight / weight.mean())
 
 
 def _standard(
