@@ -30,10 +30,10 @@ _ROWS = 1024  # that one thread scores at a time
 _WORTH_THREADS = 200_000
 _THREADS = ThreadPoolExecutor(usable_cores(), "classes")
 PRED_IOU = FEATURES.index("pred_iou")
-# added to a slope of the regression: how much likelier, in logarithms, a spread of the predicted IoU
-# makes a class before examples say so; with `ENOUGH` objects a quarter of it is left. It is less
-# where there are few examples in all: those are judged objects, which the model was sure of anyway
-USUAL_SLOPE, FIRMNESS = 4.0, 100.0
+# added to the regression: how much likelier, in logarithms, a spread of the predicted IoU makes a
+# class before examples say so; with `ENOUGH` objects a quarter of it is left. It is less where
+# there are few examples in all: those are judged objects, which the model was sure of anyway
+USUAL_SLOPE, FIRMNESS = 3.0, 100.0
 _FAR = 4.0  # standard deviations: what is farther off in another scene counts as that far
 
 
