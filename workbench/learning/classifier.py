@@ -33,7 +33,8 @@ PRED_IOU = FEATURES.index("pred_iou")
 # added to the regression: how much likelier, in logarithms, a spread of the predicted IoU makes a
 # class before examples say so; with `ENOUGH` objects a quarter of it is left. It is less where
 # there are few examples in all: those are judged objects, which the model was sure of anyway
-USUAL_SLOPE, FIRMNESS = 3.0, 100.0
+USUAL_SLOPE, MANY = 4.0, 100.0
+_FREEDOM = 0.004  # `C` of the regression: more lets it follow single examples, on all scenes
 _FAR = 4.0  # standard deviations: what is farther off in another scene counts as that far
 
 
@@ -124,14 +125,14 @@ class _Line:
 
         middle, spread = figures.mean(axis=0, dtype=float), figures.std(axis=0, dtype=float)
         spread = np.where(spread > 1e-6, spread, 1.0)
-        line = LogisticRegression(C=1 / FIRMNESS, max_iter=1000)
+        line = LogisticRegression(C=_FREEDOM, max_iter=1000)
         line.fit(_standard(figures, middle, spread), class_id, weight)
         slope, level = line.coef_, line.intercept_
         if len(slope) == 1:  # of two classes scikit-learn keeps the second only
             slope, level = np.stack((0 * slope[0], slope[0])), np.array([0.0, level[0]])
         if NONE in line.classes_:
             n = n_objects.sum()
-            left = (ENOUGH / (ENOUGH + n_objects)) ** 2 * n / (n + FIRMNESS)
+            left = (ENOUGH / (ENOUGH + n_objects)) ** 2 * n / (n + MANY)
             usual = np.where(line.classes_ == NONE, 0, USUAL_SLOPE * left)
             slope[:, PRED_IOU] += usual
             level = level - usual**2 / 2  # so that a class does not become more frequent by it
