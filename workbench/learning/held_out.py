@@ -16,12 +16,12 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from workbench.candidates.offer import Shared
+from workbench.candidates.offer import ONE_CLASS_PER_PLACE, Shared
 from workbench.evaluation.cost import DRAW_S, LOOK_S
 from workbench.learning.choose import Places
 from workbench.learning.classifier import NONE, Classifier
 from workbench.learning.examples import Examples
-from workbench.polygons.overlap import common_area
+from workbench.polygons.overlap import common_area, may_conflict
 
 FOLDS = 5
 TREES = 100  # enough to see where the threshold lies, in a third of the time
@@ -86,11 +86,11 @@ def held_out(examples: Examples, class_thresh: float | None = None) -> HeldOut:
             scored |= test
     if not (truth[scored] != NONE).any():
         return unknown
-    places = _places(examples, score)
+    tried = STEPS if class_thresh is None else (class_thresh,)
+    places = _places(examples, score, min(tried))
     named = (examples.frame["label"] != "").to_numpy() & (truth != NONE)
     label = examples.frame["source"].str.cat(examples.frame["label"], sep="/").to_numpy()
     n_tiles = examples.frame["tile"].nunique()
-    tried = STEPS if class_thresh is None else (class_thresh,)
     results = []
     for step in tried:
         shown = places.worth_most(step)
@@ -133,12 +133,16 @@ def _folds(examples: Examples) -> NDArray[np.int64]:
     return fold_of[number]
 
 
-def _places(examples: Examples, score: NDArray[np.float64]) -> Places:
-    """Which examples of a tile are about one place."""
+def _places(examples: Examples, score: NDArray[np.float64], least: float) -> Places:
+    """Which examples of a tile are about one place, of those that score at least `least`."""
     geometry = examples.frame.geometry.to_numpy()
-    i, j = shapely.STRtree(geometry).query(geometry)
+    area, bounds = shapely.area(geometry), shapely.bounds(geometry)
     tile = examples.frame["tile"].to_numpy(str)
-    apart = (i < j) & (tile[i] == tile[j])
-    i, j = i[apart], j[apart]
+    # polygons are intersected only where that can matter: it took most of the time of teaching
+    good = np.flatnonzero(score >= least)
+    i, j = good[shapely.STRtree(geometry[good]).query(geometry[good])]
+    pairs = (i < j) & (tile[i] == tile[j])
+    pairs &= may_conflict(bounds[i], bounds[j], area[i], area[j], ONE_CLASS_PER_PLACE)
+    i, j = i[pairs], j[pairs]
     shared = Shared(i, j, common_area(geometry[i], geometry[j]), np.ones(len(i), bool))
-    return Places.of(shared, shapely.area(geometry), score)
+    return Places.of(shared, area, score)

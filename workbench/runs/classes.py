@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from workbench._support.cores import usable_cores
 from workbench.candidates.store import Ledger, TileRecord, valid_masks
-from workbench.candidates.table import Candidates
+from workbench.candidates.table import Candidates, concat
 from workbench.learning.choose import select_classes
 from workbench.learning.classifier import NONE, Classifier
 from workbench.learning.examples import Examples, check, join, match_labels
@@ -197,11 +197,13 @@ def examples_of(
     wanted = {part.index(tile) for i, tile in enumerate(part.tiles) if i in reached}
     cores = {(tile.row, tile.col): part.scene.window_polygon(tile.core) for tile in part.tiles}
     for candidates, records in store_in(folder).read([part.index(t) for t in part.tiles], ledger):
-        if not wanted & {record.index for record in records} or not len(candidates):
+        here = [record.index for record in records if record.index in wanted]
+        if not here or not len(candidates):
             continue
-        figures = figures_of(folder, part, candidates)
+        figures = figures_of(folder, part, candidates)  # of all: they are kept together
+        some = concat([candidates.of_tile(row, col) for _, row, col in here])
         valid = valid_masks(records, candidates.rules)
-        polygons = to_polygons(candidates, part.scene, part.grid, valid)
+        polygons = to_polygons(some, part.scene, part.grid, valid)
         core = [
             cores[index] for index in zip(polygons["tile_row"], polygons["tile_col"], strict=True)
         ]

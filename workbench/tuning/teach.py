@@ -104,8 +104,8 @@ class Teacher:
             if self._of(part, job) is not None:
                 return  # another thread has done it
             # take a second or two: now, not at the first verdict
-            import sklearn.linear_model
-            import sklearn.tree  # noqa: F401
+            import sklearn.ensemble
+            import sklearn.linear_model  # noqa: F401
 
             sample, candidates = part.sample, part.candidates
             figures = described(sample.part, candidates)
