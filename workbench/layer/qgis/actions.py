@@ -182,7 +182,8 @@ def stored(layer, columns, where):
 def only(fids, fields):
     """Return a request for some labels and fields, without shapes."""
     request = QgsFeatureRequest().setFilterFids(list(fids))
-    return request.setSubsetOfAttributes(list(fields)).setFlags(QgsFeatureRequest.NoGeometry)
+    request.setSubsetOfAttributes(list(fields))
+    return request.setFlags(QgsFeatureRequest.Flag.NoGeometry)
 
 
 def _number(fid):
