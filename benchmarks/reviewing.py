@@ -1,12 +1,13 @@
 """What a review costs in the running QGIS desktop, with the plugin and with real keys.
 
-    python benchmarks/reviewing.py RASTER=OBJECTS [--untaught] [--pause 1] [--model classic]
+    python benchmarks/reviewing.py RASTER=OBJECTS [--teach 1 | 0 | …] [--pause 1] [--model classic]
     python benchmarks/reviewing.py --many 200000
 
-The first form reviews a scene to its end, by somebody who knows all its objects: a third of the
-tiles, then all others with the classes that this third teaches (`--untaught`: without). It prints
-how often a key was pressed, what was mended, drawn and rejected together, and the cost against
-drawing everything. The second form measures the time from a key to the next label with many labels.
+The first form reviews a scene to its end, by somebody who knows all its objects: first as many
+tiles as `--teach` says, then all others with the classes that these teach (0: without classes). It
+prints how often a key was pressed, what was mended, drawn and rejected together, and the cost
+against drawing everything. The second form measures the time from a key to the next label with many
+labels.
 
 It needs QGIS and a virtual screen, as tests/qgis_gui/ does.
 """
@@ -35,8 +36,11 @@ from workbench.evaluation.matching import match
 from workbench.layer.files import write_layer
 from workbench.layer.qgis import styles, write_project
 from workbench.layer.schema import as_layer
+from workbench.review.examples import learn_from
 from workbench.review.job import ReviewJob
-from workbench.review.workflow import review
+from workbench.review.next_job import write_taught_job
+from workbench.review.read import read_review
+from workbench.runs.labels import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "qgis_gui"))
@@ -44,7 +48,8 @@ import scene as made_up  # noqa: E402
 from desktop import Desktop, missing  # noqa: E402
 
 # after so many rejections in a row the reviewer looks at the rest of the tile as a whole, to see if
-# all of it can be rejected, which takes as long as drawing an object
+# all of it can be rejected, which takes as long as drawing an object; if not, the next look comes
+# after twice as many
 PATIENCE, GLANCE_S = 5, 10.0
 
 
@@ -73,52 +78,70 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("scene", nargs="?", metavar="RASTER=OBJECTS")
-    parser.add_argument("--untaught", action="store_true", help="without classes")
+    parser.add_argument("--teach", type=int, default=1, help="tiles that teach classes")
     parser.add_argument("--pause", type=float, default=0.05, help="seconds for each decision")
     parser.add_argument("--model", default="classic")
+    parser.add_argument("--runs", type=Path, default=Path("runs/reviewing"))
     parser.add_argument("--many", type=int, metavar="LABELS")
     given = parser.parse_args(arguments)
     reason = missing()
     if reason:
         sys.exit(reason)
-    with tempfile.TemporaryDirectory(prefix="reviewing_") as folder:
-        if given.many:
+    if given.many:
+        with tempfile.TemporaryDirectory(prefix="reviewing_") as folder:
             many(given.many, Path(folder))
-        else:
-            raster, objects = map(Path, given.scene.split("=", 1))
-            job = Job.create(
-                source=str(raster.resolve()), out_dir=str(Path(folder) / "run"), model=given.model,
-                classes={1: "object"}, default_class=1,
-            )  # fmt: skip
-            whole_scene(job, gpd.read_file(objects), given)
+        return
+    raster, objects = map(Path, given.scene.split("=", 1))
+    whole_scene(fresh_run(raster, given), gpd.read_file(objects), given)
+
+
+def fresh_run(raster: Path, given: argparse.Namespace) -> Path:
+    """Copy the run folder of a raster, which is kept between calls."""
+    kept = given.runs / given.model / raster.stem
+    job = Job.create(
+        source=str(raster.resolve()), out_dir=str(kept), model=given.model,
+        classes={1: "object"}, default_class=1,
+    )  # fmt: skip
+    if not (kept / "report.html").exists():
+        run(job)
+    folder = kept.with_name(f"{raster.stem}_under_review")  # at the same depth: paths are relative
+    shutil.rmtree(folder, ignore_errors=True)
+    return Path(shutil.copytree(kept, folder))
 
 
 # ------------------------------------------------------------------------------- one scene
 
 
-def whole_scene(job: Job, objects: gpd.GeoDataFrame, given: argparse.Namespace) -> None:
+def whole_scene(folder: Path, objects: gpd.GeoDataFrame, given: argparse.Namespace) -> None:
     """Review a scene to its end, and print what it costs."""
-    layer = run(job).layer
+    layer = read_run(folder).layer
     objects = objects.to_crs(layer.crs)
     alone = review_cost(layer, objects)
-    print(
-        f"\n{len(objects)} objects, {len(layer)} labels: one key for each costs {alone.ratio:.2f}"
-    )
-    work = [reviewed(job, objects, given.pause, share=1.0 if given.untaught else 1 / 3)]
-    tell("all tiles" if given.untaught else "a third of the tiles", work[0])
-    if not given.untaught:
-        review(ReviewJob(run_dir=job.out_dir))
-        run(Job.from_yaml(Path(job.out_dir) / "review" / "job.yaml"))
-        work.append(reviewed(job, objects, given.pause, share=1.0))
-        tell("the others, with classes", work[1])
-    kept = review(ReviewJob(run_dir=job.out_dir)).labels
-    kept = kept[kept["status"].isin(["accepted", "edited"])]
+    print(f"\n{len(objects)} objects, {len(layer)} labels; a key for each costs {alone.ratio:.2f}")
+    work = []
+    if given.teach:
+        work.append(reviewed(folder, objects, given.pause, tiles=given.teach))
+        tell(f"{given.teach} tiles", work[0])
+        teach(folder)
+    work.append(reviewed(folder, objects, given.pause, tiles=sys.maxsize))
+    tell("the others, with classes" if given.teach else "all tiles", work[-1])
+    kept = read_labels(folder).query("status in ['accepted', 'edited']")
     found = (match(kept, objects, at_least=NEARLY).best_iou() >= NEARLY).sum()
     total = sum(one.cost() for one in work)
     print(
         f"In all {total / 60:.1f} minutes of {alone.drawing_seconds / 60:.1f} for drawing: cost "
         f"{total / alone.drawing_seconds:.2f}. Kept: {len(kept)} labels, {found} objects."
     )
+
+
+def teach(folder: Path) -> None:
+    """Teach classes by what is reviewed, as `review.ipynb` does, and refresh the layer."""
+    job, finished = ReviewJob(run_dir=str(folder)), read_run(folder)
+    labels = read_review(job.gpkg, finished).labels
+    job.folder.mkdir(exist_ok=True)
+    learn_from(job, finished, labels)
+    path, _ = write_taught_job(job, finished, labels, job.folder / EXAMPLES)
+    run(Job.from_yaml(path))
 
 
 def tell(what: str, work: Work) -> None:
@@ -133,19 +156,17 @@ def tell(what: str, work: Work) -> None:
     )
 
 
-def reviewed(job: Job, objects: gpd.GeoDataFrame, pause: float, *, share: float) -> Work:
-    """Review a share of the tiles in the desktop, save, and return what was done."""
-    folder = Path(job.out_dir)
-    finished = read_run(folder)
-    labels, tiles = read_labels(folder), finished.tiles
+def reviewed(folder: Path, objects: gpd.GeoDataFrame, pause: float, *, tiles: int) -> Work:
+    """Review tiles in the desktop until so many are done, save, and return what was done."""
+    outlines, labels = read_run(folder).tiles, read_labels(folder)
     right, shapes = right_labels(labels, objects)
     work = Work()
     with opened(folder / "review.qgz") as desktop:
-        review_tiles(desktop, right, shapes, pause, share, work)
+        review_tiles(desktop, right, shapes, pause, tiles, work)
         done = desktop.ask("answer = dock.tour.finished()[0]")
         reached = match(labels, objects, at_least=NEARLY).best_iou() >= NEARLY
         missed = objects.geometry[~reached].to_numpy()
-        area = shapely.union_all(tiles.geometry[tiles["tile"].isin(done)].to_numpy())
+        area = shapely.union_all(outlines.geometry[outlines["tile"].isin(done)].to_numpy())
         for shape in missed[shapely.intersects(area, shapely.point_on_surface(missed))]:
             work.drawn += desktop.ask(
                 f"shape = QgsGeometry.fromWkt('{shape.wkt}')\n"
@@ -185,24 +206,24 @@ def review_tiles(
     right: set[int],
     shapes: dict[int, str],
     pause: float,
-    share: float,
+    tiles: int,
     work: Work,
 ) -> None:
-    """Press keys until a share of the tiles is done."""
-    in_a_row, tile, begin, apart = 0, None, time.monotonic(), 0.0
+    """Press keys until so many tiles are done, or all."""
+    in_a_row, patience, tile, begin, apart = 0, PATIENCE, None, time.monotonic(), 0.0
     while True:
-        fid, now, rest, done, n = desktop.ask(
+        fid, now, rest, done = desktop.ask(
             "chosen = layer.selectedFeatureIds()\n"
             "answer = [chosen[0] if chosen else None, dock.tour.tile, dock.tour.rest(), "
-            "dock.tiles_done, dock.n_tiles]"
+            "dock.tiles_done]"
         )
-        if fid is None or done >= share * n:
+        if fid is None or done >= tiles:
             break
         if now != tile:
-            tile, in_a_row = now, 0
+            tile, in_a_row, patience = now, 0, PATIENCE
         start = time.monotonic()
-        if in_a_row >= PATIENCE and len(rest) > 1:
-            in_a_row, work.glances = 0, work.glances + 1
+        if in_a_row >= patience and len(rest) > patience:
+            in_a_row, patience, work.glances = 0, 2 * patience, work.glances + 1
             if not right.intersection(rest):
                 work.together += len(rest)
                 work.meant |= dict.fromkeys(rest, "rejected")
