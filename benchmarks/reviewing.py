@@ -141,7 +141,10 @@ def teach(folder: Path) -> None:
     job.folder.mkdir(exist_ok=True)
     learn_from(job, finished, labels)
     path, _ = write_taught_job(job, finished, labels, job.folder / EXAMPLES)
+    before = read_labels(folder).query("status != 'unreviewed'").set_index("id")["status"]
     run(Job.from_yaml(path))
+    after = read_labels(folder).set_index("id")["status"]
+    assert after.reindex(before.index).equals(before), "a refresh has lost a decision"
 
 
 def tell(what: str, work: Work) -> None:
