@@ -72,6 +72,7 @@ def test_from_the_zip_of_the_plugin_to_the_coco_file(data: Path, tmp_path: Path)
         ))  # fmt: skip
         desktop.ask("import qgis.utils\ndock = qgis.utils.plugins['sam_workbench_review'].dock")
         desktop.wait(1.5)
+        picture(desktop, "review.png")
         decided, waits, seconds = a_third(review, is_roof)
         picture(desktop, "third.png")
         desktop.ask("iface.mapCanvas().zoomToFullExtent()")
@@ -195,10 +196,6 @@ def a_third(review: Review, is_roof: dict[int, bool]) -> tuple[dict[int, str], l
             desktop.focus()
             paused += time.monotonic() - start  # bulk: no part of the pace of single labels
             continue
-        if len(waits) == 20:
-            start = time.monotonic()
-            picture(desktop, "review.png")
-            paused += time.monotonic() - start
         time.sleep(PAUSE)
         assert fid not in meant, "nobody is asked twice"
         key, meant[fid] = ("a", "accepted") if is_roof[fid] else ("r", "rejected")
