@@ -15,8 +15,8 @@ NAME = "sam_workbench_review"
 
 
 ADDRESSES = ("homepage", "repository", "tracker")
-# a name that nobody can register (RFC 2606), until the project has addresses
-PLACEHOLDER = "https://example.org/"
+# a name that nobody can register (RFC 2606), until the project has addresses and an email
+PLACEHOLDER = "example.org"
 
 
 def project() -> dict:
@@ -27,11 +27,13 @@ def project() -> dict:
 def described(metadata: str, project: dict) -> str:
     """Give the plugin's metadata the version and the addresses of the project.
 
-    `[project.urls]` names the addresses. Those that it lacks stay as they are in metadata.txt.
+    `[project.urls]` names the addresses, and the first author has the email. Those that are missing
+    there stay as they are in metadata.txt.
     """
     urls = {name.casefold(): url for name, url in project.get("urls", {}).items()}
     urls.setdefault("tracker", urls.get("issues", ""))
     values = {name: urls.get(name) for name in ADDRESSES} | {"version": project["version"]}
+    values["email"] = next((a["email"] for a in project.get("authors", []) if "email" in a), None)
     for name, value in values.items():
         if value:
             metadata = re.sub(rf"(?m)^{name}=.*$", f"{name}={value}", metadata)
@@ -66,4 +68,5 @@ if __name__ == "__main__":
     print(f"The plugin: {target.resolve()}")
     print("In QGIS: Plugins > Manage and Install Plugins > Install from ZIP")
     if PLACEHOLDER.encode() in contents()["metadata.txt"]:
-        print("For plugins.qgis.org, name the project's addresses in [project.urls] first.")
+        print("For plugins.qgis.org, name the project's addresses in pyproject.toml first:")
+        print("homepage, repository and issues in [project.urls], and the email of an author.")

@@ -26,9 +26,7 @@ def missing():
     """Say what is not here to try it, or None."""
     tools = [name for name in ("psql", "createdb", "ogr2ogr") if shutil.which(name) is None]
     if not VERSIONS or not EXTENSION or tools:
-        return (
-            "no PostGIS: apt-get install --no-install-recommends postgresql-15-postgis-3 gdal-bin"
-        )
+        return "no PostGIS: apt-get install --no-install-recommends postgresql-postgis gdal-bin"
     return None if has_qgis() else NO_QGIS
 
 

@@ -65,7 +65,7 @@ def test_the_zip_keeps_the_rules_of_the_plugin_repository(
         "repository", "tracker", "homepage",
     ):  # fmt: skip
         assert metadata[field].strip(), field
-    for field in ("experimental", "deprecated", "server", "supportsQt6"):
+    for field in ("experimental", "deprecated", "server"):
         assert metadata[field] in ("True", "False"), field
     for field in BUILD["ADDRESSES"]:
         address = urlparse(metadata[field])
@@ -81,7 +81,8 @@ def test_the_plugin_is_for_qgis_3_and_4(contents: dict[str, bytes]) -> None:
     metadata = metadata_of(contents)
     assert metadata["qgisMinimumVersion"] == "3.22"
     assert metadata["qgisMaximumVersion"] == "4.99"
-    assert metadata["supportsQt6"] == "True"
+    # the versions say all; this one was for test builds of QGIS 3, and the repository warns of it
+    assert "supportsQt6" not in metadata
 
 
 def test_the_addresses_are_those_of_the_project_if_it_names_them(
@@ -90,12 +91,14 @@ def test_the_addresses_are_those_of_the_project_if_it_names_them(
     described = BUILD["described"]
     text = contents["metadata.txt"].decode()
     urls = {"Homepage": "https://a.org", "Repository": "https://b.org/c", "Issues": "https://d.org"}
-    named = described(text, {"version": "2.0", "urls": urls})
+    authors = [{"name": "A"}, {"name": "B", "email": "b@c.org"}]
+    named = described(text, {"version": "2.0", "urls": urls, "authors": authors})
     assert "homepage=https://a.org\nrepository=https://b.org/c\ntracker=https://d.org\n" in named
     assert "version=2.0\n" in named
+    assert "email=b@c.org\n" in named
     assert "qgisMinimumVersion=3.22\n" in named
-    # nothing else in the project has made-up addresses
-    assert named.count(BUILD["PLACEHOLDER"]) == 0
+    # nothing else has made-up addresses
+    assert BUILD["PLACEHOLDER"] not in named
 
 
 def test_the_plugin_has_the_rules_of_the_project(contents: dict[str, bytes]) -> None:
@@ -123,7 +126,10 @@ def test_it_is_python_that_old_and_new_qgis_read(contents: dict[str, bytes]) -> 
 
 
 def test_it_is_written_for_qt_5_and_qt_6(contents: dict[str, bytes]) -> None:
-    """Qt 6 has neither `exec_` nor members of enumerations without their enumeration."""
+    """Qt 6 has neither `exec_` nor members of enumerations without their enumeration.
+
+    The enumerations of QGIS 3.22 and of QGIS 4 are all there with their names, too.
+    """
     for name, content in contents.items():
         if not name.endswith(".py"):
             continue
@@ -131,7 +137,8 @@ def test_it_is_written_for_qt_5_and_qt_6(contents: dict[str, bytes]) -> None:
         of_qt = {
             alias.asname or alias.name
             for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qgis.PyQt")
+            if isinstance(node, ast.ImportFrom)
+            and (node.module or "").startswith(("qgis.PyQt", "qgis.core", "qgis.gui"))
             for alias in node.names
         }
         scoped = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
@@ -147,6 +154,9 @@ def test_it_is_written_for_qt_5_and_qt_6(contents: dict[str, bytes]) -> None:
 def test_a_member_of_qt_without_its_enumeration_is_found() -> None:
     code = {"a.py": b"from qgis.PyQt.QtCore import Qt\nx = Qt.AlignLeft\n"}
     with pytest.raises(AssertionError, match=r"a\.py, line 2: Qt\.AlignLeft"):
+        test_it_is_written_for_qt_5_and_qt_6(code)
+    code = {"a.py": b"from qgis.core import QgsWkbTypes\nx = QgsWkbTypes.LineGeometry\n"}
+    with pytest.raises(AssertionError, match=r"a\.py, line 2: QgsWkbTypes\.LineGeometry"):
         test_it_is_written_for_qt_5_and_qt_6(code)
     test_it_is_written_for_qt_5_and_qt_6(
         {"a.py": b"from qgis.PyQt.QtCore import Qt\nx = Qt.AlignmentFlag.AlignLeft\n"}

@@ -22,7 +22,7 @@ from . import actions
 from .frame import Frame
 from .keys import Keys
 from .others import Others
-from .tour import ALL, Tour, teaching_order, tile_layer
+from .tour import ALL, Tour, teaching_order, tile_layer, unsaved
 
 PACE_OVER = 120  # seconds; the pace is that of the last decisions
 COLUMNS = {"id", "status", "class_id", "confidence"}
@@ -248,6 +248,7 @@ class ReviewDock(QDockWidget):
     def _saved(self):
         """Count again, and let the layer of tiles show which are reviewed to their end."""
         self._count()
+        self.tour.saved()
         finished, rest = self.tour.finished()
         tiles = tile_layer(self.layer)
         if tiles is not None and self.layer.storageType() != "GPKG":  # that counts by itself
@@ -358,23 +359,16 @@ class ReviewDock(QDockWidget):
 
     def _reviewed(self):
         """Return how many labels are reviewed, with what is not saved yet, and how many exist."""
-        edits = self.layer.editBuffer()
-        if edits is None:
-            return self.done, self.total
-        field = self.layer.fields().indexOf("status")
-        changed = {f: v[field] for f, v in edits.changedAttributeValues().items() if field in v}
-        gone = set(edits.deletedFeatureIds())
+        changed, gone = unsaved(self.layer)
         unknown = [f for f in (set(changed) | gone) - set(self.was) if f > 0]
         if unknown:
+            field = self.layer.fields().indexOf("status")
             stored = self.layer.dataProvider().getFeatures(actions.only(unknown, [field]))
             self.was.update({f.id(): f["status"] for f in stored})
-        done = self.done - sum(self.was.get(f) != "unreviewed" for f in gone)
-        for fid, status in changed.items():
-            if fid not in gone and fid > 0:
-                done += (status != "unreviewed") - (self.was.get(fid) != "unreviewed")
-        added = edits.addedFeatures().values()
-        done += sum(f["status"] != "unreviewed" for f in added)
-        return done, self.total - len(gone) + len(added)
+        now = {fid: status for fid, status in changed.items() if fid not in gone}
+        before = {fid for fid in set(now) | gone if self.was.get(fid, "unreviewed") != "unreviewed"}
+        done = self.done - len(before) + sum(status != "unreviewed" for status in now.values())
+        return done, self.total - len(gone) + sum(fid < 0 for fid in now)
 
     def _refresh(self, *_):
         self.soon.start(0)

@@ -16,7 +16,7 @@ class Frame:
     def __init__(self, canvas):
         self.bands = []
         for color, width in LINES:
-            band = QgsRubberBand(canvas, QgsWkbTypes.LineGeometry)
+            band = QgsRubberBand(canvas, QgsWkbTypes.GeometryType.LineGeometry)
             band.setColor(color)
             band.setWidth(width)
             self.bands.append(band)
@@ -42,7 +42,7 @@ class Frame:
     def hide(self):
         """Frame nothing, and show the corners as before."""
         for band in self.bands:
-            band.reset(QgsWkbTypes.LineGeometry)
+            band.reset(QgsWkbTypes.GeometryType.LineGeometry)
         give_markers_back()
 
 

@@ -20,7 +20,7 @@ class Tour:
         self.layer = layer
         self.tiles = _tiles(layer)
         self.tile = None  # the name of the tile that is being reviewed
-        self.fids = []  # all labels of that tile
+        self.was = {}  # all labels of that tile, and their statuses as saved
         self.waiting = []  # those still to be shown
         self.skipped = {}  # how often
         self.done = set()  # tiles that need not be looked at again
@@ -50,7 +50,7 @@ class Tour:
             self.done.clear()
             self.skipped.clear()
             return self.next(look_again=False)
-        self.tile, self.fids = None, []
+        self.tile, self.was = None, {}
         return None
 
     def skip(self, fid):
@@ -62,11 +62,11 @@ class Tour:
 
     def rest(self):
         """Return the unreviewed labels of the current tile."""
-        return [fid for fid, status in self._statuses() if status == "unreviewed"]
+        return [fid for fid, status in self._statuses().items() if status == "unreviewed"]
 
     def progress(self):
         """Return how many labels of the current tile are reviewed, and how many there are."""
-        statuses = [status for _, status in self._statuses()]
+        statuses = list(self._statuses().values())
         return len(statuses) - statuses.count("unreviewed"), len(statuses)
 
     def finished(self):
@@ -85,12 +85,27 @@ class Tour:
         statuses = [status for _, status, *_ in _labels_in(self.layer, box)]
         return statuses.count("unreviewed") if statuses else None
 
-    def _statuses(self):
-        if not self.fids:
-            return []
+    def saved(self):
+        """Read the statuses of this tile again, after a change was saved."""
+        self.was = self._stored()
+
+    def _stored(self):
         status = self.layer.fields().indexOf("status")
-        request = actions.only(self.fids, [status])
-        return [(f.id(), f["status"]) for f in self.layer.getFeatures(request)]
+        request = actions.only([fid for fid in self.was if fid > 0], [status])
+        return {f.id(): f["status"] for f in self.layer.dataProvider().getFeatures(request)}
+
+    def _statuses(self):
+        """Return the statuses of this tile's labels as they are now, by id.
+
+        From memory: to read the thousands of labels that a tile may have takes longer than all else
+        that a key does.
+        """
+        changed, gone = unsaved(self.layer)
+        return {
+            fid: changed.get(fid, status)
+            for fid, status in self.was.items()
+            if fid not in gone and (fid > 0 or fid in changed)
+        }
 
     def _of_this_tile(self):
         while self.waiting:
@@ -112,9 +127,26 @@ class Tour:
         if not waiting:
             return False
         self.tile = name
-        self.fids = [fid for fid, *_ in labels]
+        self.was = {fid: status for fid, status, *_ in labels}
+        if unsaved(self.layer) != ({}, set()):
+            self.was.update(self._stored())
         self.waiting = [fid for *_, fid in sorted(waiting)]
         return True
+
+
+def unsaved(layer):
+    """Return the statuses that are not saved yet, by id, and the ids of deleted labels.
+
+    Labels that were drawn since have negative ids.
+    """
+    edits = layer.editBuffer()
+    if edits is None:
+        return {}, set()
+    field = layer.fields().indexOf("status")
+    values = edits.changedAttributeValues()
+    changed = {fid: of[field] for fid, of in values.items() if field in of}
+    changed.update({fid: f["status"] for fid, f in edits.addedFeatures().items()})
+    return changed, set(edits.deletedFeatureIds())
 
 
 def teaching_order(layer):

@@ -151,6 +151,29 @@ def test_the_rest_of_a_tile_is_rejected_at_once_and_comes_back(tour, desktop):
     assert tour.ask("answer = dock.tiles_bar.text()") == "Tiles: 0 of 4 are done"
 
 
+def test_the_bars_follow_every_way_to_change_a_label(tour, desktop):
+    def bars():
+        desktop.wait(0.2)
+        return tour.ask("answer = [dock.tile_bar.text().split(': ')[1], dock.all_bar.text()]")
+
+    desktop.focus()
+    for _ in range(3):
+        desktop.x("key", "a")
+    assert bars() == ["3 of 64", "All: 3 of 256"]
+    fid = selected(tour)
+    tour.ask(f"layer.deleteFeature({fid})")
+    assert bars() == ["3 of 63", "All: 3 of 255"]
+    tour.ask("layer.undoStack().undo()")  # the label is back
+    tour.ask("layer.undoStack().undo()")  # and the last decision
+    assert bars() == ["2 of 64", "All: 2 of 256"]
+    tour.ask("assert layer.commitChanges(False)")
+    assert bars() == ["2 of 64", "All: 2 of 256"]
+    desktop.key("z")  # of what is saved
+    assert bars() == ["1 of 64", "All: 1 of 256"]
+    tour.ask("layer.rollBack(False)")
+    assert bars() == ["2 of 64", "All: 2 of 256"]
+
+
 def test_keys_are_letters_while_somebody_types(tour, desktop):
     fid = selected(tour)
     tour.ask(

@@ -2,7 +2,8 @@
 
 A scripted reviewer knows the truth of a real scene, and decides by mouse and keys. In a test it is
 in a hurry; with WORKBENCH_REVIEW_PAUSE=1 it takes a second for each label, as a person does. The
-figures are printed. WORKBENCH_GUI_PICTURES names a folder for pictures of the way.
+figures are printed. WORKBENCH_GUI_PICTURES names a folder for pictures of the way; `review`
+and `tiles` are those of docs/review.md.
 """
 
 from __future__ import annotations

@@ -182,7 +182,8 @@ def stored(layer, columns, where):
 def only(fids, fields):
     """Return a request for some labels and fields, without shapes."""
     request = QgsFeatureRequest().setFilterFids(list(fids))
-    return request.setSubsetOfAttributes(list(fields)).setFlags(QgsFeatureRequest.NoGeometry)
+    request.setSubsetOfAttributes(list(fields))
+    return request.setFlags(QgsFeatureRequest.Flag.NoGeometry)
 
 
 def _number(fid):
@@ -213,8 +214,8 @@ def ask_for_class(layer, fids):
     if any(f["class_id"] == NULL for f in layer.getFeatures(only(fids, [classes]))):
         iface.messageBar().pushWarning(
             "No class",
-            "You accepted a label without a class. Set its class in the form. Or name one "
-            "class for all such labels when you import the review (default_class).",
+            "Set it in the form, or in the plugin by its number. All labels that have none get "
+            "the default_class, if one is given at the import.",
         )
         layer.setProperty("said_no_class", True)
 
