@@ -58,7 +58,7 @@ def small_objects() -> np.ndarray:
     return labels
 
 
-def known(cells: int, labels: np.ndarray, folder: Path) -> dict[str, object]:
+def known(cells: int, labels: np.ndarray, folder: Path, **parameters: object) -> dict[str, object]:
     """Run on a raster of cells × cells times the same objects."""
     side = cells * CELL_PX
     raster = write_mosaic(write_labels(folder / "cell.tif", labels), folder / "all.vrt", side, side)
@@ -66,7 +66,7 @@ def known(cells: int, labels: np.ndarray, folder: Path) -> dict[str, object]:
     choose.segmenter_for = lambda job, before: KnownObjects(rules)
     job = Job.create(
         source=str(raster), out_dir=str(folder / "run"), tile_size=TILE_PX, overlap=0.25,
-        min_area_px=0, simplify_m=0,
+        **{"min_area_px": 0, "simplify_m": 0} | parameters,
     )  # fmt: skip
     figures, result = measured(job)
     return figures | {"exact": same(result.layer, truth(labels, cells))}
@@ -184,7 +184,8 @@ def main() -> None:
         if given.cells:
             sparse = objects_apart((CELL_PX, CELL_PX), 1, n=N_TRIED, largest=0.5)
             labels = small_objects() if given.dense else sparse
-            print(json.dumps(known(given.cells, labels, folder)))
+            parameters = {name: yaml.safe_load(value) for name, _, value in map(split, given.set)}
+            print(json.dumps(known(given.cells, labels, folder, **parameters)))
             return
         if given.aoi:
             raster = given.raster or write_sample(make_sample(CELL_PX, 7), folder)
