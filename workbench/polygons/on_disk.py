@@ -49,6 +49,11 @@ class SpilledPolygons:
     def __len__(self) -> int:
         return len(self._place)
 
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """How many bytes each row takes, `(n,)`."""
+        return np.diff(np.frombuffer(self._ends, np.int64))[self._place]
+
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.object_]:
         """Read the geometry of `(n,)` rows; those that follow each other are read at once."""
         places = self._place[rows]
