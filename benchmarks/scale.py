@@ -21,6 +21,7 @@ import cv2
 import geopandas as gpd
 import numpy as np
 import shapely
+import yaml
 from matplotlib.figure import Figure
 from mosaic import write_mosaic
 
@@ -176,6 +177,10 @@ def main() -> None:
     parser.add_argument("--raster", type=Path, help="what the mosaic of 100,000 px repeats")
     parser.add_argument("--plot", type=Path, help="where to draw the first table")
     parser.add_argument("--cells", type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="a parameter of the jobs, for example: --set overlaps one",
+    )  # fmt: skip
     parser.add_argument("--dense", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--aoi", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -184,7 +189,7 @@ def main() -> None:
         if given.cells:
             sparse = objects_apart((CELL_PX, CELL_PX), 1, n=N_TRIED, largest=0.5)
             labels = small_objects() if given.dense else sparse
-            parameters = {name: yaml.safe_load(value) for name, _, value in map(split, given.set)}
+            parameters = {name: yaml.safe_load(value) for name, value in given.set}
             print(json.dumps(known(given.cells, labels, folder, **parameters)))
             return
         if given.aoi:

@@ -145,7 +145,7 @@ def tables(draw: st.DrawFn, place: Path, box: shapely.Polygon) -> Path:
         old.unlink()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for columns_left in (frame, frame.astype({c: str for c in columns}), frame[["geometry"]]):
+        for columns_left in (frame, frame.astype(dict.fromkeys(columns, str)), frame[["geometry"]]):
             with contextlib.suppress(Exception):  # the format cannot hold it
                 write = columns_left.to_parquet if path.suffix == ".parquet" else None
                 write(path) if write else columns_left.to_file(path)

@@ -72,7 +72,7 @@ def clean(polygons: gpd.GeoDataFrame, cleaning: Cleaning) -> gpd.GeoDataFrame:
 def chosen(
     polygons: gpd.GeoDataFrame, cleaning: Cleaning
 ) -> tuple[gpd.GeoDataFrame, NDArray[np.float64]]:
-    """Drop and fill, polygon by polygon; also returns the area of a pixel of each, in map units²."""
+    """Drop and fill, polygon by polygon; also returns the area of each one's pixels, map units²."""
     crs, geometry = polygons.crs, polygons.geometry.to_numpy()
     pixel = (polygons.area / polygons["area_px"].clip(lower=1)).to_numpy()
     geometry = _drop_small_parts(geometry, cleaning.min_area_px * pixel)
