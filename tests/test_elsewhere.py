@@ -21,7 +21,8 @@ PYTHON = """<VRTRasterBand dataType="Byte" band="1" subClass="VRTDerivedRasterBa
 <PixelFunctionCode>
 def f(*a, **k): open("{}", "w")
 </PixelFunctionCode>"""
-TILES = """<GDAL_WMS><Service name="TMS"><ServerUrl>{}/${{z}}/${{x}}/${{y}}.png</ServerUrl></Service>
+TILES = """<GDAL_WMS><Service name="TMS">
+<ServerUrl>{}/${{z}}/${{x}}/${{y}}.png</ServerUrl></Service>
 <DataWindow><UpperLeftX>0</UpperLeftX><UpperLeftY>10</UpperLeftY><LowerRightX>10</LowerRightX>
 <LowerRightY>0</LowerRightY><SizeX>64</SizeX><SizeY>64</SizeY></DataWindow>
 <Projection>EPSG:3857</Projection></GDAL_WMS>"""
@@ -97,8 +98,8 @@ def test_a_virtual_raster_runs_no_python_and_does_not_fetch_its_crs(server, tmp_
     write_labels(tmp_path / "plain.tif", objects((64, 64), 1))
     path, sprung = tmp_path / "a.vrt", tmp_path / "sprung"
     path.write_text(VRT.format(crs="EPSG:32633", band=PYTHON.format(sprung)))
+    scene = open_scene(path)
     with pytest.raises(SceneError, match="Python code needs to be executed"):
-        scene = open_scene(path)
         scene.read(scene.window)
     assert not sprung.exists()
     path.write_text(VRT.format(crs=f"{server.url}/crs", band=BAND))

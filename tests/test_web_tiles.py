@@ -2,6 +2,7 @@
 
 import math
 import sqlite3
+import time
 
 import geopandas as gpd
 import numpy as np
@@ -103,6 +104,52 @@ def test_the_zoom_follows_the_resolution(tiles, tmp_path):
             open_scenes(Job.create(source=service))
     with pytest.raises(SceneError, match="not an address of web tiles"):
         open_scenes(Job.create(source=url.replace("{y}", "{-y}"), aoi=aoi, resolution_m=1))
+
+
+def capabilities(url):
+    """What a WMTS says of the same tiles, at all zooms of the world."""
+    matrices = "".join(
+        f"<TileMatrix><ows:Identifier>{z}</ows:Identifier>"
+        f"<ScaleDenominator>{559082264.0287178 / 2**z}</ScaleDenominator>"
+        "<TopLeftCorner>-20037508.342789244 20037508.342789244</TopLeftCorner>"
+        "<TileWidth>256</TileWidth><TileHeight>256</TileHeight>"
+        f"<MatrixWidth>{2**z}</MatrixWidth><MatrixHeight>{2**z}</MatrixHeight></TileMatrix>"
+        for z in range(ZOOM + 1)
+    )
+    return f"""<?xml version="1.0"?><Capabilities xmlns="http://www.opengis.net/wmts/1.0"
+    xmlns:ows="http://www.opengis.net/ows/1.1" version="1.0.0"><Contents>
+    <Layer><ows:Title>Ortho</ows:Title><ows:Identifier>ortho 2025</ows:Identifier>
+    <Style isDefault="true"><ows:Identifier>default</ows:Identifier></Style>
+    <Format>image/png</Format>
+    <TileMatrixSetLink><TileMatrixSet>web</TileMatrixSet></TileMatrixSetLink>
+    <ResourceURL format="image/png" resourceType="tile"
+    template="{url}/{{TileMatrix}}/{{TileCol}}/{{TileRow}}.png"/></Layer>
+    <TileMatrixSet><ows:Identifier>web</ows:Identifier>
+    <ows:SupportedCRS>urn:ogc:def:crs:EPSG::3857</ows:SupportedCRS>{matrices}</TileMatrixSet>
+    </Contents></Capabilities>"""
+
+
+@pytest.mark.usefixtures("known_objects_only")
+def test_a_wmts_gives_the_objects_of_its_tiles(tiles, tmp_path):
+    (tmp_path / "served" / "wmts.xml").write_text(capabilities(tiles.url))
+    aoi = area(tmp_path)
+    source = f"WMTS:{tiles.url}/wmts.xml,layer=ortho 2025"
+    begun = time.process_time()
+    made = run(job_for(source, tmp_path / "wmts", aoi=aoi))
+    assert time.process_time() - begun < 30  # of the world, only the area is looked at
+    tms = f"{tiles.url}/{{z}}/{{x}}/{{y}}.png|zoom={ZOOM}"
+    whole = run(job_for(tms, tmp_path / "tms", aoi=aoi))
+    one, other = (
+        sorted(each.layer.geometry, key=lambda g: g.centroid.coords[0]) for each in (made, whole)
+    )
+    assert len(one) == len(other) > 5
+    assert all(
+        a.symmetric_difference(b).area < 0.05 * b.area for a, b in zip(one, other, strict=True)
+    )
+    assert made.layer["source"].unique().tolist() == ["ortho_2025"]
+    asked = [path for path, _ in tiles.requests if path.startswith(f"/{ZOOM}/")]
+    assert {int(path.split("/")[2]) for path in asked} <= set(range(LEFT - 2, LEFT + 8))
+    assert "Not made" not in (made.folder / "report.html").read_text()
 
 
 def test_a_key_of_a_tile_server_is_in_no_name(tiles, tmp_path, monkeypatch):
