@@ -2,6 +2,8 @@
 
 import math
 import sqlite3
+import subprocess
+import sys
 import time
 
 import geopandas as gpd
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+import wms_server
 from affine import Affine
 from known_objects import objects, paint, write_labels
 from known_runs import job_for
@@ -163,3 +166,33 @@ def test_a_key_of_a_tile_server_is_in_no_name(tiles, tmp_path, monkeypatch):
     monkeypatch.setenv(sources.SIGNED_URLS, f"{tiles.url}/?apikey=s3cret")
     again = open_scene(scene.source)
     assert np.array_equal(again.read(window)[0], scene.read(window)[0])
+
+
+@pytest.mark.usefixtures("known_objects_only")
+def test_a_wms_gives_the_objects_of_its_image(tiles, tmp_path):
+    Image.fromarray(paint(objects((512, 768), 4, largest=0.5))).save(tmp_path / "all.png")
+    place = [str(value) for value in (*ORIGIN, PIXEL)]
+    server = subprocess.Popen(
+        [sys.executable, wms_server.__file__, tmp_path / "all.png", *place],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        url = f"http://127.0.0.1:{server.stdout.readline().strip()}/"
+        half = 20037508.342789244
+        source = (
+            f"WMS:{url}?SERVICE=WMS&VERSION=1.1.1&REQUEST=GetMap&LAYERS=town&SRS=EPSG:3857"
+            f"&BBOX=-{half},-{half},{half},{half}&FORMAT=image/png&MINRESOLUTION={PIXEL}"
+        )
+        made = run(job_for(source, tmp_path / "wms", aoi=area(tmp_path)))
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+    tms = f"{tiles.url}/{{z}}/{{x}}/{{y}}.png|zoom={ZOOM}"
+    whole = run(job_for(tms, tmp_path / "tms", aoi=area(tmp_path)))
+    assert made.layer["source"].unique().tolist() == ["town"]
+    assert made.scenes[0].transform.a == pytest.approx(PIXEL)
+    for shape in whole.layer.geometry:
+        assert made.layer.intersection(shape).area.max() > 0.9 * shape.area
+    assert len(made.layer) == len(whole.layer)
