@@ -1,10 +1,12 @@
 """Memory and time of a layer without overlaps, in one piece and in parts.
 
     python benchmarks/planar.py [--raster RASTER] [--tiles 3 10 30 100] [--whole-up-to 10]
+    python benchmarks/planar.py --squares --tiles 10 100 --whole-up-to 0
 
 The labels of one tile of a raster (default: a made one; model `classic`) are repeated side by side,
 as many times a side as `--tiles` says, so that all of them are one group of polygons that touch.
-Each row is a process of its own; its memory is counted from before the first polygon is made.
+`--squares` takes 100 overlapping squares a tile instead, for what is kept of each label. Each row is
+a process of its own; its memory is counted from before the first polygon is made.
 """
 
 from __future__ import annotations
@@ -49,6 +51,23 @@ def labels(raster: Path) -> gpd.GeoDataFrame:
     return to_polygons(offered(select(found, job.thresholds), grid, {}, job.offer), scene, grid, {})
 
 
+def squares() -> gpd.GeoDataFrame:
+    """100 squares in rows, each of which overlaps the next ones; all corners are on pixels."""
+    corner = 102 * np.stack(np.meshgrid(np.arange(10), np.arange(10)), -1).reshape(-1, 2) / 2
+    sides = np.linspace(52, 70, 100).round()[:, None] / 2 * [1, 1]
+    x0, y0 = (np.array([500_000, 5_300_000]) + corner).T
+    frame = gpd.GeoDataFrame(
+        {
+            "source": "squares", "tile_row": 0, "tile_col": 0, "ordinal": np.arange(100),
+            "confidence": np.float32(0.9), "stability": np.float32(0.9),
+            "area_px": (sides.prod(axis=1) * 4).astype(int), "at_edge": False,
+            "scale": np.int32(1), "n_tiles": 1,
+        },
+        geometry=shapely.box(x0, y0, *(np.array([x0, y0]) + sides.T)), crs=32633,
+    )  # fmt: skip
+    return frame.set_geometry(shapely.multipolygons(frame.geometry.to_numpy()[:, None]), crs=32633)
+
+
 def repeated(one: gpd.GeoDataFrame, side: int) -> Iterator[gpd.GeoDataFrame]:
     """The labels once for each of `side` × `side` places, row by row."""
     step = SIDE_PX * float(np.sqrt(one.area.sum() / one["area_px"].sum()))
@@ -76,6 +95,12 @@ def measured(file: Path, side: int, whole: bool) -> dict[str, float]:
     }  # fmt: skip
 
 
+def take(raster: Path | None, file: Path) -> None:
+    """Write the labels of a raster, or of a made one."""
+    raster = raster or write_sample(make_sample(SIDE_PX, 7), file.parent)
+    labels(raster).to_parquet(file)
+
+
 def peak_mb() -> int:
     """The most memory that this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
@@ -87,6 +112,7 @@ def main() -> None:
     parser.add_argument("--raster", type=Path)
     parser.add_argument("--tiles", type=int, nargs="+", default=[3, 10, 30, 100])
     parser.add_argument("--whole-up-to", type=int, default=10)
+    parser.add_argument("--squares", action="store_true")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
@@ -95,8 +121,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "labels.parquet"
-        raster = given.raster or write_sample(make_sample(SIDE_PX, 7), Path(name))
-        labels(raster).to_parquet(file)
+        if given.squares:
+            squares().to_parquet(file)
+        else:
+            take(given.raster, file)
         print("| tiles | labels | way | kB a label | MB in all | ms of processor a label |")
         print("|---|---|---|---|---|---|", flush=True)
         for way in ("whole", "parts"):

@@ -36,7 +36,7 @@ from workbench.runs.segment import segment
 from workbench.samples.demo import make_sample, write_sample
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from known_objects import TRANSFORM, KnownObjects, encode_masks, objects_apart, write_labels
+from known_objects import TRANSFORM, UTM, KnownObjects, encode_masks, objects_apart, write_labels
 
 CELL_PX, N_TRIED, TILE_PX = 1024, 150, 256
 CELLS = (2, 6, 19)  # a side: 11, 32 and 101 tiles
@@ -60,8 +60,10 @@ def small_objects() -> np.ndarray:
 
 
 def known(cells: int, labels: np.ndarray, folder: Path, **parameters: object) -> dict[str, object]:
-    """Run on a raster of cells × cells times the same objects."""
+    """Run on a raster of cells × cells times the same objects; `taught` by those of the first."""
     side = cells * CELL_PX
+    if parameters.pop("taught", False):
+        parameters |= first_cell(labels, folder) | {"class_thresh": 0.0}
     raster = write_mosaic(write_labels(folder / "cell.tif", labels), folder / "all.vrt", side, side)
     rules = Rules(TILE_PX, TILE_PX)
     choose.segmenter_for = lambda job, before: KnownObjects(rules)
@@ -71,6 +73,18 @@ def known(cells: int, labels: np.ndarray, folder: Path, **parameters: object) ->
     )  # fmt: skip
     figures, result = measured(job)
     return figures | {"exact": same(result.layer, truth(labels, cells))}
+
+
+def first_cell(labels, folder: Path) -> dict[str, str]:
+    """Files of the objects of the first cell and of its area, to teach one class."""
+    objects, place = folder / "objects.gpkg", folder / "labelled.gpkg"
+    shapes = truth(labels, 1)
+    gpd.GeoDataFrame({"class_id": 1}, range(len(shapes)), geometry=shapes, crs=UTM).to_file(objects)
+    corners = (TRANSFORM @ (0, CELL_PX), TRANSFORM @ (CELL_PX, 0))
+    area = shapely.box(*corners[0], *corners[1])
+    more = shapely.box(*(np.array(area.bounds) + [-9, 9, -9, 9]))
+    gpd.GeoSeries([more], crs=UTM).to_file(place)
+    return {"examples": str(objects), "labelled_area": str(place)}
 
 
 def truth(labels, cells):
