@@ -7,8 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
-from known_objects import TRANSFORM, UTM, candidates_of, scene_of
+from known_objects import TRANSFORM, UTM, KnownObjects, candidates_of, scene_of, write_labels
+from known_runs import job_for
 
+from workbench import run
+from workbench.candidates.table import Rules
 from workbench.polygons import planar
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import Cleaning, clean
@@ -29,14 +32,8 @@ def patches(seed: int, side: int, n: int) -> gpd.GeoDataFrame:
         mask = np.hypot(y - cy, x - cx) < edge + rng.normal(0, 0.7, (side, side))
         masks.append(mask if mask.any() else y + x == 0)
     scene, grid = scene_of(side, side, TRANSFORM), TileGrid(side, side, side)
-    candidates = candidates_of(masks, np.linspace(0.6, 0.9, n), None or _rules(side))
+    candidates = candidates_of(masks, np.linspace(0.6, 0.9, n), Rules(side, side))
     return to_polygons(candidates, scene, grid, {})
-
-
-def _rules(side):
-    from workbench.candidates.table import Rules
-
-    return Rules(side, side)
 
 
 @pytest.mark.parametrize("cleaning", [
@@ -92,3 +89,24 @@ def test_every_row_is_in_one_part():
     assert sorted(chain.from_iterable(part.tolist() for part in parts)) == list(range(500))
     assert {0, 1, 2} <= {part[0] for part in parts if len(part) == 1}
     assert max(map(len, parts)) <= 20
+
+
+def test_a_planar_run_is_the_cleaned_layer_of_another_run(tmp_path, monkeypatch):
+    labels = np.zeros((230, 330), int)
+    labels[20:70, 10:80] = 9
+    labels[30:40, 20:40], labels[45:60, 30:50] = 1, 2
+    labels[100:150, 150:260] = 3  # in several tiles
+    labels[120:130, 200:215] = 4
+    raster = write_labels(tmp_path / "scene.tif", labels)
+    monkeypatch.setattr(
+        "workbench.runs.choose.segmenter_for",
+        lambda job, before: KnownObjects(job.rules, contains={9: (1, 2), 3: (4,)}),
+    )
+    monkeypatch.setattr(planar, "PART_BYTES", 400)
+    overlapping = run(job_for(raster, tmp_path / "overlapping")).layer
+    flat = run(job_for(raster, tmp_path / "flat", planar=True)).layer
+    expected = clean(overlapping, Cleaning(min_area_px=0, simplify_m=0, planar=True))
+    assert flat["id"].tolist() == expected["id"].tolist()
+    assert flat.area.sum() == (labels > 0).sum() / 4 < overlapping.area.sum()
+    assert flat.geometry.geom_equals(expected.geometry).all()
+    assert not [path for path in (tmp_path / "flat").iterdir() if path.name.startswith(".tmp")]

@@ -93,7 +93,8 @@ def cut_overlaps(
     """Leave the smaller polygon on top; empty where what is left is too small, or nothing."""
     flat = _drop_small_parts(_flatten(geometry), cleaning.min_area_px * pixel)
     keep = _within_area_limits(flat, cleaning, crs)  # what lies on top was cut away
-    return np.where(keep, flat, shapely.MultiPolygon())
+    flat[~keep] = shapely.MultiPolygon()
+    return flat
 
 
 def tolerances(

@@ -80,7 +80,8 @@ def _put_away(
     polygons: Iterable[gpd.GeoDataFrame], cleaning: Cleaning, shapes: SpilledPolygons
 ) -> tuple[pd.DataFrame, pyproj.CRS]:
     """Put what is chosen into the file; returns the other columns, and the CRS."""
-    columns, crs = [], None
+    columns: list[pd.DataFrame] = []
+    crs: pyproj.CRS = None  # of every batch, of which there is at least one
     for batch in polygons:
         batch, pixel = chosen(batch, cleaning)
         crs = batch.crs
