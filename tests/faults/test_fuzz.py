@@ -57,13 +57,15 @@ def read_raster(path: Path) -> None:
     assert not rgb[~valid].any()
 
 
-@tries(60)
+# rasterio drops a message of GDAL that quotes bytes which are no text, and tells of that
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@tries(25)
 @given(st.data())
 def test_any_raster_is_a_scene_or_an_error_of_ours(place, data):
     ours(read_raster, data.draw(rasters(place)))
 
 
-@tries(60)
+@tries(25)
 @given(st.data())
 def test_any_table_is_an_area_labels_and_prompts_or_an_error_of_ours(place, finished, data):
     scene = read_run(finished).scenes[0]
@@ -73,7 +75,7 @@ def test_any_table_is_an_area_labels_and_prompts_or_an_error_of_ours(place, fini
     ours(lambda: read_prompts(path, [scene], None, {1: "a", 2: "b"}).attributes())
 
 
-@tries(100)
+@tries(50)
 @given(st.data())
 def test_any_catalogue_is_rasters_or_an_error_of_ours(place, data):
     document = data.draw(st.sampled_from(catalogues("scene.tif")))
@@ -89,7 +91,7 @@ def test_any_catalogue_is_rasters_or_an_error_of_ours(place, data):
         ours(lambda: [open_scene(name) for name in find_sources(rasters_of(search))])
 
 
-@tries(60)
+@tries(20)
 @given(st.data())
 def test_any_record_of_a_run_is_read_or_an_error_of_ours(place, finished, data):
     folder = place / "run"
@@ -108,7 +110,7 @@ def test_any_record_of_a_run_is_read_or_an_error_of_ours(place, finished, data):
     ours(look)
 
 
-@tries(100)
+@tries(40)
 @given(st.data())
 def test_any_session_is_taken_up_or_an_error_of_ours(place, finished, data):
     job = Job.from_yaml(finished / "job.yaml")
@@ -132,7 +134,7 @@ def test_any_session_is_taken_up_or_an_error_of_ours(place, finished, data):
     ours(take_up)
 
 
-@tries(4)
+@tries(3)
 @given(st.data())
 def test_a_run_of_any_names_and_attributes_shows_them_as_text(tmp_path_factory, data):
     """Names of the raster, its tags, classes, and all columns of a file of prompts."""
