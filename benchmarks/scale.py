@@ -76,10 +76,11 @@ def known(cells: int, labels: np.ndarray, folder: Path, **parameters: object) ->
 
 
 def first_cell(labels, folder: Path) -> dict[str, str]:
-    """Files of the objects of the first cell and of its area, to teach one class."""
+    """Files of the objects of the first cell and of its area, to teach one class and none."""
     objects, place = folder / "objects.gpkg", folder / "labelled.gpkg"
     shapes = truth(labels, 1)
-    gpd.GeoDataFrame({"class_id": 1}, range(len(shapes)), geometry=shapes, crs=UTM).to_file(objects)
+    class_id = (np.arange(len(shapes)) % 10 > 0).astype(int)  # something must be none of these
+    gpd.GeoDataFrame({"class_id": class_id}, geometry=shapes, crs=UTM).to_file(objects)
     corners = (TRANSFORM @ (0, CELL_PX), TRANSFORM @ (CELL_PX, 0))
     area = shapely.box(*corners[0], *corners[1])
     more = shapely.box(*(np.array(area.bounds) + [-9, 9, -9, 9]))

@@ -81,7 +81,7 @@ def _put_away(
 ) -> tuple[pd.DataFrame, pyproj.CRS]:
     """Put what is chosen into the file; returns the other columns, and the CRS."""
     columns: list[pd.DataFrame] = []
-    crs: pyproj.CRS = None  # of every batch, of which there is at least one
+    crs: pyproj.CRS | None = None
     for batch in polygons:
         batch, pixel = chosen(batch, cleaning)
         crs = batch.crs
@@ -90,6 +90,7 @@ def _put_away(
         others = pd.DataFrame(batch.drop(columns=batch.geometry.name))
         columns.append(others.assign(pixel=pixel, tolerance=metres, metres=scale))
     shapes.settle()
+    assert crs is not None  # there is at least one batch, and all have the same
     return pd.concat(columns, ignore_index=True), crs
 
 
