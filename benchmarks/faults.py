@@ -9,8 +9,10 @@ the small disk that fills up; elsewhere its row says so.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -52,6 +54,7 @@ from known_runs import (
 from made_rasters import write
 from notebook import notebook
 from range_server import serve
+from strange import MORE
 from test_gone import reviewed
 from test_many import small_rasters, spoil
 from test_sam_memory import segmenter_of
@@ -77,6 +80,7 @@ from workbench.samples.demo import make_sample, write_sample
 from workbench.segmenters.sam.checkpoints import MODELS
 
 KILLS = 30
+TIMES = 20
 FUZZ = settings(
     max_examples=2000,
     deadline=None,
@@ -473,6 +477,17 @@ def signature(folder: Path) -> str:
     )
 
 
+def outside(folder: Path) -> str:
+    """Fuzz what comes from outside, many times as often as the tests do."""
+    file = Path(__file__).parent.parent / "tests" / "faults" / "test_fuzz.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
+    done = subprocess.run(
+        [*command, f"--basetemp={folder}"], env=os.environ | {MORE: str(TIMES)}, check=False,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return f"{TIMES} times the tries of the tests: {done.stdout.strip().splitlines()[-1]}"
+
+
 def moved(folder: Path) -> str:
     """Move a raster away between the run and its review."""
     with known_objects():
@@ -499,6 +514,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], str]]] = {
     "network": ("network drops", network),
     "interrupt": ("Jupyter's stop button", interrupt),
     "hostile": ("hostile inputs", hostile),
+    "outside": ("rasters, tables, catalogues, records and sessions of any content", outside),
     "fills": ("values for “no data” that no tag declares", fills),
     "many": ("20 unreadable rasters among 1,000", many),
     "signature": ("signature of a remote raster expired", signature),

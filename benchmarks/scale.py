@@ -21,6 +21,7 @@ import cv2
 import geopandas as gpd
 import numpy as np
 import shapely
+import yaml
 from matplotlib.figure import Figure
 from mosaic import write_mosaic
 
@@ -35,7 +36,7 @@ from workbench.runs.segment import segment
 from workbench.samples.demo import make_sample, write_sample
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from known_objects import TRANSFORM, KnownObjects, encode_masks, objects_apart, write_labels
+from known_objects import TRANSFORM, UTM, KnownObjects, encode_masks, objects_apart, write_labels
 
 CELL_PX, N_TRIED, TILE_PX = 1024, 150, 256
 CELLS = (2, 6, 19)  # a side: 11, 32 and 101 tiles
@@ -58,18 +59,33 @@ def small_objects() -> np.ndarray:
     return labels
 
 
-def known(cells: int, labels: np.ndarray, folder: Path) -> dict[str, object]:
-    """Run on a raster of cells × cells times the same objects."""
+def known(cells: int, labels: np.ndarray, folder: Path, **parameters: object) -> dict[str, object]:
+    """Run on a raster of cells × cells times the same objects; `taught` by those of the first."""
     side = cells * CELL_PX
+    if parameters.pop("taught", False):
+        parameters |= first_cell(labels, folder) | {"class_thresh": 0.0}
     raster = write_mosaic(write_labels(folder / "cell.tif", labels), folder / "all.vrt", side, side)
     rules = Rules(TILE_PX, TILE_PX)
     choose.segmenter_for = lambda job, before: KnownObjects(rules)
     job = Job.create(
         source=str(raster), out_dir=str(folder / "run"), tile_size=TILE_PX, overlap=0.25,
-        min_area_px=0, simplify_m=0,
+        **{"min_area_px": 0, "simplify_m": 0} | parameters,
     )  # fmt: skip
     figures, result = measured(job)
     return figures | {"exact": same(result.layer, truth(labels, cells))}
+
+
+def first_cell(labels, folder: Path) -> dict[str, str]:
+    """Files of the objects of the first cell and of its area, to teach one class and none."""
+    objects, place = folder / "objects.gpkg", folder / "labelled.gpkg"
+    shapes = truth(labels, 1)
+    class_id = (np.arange(len(shapes)) % 10 > 0).astype(int)  # something must be none of these
+    gpd.GeoDataFrame({"class_id": class_id}, geometry=shapes, crs=UTM).to_file(objects)
+    corners = (TRANSFORM @ (0, CELL_PX), TRANSFORM @ (CELL_PX, 0))
+    area = shapely.box(*corners[0], *corners[1])
+    more = shapely.box(*(np.array(area.bounds) + [-9, 9, -9, 9]))
+    gpd.GeoSeries([more], crs=UTM).to_file(place)
+    return {"examples": str(objects), "labelled_area": str(place)}
 
 
 def truth(labels, cells):
@@ -176,6 +192,10 @@ def main() -> None:
     parser.add_argument("--raster", type=Path, help="what the mosaic of 100,000 px repeats")
     parser.add_argument("--plot", type=Path, help="where to draw the first table")
     parser.add_argument("--cells", type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="a parameter of the jobs, for example: --set overlaps one",
+    )  # fmt: skip
     parser.add_argument("--dense", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--aoi", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -184,7 +204,8 @@ def main() -> None:
         if given.cells:
             sparse = objects_apart((CELL_PX, CELL_PX), 1, n=N_TRIED, largest=0.5)
             labels = small_objects() if given.dense else sparse
-            print(json.dumps(known(given.cells, labels, folder)))
+            parameters = {name: yaml.safe_load(value) for name, value in given.set}
+            print(json.dumps(known(given.cells, labels, folder, **parameters)))
             return
         if given.aoi:
             raster = given.raster or write_sample(make_sample(CELL_PX, 7), folder)

@@ -151,3 +151,24 @@ def test_what_is_not_stac_is_refused(folder, api):
             open_scenes(Job.create(source=source))
     with pytest.raises(JobError, match="STAC search"):
         Job.create(source={"url": "https://h"})
+
+
+@pytest.mark.parametrize("document", [
+    {"type": "Feature", "assets": None},
+    {"type": "Feature", "assets": {"a": "x"}, "links": [5]},
+    {"type": "Feature", "assets": {}, "properties": None},
+    {"type": "FeatureCollection", "features": 5},
+    {"type": "Collection", "links": [{"rel": "item"}]},
+    {"type": "Feature", "properties": {"eo:cloud_cover": "clear"}, "assets": {}},
+])  # fmt: skip
+def test_a_document_of_another_shape_is_refused(tmp_path, document):
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps(document | {"stac_version": "1.0.0"}))
+    with pytest.raises(SceneError, match=r"odd\.json is not as STAC describes"):
+        rasters_of({"stac": str(path), "max_cloud": 50})
+
+
+@pytest.mark.parametrize("values", [{"max_items": "many"}, {"max_cloud": None}, {"max_items": -1}])
+def test_a_search_with_words_for_numbers_is_refused(folder, values):
+    with pytest.raises(SceneError, match=f"{next(iter(values))} must be a number from 0 on"):
+        rasters_of({"stac": str(folder / "a.json"), **values})

@@ -154,6 +154,30 @@ def test_a_dark_byte_raster_with_one_bright_place_is_left_alone(tmp_path):
     assert open_scene(write(tmp_path / "a.tif", image)).stretch is None
 
 
+@pytest.mark.parametrize("level", [0, 255])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_an_8_bit_picture_of_nearly_one_colour_is_refused(tmp_path, level, bands):
+    """Reflectance times 255 with one bright roof, or the reverse."""
+    image = np.full((bands, HEIGHT, WIDTH), level, np.uint8)
+    image[:, 5:15, 5:35] = RNG.integers(0, 256, (bands, 10, 30))
+    path = write(tmp_path / "a.tif", image)
+    message = refusal(path)
+    assert f"of the pixels have one colour ({level}, {level}, {level})" in message
+    assert "its values run from " in message
+    assert "as `nodata`" in message
+    assert "set `stretch` to [0, 100]" in message
+    assert whole(open_scene(path, stretch=(0, 100)))[1].all()
+    _, valid = whole(open_scene(path, nodata=level))
+    assert 200 < valid.sum() <= 300
+
+
+def test_a_mask_and_one_colour_alone_are_no_lost_pictures(tmp_path):
+    mask = np.zeros((1, HEIGHT, WIDTH), np.uint8)
+    mask[:, 5:7, 5:9] = 255
+    assert open_scene(write(tmp_path / "a.tif", mask)).stretch is None
+    assert open_scene(write(tmp_path / "b.tif", np.full_like(mask, 200))).stretch is None
+
+
 @pytest.mark.parametrize("size", [600, 3000])
 def test_overviews_of_another_file_do_not_decide_the_stretch(tmp_path, size):
     ramp = np.linspace(1000, 2000, size, dtype=np.uint16)

@@ -2,12 +2,16 @@
 
 import math
 import sqlite3
+import subprocess
+import sys
+import time
 
 import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
 import shapely
+import wms_server
 from affine import Affine
 from known_objects import objects, paint, write_labels
 from known_runs import job_for
@@ -105,6 +109,52 @@ def test_the_zoom_follows_the_resolution(tiles, tmp_path):
         open_scenes(Job.create(source=url.replace("{y}", "{-y}"), aoi=aoi, resolution_m=1))
 
 
+def capabilities(url):
+    """What a WMTS says of the same tiles, at all zooms of the world."""
+    matrices = "".join(
+        f"<TileMatrix><ows:Identifier>{z}</ows:Identifier>"
+        f"<ScaleDenominator>{559082264.0287178 / 2**z}</ScaleDenominator>"
+        "<TopLeftCorner>-20037508.342789244 20037508.342789244</TopLeftCorner>"
+        "<TileWidth>256</TileWidth><TileHeight>256</TileHeight>"
+        f"<MatrixWidth>{2**z}</MatrixWidth><MatrixHeight>{2**z}</MatrixHeight></TileMatrix>"
+        for z in range(ZOOM + 1)
+    )
+    return f"""<?xml version="1.0"?><Capabilities xmlns="http://www.opengis.net/wmts/1.0"
+    xmlns:ows="http://www.opengis.net/ows/1.1" version="1.0.0"><Contents>
+    <Layer><ows:Title>Ortho</ows:Title><ows:Identifier>ortho 2025</ows:Identifier>
+    <Style isDefault="true"><ows:Identifier>default</ows:Identifier></Style>
+    <Format>image/png</Format>
+    <TileMatrixSetLink><TileMatrixSet>web</TileMatrixSet></TileMatrixSetLink>
+    <ResourceURL format="image/png" resourceType="tile"
+    template="{url}/{{TileMatrix}}/{{TileCol}}/{{TileRow}}.png"/></Layer>
+    <TileMatrixSet><ows:Identifier>web</ows:Identifier>
+    <ows:SupportedCRS>urn:ogc:def:crs:EPSG::3857</ows:SupportedCRS>{matrices}</TileMatrixSet>
+    </Contents></Capabilities>"""
+
+
+@pytest.mark.usefixtures("known_objects_only")
+def test_a_wmts_gives_the_objects_of_its_tiles(tiles, tmp_path):
+    (tmp_path / "served" / "wmts.xml").write_text(capabilities(tiles.url))
+    aoi = area(tmp_path)
+    source = f"WMTS:{tiles.url}/wmts.xml,layer=ortho 2025"
+    begun = time.process_time()
+    made = run(job_for(source, tmp_path / "wmts", aoi=aoi))
+    assert time.process_time() - begun < 30  # of the world, only the area is looked at
+    tms = f"{tiles.url}/{{z}}/{{x}}/{{y}}.png|zoom={ZOOM}"
+    whole = run(job_for(tms, tmp_path / "tms", aoi=aoi))
+    one, other = (
+        sorted(each.layer.geometry, key=lambda g: g.centroid.coords[0]) for each in (made, whole)
+    )
+    assert len(one) == len(other) > 5
+    assert all(
+        a.symmetric_difference(b).area < 0.05 * b.area for a, b in zip(one, other, strict=True)
+    )
+    assert made.layer["source"].unique().tolist() == ["ortho_2025"]
+    asked = [path for path, _ in tiles.requests if path.startswith(f"/{ZOOM}/")]
+    assert {int(path.split("/")[2]) for path in asked} <= set(range(LEFT - 2, LEFT + 8))
+    assert "Not made" not in (made.folder / "report.html").read_text()
+
+
 def test_a_key_of_a_tile_server_is_in_no_name(tiles, tmp_path, monkeypatch):
     aoi = area(tmp_path)
     url = f"{tiles.url}/{{z}}/{{x}}/{{y}}.png"
@@ -116,3 +166,33 @@ def test_a_key_of_a_tile_server_is_in_no_name(tiles, tmp_path, monkeypatch):
     monkeypatch.setenv(sources.SIGNED_URLS, f"{tiles.url}/?apikey=s3cret")
     again = open_scene(scene.source)
     assert np.array_equal(again.read(window)[0], scene.read(window)[0])
+
+
+@pytest.mark.usefixtures("known_objects_only")
+def test_a_wms_gives_the_objects_of_its_image(tiles, tmp_path):
+    Image.fromarray(paint(objects((512, 768), 4, largest=0.5))).save(tmp_path / "all.png")
+    place = [str(value) for value in (*ORIGIN, PIXEL)]
+    server = subprocess.Popen(
+        [sys.executable, wms_server.__file__, tmp_path / "all.png", *place],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        url = f"http://127.0.0.1:{server.stdout.readline().strip()}/"
+        half = 20037508.342789244
+        source = (
+            f"WMS:{url}?SERVICE=WMS&VERSION=1.1.1&REQUEST=GetMap&LAYERS=town&SRS=EPSG:3857"
+            f"&BBOX=-{half},-{half},{half},{half}&FORMAT=image/png&MINRESOLUTION={PIXEL}"
+        )
+        made = run(job_for(source, tmp_path / "wms", aoi=area(tmp_path)))
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+    tms = f"{tiles.url}/{{z}}/{{x}}/{{y}}.png|zoom={ZOOM}"
+    whole = run(job_for(tms, tmp_path / "tms", aoi=area(tmp_path)))
+    assert made.layer["source"].unique().tolist() == ["town"]
+    assert made.scenes[0].transform.a == pytest.approx(PIXEL)
+    for shape in whole.layer.geometry:
+        assert made.layer.intersection(shape).area.max() > 0.9 * shape.area
+    assert len(made.layer) == len(whole.layer)

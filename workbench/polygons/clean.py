@@ -52,6 +52,27 @@ def clean(polygons: gpd.GeoDataFrame, cleaning: Cleaning) -> gpd.GeoDataFrame:
     Example:
         >>> layer = clean(polygons, Cleaning(min_area_px=200, simplify_m=1))
     """
+    polygons, pixel = chosen(polygons, cleaning)
+    crs, geometry = polygons.crs, polygons.geometry.to_numpy()
+    metres, scale = tolerances(polygons, pixel, cleaning)
+    if cleaning.planar:
+        if "seam" in polygons:
+            polygons = polygons.assign(seam=_meets(geometry, polygons["seam"].to_numpy()))
+        geometry = cut_overlaps(geometry, pixel, cleaning, crs)
+    area_px = np.rint(shapely.area(geometry) / pixel).astype(np.int64)
+    if cleaning.planar:
+        geometry = simplified_together(geometry, shared_tolerance(metres, scale))
+    elif cleaning.simplify_m != 0 and len(geometry):
+        geometry = only_polygons(_simplify(geometry, metres / scale))
+    left = ~shapely.is_empty(geometry)
+    polygons = polygons.assign(area_px=area_px).set_geometry(geometry, crs=crs)
+    return measured(polygons[left].reset_index(drop=True))
+
+
+def chosen(
+    polygons: gpd.GeoDataFrame, cleaning: Cleaning
+) -> tuple[gpd.GeoDataFrame, NDArray[np.float64]]:
+    """Drop and fill, polygon by polygon; also returns the area of each one's pixels, map units²."""
     crs, geometry = polygons.crs, polygons.geometry.to_numpy()
     pixel = (polygons.area / polygons["area_px"].clip(lower=1)).to_numpy()
     geometry = _drop_small_parts(geometry, cleaning.min_area_px * pixel)
@@ -60,29 +81,58 @@ def clean(polygons: gpd.GeoDataFrame, cleaning: Cleaning) -> gpd.GeoDataFrame:
     keep = _within_area_limits(geometry, cleaning, crs)
     if cleaning.min_solidity is not None:
         keep &= _solidity(geometry) >= cleaning.min_solidity
-    polygons, geometry, pixel = polygons[keep], geometry[keep], pixel[keep]
-    if cleaning.planar:
-        if "seam" in polygons:
-            polygons = polygons.assign(seam=_meets(geometry, polygons["seam"].to_numpy()))
-        geometry = _drop_small_parts(_flatten(geometry), cleaning.min_area_px * pixel)
-        keep = _within_area_limits(geometry, cleaning, crs)  # what lies on top was cut away
-        polygons, geometry, pixel = polygons[keep], geometry[keep], pixel[keep]
-    area_px = np.rint(shapely.area(geometry) / pixel).astype(np.int64)
-    if cleaning.simplify_m != 0 and len(geometry):
-        scale = metres_per_unit(geometry, crs)
-        seen_at = polygons["scale"].to_numpy(np.float64) if "scale" in polygons else 1.0
-        metres = _tolerance_m(cleaning, pixel, scale) * (1 if cleaning.simplify_m else seen_at)
-        if cleaning.planar:
-            # Visvalingam: a corner goes if its triangle is smaller than the tolerance squared;
-            # one tolerance for all, rounded so that it is the same for a tile and its scene
-            tolerance = float(np.median(metres)) / max(0.01, round(float(np.median(scale)), 2))
-            geometry = shapely.coverage_simplify(geometry, tolerance)
-        else:
-            geometry = _simplify(geometry, metres / scale)
-    geometry = only_polygons(geometry)
-    area_m2 = ground_area_m2(geometry, crs)
-    cleaned = polygons.assign(area_px=area_px, area_m2=area_m2)
-    return cleaned.set_geometry(geometry, crs=crs).reset_index(drop=True)
+    return polygons[keep].set_geometry(geometry[keep], crs=crs), pixel[keep]
+
+
+def cut_overlaps(
+    geometry: NDArray[np.object_],
+    pixel: NDArray[np.float64],
+    cleaning: Cleaning,
+    crs: pyproj.CRS,
+) -> NDArray[np.object_]:
+    """Leave the smaller polygon on top; empty where what is left is too small, or nothing."""
+    flat = _drop_small_parts(_flatten(geometry), cleaning.min_area_px * pixel)
+    keep = _within_area_limits(flat, cleaning, crs)  # what lies on top was cut away
+    flat[~keep] = shapely.MultiPolygon()
+    return flat
+
+
+def tolerances(
+    polygons: gpd.GeoDataFrame, pixel: NDArray[np.float64], cleaning: Cleaning
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """By how many metres to simplify each polygon, and how many a unit of the CRS is there."""
+    scale = metres_per_unit(polygons.geometry.to_numpy(), polygons.crs)
+    seen_at = polygons["scale"].to_numpy(np.float64) if "scale" in polygons else 1.0
+    return _tolerance_m(cleaning, pixel, scale) * (1 if cleaning.simplify_m else seen_at), scale
+
+
+def shared_tolerance(metres: NDArray[np.float64], scale: NDArray[np.float64]) -> float:
+    """One tolerance in map units for a planar layer, whose edges have two sides; 0 for none.
+
+    It is rounded, so that it is the same for a tile and its scene.
+    """
+    if not len(metres):
+        return 0.0
+    return float(np.median(metres)) / max(0.01, round(float(np.median(scale)), 2))
+
+
+def simplified_together(geometry: NDArray[np.object_], tolerance: float) -> NDArray[np.object_]:
+    """Simplify polygons without overlaps so that they still share their edges; empty ones stay.
+
+    Visvalingam: a corner goes if its triangle is smaller than the tolerance squared.
+    """
+    there = ~shapely.is_empty(geometry)
+    if tolerance == 0 or not there.any():
+        return geometry
+    simple = geometry.copy()
+    simple[there] = shapely.coverage_simplify(geometry[there], tolerance)
+    return only_polygons(simple)
+
+
+def measured(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Add the ground area of each polygon as it is."""
+    area_m2 = ground_area_m2(polygons.geometry.to_numpy(), polygons.crs)
+    return polygons.assign(area_m2=area_m2)
 
 
 def _within_area_limits(
@@ -210,4 +260,5 @@ def _flatten(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
     order = np.argsort(owner, kind="stable")
     for group in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
         flat[owner[group[0]]] = shapely.coverage_union_all(faces[face[group]])
-    return only_polygons(flat)
+    # where a ring begins may not depend on what else was cut
+    return only_polygons(shapely.normalize(flat))

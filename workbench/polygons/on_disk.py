@@ -49,6 +49,12 @@ class SpilledPolygons:
     def __len__(self) -> int:
         return len(self._place)
 
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """How many bytes each row takes, `(n,)`."""
+        ends = np.frombuffer(self._ends, np.int64)
+        return np.asarray(ends[self._place + 1] - ends[self._place], np.int64)
+
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.object_]:
         """Read the geometry of `(n,)` rows; those that follow each other are read at once."""
         places = self._place[rows]

@@ -52,7 +52,7 @@ from workbench.raster.sources import (
     signed,
 )
 from workbench.raster.stretch import choose_stretch, fill_value, is_eight_bit, sample
-from workbench.raster.web_tiles import is_web_tiles
+from workbench.raster.web_tiles import is_map_service, is_web_tiles
 
 
 def open_scene(
@@ -198,6 +198,9 @@ def _several(dataset: rasterio.DatasetReader, name: str) -> str:
 
 
 def _stem(name: str) -> str:
+    layer = re.search(r"[?&,]layers?=([^,&]+)", name, re.IGNORECASE)
+    if is_map_service(name) and layer is not None:
+        return re.sub(r"[^\w.-]+", "_", layer[1]).strip("._") or "scene"
     if not (is_local(name) or is_url(name) or name.startswith("/vsi")):
         # a driver, a file and what is in it: GPKG:/data/two.gpkg:a becomes two_a
         words = [word for word in re.split(r'[:"]+', name)[1:] if word]

@@ -317,3 +317,11 @@ def refuse_impostors(name: str) -> None:
         raise SceneError(
             f"{name} is a Git LFS pointer, not the raster itself. Fetch it with `git lfs pull`."
         )
+    # GDAL goes by the content: such a text may name any file, program or server to read from
+    if Path(name).suffix.lower() in _RASTER_SUFFIXES | _PICTURE_SUFFIXES and re.match(
+        rb"\s*(<[?!A-Za-z]|[{\[]\s*[\"{\[])", head
+    ):
+        raise SceneError(
+            f"{name} is a text that describes rasters elsewhere, not a raster. If you know what it "
+            "names, rename it to .vrt or .xml; otherwise fetch the raster itself."
+        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import math
 import os
 import urllib.error
 import urllib.request
@@ -45,20 +47,45 @@ def rasters_of(source: Mapping[str, Any], bounds: Sequence[float] | None = None)
     Raises:
         SceneError: The catalogue cannot be read, or has no item with imagery in colour.
     """
-    if unknown := sorted(set(source) - set(KEYS)):
+    if unknown := sorted(set(source) - set(KEYS), key=str):
         raise SceneError(f"source: {unknown[0]} is not one of {', '.join(KEYS)}.")
+    limit = _number(source, "max_items", _MAX_ITEMS)
+    clearest = _number(source, "max_cloud", math.inf)
     place = str(source.get("stac", ""))
+    try:
+        return _found(place, source, bounds, limit, clearest)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise SceneError(
+            f"{without_secrets(place)} is not as STAC describes items and collections ({error!r}). "
+            "Ask whoever publishes it, or name the rasters themselves as source."
+        ) from error
+
+
+def _number(source: Mapping[str, Any], name: str, otherwise: float) -> float:
+    value = source.get(name, otherwise)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise SceneError(f"source: {name} must be a number from 0 on, not {value!r}.")
+    return float(value)
+
+
+def _found(
+    place: str,
+    source: Mapping[str, Any],
+    bounds: Sequence[float] | None,
+    limit: float,
+    clearest: float,
+) -> list[str]:
+    """The rasters of the items that fit; anything may be raised if the document is not STAC."""
     name = without_secrets(place)
-    limit = int(source.get("max_items", _MAX_ITEMS))
     items = []
     for item in _items(place, source, bounds):
         cover = item.get("properties", {}).get("eo:cloud_cover")
-        if "max_cloud" in source and cover is not None and cover > float(source["max_cloud"]):
+        if cover is not None and float(cover) > clearest:
             continue
         items.append(item)
         if len(items) > limit:
             raise SceneError(
-                f"{name} has more than {limit} such items. Narrow the search, or set max_items."
+                f"{name} has more than {limit:g} such items. Narrow the search, or set max_items."
             )
     if not items:
         raise SceneError(f"{name} has no item that fits. Widen the search.")
@@ -197,7 +224,7 @@ def _read(place: str) -> dict[str, Any]:
     except urllib.error.HTTPError as error:
         error.close()
         raise SceneError(f"{name} cannot be read: HTTP {error.code}. Check the address.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException, RecursionError) as error:
         raise SceneError(f"{name} cannot be read as STAC: {error}. Check the address.") from None
     if not isinstance(found, dict):
         raise SceneError(f"{name} cannot be read as STAC: it is not an object.")

@@ -33,6 +33,7 @@ _USUAL_FILLS = (999, 9999, 99_999, 999_999, 32_767, 32_768, 65_535, 2**31, 2**31
 _GIANT = 1e15
 
 _ONE_LEVEL, _TWO_LEVELS = 0.8, 0.95  # shares of the pixels in one or two of 256 levels
+_ONE_COLOUR = 0.99  # share of an 8-bit raster's pixels in two levels of 256
 _CLIPPED = 0.5  # share of the pixels outside the stretch
 _LOST_VALUES = 64  # so many different ones in two levels are a picture that is lost
 
@@ -145,7 +146,7 @@ def choose_stretch(
     if layers.palette is not None:
         return None
     if stretch is None and is_eight_bit(layers):
-        return _stretch_of_fewer_bits(layers)
+        return _stretch_of_bytes(layers, name)
     low_high = PERCENTILES if stretch is None else stretch
     if not (len(low_high) == 2 and 0 <= low_high[0] < low_high[1] <= 100):
         raise SettingError(
@@ -178,8 +179,11 @@ def _limits(band: NDArray[Any], low_high: Sequence[float]) -> tuple[float, float
     return float(low), float(high)
 
 
-def _stretch_of_fewer_bits(layers: Layers) -> Stretch | None:
-    """The stretch of an 8-bit raster whose values have fewer bits; None if they have eight."""
+def _stretch_of_bytes(layers: Layers, name: str) -> Stretch | None:
+    """The stretch of an 8-bit raster whose values have fewer bits; None if they have eight.
+
+    Raises `SceneError` if nearly all pixels have the same colour and a picture is lost in them.
+    """
     dataset = layers.dataset
     tags = {dataset.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", "8") for band in layers.bands}
     said = [int(tag) for tag in tags if tag.isdecimal() and 0 < int(tag) < 8]
@@ -194,13 +198,41 @@ def _stretch_of_fewer_bits(layers: Layers) -> Stretch | None:
     window = Window(column, row, min(side, dataset.width), min(side, dataset.height))
     shape = (int(window.height), int(window.width))
     values, valid, _ = layers.read_what_is_whole(window, shape, Resampling.nearest)
-    if not valid.any() or values[:, valid].max() > _DIM:
+    values = values[:, valid]
+    if not values.size or (values.max() > _DIM and not _of_one_colour(values)):
         return None
     values = sample(layers)
-    highest = float(values.max()) if values.size else 255.0
-    if highest > _DIM or (np.ptp(values, axis=1) == 0).all():
+    if not values.size:
         return None
-    return Stretch((0.0,) * 3, (2.0 ** int(highest).bit_length() - 1,) * 3)
+    if values.max() > _DIM:
+        if _of_one_colour(values):
+            _refuse_one_colour(values, name)
+        return None
+    if (np.ptp(values, axis=1) == 0).all():
+        return None
+    return Stretch((0.0,) * 3, (2.0 ** int(values.max()).bit_length() - 1,) * 3)
+
+
+def _of_one_colour(values: NDArray[Any]) -> bool:
+    """Whether bytes are all but one or two levels in each band, and yet more than a few classes."""
+    for band in values:
+        counts = np.bincount(band, minlength=256)
+        if np.count_nonzero(counts) < _FEWEST_VALUES:
+            return False
+        if np.sort(counts)[-2:].sum() < _ONE_COLOUR * len(band):
+            return False
+    return True
+
+
+def _refuse_one_colour(values: NDArray[Any], name: str) -> None:
+    most = [int(np.bincount(band).argmax()) for band in values]
+    share = min(float((band == level).mean()) for band, level in zip(values, most, strict=True))
+    raise SceneError(
+        f"{name}: {share:.1%} of the pixels have one colour ({', '.join(map(str, most))}), and its "
+        f"values run from {values.min()} to {values.max()}. If that colour means no data, name it "
+        "as `nodata`; if the picture was lost when it was made 8-bit, export it again with another "
+        "range of values; to take it as it is, set `stretch` to [0, 100]."
+    )
 
 
 def _refuse_blind(values: NDArray[Any], stretch: Stretch, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -87,12 +88,8 @@ class TileGrid:
 
     def within(self, left: float, top: float, right: float, bottom: float) -> Iterator[Tile]:
         """Yield the tiles whose core meets a rectangle of scene pixels."""
-        rows = [
-            row for row in range(self.n_rows) if _meets(self._core(self.height, row), top, bottom)
-        ]
-        cols = [
-            col for col in range(self.n_cols) if _meets(self._core(self.width, col), left, right)
-        ]
+        rows = self._meeting(self.height, top, bottom)
+        cols = self._meeting(self.width, left, right)
         return (self.tile(row, col) for row in rows for col in cols)
 
     def _count(self, length: int) -> int:
@@ -114,6 +111,14 @@ class TileGrid:
         n = self._count(length)
         return (length - self._size(length)) * i // (n - 1) if n > 1 else 0
 
+    def _meeting(self, length: int, low: float, high: float) -> range:
+        """The tiles along a side whose cores meet an interval; of a map of the world, without
+        looking at its millions of tiles.
+        """
+        every = range(self._count(length))
+        first = bisect_left(every, low, key=lambda i: self._core(length, i)[1])
+        return range(first, bisect_right(every, high, key=lambda i: self._core(length, i)[0]))
+
     def _core(self, length: int, i: int) -> tuple[int, int]:
         def meets(j: int) -> int:  # where the cores of tiles j - 1 and j meet
             return (self._start(length, j - 1) + self._start(length, j) + self._size(length)) // 2
@@ -121,14 +126,12 @@ class TileGrid:
         return meets(i) if i else 0, meets(i + 1) if i + 1 < self._count(length) else length
 
 
-def _meets(core: tuple[int, int], low: float, high: float) -> bool:
-    return core[0] <= high and core[1] >= low
-
-
 def tiles_over(scene: Scene, grid: TileGrid, aoi: shapely.Geometry | None) -> list[Tile]:
     """Return the tiles whose core meets the AOI (in the scene's CRS), row by row; None is all."""
     if aoi is None:
         return list(grid)
+    if shapely.is_empty(aoi):
+        return []
     to_pixel = ~scene.transform
     x0, y0, x1, y1 = shapely.bounds(aoi)
     (left, top), (right, bottom) = to_pixel @ (x0, y1), to_pixel @ (x1, y0)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+import mmap
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -15,6 +18,8 @@ from workbench._support.secrets import has_secrets, without_secrets
 from workbench.errors import WorkbenchError
 from workbench.raster.sources import gdal_name, is_local, signed
 
+# what a JSON file has if its CRS is at an address
+_LINKED = re.compile(rb"""["']type["']\s*:\s*["'](?:link|url)["']|\\u00[4-7]""", re.IGNORECASE)
 _PARQUET = (".parquet", ".geoparquet", ".pq")
 _TIMEOUT = 60  # seconds of silence of a server
 # what a layer says of itself if it may hold polygons
@@ -96,6 +101,8 @@ def _read(
         frame = gpd.read_parquet(path if is_local(path) else io.BytesIO(_fetched(signed(path))))
         kept = frame.columns if columns is None else [*columns, frame.geometry.name]
         return frame[[name for name in frame if name in kept]]
+    if is_local(path):
+        _refuse_references(path, what)
     place = gdal_name(signed(path))
     named = {str(name): kind for name, kind in pyogrio.list_layers(place).tolist()}
     layer = options.get("layername")
@@ -113,6 +120,36 @@ def _read(
         where=options.get("subset"),
         fid_as_index=True,
     )
+
+
+def _refuse_references(path: str, what: str) -> None:
+    """Refuse a file by which GDAL would ask a server that the file names.
+
+    That is a description of a service (WFS), or a GeoJSON or TopoJSON with its CRS at an address.
+    """
+    if os.path.isdir(path):
+        return
+    with open(path, "rb") as file:
+        head = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+        if re.match(rb"<OGRWFS", head, re.IGNORECASE) or b"<OGRWFSDataSource" in head:
+            raise _LayerError(
+                f"{what} describes a service and holds no features. Save those that are wanted as "
+                "a file, for example with QGIS."
+            )
+        # any name may be written with escapes, which only a parser undoes
+        if not re.match(rb"[{/]|\w+\(", head):  # an object, a comment or a call before it
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+            if not _LINKED.search(whole):
+                return
+        file.seek(0)
+        content = json.load(file)
+    crs = content.get("crs") if isinstance(content, dict) else None
+    if isinstance(crs, dict) and str(crs.get("type")).lower() in ("link", "url"):
+        raise _LayerError(
+            f"{what} has its CRS at an address, which is not asked. Save it with its CRS by name, "
+            "for example as GeoPackage."
+        )
 
 
 def _only_polygons(path: str, named: dict[str, str | None], what: str) -> str | None:

@@ -30,6 +30,7 @@ from workbench.polygons.areas import inside, lies_in
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
 from workbench.polygons.continuation import Continuations
+from workbench.polygons.planar import clean_planar
 from workbench.polygons.regularize import regularized
 from workbench.polygons.seams import merge_seams
 from workbench.raster.scene import raster_of
@@ -64,8 +65,8 @@ from workbench.samples.demo import sample_truth
 def finish(plan: Plan) -> Run:
     """Make the layer from the stored candidates, and write all files of the run folder.
 
-    The layer is made in batches; it is held whole only if any polygon may change any other
-    (`planar`, `regularize`). Raises `RunFailedError` after everything is written if tiles have
+    The layer is made in batches; it is held whole only with `regularize`, where any polygon may
+    change any other. Raises `RunFailedError` after everything is written if tiles have
     failed.
     """
 
@@ -168,8 +169,10 @@ def layer_batches(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFram
         offer = replace(offer, overlaps="all")
     merged = merge_seams(_traced(plan, taught), _windows(plan), plan.folder, offer)
     if plan.job.planar:  # any polygon may cut any other
-        merged = iter([pd.concat(merged, ignore_index=True)])
-    cleaned = (_with_class(clean(batch, plan.job.cleaning), plan) for batch in merged)
+        cleaned = clean_planar(merged, plan.job.cleaning, plan.folder)
+    else:
+        cleaned = (clean(batch, plan.job.cleaning) for batch in merged)
+    cleaned = (_with_class(batch, plan) for batch in cleaned)
     if plan.job.regularize is not None:  # a squared polygon may overlap any other
         whole = pd.concat(cleaned, ignore_index=True)
         cleaned = (regularized(each, plan.job.regularize) for each in [whole])

@@ -1,0 +1,108 @@
+"""What a file names is not asked for over a network, and none of its code is run."""
+
+import json
+
+import pytest
+from known_objects import objects, write_labels
+from range_server import serve
+
+from workbench.errors import AOIError, SceneError
+from workbench.raster.aoi import load_aoi
+from workbench.raster.open import open_scene
+
+SQUARE = {"type": "Polygon", "coordinates": [[[15, 47], [15, 48], [16, 48], [16, 47], [15, 47]]]}
+VRT = """<VRTDataset rasterXSize="64" rasterYSize="64"><SRS>{crs}</SRS>
+<GeoTransform>500000, 0.5, 0, 5300000, 0, -0.5</GeoTransform>{band}
+<SimpleSource><SourceFilename relativeToVRT="1">plain.tif</SourceFilename>
+<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"""
+BAND = '<VRTRasterBand dataType="Byte" band="1">'
+PYTHON = """<VRTRasterBand dataType="Byte" band="1" subClass="VRTDerivedRasterBand">
+<PixelFunctionType>f</PixelFunctionType><PixelFunctionLanguage>Python</PixelFunctionLanguage>
+<PixelFunctionCode>
+def f(*a, **k): open("{}", "w")
+</PixelFunctionCode>"""
+TILES = """<GDAL_WMS><Service name="TMS">
+<ServerUrl>{}/${{z}}/${{x}}/${{y}}.png</ServerUrl></Service>
+<DataWindow><UpperLeftX>0</UpperLeftX><UpperLeftY>10</UpperLeftY><LowerRightX>10</LowerRightX>
+<LowerRightY>0</LowerRightY><SizeX>64</SizeX><SizeY>64</SizeY></DataWindow>
+<Projection>EPSG:3857</Projection></GDAL_WMS>"""
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "crs").write_text("EPSG:32633")
+    with serve(tmp_path / "served", tmp_path / "requests.log") as served:
+        yield served
+
+
+@pytest.mark.parametrize("crs", [
+    '{"type": "link", "properties": {"href": "URL/crs"}}',
+    '{"type": "LINK", "properties": {"href": "URL/crs", "type": "proj4"}}',
+    '{"type": "url", "properties": {"url": "URL/crs"}}',
+    '{"\\u0074ype": "\\u006cink", "properties": {"href": "URL/crs"}}',
+])  # fmt: skip
+def test_an_area_does_not_fetch_its_crs(server, tmp_path, crs):
+    path = tmp_path / "area.geojson"
+    feature = json.dumps([{"type": "Feature", "properties": {}, "geometry": SQUARE}])
+    crs = crs.replace("URL", server.url)
+    path.write_text(f'{{"type": "FeatureCollection", "crs": {crs}, "features": {feature}}}')
+    with pytest.raises(AOIError, match="has its CRS at an address, which is not asked"):
+        load_aoi(str(path))
+    topology = {
+        "type": "Topology", "objects": {"a": {"type": "Polygon", "arcs": [[0]]}},
+        "arcs": SQUARE["coordinates"],
+    }  # fmt: skip
+    path.write_text(f'{json.dumps(topology)[:-1]}, "crs": {crs}}}')
+    with pytest.raises(AOIError, match="has its CRS at an address"):
+        load_aoi(str(path))
+    assert server.requests == []
+
+
+def test_an_attribute_that_is_an_address_is_no_reference(server, tmp_path):
+    path = tmp_path / "area.geojson"
+    feature = {"type": "Feature", "properties": {"type": "link", "url": server.url}}
+    crs = {"type": "name", "properties": {"name": "EPSG:4326"}}
+    path.write_text(json.dumps({
+        "type": "FeatureCollection", "crs": crs, "features": [feature | {"geometry": SQUARE}],
+        "links": [{"rel": "next", "href": server.url}], "next": server.url,
+    }))  # fmt: skip
+    assert load_aoi(str(path)).union_all().area == 1
+    assert server.requests == []
+
+
+def test_a_description_of_a_service_is_no_area(server, tmp_path):
+    path = tmp_path / "area.gml"
+    path.write_text(f"<OGRWFSDataSource><URL>{server.url}/wfs?</URL></OGRWFSDataSource>")
+    with pytest.raises(AOIError, match="describes a service and holds no features"):
+        load_aoi(str(path))
+    assert server.requests == []
+
+
+def test_a_raster_is_no_description_of_others(server, tmp_path):
+    write_labels(tmp_path / "plain.tif", objects((64, 64), 1))
+    catalogue = json.dumps({"type": "FeatureCollection", "features": [{"stac_version": "1.0.0"}]})
+    remote = VRT.format(crs="EPSG:32633", band=BAND).replace(
+        '"1">plain', f'"0">/vsicurl/{server.url}/plain'
+    )
+    for number, text in enumerate((TILES.format(server.url), remote, catalogue)):
+        path = tmp_path / f"{number}.tif"
+        path.write_text(text)
+        with pytest.raises(SceneError, match=r"is a text that describes rasters elsewhere"):
+            open_scene(path)
+    assert server.requests == []
+
+
+def test_a_virtual_raster_runs_no_python_and_does_not_fetch_its_crs(server, tmp_path):
+    write_labels(tmp_path / "plain.tif", objects((64, 64), 1))
+    path, sprung = tmp_path / "a.vrt", tmp_path / "sprung"
+    path.write_text(VRT.format(crs="EPSG:32633", band=PYTHON.format(sprung)))
+    scene = open_scene(path)
+    with pytest.raises(SceneError, match="Python code needs to be executed"):
+        scene.read(scene.window)
+    assert not sprung.exists()
+    path.write_text(VRT.format(crs=f"{server.url}/crs", band=BAND))
+    with pytest.raises(SceneError, match="has no CRS"):
+        open_scene(path)
+    assert server.requests == []
