@@ -11,10 +11,14 @@ belong to the area, `score_plane`, `controls`, `presets`, `sample_tiles`, `judgi
 `tuner_text` to the tuner, `classes` and `palette` teach classes in it. `file_browser` and `links`
 lead to files, `toolbar` is what all panels share. `quiet` waits until a person pauses, `at_rest` is
 what the tuner does then, `safe_html` is the only owner of HTML.
+
+`review_panel` is what `review.ipynb` shows: the labels of a finished layer, with `layer_session` as
+its session. `labelling` is what it and the tuner share.
 """
 
 from workbench.widgets.area import AOIPicker
+from workbench.widgets.review_panel import LayerReview
 from workbench.widgets.run_panel import RunPanel
 from workbench.widgets.tuner import ThresholdTuner
 
-__all__ = ["AOIPicker", "RunPanel", "ThresholdTuner"]
+__all__ = ["AOIPicker", "LayerReview", "RunPanel", "ThresholdTuner"]

@@ -51,7 +51,7 @@ class CopyButton(anywidget.AnyWidget):
     text = traitlets.Unicode().tag(sync=True)
 
 
-class RunPanel(CellWidget["JobPanel"]):
+class RunPanel(CellWidget[Session, "JobPanel"]):
     """Save the job, copy its command, or run it here as a `ThresholdTuner` has left it."""
 
     text = "Shown in JupyterLab only: a batch run needs no buttons."

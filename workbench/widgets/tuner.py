@@ -25,6 +25,7 @@ from workbench.widgets.controls import Controls, button, row
 from workbench.widgets.drawn_polygons import DrawnPolygons
 from workbench.widgets.history import TUNED
 from workbench.widgets.judging import Judging
+from workbench.widgets.labelling import NEXT_KEY, point_out
 from workbench.widgets.looks import looks
 from workbench.widgets.map import SceneMap, feature
 from workbench.widgets.object_list import ObjectList
@@ -52,7 +53,7 @@ _WINDOW = _AREA | {"color": "#ffffff"}
 _HIDDEN = _AREA | {"color": "#00ffff", "weight": 3}  # what is pointed out and not drawn
 
 
-class ThresholdTuner(CellWidget["TunerPanel"]):
+class ThresholdTuner(CellWidget[Session, "TunerPanel"]):
     """Tune on sample tiles of the area that an `AOIPicker` shows.
 
     It draws what `select`, `to_polygons` and `clean` return, as a run does. In a batch run it
@@ -349,7 +350,7 @@ class TunerPanel(AtRest):
 
     def pressed(self, key: Pressed) -> None:
         """Say what is pointed at, or go to the next object."""
-        if key.key == "n":
+        if key.key == NEXT_KEY:
             self.go_to_next()
             return
         row = self.teaching.target if key.place is None else self.drawn.row_at(key.row)
@@ -373,8 +374,7 @@ class TunerPanel(AtRest):
             self.tell("Nothing is left to ask about on these tiles: compute others.")
             return
         self.message.value = ""
-        self.scene_map.bring_into_view(self.preview.outline(row))
-        self._show_target()
+        self._show_target(go=True)
 
     def go_to(self, place: int, sequence: int) -> None:
         """Point out the polygon at a place of the overlay; keys mean it then."""
@@ -382,11 +382,10 @@ class TunerPanel(AtRest):
         if row >= 0 and sequence == self.overlay.for_sequence:
             self.teaching.target = row
             self.verdicts.clear()
-            self.scene_map.bring_into_view(self.preview.outline(row))
-            self._show_target()
+            self._show_target(go=True)
 
-    def _show_target(self) -> None:
-        """Mark the object that keys mean, whether it is shown or not."""
+    def _show_target(self, go: bool = False) -> None:
+        """Mark the object that keys mean, whether it is shown or not; `go` moves the map to it."""
         row, crs = self.teaching.target, self.session.scenes[0].crs
         with self._lock:
             shown = self.drawn.select(row)
@@ -395,7 +394,8 @@ class TunerPanel(AtRest):
                 outline = self.preview.outline(row)
         self.hidden.data = feature(outline, _HIDDEN)
         self.plane.selected = row
-        self.overlay.pointed += 1
+        outline = self.preview.outline(row) if go else None
+        point_out(self.scene_map, self.overlay, outline)
 
     def _tool_changed(self, change: Any) -> None:
         if change["new"] != LOOK:

@@ -119,11 +119,15 @@ def confidence_swatches(confidence: Sequence[Sequence[Any]]) -> Markup:
     )
 
 
+def swatches(named: Sequence[tuple[str, str]]) -> Markup:
+    """Name colours, given as name and colour."""
+    swatch = Markup('<span style="border-bottom: 4px solid {}; padding: 0 3px">{}</span>')
+    return Markup(" ").join(swatch.format(colour, name) for name, colour in named)
+
+
 def class_swatches(classes: Sequence[tuple[str, str]]) -> Markup:
     """Name the colours of classes, given as name and colour."""
-    swatch = Markup('<span style="border-bottom: 4px solid {}; padding: 0 3px">{}</span>')
-    named = Markup(" ").join(swatch.format(colour, name) for name, colour in classes)
-    return Markup("{} &ensp; thin and grey: none of the classes").format(named)
+    return Markup("{} &ensp; thin and grey: none of the classes").format(swatches(classes))
 
 
 MEANINGS = {
