@@ -129,7 +129,7 @@ class ClassTeaching(Labelling):
         return self._keep(verdicts.with_verdict(described, number))
 
     def click(
-        self, place: tuple[float, float], row: int, again: bool, preview: Preview, view: View
+        self, place: tuple[float, float], row: int, again: int, preview: Preview, view: View
     ) -> bool:
         """Say the palette's class of what lies at a place; clicks `again` go on to the next."""
         if again and self._cycle and self._undo is not None:
@@ -140,21 +140,26 @@ class ClassTeaching(Labelling):
         self._undo = self.session.verdicts
         if not self._cycle:
             self.target = -1
-            return again
+            return bool(again)
         self.target = self._cycle[0]
         return self.say(self.target, self.palette.tool, preview, again_undoes=not again)
 
     def look(
-        self, place: tuple[float, float], row: int, again: bool, preview: Preview, view: View
+        self, place: tuple[float, float], row: int, again: int, preview: Preview, view: View
     ) -> int:
-        """The row that a click without a class points out; clicks `again` go on to the next."""
+        """The row that a click without a class points out; clicks `again` go on, or back (-1)."""
         if again and len(self._cycle) > 1:
-            self._cycle = self._cycle[1:]
+            self._cycle = self._cycle[again:] + self._cycle[:again]
         else:
             self._cycle = self.rows_at(place, row, preview, view)
         self._undo = None
         self.target = self._cycle[0] if self._cycle else -1
         return self.target
+
+    @property
+    def n_here(self) -> int:
+        """How many rows lie at the place of the last click."""
+        return len(self._cycle)
 
     def rows_at(
         self, place: tuple[float, float], row: int, preview: Preview, view: View

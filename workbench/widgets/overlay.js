@@ -14,6 +14,7 @@ const LOOK_MS = 500; // how often to look for views of the map: there is no even
 const PATIENCE_MS = 20000;
 
 const CLICK_MS = 3000; // what the kernel points out this soon after a click is its answer
+const WHEEL_MS = 150; // between two steps of the wheel: a trackpad sends many
 const STILL = 8; // px: a mouse that has moved less still means what was pointed out
 
 const [SEAM, GOOD, BAD] = [1, 2, 4]; // overlay.Flag
@@ -650,13 +651,42 @@ function drawOn(map, overlay) {
   function click(event) {
     // a double click zooms, unless clicks go through what lies there
     if (elsewhere(event) || (event.originalEvent?.detail > 1 && !overlay.keys())) return;
-    const { lng: lon, lat } = event.latlng;
-    const { sequence } = overlay.frame.outlines;
     const again = clicked !== null && clicked.distanceTo(event.containerPoint) < STILL;
     if (!again) clicked = event.containerPoint;
+    tellClick(event, again ? 1 : 0);
+  }
+
+  /** @param {number} again how much further than the click before, at the same place */
+  function tellClick(event, again) {
+    const { lng: lon, lat } = event.latlng;
+    const { sequence } = overlay.frame.outlines;
     [answered, answeredAt] = [event.latlng, performance.now()];
     placeAnswer();
     overlay.send({ kind: "click", lon, lat, row: rowAt(event), sequence, again });
+  }
+
+  /** Whether the mouse is where it has clicked, and more than one thing lies there. */
+  function hasMoreHere() {
+    if (overlay.alternatives() < 2 || !clicked || !pointer) return false;
+    return clicked.distanceTo(pointer.containerPoint) < STILL;
+  }
+
+  function tab(event) {
+    if (event.key !== "Tab" || event.ctrlKey || event.altKey || event.metaKey) return;
+    if (!isMeant(event) || !hasMoreHere()) return;
+    event.preventDefault();
+    event.stopPropagation();
+    tellClick(pointer, event.shiftKey ? -1 : 1);
+  }
+
+  let turned = 0; // when the wheel was last followed, ms
+  function wheel(event) {
+    if (event.ctrlKey || !event.deltaY || !hasMoreHere()) return;
+    event.preventDefault();
+    event.stopPropagation(); // the map would zoom
+    if (performance.now() - turned < WHEEL_MS) return;
+    turned = performance.now();
+    tellClick(pointer, event.deltaY > 0 ? 1 : -1);
   }
 
   const handlers = {
@@ -667,11 +697,15 @@ function drawOn(map, overlay) {
   };
   map.on(handlers);
   document.addEventListener("keydown", press);
+  document.addEventListener("keydown", tab);
+  container.addEventListener("wheel", wheel, { capture: true, passive: false });
   if (overlay.keys()) map.doubleClickZoom.disable();
   redraw();
   const remove = () => {
     map.off(handlers);
     document.removeEventListener("keydown", press);
+    document.removeEventListener("keydown", tab);
+    container.removeEventListener("wheel", wheel, { capture: true });
     waiting.forEach((request) => cancelAnimationFrame(request));
     pointer = null;
     point();
@@ -741,6 +775,7 @@ export default () => {
       },
       send: (message) => model.send(message),
       keys: () => model.get("hotkeys"),
+      alternatives: () => model.get("alternatives"),
       fail(error) {
         console.error(error);
         failure = `The polygons could not be drawn (${error.message}): run all cells again.`;

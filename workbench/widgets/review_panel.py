@@ -35,7 +35,7 @@ REVIEW_KEYS = (
     ("1 … 9", "set this class, and accept"),
     ("z", "back: take the last answer back, and show its label again"),
     ("space, n", "skip: show this label later"),
-    ("click", "show the label under the mouse; again: the next one that lies there"),
+    ("click", "show the label under the mouse; again, Tab or wheel: what else lies there"),
 )
 _WAITING = "#ffffff"  # where classes have colours of their own
 _TELLING_FIRST, _AS_LISTED = "Tiles that teach most first", "Tiles as they are listed"
@@ -272,15 +272,16 @@ class ReviewPanel:
             else:
                 self._answer("accepted", number)
 
-    def clicked(self, lon: float, lat: float, place: int, again: bool = False) -> None:
-        """Show the label at a place; clicks `again` go on to what else lies there."""
+    def clicked(self, lon: float, lat: float, place: int, again: int = 0) -> None:
+        """Show the label at a place; clicks `again` go on to what else lies there, or back (-1)."""
         triage = self.session.triage
         rows = triage.at(*from_lonlat(self.session.scenes[0].crs, lon, lat))
         if not rows and place >= 0:
             rows = [place]  # too small to be hit
+        self.overlay.alternatives = len(rows)
         if rows:
-            now = rows.index(triage.row) if again and triage.row in rows else -1
-            self.session.choose(rows[(now + 1) % len(rows)])
+            now = rows.index(triage.row) + again if again and triage.row in rows else 0
+            self.session.choose(rows[now % len(rows)])
 
     def go_to(self, place: int, sequence: int) -> None:
         """Show a label of the list."""

@@ -325,12 +325,14 @@ class TunerPanel(AtRest):
         chosen = propose_tiles(area.finest, self.n_tiles.value)
         self.tiles.compute({part.index(tile) for part, tile in chosen})
 
-    def clicked(self, lon: float, lat: float, place: int, again: bool = False) -> None:
+    def clicked(self, lon: float, lat: float, place: int, again: int = 0) -> None:
         """Explain or judge the polygon at a place of the overlay, or have the tile computed.
 
-        Clicks `again` at the same place go on to what else lies there.
+        Clicks `again` at the same place, Tab and the wheel go on to what else lies there, shown or
+        not; -1 goes back.
         """
         x, y = from_lonlat(self.session.scenes[0].crs, lon, lat)
+        self.overlay.alternatives = 0
         if not self.tiles.has(x, y):
             self.tiles.compute_at(x, y)
             return
@@ -347,6 +349,7 @@ class TunerPanel(AtRest):
         elif row >= 0:
             self.judging.judge(row, self.preview)
             self._show_judged()
+        self.overlay.alternatives = teaching.n_here if self.judging.explains else 0
 
     def pressed(self, key: Pressed) -> None:
         """Say what is pointed at, or go to the next object."""
