@@ -58,15 +58,15 @@ class Ranking:
         """Whether all labels are described that can be."""
         return not self._left
 
-    def describe_one(self) -> bool:
-        """Describe the labels of one tile, those of the current one first; false: none is left.
+    def describe_one(self) -> str | None:
+        """Describe the labels of one tile, the current one first, and name it; None: all are.
 
         Raises `SceneError` if the raster cannot be read, and `RunFolderError` for damaged
         candidates.
         """
         tile = self._next_tile()
         if tile is None:
-            return False
+            return None
         self._left.discard(tile)
         row_of = self._rows[tile]
         for stored, records in store_in(self._triage.run.folder).read(
@@ -78,7 +78,7 @@ class Ranking:
                 for place, ordinal in enumerate(candidates.column("ordinal").tolist()):
                     if ordinal in row_of:
                         self.figures[row_of[ordinal]] = figures[place]
-        return True
+        return tile
 
     def _next_tile(self) -> str | None:
         order = self._triage.order
@@ -90,10 +90,10 @@ class Ranking:
         return min(self._left, default=None)
 
     def scores(self) -> NDArray[np.float64] | None:
-        """Learn from the answers, and score all labels `(n,)`; None: they teach nothing yet.
+        """Learn from the answers, and score what waits `(n,)`; None: they teach nothing yet.
 
-        What taught the run counts, too. There must be something that was accepted and something
-        that was rejected, `FEWEST` answers in all.
+        NaN for all that is judged or not described. What taught the run counts, too. There must be
+        something that was accepted and something that was rejected, `FEWEST` answers in all.
         """
         triage = self._triage
         known = ~np.isnan(self.figures[:, 0])
@@ -108,8 +108,8 @@ class Ranking:
         if np.count_nonzero(judged) < FEWEST or len(np.unique(classes)) < 2:
             return None
         classifier = Classifier.fit(figures, classes, QUICK_TREES, weight)
-        score = triage.own_score.copy()
-        rows = np.flatnonzero(known)
+        score = np.full(len(triage), np.nan)
+        rows = np.flatnonzero(known & triage.waits)
         self.best_class[rows], score[rows] = classifier.best(self.figures[rows])
         return score
 

@@ -48,6 +48,7 @@ class TileByTile(Order):
     def __init__(self, labels: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame, status: list[str]):
         self._status = status
         self.score = np.ones(len(labels))  # what a tile's labels are sorted by
+        self.likely = np.full(len(labels), 0.5)  # and what tiles are: how likely each is right
         bounds, boxes = labels.bounds.to_numpy(), tiles.bounds.to_numpy()
         home = home_in(tiles, labels)
         inside = np.zeros(len(labels), bool)
@@ -74,15 +75,11 @@ class TileByTile(Order):
         """Pairs of row and status."""
         return [(row, self._status[row]) for row in fids]
 
-    def rows_of(self, name: str) -> NDArray[np.int64]:
-        """The rows of a tile."""
-        return self._rows[dict(self.tiles)[name]]
-
-    def most_telling(self) -> list[str]:
+    def most_telling(self, waits: NDArray[np.bool_]) -> list[str]:
         """The names of the tiles, first those with most labels that the model is unsure about."""
-        waits = np.array([status == "unreviewed" for status in self._status], bool)
-        doubt = waits * self.score * (1 - self.score)
-        return most_doubt_first({name: doubt[self.rows_of(name)].sum() for name, _ in self.tiles})
+        doubt = waits * self.likely * (1 - self.likely)
+        by_place = np.bincount(self.home + 1, doubt, len(self._rows))
+        return most_doubt_first({name: by_place[place + 1] for name, place in self.tiles})
 
 
 class Triage:
@@ -114,16 +111,18 @@ class Triage:
         self._reshaped = {row for row, is_edited in enumerate(reshaped)
                           if is_edited and self._stored[row][0] != "edited"}  # fmt: skip
         numbers = [_number(class_id) for _, class_id in self._stored]
-        self.class_ids = np.array([-1 if n is None else n for n in numbers])  # -1: none
+        self.class_ids = np.array([-1 if n is None else n for n in numbers], np.int64)  # -1: none
         self.order = TileByTile(self.labels, self.run.tiles, self.status)
-        self.own_score = self.labels["class_score"].fillna(self.labels["confidence"])
-        self.own_score = self.own_score.fillna(1.0).to_numpy(float)
-        self.rank(self.own_score)
+        # as the plugin: tiles are sorted by what was learned, labels by any score that there is
+        learned = self.labels["class_score"]
+        self._own_likely = learned.fillna(0.5).to_numpy(float)
+        self._own_score = learned.fillna(self.labels["confidence"]).fillna(1.0).to_numpy(float)
+        self._telling_first = True
         self.past: list[Decision] = []
         self.future: list[Decision] = []
         self._times: deque[float] = deque(maxlen=500)
         self.row = -1  # the label that an answer is about
-        self.teach_most()
+        self.rank(np.full(len(self), np.nan))
 
     def __len__(self) -> int:
         return len(self.status)
@@ -169,18 +168,19 @@ class Triage:
             self.order.skip(self.row)
         return self.go()
 
-    def teach_most(self) -> None:
-        """Begin with the tiles where the model is least sure."""
-        self.order.sort(self.order.most_telling())
-
-    def as_listed(self) -> None:
-        """Take the tiles as they are listed."""
-        self.order.sort(self.order.listed)
+    def sort(self, telling_first: bool) -> None:
+        """Begin with the tiles where the model is least sure, or take them as they are listed."""
+        self._telling_first = telling_first
+        order = self.order
+        order.sort(order.most_telling(self.waits) if telling_first else order.listed)
 
     def rank(self, score: NDArray[np.float64]) -> None:
-        """Take other scores `(n,)`; what waits in this tile is sorted by them at once."""
-        self.order.score = score
+        """Take other scores `(n,)`, NaN for none: what is left is sorted by them at once."""
+        known = ~np.isnan(score)
+        self.order.score = np.where(known, score, self._own_score)
+        self.order.likely = np.where(known, score, self._own_likely)
         self.order.rank_again()
+        self.sort(self._telling_first)
 
     # ---- answers
 
@@ -214,6 +214,10 @@ class Triage:
     def above(self, score: float) -> list[int]:
         """The rows of the labels that wait and have this score or more."""
         return np.flatnonzero(self.waits & (self.score >= score)).tolist()
+
+    def n_above(self, score: float) -> int:
+        """How many labels wait and have this score or more."""
+        return int(np.count_nonzero(self.waits & (self.score >= score)))
 
     def accept_above(self, score: float) -> int:
         """Accept all labels that wait and have this score or more; returns how many."""
@@ -280,9 +284,9 @@ class Triage:
 
     def progress(self) -> tuple[int, int, int, int]:
         """How many tiles are done and how many have labels; labels that are judged, and all."""
-        waiting = np.unique(self.order.home[self.waits])
-        n_tiles = len(self.order.tiles)
-        return n_tiles - len(waiting), n_tiles, len(self) - int(self.waits.sum()), len(self)
+        waits, n_tiles = self.waits, len(self.order.tiles)
+        open_tiles = np.count_nonzero(np.bincount(self.order.home[waits] + 1))
+        return n_tiles - open_tiles, n_tiles, len(self) - int(waits.sum()), len(self)
 
     def pace(self) -> str:
         """How many labels a minute were decided about lately; empty at the beginning."""

@@ -32,13 +32,14 @@ class Steps:
 class LayerSession(HasTraits):
     """A triage that panels observe: `history` has its steps, `row` is the label that is shown.
 
-    `changes` counts what may change the map: answers, and scores that were learned from them.
+    `changes` counts what a person has done, `ranked` how often scores were learned from it.
     `notice` says why scores are not learned, if so.
     """
 
     history = Instance(Steps, ())
     row = Int(-1)
     changes = Int()
+    ranked = Int()
     notice = Unicode()
 
     def __init__(self, job: ReviewJob, run: Run | None = None) -> None:
@@ -95,7 +96,7 @@ class LayerSession(HasTraits):
     def sort(self, telling_first: bool) -> None:
         """Begin with tiles where the model is unsure, or take them as they are listed."""
         with self.lock:
-            (self.triage.teach_most if telling_first else self.triage.as_listed)()
+            self.triage.sort(telling_first)
 
     def _do(self, step: Callable[[], T]) -> T:
         triage = self.triage
@@ -117,26 +118,25 @@ class LayerSession(HasTraits):
         try:
             if self.ranking is None:
                 self.ranking = Ranking(self.triage)
-            found = self.ranking.describe_one()
+            tile = self.ranking.describe_one()
         except WorkbenchError as error:
             self.notice = f"The order does not follow your answers: {error}"
             return False
-        self._described |= found
-        return found
+        # a score for each tile as it comes would keep the computer busy
+        self._described |= tile == self.triage.order.tile or self.ranking.is_done
+        return tile is not None
 
-    def rank(self) -> bool:
-        """Score what is left anew, if enough was said since the last time."""
+    def rank(self) -> None:
+        """Score what is left anew, if there is something new to learn from or to score."""
         ranking, n = self.ranking, len(self.triage.past)
-        if ranking is None:
-            return False
-        if abs(n - self._ranked_at) < FEWEST and not (self._described and self._ranked_at):
-            return False
+        new = self._described and self._ranked_at > 0
+        if ranking is None or (abs(n - self._ranked_at) < FEWEST and not new):
+            return
         scores = ranking.scores()
         self._described = False
         if scores is None:
-            return False
+            return
         self._ranked_at = n
         with self.lock:
             self.triage.rank(scores)
-        self.changes += 1
-        return True
+        self.ranked += 1

@@ -149,8 +149,8 @@ class PolygonOverlay(anywidget.AnyWidget):
         """Call `callback(lon, lat, row, again)` at each click on the map.
 
         Degrees in EPSG:4326; `row` is the smallest polygon shown there, -1 if there is none. It is
-        also -1 if the outlines were replaced since the click. `again` is 0 at a new place, else 1 or
-        -1: on to the next thing at the same place, or back.
+        also -1 if the outlines were replaced since the click. `again` is 0 at a new place; at the
+        same place it is 1 for the next thing that lies there, or -1 for the one before.
         """
 
         def dispatch(widget: PolygonOverlay, message: dict[str, Any], buffers: Any) -> None:

@@ -115,6 +115,7 @@ class ReviewPanel:
         self.bar.observe(self._show_above, "value")
         self.order.observe(lambda c: session.sort(c["new"] == _TELLING_FIRST), "value")
         session.observe(self._show, "changes")
+        session.observe(self._show_scores, "ranked")
         session.observe(lambda c: self.tell(c["new"]), "notice")
         session.start()
         self.quiet.start()
@@ -214,6 +215,13 @@ class ReviewPanel:
             self._show_progress()
         self.quiet.touch()
 
+    def _show_scores(self, _: Any = None) -> None:
+        """Show what was learned from the answers."""
+        with self.session.lock:
+            self.overlay.class_scores = self._scores()
+            self.now.value = self._line(self.session.row)
+            self._show_above()
+
     def _show_progress(self) -> None:
         triage = self.session.triage
         tile, here, n_here = triage.tile_progress()
@@ -230,7 +238,7 @@ class ReviewPanel:
         self.labelling.show_palette()
 
     def _show_above(self, _: Any = None) -> None:
-        n = len(self.session.triage.above(self.bar.value))
+        n = self.session.triage.n_above(self.bar.value)
         self.above.description = f"Accept all above {self.bar.value:.2f} ({n:,})"
         self.above.disabled = n == 0
 
@@ -319,9 +327,9 @@ class ReviewPanel:
         session, quiet = self.session, self.quiet
         try:
             while not quiet.overtaken:
-                if session.rank():
-                    self.overlay.class_scores = self._scores()
+                session.rank()
                 if quiet.overtaken or not session.describe_one():
-                    return
+                    break
+            session.rank()
         except Exception as error:  # in a thread, where nobody would see it
             self.tell(f"{type(error).__name__}: {error}")

@@ -24,6 +24,7 @@ class Order:
     def __init__(self, tiles):
         self.tiles = list(tiles)
         self.tile = None  # the name of the tile that is being reviewed
+        self.place = None  # what `labels_in` knows it by
         self.fids = []  # all labels of that tile
         self.waiting = []  # those still to be shown
         self.skipped = {}  # how often
@@ -47,13 +48,13 @@ class Order:
         """Return the id of the label to show next; None: nothing is left."""
         fid = self._of_this_tile()
         if fid is None and self.tile is not None:
-            self._enter(self.tile)  # a label may have come back
+            self._enter(self.tile, self.place)  # a label may have come back
             fid = self._of_this_tile()
         if fid is not None:
             return fid
-        for name, _ in self.tiles:
+        for name, place in self.tiles:
             if name not in self.done:
-                if self._enter(name):
+                if self._enter(name, place):
                     if self.entered:
                         self.entered()
                     return self._of_this_tile()
@@ -75,7 +76,7 @@ class Order:
     def rank_again(self):
         """Sort anew what waits in the current tile: scores have changed."""
         if self.tile is not None:
-            self._enter(self.tile)
+            self._enter(self.tile, self.place)
 
     def rest(self):
         """Return the unreviewed labels of the current tile."""
@@ -93,9 +94,9 @@ class Order:
             self.waiting.pop(0)
         return None
 
-    def _enter(self, name):
+    def _enter(self, name, place):
         """Make a tile the current one, if a label waits in it."""
-        labels = list(self.labels_in(dict(self.tiles)[name]))
+        labels = list(self.labels_in(place))
         waiting = [
             (self.skipped.get(fid, 0), not reaches, -score, fid)
             for fid, status, score, reaches in labels
@@ -103,7 +104,7 @@ class Order:
         ]
         if not waiting:
             return False
-        self.tile = name
+        self.tile, self.place = name, place
         self.fids = [fid for fid, *_ in labels]
         self.waiting = [fid for *_, fid in sorted(waiting)]
         return True
