@@ -25,6 +25,7 @@ from workbench.review.job import ReviewJob
 from workbench.review.read import STATUSES, layer_of, read_review
 from workbench.runs.result import Run, read_run
 
+_CODE = {str(status): place for place, status in enumerate(STATUSES)}
 OUTSIDE = "outside of all tiles"  # where labels are that nobody finds tile by tile
 
 
@@ -45,7 +46,9 @@ class Decision:
 class TileByTile(Order):
     """The order of a review over the rows of a layer in memory."""
 
-    def __init__(self, labels: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame, status: list[str]):
+    def __init__(
+        self, labels: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame, status: list[str]
+    ) -> None:
         self._status = status
         self.score = np.ones(len(labels))  # what a tile's labels are sorted by
         self.likely = np.full(len(labels), 0.5)  # and what tiles are: how likely each is right
@@ -105,7 +108,7 @@ class Triage:
         self._stored: list[Stored] = [stored[fid] for fid in self._fid]
         self.status: list[str] = self.labels["status"].tolist()
         # places in STATUSES
-        self.codes = np.array([STATUSES.index(status) for status in self.status], np.uint8)  # type: ignore[arg-type]
+        self.codes = np.array([_CODE[status] for status in self.status], np.uint8)
         # of another shape than the run's, whatever the file says
         reshaped = self.labels["status"].eq("edited").tolist()
         self._reshaped = {row for row, is_edited in enumerate(reshaped)
@@ -140,7 +143,7 @@ class Triage:
     @property
     def waits(self) -> NDArray[np.bool_]:
         """Which labels nobody has judged, `(n,)`."""
-        return self.codes == STATUSES.index("unreviewed")
+        return self.codes == _CODE["unreviewed"]
 
     def class_of(self, row: int) -> int | None:
         """The class of a label; None: it has none."""
@@ -149,7 +152,7 @@ class Triage:
 
     def n_by_class(self) -> dict[int, int]:
         """How many labels of each class were accepted; at 0, how many were rejected."""
-        rejected = self.codes == STATUSES.index("rejected")
+        rejected = self.codes == _CODE["rejected"]
         kept = self.class_ids[~rejected & ~self.waits]
         counts = {number: int((kept == number).sum()) for number in self.classes}
         return counts | {0: int(rejected.sum())}
@@ -274,7 +277,7 @@ class Triage:
             status = stored[0] or "unreviewed"
             reshaped = status == "unreviewed" and row in self._reshaped
             self.status[row] = "edited" if reshaped else status
-            self.codes[row] = STATUSES.index(self.status[row])  # type: ignore[arg-type]
+            self.codes[row] = _CODE[self.status[row]]
 
     # ---- how far it is
 
@@ -290,7 +293,7 @@ class Triage:
 
     def pace(self) -> str:
         """How many labels a minute were decided about lately; empty at the beginning."""
-        return str(pace_of(self._times, time.monotonic()))
+        return pace_of(self._times, time.monotonic())
 
     def outline(self, row: int) -> gpd.GeoSeries:
         """The shape of a label."""
