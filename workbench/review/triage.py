@@ -288,7 +288,7 @@ class Triage:
     def progress(self) -> tuple[int, int, int, int]:
         """How many tiles are done and how many have labels; labels that are judged, and all."""
         waits, n_tiles = self.waits, len(self.order.tiles)
-        open_tiles = np.count_nonzero(np.bincount(self.order.home[waits] + 1))
+        open_tiles = int(np.count_nonzero(np.bincount(self.order.home[waits] + 1)))
         return n_tiles - open_tiles, n_tiles, len(self) - int(waits.sum()), len(self)
 
     def pace(self) -> str:
