@@ -8,10 +8,13 @@ import time
 import numpy as np
 import pytest
 from known_objects import objects, write_labels
+from shapely.geometry import box, mapping
 
 from workbench import Job, run
 from workbench.candidates.store import CandidateStore
 from workbench.errors import WorkbenchError
+from workbench.raster.crs import to_lonlat
+from workbench.runs.plan import open_scenes
 from workbench.tuning import process
 from workbench.tuning.process import Background, Finished, Planned, Stopped, TileDone, Work
 
@@ -71,6 +74,19 @@ def test_samples_are_computed_once_and_kept_for_the_run(background, events, job,
     assert len(third) - 2 == third[0].n_tiles - 3
     assert (tmp_path / "run" / "prelabels.gpkg").exists()
     assert len(run(job).tiles) == third[0].n_tiles
+
+
+def test_a_sample_outside_an_area_that_was_drawn_later_is_computed_too(background, events, job):
+    (scene,) = open_scenes(job)
+    left, bottom, right, top = scene.bounds
+    lon, lat = to_lonlat(scene.crs, [left, left + (right - left) / 10], [bottom, top])
+    aoi = mapping(box(lon[0], lat[0], lon[1], lat[1]))
+    outside = ("scene", 0, 2)
+    background.start(Work(job.changed(aoi=aoi), frozenset({outside})))
+    planned, tile, finished = until(events, Finished, Stopped)
+    assert planned == Planned(1, 0)
+    assert tile.record.index == outside
+    assert isinstance(finished, Finished)
 
 
 def test_a_bad_job_is_a_sentence_and_the_next_one_runs(background, events, job):

@@ -9,6 +9,7 @@ import pytest
 from known_objects import KnownObjects
 from known_runs import EXACT, until
 from reviews import save_reviewed
+from shapely.geometry import box, mapping
 
 from workbench import Job, run
 from workbench._support.text import area_text
@@ -616,9 +617,15 @@ def test_undo_brings_cleared_tiles_and_judgements_back(tuner):
     assert not (np.frombuffer(tuner.panel.overlay.flags, "u1") & Flag.GOOD).any()
 
 
-def test_tiles_of_an_earlier_session_are_computed_again(tuner, job):
+@pytest.mark.parametrize("share", [1.0, 0.1])  # of the scene, in an area that was drawn later
+def test_tiles_of_an_earlier_session_are_computed_again(tuner, job, share):
     sampled(tuner)
-    tiles = tuner.session.tiles
+    session = tuner.session
+    tiles = session.tiles
+    left, bottom, right, top = session.scenes[0].bounds
+    x = left + share * (right - left)
+    lon, lat = to_lonlat(session.scenes[0].crs, [left, x], [bottom, top])
+    session.change(aoi=mapping(box(lon[0], lat[0], lon[1], lat[1])))
     tuner.close()
     picker = AOIPicker(job)
     computed = Computed(picker.session)

@@ -142,8 +142,8 @@ def prepare(
 
     The plan has the run folder to itself until it is closed. A Segmenter of an earlier plan that is
     `loaded` is used again if it has the same key. With `tiles`, given by their index in the ledger,
-    the plan is to store the candidates of these alone and to make no layer, so a folder with a
-    reviewed layer is accepted, and prompts are not read.
+    the plan is to store the candidates of these alone, in the AOI or not, and to make no layer, so
+    a folder with a reviewed layer is accepted, and prompts are not read.
     """
     if job.regularize is not None:
         require_library()
@@ -160,7 +160,7 @@ def prepare(
         recorded = read_record(folder)  # without resume, too: another program's file is refused
         before = recorded if job.resume else None
         scenes = name_scenes(scenes, before)
-        area = plan_tiles(job, scenes, aoi)
+        area = plan_tiles(job, scenes, aoi if tiles is None else None)
         check_labels(job, scenes)
         asked = None
         if tiles is not None:

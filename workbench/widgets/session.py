@@ -263,9 +263,14 @@ class Session(HasTraits):
             self.job = job
 
     def known(self, tiles: Collection[Index]) -> set[Index]:
-        """Those of some tiles that lie in the area."""
-        parts = () if self.area is None else self.area.parts
-        return set(tiles) & {part.index(tile) for part in parts for tile in part.tiles}
+        """Those of some tiles that the scenes have, in the area or not."""
+        grids = {scene.name: grid for scene, grid in zip(self.scenes, self.grids, strict=True)}
+
+        def has(name: str, row: int, col: int) -> bool:
+            grid = grids.get(name)
+            return grid is not None and row < grid.n_rows and col < grid.n_cols
+
+        return {tile for tile in tiles if has(*tile)}
 
     @property
     def grids(self) -> tuple[TileGrid, ...]:
