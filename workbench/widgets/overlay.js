@@ -583,8 +583,9 @@ function drawOn(map, overlay) {
     anchor = last;
   }
 
-  /** Keys count in the whole panel, but not while somebody types, and no space on a button. */
+  /** Keys may count in the whole panel, but not while somebody types, and no space on a button. */
   function isMeant({ target, key }) {
+    if (target === container || !overlay.everywhere()) return target === container;
     const panel = container.closest(".sam-workbench-panel") ?? container;
     if (!(target instanceof Element) || !panel.contains(target)) return false;
     if (target.closest("textarea, select, [contenteditable], input:not([type=checkbox])")) return false;
@@ -775,6 +776,7 @@ export default () => {
       },
       send: (message) => model.send(message),
       keys: () => model.get("hotkeys"),
+      everywhere: () => model.get("keys_everywhere"),
       alternatives: () => model.get("alternatives"),
       fail(error) {
         console.error(error);

@@ -89,6 +89,9 @@ class PolygonOverlay(anywidget.AnyWidget):
     hotkeys = traitlets.Unicode(help="keys that are messages while the map has the focus").tag(
         sync=True
     )
+    keys_everywhere = traitlets.Bool(
+        False, help="whether `hotkeys` count while another part of the panel has the focus"
+    ).tag(sync=True)
     alternatives = traitlets.Int(
         help="how many things lie where the last click was: Tab and the wheel go through them"
     ).tag(sync=True)

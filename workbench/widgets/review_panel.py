@@ -92,6 +92,7 @@ class ReviewPanel:
         self.scene_map = SceneMap(session)
         self.overlay = PolygonOverlay(map_id=self.scene_map.map.model_id)
         self.overlay.hotkeys = ACCEPT + REJECT + BACK + SKIP + CLASS_KEYS + NEXT_KEY
+        self.overlay.keys_everywhere = True
         self.list = ObjectList(map_id=self.scene_map.map.model_id)
         self.quiet = QuietMoments(lambda: None, lambda: False, self._work)
         self.toolbar = Toolbar(session, self.tell, (*REVIEW_KEYS, *MAP_KEYS))

@@ -15,7 +15,7 @@ from workbench.errors import WorkbenchError
 PANEL = "sam-workbench-panel"  # the class of what JupyterLab's shortcuts are kept out of
 MAIN, SIDE = "sam-workbench-main", "sam-workbench-side"  # of its map, and of its controls
 COMMON_KEYS = (
-    ("Ctrl+Z", "undo: drawing, loading, verdicts, tiles and sliders"),
+    ("Ctrl+Z", "undo: whatever was changed or answered in this panel"),
     ("Ctrl+Shift+Z", "redo"),
     ("f", "full screen, and back"),
     ("?", "this list"),
