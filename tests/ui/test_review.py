@@ -141,7 +141,7 @@ def test_6_nothing_is_written_while_qgis_has_the_file_open(opened):
     see(opened).hover(position={"x": 200, "y": 150})
     before, fid = stored(opened), shown(opened)
     opened.page.keyboard.press("a")
-    text = opened.page.get_by_text("is open in another program, probably QGIS")
+    text = opened.page.get_by_text("is open in another program, probably QGIS").first
     text.wait_for(timeout=10_000)
     opened.picture("review-3-open-in-qgis")
     log.unlink()
