@@ -108,7 +108,7 @@ def test_4_after_a_few_answers_the_order_follows_them(opened):
         large = opened.ask(f"print({TRIAGE}.labels['area_m2'].iloc[{TRIAGE}.row] > 150)")
         press(opened, "1" if large == "True" else "r")
     opened.until("answering.session._ranked_at > 0", seconds=60)
-    text = opened.page.locator(".sam-workbench-review .sam-workbench-answer").inner_text()
+    text = opened.page.locator(".sam-workbench-review .sam-workbench-now").inner_text()
     opened.until("answering.session.ranking.is_done", seconds=120)
     opened.page.wait_for_timeout(1500)
     opened.picture("review-2-answered")

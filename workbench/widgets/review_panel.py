@@ -123,7 +123,7 @@ class ReviewPanel:
         self.quiet.touch()
 
     def tell(self, text: str) -> None:
-        """Show an error over the map."""
+        """Show an error beside the map."""
         self.message.value = sentence(text)
 
     def close(self) -> None:
@@ -142,19 +142,19 @@ class ReviewPanel:
             button("Skip (space)", self._skip, REVIEW_KEYS[4][1]),
             self.toolbar,
         )
-        self.now.add_class("sam-workbench-answer")
+        self.now.add_class("sam-workbench-now")
         map_box = widgets.VBox([self.scene_map.widget, self.now])
         map_box.add_class("sam-workbench-mapbox")
         left = widgets.VBox(
             [
-                answers, self.labelling.palette, self.message, map_box, self.overlay, self.legend,
-                self.list,
+                answers, self.labelling.palette, map_box, self.overlay, self.legend, self.list,
             ]
         )  # fmt: skip
         many = widgets.VBox([self.rest, self.bar, self.above])
         right = widgets.VBox(
             [
-                widgets.VBox([self.progress, self.order]), many,
+                # messages stand here, so that the map does not move when one comes
+                widgets.VBox([self.message, self.progress, self.order]), many,
                 looks(self.overlay, self.scene_map.imagery),
             ]
         )  # fmt: skip

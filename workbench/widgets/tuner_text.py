@@ -122,7 +122,10 @@ def confidence_swatches(confidence: Sequence[Sequence[Any]]) -> Markup:
 
 def swatches(named: Sequence[tuple[str, str]]) -> Markup:
     """Name colours, given as name and colour."""
-    swatch = Markup('<span style="border-bottom: 4px solid {}; padding: 0 3px">{}</span>')
+    swatch = Markup(
+        '<span style="border-bottom: 4px solid {}; padding: 0 3px; '
+        'box-shadow: 0 1px 0 #757575">{}</span>'  # white is seen on white
+    )
     return Markup(" ").join(swatch.format(colour, name) for name, colour in named)
 
 
