@@ -1,6 +1,6 @@
 """How fast the interactive workbench follows a hand, in a real JupyterLab and Chromium.
 
-python benchmarks/live.py [--only thresholds cleaning verdicts pan window tile]
+python benchmarks/live.py [--only thresholds cleaning verdicts pan window tile review]
 
 Each figure is the time from a key or button that the browser sees to the frame that shows what it
 did: to the start of the frame after it, which a browser begins once the one before is painted. The
@@ -194,7 +194,7 @@ PAN = """
 def main() -> None:
     """Measure what the command line names, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    kinds = ["thresholds", "cleaning", "verdicts", "pan", "window", "tile"]
+    kinds = ["thresholds", "cleaning", "verdicts", "pan", "window", "tile", "review"]
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
     only = parser.parse_args().only
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
@@ -225,6 +225,11 @@ def main() -> None:
                 with open_notebook(browser, lab, path) as notebook:
                     notebook.run_all(300)
                     measure_first_tile(notebook)
+            if "review" in only:
+                path = _review_notebook(root, 317)
+                with open_notebook(browser, lab, path) as notebook:
+                    notebook.run_all(600)
+                    measure_review(notebook)
 
 
 def measure_tuner(notebook: Notebook, label: str, only: list[str]) -> None:
@@ -372,6 +377,78 @@ def measure_first_tile(notebook: Notebook) -> None:
         page.wait_for_timeout(1000)
 
 
+def measure_review(notebook: Notebook) -> None:
+    """From a key that answers to the last frame of the map at the next label."""
+    page = notebook.page
+    n = int(notebook.ask("print(len(review.session.triage))"))
+    page.wait_for_function(f"Number({CANVAS}?.dataset.shown) === {n}", timeout=120_000)
+    view = page.locator(".sam-workbench-review .leaflet-container").first
+    view.scroll_into_view_if_needed()
+    view.hover(position={"x": 100, "y": 100})
+    page.wait_for_timeout(3000)
+    page.evaluate(WATCH, [CANVAS, False])
+    first, last = [], []
+    for i in range(REPEATS):
+        seen = page.evaluate("frames.length")
+        page.keyboard.press("ar"[i % 2])
+        page.wait_for_function(
+            f"frames.length > {seen} && performance.now() - frames.at(-1) > {SETTLED_MS}",
+            timeout=20_000,
+        )
+        first.append(page.evaluate(f"frames.at({seen}) - keys.at(-1)"))
+        last.append(page.evaluate("frames.at(-1) - keys.at(-1)"))
+        page.wait_for_timeout(300)
+    writes = json.loads(notebook.ask(WRITES))
+    _print(f"answer by a key, {n:,} polygons, to the first frame that differs", first)
+    _print(f"answer by a key, {n:,} polygons, to the last frame at the next label", last)
+    _print("of it, to write the answer", writes)
+
+
+# In the kernel: how long an answer takes to be in the file
+WRITES = """
+import json, time
+times, triage = [], review.session.triage
+for i in range(30):
+    start = time.perf_counter()
+    triage.decide([triage.order.rest()[0]], "accepted")
+    times.append(1000 * (time.perf_counter() - start))
+print(json.dumps(times))
+"""
+
+
+def _review_notebook(root: Path, side: int) -> Path:
+    """A notebook with the review of a run of `side` × `side` labels of 24 vertices."""
+    from handoff import CRS, LEFT, STEP, TOP, polygons
+
+    from workbench import Job, run
+    from workbench.layer import qgis
+    from workbench.layer.cores import home_in
+    from workbench.layer.files import write_layer
+    from workbench.layer.schema import BATCH
+
+    source, px = root / "many.tif", int(side * STEP)
+    with rasterio.open(
+        source, "w", driver="GTiff", width=px, height=px, count=3, dtype="uint8", tiled=True,
+        crs=CRS, transform=Affine(1, 0, LEFT, 0, -1, TOP),
+    ) as file:  # fmt: skip
+        file.write(np.full((3, px, px), 110, np.uint8))
+    made = run(Job.create(source=str(source), out_dir=str(root / "many"), model="classic"))
+    labels, (scene,) = polygons(side), made.scenes
+    tile = made.tiles["tile"].to_numpy(str)[home_in(made.tiles, labels)]
+    labels = labels.assign(
+        id=np.char.add(np.char.add(tile, "/"), np.arange(len(labels)).astype(str)),
+        source=scene.name, source_tile=tile,
+    )  # fmt: skip
+    batches = [labels[at : at + BATCH] for at in range(0, len(labels), BATCH)]
+    styles = qgis.styles({1: "object"})
+    write_layer(batches, lambda _: made.tiles, made.folder, styles=lambda: styles)
+    code = (
+        "from workbench.review.job import ReviewJob\nfrom workbench.widgets import LayerReview\n"
+        f"review = LayerReview(ReviewJob.create(run_dir={str(made.folder)!r}))\nreview"
+    )
+    return _written(root / "review.ipynb", [code])
+
+
 def _print(what: str, times: list[float]) -> None:
     median, p95 = np.percentile(times, [50, 95]) if times else (np.nan, np.nan)
     print(f"| {what} | {median:.0f} | {p95:.0f} |", flush=True)
@@ -405,7 +482,11 @@ def _notebook(
         )
     if n_tiles == 4:
         cells.append(f"settled(tuner)\n{LAYER}")
-    path = root / f"{name}.ipynb"
+    return _written(root / f"{name}.ipynb", cells)
+
+
+def _written(path: Path, cells: list[str]) -> Path:
+    """Write a notebook of these cells."""
     new = nbformat.v4
     notebook = new.new_notebook(cells=[new.new_code_cell(cell) for cell in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}

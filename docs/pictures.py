@@ -1,9 +1,10 @@
 """Take the pictures of the README from the real thing, over the sample scene.
 
-    python docs/pictures.py [tuner | classes | qgis]
+    python docs/pictures.py [tuner | classes | review-notebook | qgis]
 
 `tuner.jpg`: the notebook in JupyterLab and Chromium, a tile, the pointer on a roof.
 `classes.jpg`: the same tile, after two classes were taught by a few keys.
+`review-notebook.jpg`: labels of a finished layer, some of them answered by keys.
 `qgis.jpg`: the project of a run as QGIS draws it, by Debian's Python with QGIS (`apt-get install
 chromium python3-qgis`).
 """
@@ -18,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lab import Notebook
@@ -126,29 +127,71 @@ def picture_of_classes(folder: Path) -> bytes:
 
 def tuner_after(act: Callable[[Notebook], None], folder: Path) -> bytes:
     """The tuner's cell over the village, after something was done in the notebook."""
+
+    def on_the_tile(opened: Notebook) -> None:
+        opened.ask(f"tuner.panel.tiles.compute([{TILE}])")
+        opened.until("len(tuner.session.samples) == 1 and not tuner.session.busy", seconds=300)
+        opened.page.locator(".sam-workbench-tuner").scroll_into_view_if_needed()
+        opened.ask(f"tuner.panel.scene_map.fit({TUNED})")
+        opened.page.wait_for_timeout(4000)
+        act(opened)
+
+    parameters = {"tile_size": 2048, "min_area_px": 150}
+    return panel_after(on_the_tile, folder, "prelabel", ".sam-workbench-tuner", parameters)
+
+
+def picture_of_a_review(folder: Path) -> bytes:
+    """The cell that labels are answered in, after some answers by keys."""
+    from workbench import Job, run
+    from workbench.samples.demo import sample_scene
+
+    run(
+        Job.create(
+            source=str(sample_scene()), out_dir=str(folder / "run"), model="classic",
+            tile_size=1024, min_area_px=150, classes={1: "roof", 2: "field"},
+        )
+    )  # fmt: skip
+
+    def answer(opened: Notebook) -> None:
+        view = opened.page.locator(".sam-workbench-review .leaflet-container").first
+        view.scroll_into_view_if_needed()
+        view.hover(position={"x": 60, "y": 300})
+        for _ in range(18):
+            area = float(opened.ask(AREA))
+            opened.page.keyboard.press("1" if 60 < area < 300 else "2" if area > 900 else "r")
+            opened.page.wait_for_timeout(700)
+        opened.until("answering.session.ranking.is_done", seconds=120)
+        opened.page.wait_for_timeout(3000)
+
+    parameters = {"run_dir": str(folder / "run")}
+    return panel_after(answer, folder, "review", ".sam-workbench-review", parameters)
+
+
+AREA = "t = answering.session.triage; print(t.labels['area_m2'].iloc[t.row])"  # m²
+
+
+def panel_after(
+    act: Callable[[Notebook], None], folder: Path, name: str, panel: str, parameters: dict[str, Any]
+) -> bytes:
+    """A panel of a notebook, after something was done in it."""
     sys.path.insert(0, str(HERE.parent / "tests" / "ui"))
-    from lab import CHROMIUM, FLAGS, VIEWPORT, jupyterlab, open_notebook, prelabel_notebook
+    from lab import CHROMIUM, FLAGS, VIEWPORT, copied_notebook, jupyterlab, open_notebook
     from playwright.sync_api import sync_playwright
 
     VIEWPORT.update(width=1420, height=1180)
     work = folder / "work"
     work.mkdir()
-    notebook = prelabel_notebook(work, tile_size=2048, min_area_px=150)
+    notebook = copied_notebook(name, work, **parameters)
     with sync_playwright() as started, jupyterlab(work) as lab:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         with open_notebook(browser, lab, notebook) as opened:
-            page = opened.page
-            page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
+            opened.page.evaluate(
+                "window.jupyterapp.commands.execute('application:toggle-left-area')"
+            )
             opened.run_all()
-            opened.ask(f"tuner.panel.tiles.compute([{TILE}])")
-            opened.until("len(tuner.session.samples) == 1 and not tuner.session.busy", seconds=300)
-            view = page.locator(".sam-workbench-tuner")
-            view.scroll_into_view_if_needed()
-            opened.ask(f"tuner.panel.scene_map.fit({TUNED})")
-            page.wait_for_timeout(4000)
             act(opened)
-            page.wait_for_timeout(1500)
-            taken: bytes = view.screenshot()
+            opened.page.wait_for_timeout(1500)
+            taken: bytes = opened.page.locator(panel).screenshot()
         browser.close()
     return taken
 
@@ -223,7 +266,8 @@ def draw_with_qgis(project_file: str, target: str) -> None:
     application.exitQgis()
 
 
-TAKE = {"tuner": picture_of_the_tuner, "classes": picture_of_classes, "qgis": picture_of_qgis}
+TAKE = {"tuner": picture_of_the_tuner, "classes": picture_of_classes,
+        "review-notebook": picture_of_a_review, "qgis": picture_of_qgis}  # fmt: skip
 
 if __name__ == "__main__":
     if len(sys.argv) == 3:

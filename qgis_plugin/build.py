@@ -43,7 +43,8 @@ def described(metadata: str, project: dict) -> str:
 def contents() -> dict[str, bytes]:
     """Return the files of the plugin by their name in the zip."""
     files = {path.name: path for path in (HERE / NAME).iterdir() if path.is_file()}
-    files["actions.py"] = ROOT / "workbench" / "layer" / "qgis" / "actions.py"
+    for name in ("actions.py", "order.py", "marks.py"):
+        files[name] = ROOT / "workbench" / "layer" / "qgis" / name
     files["LICENSE"] = ROOT / "LICENSE"
     content = {name: path.read_bytes() for name, path in sorted(files.items())}
     metadata = content["metadata.txt"].decode("utf-8")

@@ -250,3 +250,33 @@ def test_an_object_that_is_not_shown_is_reached_by_clicking_again(tuner):
     assert panel.hidden.data["type"] == "Feature"  # outlined, though it is not drawn
     panel.pressed(Pressed("1", None, -1))
     assert len(tuner.session.verdicts) == 1
+
+
+def test_tab_and_the_wheel_go_through_all_that_lies_there_and_back(tuner):
+    """Where nothing is shown the stored candidates are offered, the smallest first."""
+    panel = tuner.panel
+    panel.controls.of["pred_iou_thresh"].value = 1.0
+    assert not len(panel.view.kept)
+    outlines = [panel.preview.outline(row).iloc[0] for row in range(panel.preview.n_candidates)]
+    pairs = [
+        (one, other) for one in range(len(outlines)) for other in range(len(outlines))
+        if shapely.area(outlines[one]) * 2 < shapely.area(outlines[other])
+        and outlines[other].contains(outlines[one].representative_point())
+    ]  # fmt: skip
+    small = pairs[0][0]
+    lon, lat = middle_of(tuner, small)
+    panel.clicked(lon, lat, -1)
+    n = panel.overlay.alternatives
+    assert n > 1
+    rows = [panel.teaching.target]
+    for _ in range(n):
+        panel.clicked(lon, lat, -1, again=1)
+        rows.append(panel.teaching.target)
+        assert panel.hidden.data["type"] == "Feature"  # outlined under the pointer
+    areas = [shapely.area(outlines[row]) for row in rows[:-1]]
+    assert areas == sorted(areas)
+    assert rows[-1] == rows[0]
+    panel.clicked(lon, lat, -1, again=-1)
+    assert panel.teaching.target == rows[-2]
+    panel.pressed(Pressed("1", None, -1))  # what is missing is labelled
+    assert len(tuner.session.verdicts) == 1

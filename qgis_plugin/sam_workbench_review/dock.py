@@ -21,10 +21,10 @@ from qgis.PyQt.QtWidgets import (
 from . import actions
 from .frame import Frame
 from .keys import Keys
+from .order import pace_of
 from .others import Others
 from .tour import ALL, Tour, teaching_order, tile_layer, unsaved
 
-PACE_OVER = 120  # seconds; the pace is that of the last decisions
 COLUMNS = {"id", "status", "class_id", "confidence"}
 
 
@@ -399,7 +399,7 @@ class ReviewDock(QDockWidget):
               f"Tiles: {self.tiles_done:,} of {self.n_tiles:,} are done")  # fmt: skip
         done, n = self._reviewed()
         _fill(self.all_bar, done, n, f"All: {done:,} of {n:,}")
-        self.pace.setText(self._pace())
+        self.pace.setText(pace_of(self.times, time.monotonic()))
 
     def _line(self, feature):
         number = feature["class_id"]
@@ -407,13 +407,6 @@ class ReviewDock(QDockWidget):
         confidence = feature["confidence"]
         score = f", confidence {confidence:.2f}" if isinstance(confidence, float) else ""
         return f"<b>Label {feature.id()}: {feature['status']}</b><br>{name}{score}"
-
-    def _pace(self):
-        now = time.monotonic()
-        recent = [t for t in self.times if now - t < PACE_OVER]
-        if len(recent) < 3 or recent[-1] == recent[0]:
-            return ""
-        return f"{(len(recent) - 1) / (recent[-1] - recent[0]) * 60:.0f} labels a minute"
 
 
 def _is_review(layer):

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from qgis.PyQt.QtCore import QTimer
 
-MARK = ".reviewer-"  # and who; the name of a small file beside the GeoPackage
-BEAT, GONE = 20, 90  # seconds: how often we show that we are there, and when we count as gone
+from .marks import BEAT, MARK, marks_beside, opened_text
 
 
 class Others:
@@ -32,22 +31,19 @@ class Others:
         try:
             self.mine.write_text(json.dumps(me), encoding="utf-8")
             now = self.mine.stat().st_mtime  # by the clock of the disk, as theirs
-            for path in self.file.parent.glob(f"{self.file.name}{MARK}*"):
-                if path == self.mine:
-                    continue
-                if now - path.stat().st_mtime > GONE:
+            for path, mark in marks_beside(self.file, now):
+                if mark is None:
                     path.unlink()
-                elif path.name not in self.known:
+                elif path != self.mine and path.name not in self.known:
                     self.known.add(path.name)
-                    self.tell(json.loads(path.read_text(encoding="utf-8")))
+                    self.tell(mark)
         except (OSError, ValueError):  # the folder cannot be written, or they have just left
             return
 
     def tell(self, other):
         """Warn of another one."""
         self.warn(
-            f"{other.get('who', 'Somebody')} has had {self.file.name} open since "
-            f"{other.get('since', 'some time')}. What one of you saves, the other may overwrite: "
+            f"{opened_text(self.file, other)}. What one of you saves, the other may overwrite: "
             "let one close it, and work in a package or a database of your own."
         )
 

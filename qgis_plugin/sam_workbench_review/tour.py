@@ -1,73 +1,49 @@
-"""The order of a review: one tile to its end before the next.
-
-Within a tile, labels that reach into other tiles come first, because they decide about those, too.
-The others follow by their score, so that what surely is nothing comes last and can be rejected
-together.
-"""
+"""The labels of a tile and the order of tiles, for a layer in QGIS."""
 
 from qgis.core import NULL, QgsFeatureRequest, QgsProject, QgsRectangle
 
 from . import actions
+from .order import Order, most_doubt_first
 
 ALL = "all labels"  # the name of the only tile where the project has no layer of tiles
 WAITING = "n_unreviewed"  # how many labels wait in a tile: a GeoPackage keeps count by itself
 
 
-class Tour:
+class Tour(Order):
     """Leads through the unreviewed labels of a layer."""
 
     def __init__(self, layer):
+        super().__init__(_tiles(layer))
         self.layer = layer
-        self.tiles = _tiles(layer)
-        self.tile = None  # the name of the tile that is being reviewed
-        self.was = {}  # all labels of that tile, and their statuses as saved
-        self.waiting = []  # those still to be shown
-        self.skipped = {}  # how often
-        self.done = set()  # tiles that need not be looked at again
-        self.entered = None  # is called when a tile begins
+        self.was = {}  # the statuses of the labels of this tile, as saved
 
-    def sort(self, names):
-        """Set the order of the tiles; the current one is still reviewed to its end."""
-        place = {name: i for i, name in enumerate(names)}
-        self.tiles.sort(key=lambda tile: place.get(tile[0], len(place)))
+    def labels_in(self, box):
+        """Yield id, status and score of the labels of a tile, and whether they reach beyond it."""
+        return _labels_in(self.layer, box)
 
-    def next(self, layer=None, *, look_again=True):
-        """Return the id of the label to show next; None: nothing is left."""
-        fid = self._of_this_tile()
-        if fid is None and self.tile is not None:
-            self._enter(self.tile)  # a label may have come back
-            fid = self._of_this_tile()
-        if fid is not None:
-            return fid
-        for name, _ in self.tiles:
-            if name not in self.done:
-                if self._enter(name):
-                    if self.entered:
-                        self.entered()
-                    return self._of_this_tile()
-                self.done.add(name)
-        if look_again:  # a label may have come back, or was skipped twice
-            self.done.clear()
-            self.skipped.clear()
-            return self.next(look_again=False)
-        self.tile, self.was = None, {}
-        return None
+    def statuses(self, fids):
+        """Return pairs of id and status, as they are now, of those labels of the tile that exist.
 
-    def skip(self, fid):
-        """Show a label later: at the end of its tile, and if skipped again, at the very end."""
-        self.skipped[fid] = self.skipped.get(fid, 0) + 1
-        self.waiting = [other for other in self.waiting if other != fid]
-        if self.skipped[fid] < 2:
-            self.waiting.append(fid)
+        From memory: to read the thousands of labels that a tile may have takes longer than all else
+        that a key does.
+        """
+        changed, gone = unsaved(self.layer)
+        now = [(fid, changed.get(fid, self.was.get(fid))) for fid in fids if fid not in gone]
+        return [(fid, status) for fid, status in now if status is not None]
 
-    def rest(self):
-        """Return the unreviewed labels of the current tile."""
-        return [fid for fid, status in self._statuses().items() if status == "unreviewed"]
+    def saved(self):
+        """Read the statuses of this tile again, after a change was saved."""
+        field = self.layer.fields().indexOf("status")
+        request = actions.only([fid for fid in self.fids if fid > 0], [field])
+        found = self.layer.dataProvider().getFeatures(request)
+        self.was = {f.id(): f["status"] for f in found}
 
-    def progress(self):
-        """Return how many labels of the current tile are reviewed, and how many there are."""
-        statuses = list(self._statuses().values())
-        return len(statuses) - statuses.count("unreviewed"), len(statuses)
+    def _enter(self, name, place):
+        """Make a tile the current one, if a label waits in it."""
+        entered = super()._enter(name, place)
+        if entered:
+            self.saved()
+        return entered
 
     def finished(self):
         """Return the names of the tiles whose labels are all reviewed, and those of the others.
@@ -84,54 +60,6 @@ class Tour:
         """Return how many labels of a tile wait, or None if it has no labels."""
         statuses = [status for _, status, *_ in _labels_in(self.layer, box)]
         return statuses.count("unreviewed") if statuses else None
-
-    def saved(self):
-        """Read the statuses of this tile again, after a change was saved."""
-        self.was = self._stored()
-
-    def _stored(self):
-        status = self.layer.fields().indexOf("status")
-        request = actions.only([fid for fid in self.was if fid > 0], [status])
-        return {f.id(): f["status"] for f in self.layer.dataProvider().getFeatures(request)}
-
-    def _statuses(self):
-        """Return the statuses of this tile's labels as they are now, by id.
-
-        From memory: to read the thousands of labels that a tile may have takes longer than all else
-        that a key does.
-        """
-        changed, gone = unsaved(self.layer)
-        return {
-            fid: changed.get(fid, status)
-            for fid, status in self.was.items()
-            if fid not in gone and (fid > 0 or fid in changed)
-        }
-
-    def _of_this_tile(self):
-        while self.waiting:
-            feature = self.layer.getFeature(self.waiting[0])
-            if feature.isValid() and feature["status"] == "unreviewed":
-                return self.waiting[0]
-            self.waiting.pop(0)
-        return None
-
-    def _enter(self, name):
-        """Make a tile the current one, if a label waits in it."""
-        box = dict(self.tiles)[name]
-        labels = list(_labels_in(self.layer, box))
-        waiting = [
-            (not reaches, -score, fid)
-            for fid, status, score, reaches in labels
-            if status == "unreviewed" and self.skipped.get(fid, 0) < 2
-        ]
-        if not waiting:
-            return False
-        self.tile = name
-        self.was = {fid: status for fid, status, *_ in labels}
-        if unsaved(self.layer) != ({}, set()):
-            self.was.update(self._stored())
-        self.waiting = [fid for *_, fid in sorted(waiting)]
-        return True
 
 
 def unsaved(layer):
@@ -154,8 +82,7 @@ def teaching_order(layer):
 
     Without class scores these are the tiles with most labels.
     """
-    doubts = {tile: doubt for tile, (_, doubt) in _by_tile(layer).items()}
-    return sorted(doubts, key=lambda tile: -doubts[tile])
+    return most_doubt_first({tile: doubt for tile, (_, doubt) in _by_tile(layer).items()})
 
 
 def _by_tile(layer):

@@ -197,9 +197,14 @@ def open_notebook(browser, lab: Lab, path: Path, viewport: dict | None = None):
 
 def prelabel_notebook(folder: Path, **parameters) -> Path:
     """Copy `prelabel.ipynb` and set parameters in it, as a person would."""
-    notebook = nbformat.read(ROOT / "notebooks" / "prelabel.ipynb", as_version=4)
+    return copied_notebook("prelabel", folder, **parameters)
+
+
+def copied_notebook(name: str, folder: Path, **parameters) -> Path:
+    """Copy a notebook and set parameters in it, as a person would."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
     cell.source += "".join(f"\n{name} = {value!r}" for name, value in parameters.items())
-    path = folder / "prelabel.ipynb"
+    path = folder / f"{name}.ipynb"
     nbformat.write(notebook, path)
     return path

@@ -6,4 +6,7 @@ counts at every pair of thresholds, `decisions` advises where no tile is fully r
 turns labels into examples of classes, `next_job` advises thresholds and writes the next job,
 `charts` draws. `split` gives several reviewers packages, `join` puts them together (`answers` reads
 them, `agreement` compares them), `postgis` writes the project for a database.
+
+`triage` goes through the labels in a notebook: `decide` writes answers into the GeoPackage, and
+`ranking` scores what is left by them.
 """

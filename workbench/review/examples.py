@@ -87,6 +87,14 @@ def learn_from(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Lessons:
     return Lessons(examples, held_out(examples, run.job.class_thresh), tuple(notes))
 
 
+def default_class_of(job: ReviewJob, run: Run) -> int | None:
+    """The class of accepted labels that have none; None: it is not known."""
+    default = run.job.default_class if job.default_class is None else job.default_class
+    if default is None and len(run.job.classes) == 1:
+        default = next(iter(run.job.classes))
+    return default
+
+
 def forget_examples(folder: Path) -> None:
     """Remove the examples of an earlier review."""
     (folder / EXAMPLES).unlink(missing_ok=True)
@@ -96,9 +104,7 @@ def _judged(
     job: ReviewJob, run: Run, labels: gpd.GeoDataFrame
 ) -> tuple[gpd.GeoDataFrame, list[str]]:
     """What a person has said: polygons with `class_id`, `label` and `said_by`, and remarks."""
-    default = run.job.default_class if job.default_class is None else job.default_class
-    if default is None and len(run.job.classes) == 1:
-        default = next(iter(run.job.classes))
+    default = default_class_of(job, run)
     kept = labels[labels["status"].isin(["accepted", "edited"])]
     class_id = kept["class_id"].astype("Int64")
     class_id = class_id if default is None else class_id.fillna(default)

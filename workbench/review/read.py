@@ -89,7 +89,7 @@ def _read(path: Path, notes: list[str]) -> tuple[gpd.GeoDataFrame, NDArray[np.ob
         _refuse_unsaved(path)
         _refuse_damaged(path)
         # immutable: neither a lock nor a journal appears beside the file
-        how = {"layer": _layer_of(path, notes), "IMMUTABLE": "YES"}
+        how = {"layer": layer_of(path, notes), "IMMUTABLE": "YES"}
     elif path.suffix.lower() in (".geojson", ".json", ".shp"):
         notes.append(f"{path.name} is an export of the reviewed layer.")
     else:
@@ -137,7 +137,7 @@ def _refuse_damaged(gpkg: Path) -> None:
         )
 
 
-def _layer_of(gpkg: Path, notes: list[str]) -> str:
+def layer_of(gpkg: Path, notes: list[str]) -> str:
     """Return the name of the layer of labels, which somebody may have renamed."""
     names = [str(name) for name, geometry in pyogrio.list_layers(gpkg) if geometry is not None]
     if LABELS in names:

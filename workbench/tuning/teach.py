@@ -23,7 +23,7 @@ from pycocotools import mask as coco
 from workbench.candidates.offer import ONE_CLASS_PER_PLACE, Shared
 from workbench.errors import ExamplesError
 from workbench.learning.choose import select_in_tile
-from workbench.learning.classifier import NONE, Classifier
+from workbench.learning.classifier import NONE, QUICK_TREES, Classifier
 from workbench.learning.examples import SAME, Examples, join
 from workbench.learning.features import FEATURES
 from workbench.learning.held_out import FALLBACK, HeldOut
@@ -35,8 +35,6 @@ from workbench.runs.said import Said, Shown, fill_their_tile, select_said
 from workbench.runs.tile_stream import SegmentedTile
 from workbench.tuning.preview import Fate, Preview, Traced, View
 from workbench.tuning.process import Index
-
-QUICK_TREES = 50  # a fifth of a second for 5,000 candidates; the colours hardly change after it
 
 
 @dataclass(frozen=True, eq=False)

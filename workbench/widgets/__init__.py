@@ -12,10 +12,14 @@ and all share a `session`, whose states are in its `history`, and `saved` in the
 ahead when `quiet` says that a person pauses. `classes` and `palette` teach classes in it.
 `job_file` has the command of the run panel, `file_browser` and `links` lead to files, `toolbar` is
 what all panels share. `safe_html` is the only owner of HTML.
+
+`review_panel` is what `review.ipynb` shows: the labels of a finished layer, with `layer_session` as
+its session. `labelling` is what it and the tuner share.
 """
 
 from workbench.widgets.area import AOIPicker
+from workbench.widgets.review_panel import LayerReview
 from workbench.widgets.run_panel import RunPanel
 from workbench.widgets.tuner import ThresholdTuner
 
-__all__ = ["AOIPicker", "RunPanel", "ThresholdTuner"]
+__all__ = ["AOIPicker", "LayerReview", "RunPanel", "ThresholdTuner"]

@@ -39,7 +39,7 @@ from workbench.widgets.toolbar import MAP_KEYS, Toolbar, panel_of
 _INSIDE = {"stroke": False, "fillColor": "#d500f9", "fillOpacity": 0.04, "interactive": False}
 
 
-class AOIPicker(CellWidget["AOIPanel"]):
+class AOIPicker(CellWidget[Session, "AOIPanel"]):
     """The area of interest of a job: a map to draw it on.
 
     What is drawn becomes the `aoi` of the session's job at once. In a batch run it makes no

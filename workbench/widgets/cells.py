@@ -27,10 +27,20 @@ class Panel(Protocol):
         """Stop following the session, and end the threads; the widgets stay on the page."""
 
 
+class SharedState(Protocol):
+    """What panels show: a job that knows whether somebody is at the notebook."""
+
+    job: Any
+
+    def close(self) -> None:
+        """Stop what is being computed."""
+
+
+S = TypeVar("S", bound=SharedState)
 P = TypeVar("P", bound=Panel)
 
 
-class CellWidget(Generic[P]):
+class CellWidget(Generic[S, P]):
     """What a cell shows of a session: a panel, or a text if nobody is at the notebook.
 
     `panel` is None in a batch run and after `close`. A cell that runs again keeps its panel as
@@ -41,7 +51,7 @@ class CellWidget(Generic[P]):
 
     text = ""
 
-    def __init__(self, session: Session, make: Callable[[Session], P]) -> None:
+    def __init__(self, session: S, make: Callable[[S], P]) -> None:
         self.session = session
         self.panel: P | None = None
         self._make = make
@@ -51,7 +61,7 @@ class CellWidget(Generic[P]):
 
     def _fill_cell(self) -> None:
         place = _cell(), type(self).__name__
-        before: CellWidget[P] | None = _shown_in_cells.get(place)
+        before: CellWidget[S, P] | None = _shown_in_cells.get(place)
         if before is not None and before.panel is not None and before.session is self.session:
             self.panel, self.frame = before.panel, before.frame
         else:
@@ -62,7 +72,7 @@ class CellWidget(Generic[P]):
         if place[0]:
             _shown_in_cells[place] = self
 
-    def show(self, session: Session) -> None:
+    def show(self, session: S) -> None:
         """Show another session from now on."""
         before, self.session = self.panel, session
         assert before is not None
@@ -73,7 +83,7 @@ class CellWidget(Generic[P]):
         _close_all(before.widget)
 
     @property
-    def job(self) -> Job:
+    def job(self) -> Any:
         """The job with all changes made so far."""
         return self.session.job
 
@@ -96,7 +106,7 @@ class CellWidget(Generic[P]):
 
 
 _of_cells: dict[str, tuple[Job, Session]] = {}
-_shown_in_cells: dict[tuple[str, str], CellWidget[Any]] = {}
+_shown_in_cells: dict[tuple[str, str], CellWidget[Any, Any]] = {}
 
 
 def session_of_cell(job: Job) -> Session:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.learning.classifier import NONE
 from workbench.learning.examples import Examples
 from workbench.learning.verdicts import VERDICTS, Verdicts
 from workbench.raster.tiles import tile_name
@@ -18,28 +17,29 @@ from workbench.tuning.preview import Preview, View
 from workbench.tuning.process import Index
 from workbench.tuning.teach import Classes, Lesson, Teacher, at_place, most_telling
 from workbench.widgets.drawn_polygons import ClassedRows
-from workbench.widgets.palette import ClassPalette
+from workbench.widgets.labelling import CLASS_KEYS, NEXT_KEY, Labelling
 from workbench.widgets.safe_html import Markup, SafeHTML, paragraph
 from workbench.widgets.session import Session
 
-KEYS = "0123456789n"  # on the map
+KEYS = CLASS_KEYS + NEXT_KEY  # on the map
 MATCHED_LATER = (
     "Polygons in `examples` count in a run. Here count your verdicts, and examples that bring "
     "their features along."
 )
 
 
-class ClassTeaching:
+class ClassTeaching(Labelling):
     """Verdicts of a person, the lesson that they make, and the classes that follow.
 
     `tell` shows an error. The tuner asks for `classed` whenever it draws.
     """
 
+    remedy = ": add it with “+ class” first."
+
     def __init__(self, session: Session, tell: Callable[[str], None]) -> None:
-        self.session, self._tell = session, tell
-        self.palette = ClassPalette()
+        super().__init__(tell)
+        self.session = session
         self.text = SafeHTML()
-        self.target = -1  # the row that a key means if the mouse is on nothing
         self.lesson: Lesson | None = None
         self._teacher = Teacher(session.scenes[0].crs)
         self._learned_from: tuple[Any, ...] | None = None  # what `lesson` is thorough about
@@ -61,21 +61,20 @@ class ClassTeaching:
 
     # ---- the palette and the line below it
 
-    def show_palette(self) -> None:
-        """Show the classes with how often each was said."""
-        session = self.session
-        counts = counts_of(session.verdicts)
-        with self.palette.hold_sync():
-            self.palette.classes = [
-                {
-                    "number": number,
-                    "name": name,
-                    "color": session.colors.get(number, color_of(number)),
-                    "count": counts.get(number, 0),
-                }
-                for number, name in session.job.classes.items()
-            ]
-            self.palette.n_none = counts.get(NONE, 0)
+    @property
+    def names(self) -> Mapping[int, str]:
+        """The classes of the job, by number."""
+        return self.session.job.classes
+
+    @property
+    def colors(self) -> Mapping[int, str]:
+        """Their colours, as far as somebody has chosen them."""
+        return self.session.colors
+
+    @property
+    def counts(self) -> Mapping[int, int]:
+        """How often each was said, `NONE` for none of them."""
+        return counts_of(self.session.verdicts)
 
     def show_text(self) -> None:
         """Say what to expect and what would help most."""
@@ -85,11 +84,6 @@ class ClassTeaching:
         notes = self._other_examples()[1]
         said = Markup(" ").join([*lines, *([notes] if notes else [])])
         self.text.value = paragraph(said)
-
-    @property
-    def colours(self) -> list[list[Any]]:
-        """`PolygonOverlay.class_colours`."""
-        return [[one["number"], one["name"], one["color"]] for one in self.palette.classes]
 
     def _edit(self, wanted: list[dict[str, Any]]) -> None:
         names = {int(one["number"]): " ".join(str(one["name"]).split()) for one in wanted}
@@ -123,8 +117,7 @@ class ClassTeaching:
         Returns whether something has changed.
         """
         session = self.session
-        if number != NONE and number not in session.job.classes:
-            self._tell(f"There is no class {number}: add it with “+ class” first.")
+        if not self.knows(number):
             return False
         label, verdicts = label_of(preview, row), session.verdicts
         if again_undoes and verdicts.said.get(label) == number:
@@ -136,7 +129,7 @@ class ClassTeaching:
         return self._keep(verdicts.with_verdict(described, number))
 
     def click(
-        self, place: tuple[float, float], row: int, again: bool, preview: Preview, view: View
+        self, place: tuple[float, float], row: int, again: int, preview: Preview, view: View
     ) -> bool:
         """Say the palette's class of what lies at a place; clicks `again` go on to the next."""
         if again and self._cycle and self._undo is not None:
@@ -147,21 +140,26 @@ class ClassTeaching:
         self._undo = self.session.verdicts
         if not self._cycle:
             self.target = -1
-            return again
+            return bool(again)
         self.target = self._cycle[0]
         return self.say(self.target, self.palette.tool, preview, again_undoes=not again)
 
     def look(
-        self, place: tuple[float, float], row: int, again: bool, preview: Preview, view: View
+        self, place: tuple[float, float], row: int, again: int, preview: Preview, view: View
     ) -> int:
-        """The row that a click without a class points out; clicks `again` go on to the next."""
+        """The row that a click without a class points out; clicks `again` go on, or back (-1)."""
         if again and len(self._cycle) > 1:
-            self._cycle = self._cycle[1:]
+            self._cycle = self._cycle[again:] + self._cycle[:again]
         else:
             self._cycle = self.rows_at(place, row, preview, view)
         self._undo = None
         self.target = self._cycle[0] if self._cycle else -1
         return self.target
+
+    @property
+    def n_here(self) -> int:
+        """How many rows lie at the place of the last click."""
+        return len(self._cycle)
 
     def rows_at(
         self, place: tuple[float, float], row: int, preview: Preview, view: View

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import anywidget
 import geopandas as gpd
@@ -24,7 +24,6 @@ from workbench.tuning.webmap import Bounds, degrees_from_web, to_web, web_from_d
 from workbench.widgets.controls import button
 from workbench.widgets.imagery import Imagery, Screen
 from workbench.widgets.safe_html import Markup, SafeHTML, small
-from workbench.widgets.session import Session
 
 MAX_ZOOM = 24  # 7 mm a pixel at the equator: a pixel of 5 cm is seen as a square
 ZOOM_STEP = 0.25  # with whole steps a scene may fill only half of the map
@@ -32,9 +31,22 @@ HEIGHT = "clamp(320px, 56vh, 1500px)"  # of a map: with its buttons it fits a sm
 MOST_TILES = 2000  # outlines that are drawn at once
 WELL_IN_VIEW, LEAST_IN_VIEW = 0.8, 0.08  # shares of the map's width and height
 USUAL_PX = (800, 560)  # of a map that no browser has shown yet
+_NO_ZOOM = 1e-6  # so little that the browser rounds it off
 _WORLD = 2 * math.pi * 6_378_137.0  # width of EPSG:3857
 _FRAME = {"color": "#757575", "weight": 2, "fill": False, "interactive": False}
 _TILE = {"color": "#ffffff", "weight": 0.7, "opacity": 0.7, "fill": False, "interactive": False}
+
+
+class Mapped(Protocol):
+    """What a map shows: scenes, and the area in them, if there is one."""
+
+    @property
+    def scenes(self) -> Sequence[Scene]:
+        """All of one CRS, at least one."""
+
+    @property
+    def area(self) -> Area | None:
+        """Where to look first; None: at all scenes."""
 
 
 class MapPage(anywidget.AnyWidget):
@@ -62,7 +74,7 @@ class SceneMap:
     ticks "Basemap", which loads tiles of OpenStreetMap.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Mapped) -> None:
         self._session = session
         self.scenes: Sequence[Scene] = session.scenes
         self.crs: pyproj.CRS = session.scenes[0].crs
@@ -102,7 +114,8 @@ class SceneMap:
         x, y, pixel = (left + right) / 2, (bottom + top) / 2, _WORLD / 256 / 2**zoom
         lon, lat = degrees_from_web(x, y)
         with self.map.hold_sync():
-            self.map.zoom = zoom
+            # ipyleaflet glides to another centre, and jumps if the zoom changes, too
+            self.map.zoom = zoom if zoom != self.map.zoom else zoom + _NO_ZOOM
             self.map.center = (lat, lon)
         dx, dy = pixel * width / 2, pixel * height / 2
         self._look_at((x - dx, y - dy, x + dx, y + dy))

@@ -8,11 +8,13 @@ const PADDING = 0.5; // of the map's size, also drawn on each side: a drag shows
 const DETAIL = 0.5; // px: a vertex closer than this to the one before is skipped
 const REACH = 3; // px: a click this close hits a polygon that is too small to aim at
 const MANY = 300; // above this, lines are 1 px wide: 5 times faster than any other width
+const MOST_MARKS = 3000; // above this, what a person has said has its colour and no mark
 const BLOCK = 1000; // rows that may share a path: a path of thousands fills slowly
 const LOOK_MS = 500; // how often to look for views of the map: there is no event for them
 const PATIENCE_MS = 20000;
 
 const CLICK_MS = 3000; // what the kernel points out this soon after a click is its answer
+const WHEEL_MS = 150; // between two steps of the wheel: a trackpad sends many
 const STILL = 8; // px: a mouse that has moved less still means what was pointed out
 
 const [SEAM, GOOD, BAD] = [1, 2, 4]; // overlay.Flag
@@ -227,7 +229,8 @@ export function classText({ kinds, said, scores }, look, row) {
   if (named) return `you: ${named[1]} · `;
   const guess = look.classes[kinds[row]];
   if (!guess) return kinds[row] === FADED ? "none of the classes · " : "";
-  return `${guess[1]} ${(scores[row] ?? NaN).toFixed(2)} · `;
+  const score = scores[row] ?? NaN;
+  return Number.isNaN(score) ? `${guess[1]} · ` : `${guess[1]} ${score.toFixed(2)} · `;
 }
 
 /**
@@ -414,7 +417,8 @@ export function paint(ctx, frame, affine, width, height, look) {
     ctx.setLineDash([]);
   }
 
-  for (const row of judged) {
+  // each by itself, which takes long where there are thousands
+  for (const row of judged.length > MOST_MARKS ? [] : judged) {
     const { colour, lines } = VERDICTS[flags[row] & GOOD || BAD];
     strokeCased(ctx, colour, 2.5, outline(row));
     const x = left + ((boxes[4 * row] + boxes[4 * row + 2]) / 2) * scale;
@@ -426,7 +430,7 @@ export function paint(ctx, frame, affine, width, height, look) {
     }
     strokeCased(ctx, colour, 3, mark);
   }
-  for (const row of spoken) mark(ctx, frame, look, row, affine, outline(row));
+  for (const row of spoken.length > MOST_MARKS ? [] : spoken) mark(ctx, frame, look, row, affine, outline(row));
   if (selected >= 0) strokeCased(ctx, SELECTED, 4, outline(selected));
   return drawn;
 }
@@ -579,16 +583,28 @@ function drawOn(map, overlay) {
     anchor = last;
   }
 
+  /** Keys may count in the whole panel, but not while somebody types, and no space on a button. */
+  function isMeant({ target, key }) {
+    if (target === container || !overlay.everywhere()) return target === container;
+    const panel = container.closest(".sam-workbench-panel") ?? container;
+    if (!(target instanceof Element) || !panel.contains(target)) return false;
+    if (target.closest("textarea, select, [contenteditable], input:not([type=checkbox])")) return false;
+    return key !== " " || !target.closest("button, input, summary, [role=slider]");
+  }
+
   function press(event) {
-    if (event.target !== container || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (!event.key || event.key.length > 1 || !overlay.keys().includes(event.key)) return;
+    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key?.length !== 1 || !isMeant(event)) return;
+    const key = event.key.toLowerCase();
+    if (!overlay.keys().includes(key)) return;
     event.preventDefault();
     event.stopPropagation();
+    if (event.repeat) return; // a key that is held down is one answer
     const meant = pointer && !(anchor && last && last.distanceTo(anchor) < STILL);
     const { lng: lon, lat } = meant ? pointer.latlng : { lng: null, lat: null };
     const { sequence } = overlay.frame.outlines;
     const row = meant ? rowAt(pointer) : -1;
-    overlay.send({ kind: "key", key: event.key, lon, lat, row, sequence });
+    overlay.send({ kind: "key", key, lon, lat, row, sequence });
   }
 
   /** The kernel has pointed out a polygon: its answer stands beside that, if nobody has clicked. */
@@ -636,13 +652,42 @@ function drawOn(map, overlay) {
   function click(event) {
     // a double click zooms, unless clicks go through what lies there
     if (elsewhere(event) || (event.originalEvent?.detail > 1 && !overlay.keys())) return;
-    const { lng: lon, lat } = event.latlng;
-    const { sequence } = overlay.frame.outlines;
     const again = clicked !== null && clicked.distanceTo(event.containerPoint) < STILL;
     if (!again) clicked = event.containerPoint;
+    tellClick(event, again ? 1 : 0);
+  }
+
+  /** @param {number} again how much further than the click before, at the same place */
+  function tellClick(event, again) {
+    const { lng: lon, lat } = event.latlng;
+    const { sequence } = overlay.frame.outlines;
     [answered, answeredAt] = [event.latlng, performance.now()];
     placeAnswer();
     overlay.send({ kind: "click", lon, lat, row: rowAt(event), sequence, again });
+  }
+
+  /** Whether the mouse is where it has clicked, and more than one thing lies there. */
+  function hasMoreHere() {
+    if (overlay.alternatives() < 2 || !clicked || !pointer) return false;
+    return clicked.distanceTo(pointer.containerPoint) < STILL;
+  }
+
+  function tab(event) {
+    if (event.key !== "Tab" || event.ctrlKey || event.altKey || event.metaKey) return;
+    if (!isMeant(event) || !hasMoreHere()) return;
+    event.preventDefault();
+    event.stopPropagation();
+    tellClick(pointer, event.shiftKey ? -1 : 1);
+  }
+
+  let turned = 0; // when the wheel was last followed, ms
+  function wheel(event) {
+    if (event.ctrlKey || !event.deltaY || !hasMoreHere()) return;
+    event.preventDefault();
+    event.stopPropagation(); // the map would zoom
+    if (performance.now() - turned < WHEEL_MS) return;
+    turned = performance.now();
+    tellClick(pointer, event.deltaY > 0 ? 1 : -1);
   }
 
   const handlers = {
@@ -652,12 +697,16 @@ function drawOn(map, overlay) {
     ...{ mousemove: hover, mouseout: leave, movestart: moved, zoomstart: moved, click },
   };
   map.on(handlers);
-  container.addEventListener("keydown", press);
+  document.addEventListener("keydown", press);
+  document.addEventListener("keydown", tab);
+  container.addEventListener("wheel", wheel, { capture: true, passive: false });
   if (overlay.keys()) map.doubleClickZoom.disable();
   redraw();
   const remove = () => {
     map.off(handlers);
-    container.removeEventListener("keydown", press);
+    document.removeEventListener("keydown", press);
+    document.removeEventListener("keydown", tab);
+    container.removeEventListener("wheel", wheel, { capture: true });
     waiting.forEach((request) => cancelAnimationFrame(request));
     pointer = null;
     point();
@@ -727,6 +776,8 @@ export default () => {
       },
       send: (message) => model.send(message),
       keys: () => model.get("hotkeys"),
+      everywhere: () => model.get("keys_everywhere"),
+      alternatives: () => model.get("alternatives"),
       fail(error) {
         console.error(error);
         failure = `The polygons could not be drawn (${error.message}): run all cells again.`;

@@ -89,6 +89,12 @@ class PolygonOverlay(anywidget.AnyWidget):
     hotkeys = traitlets.Unicode(help="keys that are messages while the map has the focus").tag(
         sync=True
     )
+    keys_everywhere = traitlets.Bool(
+        False, help="whether `hotkeys` count while another part of the panel has the focus"
+    ).tag(sync=True)
+    alternatives = traitlets.Int(
+        help="how many things lie where the last click was: Tab and the wheel go through them"
+    ).tag(sync=True)
     pointed = traitlets.Int(help="changes whenever the kernel points something out").tag(sync=True)
 
     colour_by = traitlets.Enum(
@@ -142,19 +148,19 @@ class PolygonOverlay(anywidget.AnyWidget):
             self.shown = rows.astype("<u4").tobytes()
             self.for_sequence = sequence
 
-    def on_click(self, callback: Callable[[float, float, int, bool], None]) -> None:
+    def on_click(self, callback: Callable[[float, float, int, int], None]) -> None:
         """Call `callback(lon, lat, row, again)` at each click on the map.
 
         Degrees in EPSG:4326; `row` is the smallest polygon shown there, -1 if there is none. It is
-        also -1 if the outlines were replaced since the click. `again` tells that the click before
-        was at the same place.
+        also -1 if the outlines were replaced since the click. `again` is 0 at a new place; at the
+        same place it is 1 for the next thing that lies there, or -1 for the one before.
         """
 
         def dispatch(widget: PolygonOverlay, message: dict[str, Any], buffers: Any) -> None:
             if message["kind"] == "click":
                 there = message["sequence"] == self.for_sequence
                 row = message["row"] if there else -1
-                callback(message["lon"], message["lat"], row, bool(message.get("again")))
+                callback(message["lon"], message["lat"], row, int(message.get("again", 0)))
 
         self.on_msg(dispatch)
 

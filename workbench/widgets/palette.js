@@ -23,6 +23,7 @@ const STYLE = `
   background: transparent; }
 .sam-workbench-palette input[type=text]:hover, .sam-workbench-palette input[type=text]:focus {
   border-color: var(--jp-border-color1, #9e9e9e); background: var(--jp-layout-color0, #fff); }
+.sam-workbench-palette .swatch { width: 14px; height: 14px; border-radius: 2px; }
 .sam-workbench-palette .count { min-width: 12px; text-align: right; opacity: 0.75;
   font-variant-numeric: tabular-nums; }
 `;
@@ -59,11 +60,14 @@ function render({ model, el }) {
   function newChip(number, name, count) {
     const chosen = model.get("tool") === number;
     const chip = newElement("div", { className: chosen ? "chip chosen" : "chip" }, root);
-    const said = `${number <= 9 ? `key ${number}, or ` : ""}click here, then on polygons`;
+    const how = model.get("editable") ? "click here, then on polygons" : "click here";
+    const said = `${number <= 9 ? `key ${number}, or ` : ""}${how}`;
     const button = newElement("button", { textContent: number, title: `${name}: ${said}` }, chip);
     button.setAttribute("aria-pressed", String(chosen));
     button.setAttribute("aria-label", `${name}, said ${count} times`);
-    button.addEventListener("click", () => choose(number));
+    button.addEventListener("click", () =>
+      model.get("editable") ? choose(number) : model.send({ kind: "answer", number })
+    );
     return chip;
   }
 
@@ -84,6 +88,12 @@ function render({ model, el }) {
     root.textContent = "";
     for (const { number, name, color, count } of model.get("classes")) {
       const chip = newChip(number, name, count);
+      if (!model.get("editable")) {
+        newElement("span", { className: "swatch", style: `background: ${color}` }, chip);
+        newElement("span", { textContent: name }, chip);
+        addCount(chip, count);
+        continue;
+      }
       const colour = newElement("input", { type: "color", value: color }, chip);
       colour.title = `colour of ${name}`;
       colour.addEventListener("change", () => edit(number, { color: colour.value }));
@@ -103,6 +113,7 @@ function render({ model, el }) {
     const none = newChip(0, "none of these", model.get("n_none"));
     newElement("span", { textContent: "none of these" }, none);
     addCount(none, model.get("n_none"));
+    if (!model.get("editable")) return;
     const add = newElement("button", { textContent: "+ class" }, root);
     add.title = "add a class";
     add.addEventListener("click", () => model.send({ kind: "add" }));

@@ -18,7 +18,8 @@ class ClassPalette(anywidget.AnyWidget):
     `classes` is a list of `{number, name, color, count}`; `tool` is the class that a click on the
     map means, 0 for none of the classes, `LOOK` for a look at what lies there. `n_none` counts what
     was said to be none of them. `on_edit` gets the list that a person wants, `on_add` asks for
-    another class, `on_next` for the object to judge next.
+    another class, `on_next` for the object to judge next. Where it is not `editable`, a click on a
+    class answers with it: `on_answer`.
     """
 
     _esm = Path(__file__).with_suffix(".js")
@@ -26,6 +27,7 @@ class ClassPalette(anywidget.AnyWidget):
     classes: list[dict[str, Any]] = traitlets.List().tag(sync=True)  # type: ignore[assignment]
     n_none = traitlets.Int(0).tag(sync=True)
     tool = traitlets.Int(LOOK).tag(sync=True)
+    editable = traitlets.Bool(True).tag(sync=True)
 
     def on_edit(self, callback: Callable[[list[dict[str, Any]]], None]) -> None:
         """Call `callback(classes)` when a person has changed a name or a colour."""
@@ -38,6 +40,10 @@ class ClassPalette(anywidget.AnyWidget):
     def on_next(self, callback: Callable[[], None]) -> None:
         """Call `callback` when a person wants to see the next object."""
         self._on("next", lambda _: callback())
+
+    def on_answer(self, callback: Callable[[int], None]) -> None:
+        """Call `callback(number)` when a person answers with a class, 0 for none of them."""
+        self._on("answer", lambda message: callback(int(message["number"])))
 
     def _on(self, kind: str, callback: Callable[[dict[str, Any]], None]) -> None:
         def dispatch(widget: ClassPalette, message: dict[str, Any], buffers: Any) -> None:

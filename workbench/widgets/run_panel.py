@@ -39,7 +39,7 @@ FAILURES_AT_MOST = 20  # that are listed
 TUNED_AT_MOST = 48  # tiles of a finished run that the tuner shows
 
 
-class RunPanel(CellWidget["JobPanel"]):
+class RunPanel(CellWidget[Session, "JobPanel"]):
     """Save the job, copy its command, or run it here as a `ThresholdTuner` has left it."""
 
     text = "Shown in JupyterLab only: a batch run needs no buttons."

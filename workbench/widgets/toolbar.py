@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import anywidget
 import ipywidgets as widgets
 import traitlets
 
 from workbench.errors import WorkbenchError
-from workbench.widgets.session import Session
 
 PANEL = "sam-workbench-panel"  # the class of what JupyterLab's shortcuts are kept out of
 MAIN, SIDE = "sam-workbench-main", "sam-workbench-side"  # of its map, and of its controls
 COMMON_KEYS = (
-    ("Ctrl+Z", "undo: drawing, loading, verdicts, tiles and sliders"),
+    ("Ctrl+Z", "undo: whatever was changed or answered in this panel"),
     ("Ctrl+Shift+Z", "redo"),
     ("f", "full screen, and back"),
     ("?", "this list"),
@@ -39,6 +38,24 @@ def panel_of(kind: str, main: widgets.Widget, side: widgets.Widget) -> widgets.W
     return box
 
 
+class Undoable(Protocol):
+    """What has undo and redo: traits of which `history` has a `past` and a `future`."""
+
+    history: Any
+
+    def undo(self) -> None:
+        """Take the last change back."""
+
+    def redo(self) -> None:
+        """Make a change again that was taken back."""
+
+    def observe(self, handler: Any, names: Any = ..., type: str = ...) -> None:
+        """Call `handler` when a trait changes."""
+
+    def unobserve(self, handler: Any, names: Any = ..., type: str = ...) -> None:
+        """Do not call it any more."""
+
+
 class Toolbar(anywidget.AnyWidget):
     """Undo, Redo, Full screen and Keys for the panel (class `PANEL`) that it is in.
 
@@ -56,7 +73,7 @@ class Toolbar(anywidget.AnyWidget):
 
     def __init__(
         self,
-        session: Session,
+        session: Undoable,
         tell: Callable[[str], None],
         keys: Sequence[tuple[str, str]] = (),
         visible: bool = True,

@@ -24,6 +24,7 @@ from workbench.widgets.display import Display
 from workbench.widgets.drawn_polygons import DrawnPolygons
 from workbench.widgets.history import TUNED
 from workbench.widgets.judging import Judging
+from workbench.widgets.labelling import NEXT_KEY, point_out
 from workbench.widgets.looks import looks
 from workbench.widgets.map import SceneMap, feature
 from workbench.widgets.object_list import ObjectList
@@ -51,7 +52,7 @@ _WINDOW = _AREA | {"color": "#ffffff"}
 _HIDDEN = _AREA | {"color": "#00ffff", "weight": 3}  # what is pointed out and not drawn
 
 
-class ThresholdTuner(CellWidget["TunerPanel"]):
+class ThresholdTuner(CellWidget[Session, "TunerPanel"]):
     """Tune on sample tiles of the area that an `AOIPicker` shows.
 
     It draws what `select`, `to_polygons` and `clean` return, as a run does. In a batch run it
@@ -301,12 +302,14 @@ class TunerPanel:
         chosen = propose_tiles(area.finest, self.n_tiles.value)
         self.tiles.compute({part.index(tile) for part, tile in chosen})
 
-    def clicked(self, lon: float, lat: float, place: int, again: bool = False) -> None:
+    def clicked(self, lon: float, lat: float, place: int, again: int = 0) -> None:
         """Explain or judge the polygon at a place of the overlay, or have the tile computed.
 
-        Clicks `again` at the same place go on to what else lies there.
+        Clicks `again` at the same place, Tab and the wheel go on to what else lies there, shown or
+        not; -1 goes back.
         """
         x, y = from_lonlat(self.session.scenes[0].crs, lon, lat)
+        self.overlay.alternatives = 0
         if not self.tiles.has(x, y):
             self.tiles.compute_at(x, y)
             return
@@ -323,10 +326,11 @@ class TunerPanel:
         elif row >= 0:
             self.judging.judge(row, self.preview)
             self._show_judged()
+        self.overlay.alternatives = teaching.n_here if self.judging.explains else 0
 
     def pressed(self, key: Pressed) -> None:
         """Say what is pointed at, or go to the next object."""
-        if key.key == "n":
+        if key.key == NEXT_KEY:
             self.go_to_next()
             return
         row = self.teaching.target if key.place is None else self.drawn.row_at(key.row)
@@ -350,8 +354,7 @@ class TunerPanel:
             self.tell("Nothing is left to ask about on these tiles: compute others.")
             return
         self.message.value = ""
-        self.scene_map.bring_into_view(self.preview.outline(row))
-        self._show_target()
+        self._show_target(go=True)
 
     def go_to(self, place: int, sequence: int) -> None:
         """Point out the polygon at a place of the overlay; keys mean it then."""
@@ -359,11 +362,10 @@ class TunerPanel:
         if row >= 0 and sequence == self.overlay.for_sequence:
             self.teaching.target = row
             self.verdicts.clear()
-            self.scene_map.bring_into_view(self.preview.outline(row))
-            self._show_target()
+            self._show_target(go=True)
 
-    def _show_target(self) -> None:
-        """Mark the object that keys mean, whether it is shown or not."""
+    def _show_target(self, go: bool = False) -> None:
+        """Mark the object that keys mean, whether it is shown or not; `go` moves the map to it."""
         row, crs = self.teaching.target, self.session.scenes[0].crs
         with self._lock:
             shown = self.drawn.select(row)
@@ -372,7 +374,8 @@ class TunerPanel:
                 outline = self.preview.outline(row)
         self.hidden.data = feature(outline, _HIDDEN)
         self.plane.selected = row
-        self.overlay.pointed += 1
+        outline = self.preview.outline(row) if go else None
+        point_out(self.scene_map, self.overlay, outline)
 
     def _tool_changed(self, change: Any) -> None:
         if change["new"] != LOOK:

@@ -31,6 +31,7 @@ TUNER_KEYS = (
     ("1 … 9", "on the map: the polygon under the mouse is of this class; again takes it back"),
     ("0", "on the map: it is none of the classes"),
     ("n", "on the map: go to the object whose answer would teach most"),
+    ("Tab, wheel", "after a click: what else lies there, shown or not, the smallest first"),
 )
 MOST_VERDICTS = 10  # candidates that are listed for one place
 
@@ -119,11 +120,18 @@ def confidence_swatches(confidence: Sequence[Sequence[Any]]) -> Markup:
     )
 
 
+def swatches(named: Sequence[tuple[str, str]]) -> Markup:
+    """Name colours, given as name and colour."""
+    swatch = Markup(
+        '<span style="border-bottom: 4px solid {}; padding: 0 3px; '
+        'box-shadow: 0 1px 0 #757575">{}</span>'  # white is seen on white
+    )
+    return Markup(" ").join(swatch.format(colour, name) for name, colour in named)
+
+
 def class_swatches(classes: Sequence[tuple[str, str]]) -> Markup:
     """Name the colours of classes, given as name and colour."""
-    swatch = Markup('<span style="border-bottom: 4px solid {}; padding: 0 3px">{}</span>')
-    named = Markup(" ").join(swatch.format(colour, name) for name, colour in classes)
-    return Markup("{} &ensp; thin and grey: none of the classes").format(named)
+    return Markup("{} &ensp; thin and grey: none of the classes").format(swatches(classes))
 
 
 MEANINGS = {

@@ -1,0 +1,133 @@
+"""The panel of a review without a browser: what keys, clicks and buttons do."""
+
+import json
+
+import numpy as np
+import pytest
+from known_objects import objects, write_labels
+from known_runs import job_for, until, use_known_objects
+
+from workbench import run
+from workbench._support.palette import LABEL_STATUS_COLORS
+from workbench.layer.files import read_layer
+from workbench.raster.crs import to_lonlat
+from workbench.review.job import ReviewJob
+from workbench.review.read import STATUSES
+from workbench.widgets import LayerReview
+from workbench.widgets.overlay import Pressed
+
+
+@pytest.fixture
+def panel(tmp_path, monkeypatch):
+    raster = write_labels(tmp_path / "scene.tif", objects((230, 330), 1))
+    use_known_objects(monkeypatch)
+    run(job_for(raster, tmp_path / "run", classes={1: "roof", 2: "tree"}))
+    monkeypatch.setattr("workbench.runs.parameters.is_at_notebook", lambda: True)
+    review = LayerReview(ReviewJob.create(run_dir=str(tmp_path / "run")))
+    yield review.panel
+    review.close()
+
+
+def press(panel, keys):
+    rows = []
+    for key in keys:
+        rows.append(panel.session.triage.row)
+        panel.pressed(Pressed(key, None, -1))
+    return rows
+
+
+def layer_of(panel):
+    return read_layer(panel.session.triage.gpkg)
+
+
+def test_keys_answer_the_label_that_is_shown(panel):
+    accepted, rejected, classed, refused, skipped = press(panel, "ar20 ")
+    layer = layer_of(panel)
+    assert layer["status"][[accepted, rejected, classed, refused, skipped]].tolist() == [
+        "accepted", "rejected", "accepted", "rejected", "unreviewed",
+    ]  # fmt: skip
+    assert layer["class_id"][classed] == 2
+    press(panel, "zz")
+    assert layer_of(panel)["status"].value_counts()["unreviewed"] == len(layer) - 2
+    assert panel.session.triage.row == classed
+    press(panel, "7")
+    assert "There is no class 7 in this run." in panel.message.value
+    press(panel, "1")
+    assert panel.message.value == ""
+
+
+def test_the_map_shows_each_label_in_the_colour_of_its_status_or_class(panel):
+    overlay = panel.overlay
+    assert len(np.frombuffer(overlay.shown, "<u4")) == len(panel.session.triage)
+    colours = [name for _, name, _ in overlay.class_colours]
+    assert colours == [*STATUSES, "roof", "tree"]
+    accepted, rejected, classed = press(panel, "ar2")
+    kinds = np.frombuffer(overlay.kinds, np.uint8)
+    assert [colours[kinds[row]] for row in (rejected, classed)] == ["rejected", "tree"]
+    assert colours[kinds[accepted]] in ("accepted", "roof")  # the run may have given it a class
+    assert overlay.class_colours[2][2] == LABEL_STATUS_COLORS["rejected"]
+    assert overlay.selected == panel.session.triage.row
+    palette = panel.labelling.palette
+    assert not palette.editable
+    assert [one["count"] for one in palette.classes][1] == 1
+    assert palette.n_none == 1
+
+
+def test_a_click_shows_what_lies_there_and_then_the_next(panel):
+    triage = panel.session.triage
+    shape = triage.labels.geometry.iloc[5].representative_point()
+    lon, lat = to_lonlat(triage.labels.crs, np.array([shape.x]), np.array([shape.y]))
+    rows = triage.at(shape.x, shape.y)
+    panel.clicked(float(lon[0]), float(lat[0]), 5)
+    assert triage.row == rows[0]
+    panel.clicked(float(lon[0]), float(lat[0]), 5, again=True)
+    assert triage.row == rows[1 % len(rows)]
+    press(panel, "a")
+    assert layer_of(panel)["status"][rows[1 % len(rows)]] == "accepted"
+
+
+def test_buttons_decide_about_many_and_undo_takes_it_back(panel):
+    n = len(panel.session.triage)
+    panel.bar.value = 0.0
+    assert f"({n:,})" in panel.above.description
+    panel.above.click()
+    assert (layer_of(panel)["status"] == "accepted").all()
+    assert "All labels are reviewed" in panel.now.value
+    assert panel.above.disabled
+    assert panel.rest.disabled
+    panel.toolbar._hear(panel.toolbar, {"kind": "undo"}, [])
+    assert (layer_of(panel)["status"] == "unreviewed").all()
+    _, _, here = panel.session.triage.tile_progress()
+    panel.rest.click()
+    assert (layer_of(panel)["status"] == "rejected").sum() == here
+    assert panel.toolbar.can_undo
+
+
+def test_scores_follow_a_few_answers(panel):
+    session, triage = panel.session, panel.session.triage
+    until(lambda: session.ranking is not None and session.ranking.is_done)
+    before = triage.score.copy()
+    for _ in range(12):
+        large = triage.labels["area_m2"].iloc[triage.row] > triage.labels["area_m2"].median()
+        press(panel, "1" if large else "r")
+    until(lambda: not np.array_equal(triage.score, before))
+    assert "your answers say" in panel._line(triage.row) or triage.row < 0
+    until(lambda: panel.overlay.class_scores == triage.score.astype("<f4").tobytes())
+
+
+def test_without_the_raster_labels_are_answered_and_the_order_stays(panel, tmp_path):
+    session = panel.session
+    until(lambda: session.ranking is not None and session.ranking.is_done)
+    session.ranking._left.add(next(iter(session.ranking._index)))
+    for scene in session.scenes:
+        scene.close()
+    (tmp_path / "scene.tif").unlink()
+    press(panel, "a")
+    until(lambda: session.notice or session.ranking.is_done)
+    assert (layer_of(panel)["status"] == "accepted").sum() == 1
+
+
+def test_a_batch_run_makes_no_widgets(tmp_path, monkeypatch):
+    made = LayerReview(ReviewJob.create(run_dir=str(tmp_path)))
+    assert made.panel is None
+    assert json.dumps(made._repr_mimebundle_()) == json.dumps({"text/plain": LayerReview.text})

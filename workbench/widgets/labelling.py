@@ -1,0 +1,80 @@
+"""What the tuner and a review share: a palette of classes, and the label that keys mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import geopandas as gpd
+
+from workbench.learning.classifier import NONE
+from workbench.runs.looks import color_of
+from workbench.widgets.map import SceneMap
+from workbench.widgets.overlay import PolygonOverlay
+from workbench.widgets.palette import ClassPalette
+
+CLASS_KEYS = "0123456789"  # on the map: a class, 0 for none of them
+NEXT_KEY = "n"
+
+
+class Labelling:
+    """One key a label. A subclass knows the classes and what an answer does; `tell` shows an error.
+
+    `target` is the row that a key means if the mouse is on nothing; -1: none.
+    """
+
+    remedy = " in this run."  # ends the sentence about a class that there is not
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self.palette = ClassPalette()
+        self.target = -1
+
+    @property
+    def names(self) -> Mapping[int, str]:
+        """The classes by number."""
+        raise NotImplementedError
+
+    @property
+    def colors(self) -> Mapping[int, str]:
+        """Their colours, as far as somebody has chosen them."""
+        raise NotImplementedError
+
+    @property
+    def counts(self) -> Mapping[int, int]:
+        """How often each was said, `NONE` for none of them."""
+        raise NotImplementedError
+
+    def show_palette(self) -> None:
+        """Show the classes with how often each was said."""
+        counts = self.counts
+        with self.palette.hold_sync():
+            self.palette.classes = [
+                {
+                    "number": number,
+                    "name": name,
+                    "color": self.colors.get(number, color_of(number)),
+                    "count": counts.get(number, 0),
+                }
+                for number, name in self.names.items()
+            ]
+            self.palette.n_none = counts.get(NONE, 0)
+
+    @property
+    def colours(self) -> list[list[Any]]:
+        """`PolygonOverlay.class_colours`."""
+        return [[one["number"], one["name"], one["color"]] for one in self.palette.classes]
+
+    def knows(self, number: int) -> bool:
+        """Whether a class has this number, or it stands for none of them; tells if not."""
+        if number == NONE or number in self.names:
+            return True
+        self._tell(f"There is no class {number}{self.remedy}")
+        return False
+
+
+def point_out(scene_map: SceneMap, overlay: PolygonOverlay, outline: gpd.GeoSeries | None) -> None:
+    """Let keys mean what was pointed out until the mouse is moved; move the map to its outline."""
+    if outline is not None:
+        scene_map.bring_into_view(outline)
+    overlay.pointed += 1
