@@ -37,7 +37,8 @@ REVIEW_KEYS = (
     ("space, n", "skip: show this label later"),
     ("click", "show the label under the mouse; again, Tab or wheel: what else lies there"),
 )
-_WAITING = "#ffffff"  # where classes have colours of their own
+# where classes have colours of their own, kept labels of any class have these
+_AMONG_CLASSES = {"unreviewed": "#ffffff", "edited": LABEL_STATUS_COLORS["accepted"]}
 _TELLING_FIRST, _AS_LISTED = "Tiles that teach most first", "Tiles as they are listed"
 
 
@@ -167,16 +168,13 @@ class ReviewPanel:
         labels = triage.labels
         labelling.show_palette()
         several = len(labelling.names) > 1
-        statuses = [
-            [0, name, _WAITING if several and name == "unreviewed" else LABEL_STATUS_COLORS[name]]
-            for name in STATUSES
-        ]
+        colours = {**LABEL_STATUS_COLORS, **(_AMONG_CLASSES if several else {})}
+        statuses = [[0, name, colours[name]] for name in STATUSES]
         # first the statuses, in the order of STATUSES; then classes, if there are several
         overlay.class_colours = statuses + (labelling.colours if several else [])
+        shown = [one for one in overlay.class_colours if not several or one[1] != "edited"]
         self.legend.value = paragraph(
-            Markup("Colour: {}").format(
-                swatches([(name, colour) for _, name, colour in overlay.class_colours])
-            ),
+            Markup("Colour: {}").format(swatches([(name, colour) for _, name, colour in shown])),
             "font-size: 12px",
         )
         classes = confidence_classes(labels["confidence"])
