@@ -102,6 +102,13 @@ def test_control_points_place_the_rectangles(tmp_path, crs, resolution_m):
     assert_rectangles_in_place(scene, crs, transform)
 
 
+def test_pixels_that_have_no_area_north_up_are_refused(tmp_path):
+    transform = Affine(1e-9, 0.0, 500_000.0, 1.0, 1e9, 40_000.0)
+    path = write(tmp_path / "a.tif", three_rectangles(), "EPSG:32636", transform)
+    with pytest.raises(SceneError, match="covers no area on the map: north up it would have 0 ×"):
+        open_scene(path)
+
+
 @pytest.mark.parametrize("grid", ["north-up", "rotated by 30°", "geographic", "web mercator"])
 @pytest.mark.parametrize("resolution_m", [0.25, 0.7])
 def test_resolution_is_in_ground_metres(tmp_path, grid, resolution_m):

@@ -39,7 +39,7 @@ def test_another_run_in_the_folder_is_refused_and_kept(raster, tmp_path):
 
 
 def edit(gpkg, *statements):
-    with sqlite3.connect(gpkg) as db:
+    with closing(sqlite3.connect(gpkg)) as db, db:
         for (trigger,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'"):
             db.execute(f'DROP TRIGGER "{trigger}"')  # they need the functions of GDAL
         for statement in statements:

@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import geopandas as gpd
 import numpy as np
@@ -78,7 +79,7 @@ def test_tiles_give_the_objects_of_the_raster_that_they_are_cut_from(tiles, tmp_
     assert all(asked.count(path) == 1 for path in there)
     assert max(int(path.split("/")[2]) for path in asked) < LEFT + 8
     # the attribution is kept with the layer, and a reloaded run opens the same
-    with sqlite3.connect(made.folder / "prelabels.gpkg") as gpkg:
+    with closing(sqlite3.connect(made.folder / "prelabels.gpkg")) as gpkg:
         (text,) = gpkg.execute(
             "SELECT description FROM gpkg_contents WHERE table_name = 'prelabels'"
         ).fetchone()

@@ -166,6 +166,7 @@ def assigned(function):
 
 @pytest.mark.parametrize("room", ["widgets", "tuning"])
 def test_an_object_is_complete_once_it_is_made(room):
+    made, methods, bases = {}, {}, {}
     for path in sorted((Path(workbench.__file__).parent / room).glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for kind in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
@@ -176,10 +177,14 @@ def test_an_object_is_complete_once_it_is_made(room):
                 for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
                 if isinstance(target, ast.Name)
             }  # fmt: skip
-            made = traits.union(*(assigned(f) for f in functions if f.name == "__init__"))
-            for function in functions:
-                late = assigned(function) - made
-                assert not late, f"{path.name}: {kind.name}.{function.name} makes {late}"
+            name = kind.name
+            made[name] = traits.union(*(assigned(f) for f in functions if f.name == "__init__"))
+            methods[name] = {f"{path.name}: {name}.{f.name}": assigned(f) for f in functions}
+            bases[name] = [ast.unparse(base) for base in kind.bases]
+    for name in made:
+        known = made[name].union(*(made.get(base, ()) for base in bases[name]))
+        for method, names in methods[name].items():
+            assert names <= known, f"{method} makes {names - known}"
 
 
 # ---- nothing that was done is lost ----------------------------------------------------------

@@ -178,6 +178,11 @@ def _nodata_and_stretch(
 
 
 def _on_grid(scene: Scene, transform: Affine, width: int, height: int) -> Scene:
+    if min(width, height) < 1:
+        raise SceneError(
+            f"{scene.source} covers no area on the map: north up it would have {width} × {height} "
+            "pixels. Check its transform or its control points with gdalinfo."
+        )
     return replace(scene, transform=transform, width=width, height=height, warped=True)
 
 

@@ -74,7 +74,7 @@ def _opened(gpkg: Path, how: str = "mode=rw") -> Iterator[sqlite3.Connection]:
     """Open a GeoPackage for one change: a lasting connection would be in QGIS's way."""
     try:
         address = f"{gpkg.absolute().as_uri()}?{how}"
-        with closing(sqlite3.connect(address, _BUSY_SECONDS, uri=True)) as db:
+        with closing(sqlite3.connect(address, timeout=_BUSY_SECONDS, uri=True)) as db:
             for name in _OF_SHAPES:
                 db.create_function(name, 1, _no_shape_changes, deterministic=True)
             yield db
