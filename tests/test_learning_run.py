@@ -262,6 +262,8 @@ def change(labels, what):
             return labels.set_geometry(labels.representative_point())
         case "no numbers":
             return labels.assign(class_id="roof")
+        case "no end":
+            return labels.assign(class_id=np.inf)
 
 
 @pytest.mark.parametrize(
@@ -273,6 +275,7 @@ def change(labels, what):
         ("one class", "nothing says what is none of these"),
         ("points", "holds Point, but no polygons"),
         ("no numbers", "whole numbers are needed"),
+        ("no end", "class_id .*inf.*: whole numbers are needed"),
     ],
 )
 def test_bad_examples_are_refused_with_a_reason(labelled, tmp_path, what, said):

@@ -99,7 +99,7 @@ def test_keys_teach_two_classes_and_all_polygons_take_their_colour(tuner):
     assert byte_of(tuner, "said", rows_of(tuner, NONE)[0]) == REFUSED
     assert byte_of(tuner, "said", roofs[-1]) == UNSAID
     kinds = [byte_of(tuner, "kinds", row) for row in roofs]
-    assert np.mean(np.array(kinds) == 0) > 0.8
+    assert np.mean(np.array(kinds) == 0) > 0.7
     assert byte_of(tuner, "kinds", rows_of(tuner, NONE)[0]) == FADED
     assert [one["count"] for one in tuner.panel.teaching.palette.classes] == [6, 6]
     assert tuner.panel.teaching.palette.n_none == 6

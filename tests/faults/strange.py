@@ -36,9 +36,14 @@ names = st.sampled_from(NAMES) | odd_texts
 
 
 def tries(n: int) -> settings:
-    """How often a test of the suite tries; the variable `WORKBENCH_FUZZ` multiplies it."""
+    """How often a test tries: in the suite the same each time, with `WORKBENCH_FUZZ` at random.
+
+    The variable says how many times as often.
+    """
+    more = os.environ.get(MORE)
     return settings(
-        max_examples=n * int(os.environ.get(MORE, "1")),
+        max_examples=n * int(more or 1),
+        derandomize=more is None,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
@@ -140,15 +145,16 @@ def tables(draw: st.DrawFn, place: Path, box: shapely.Polygon) -> Path:
         columns["class_id"] = [draw(numbers | st.sampled_from([1, 1, 2])) for _ in range(n)]
     columns.pop("geometry", None)
     frame = gpd.GeoDataFrame(pd.DataFrame(columns), geometry=shapes, crs=32633)
+    texts_only = dict.fromkeys(columns, str)
     path = place / f"odd.{draw(st.sampled_from(['gpkg', 'geojson', 'fgb', 'shp', 'parquet']))}"
     for old in place.glob("odd.*"):
         old.unlink()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for columns_left in (frame, frame.astype(dict.fromkeys(columns, str)), frame[["geometry"]]):
+        for left in (lambda: frame, lambda: frame.astype(texts_only), lambda: frame[["geometry"]]):
             with contextlib.suppress(Exception):  # the format cannot hold it
-                write = columns_left.to_parquet if path.suffix == ".parquet" else None
-                write(path) if write else columns_left.to_file(path)
+                write = left().to_parquet if path.suffix == ".parquet" else left().to_file
+                write(path)
                 break
     return path
 

@@ -186,7 +186,7 @@ def _class_ids(frame: gpd.GeoDataFrame, what: str) -> pd.Series:
     """The class that each row says, 0 for none of these, null if it says nothing."""
     if "class_id" in frame and frame["class_id"].notna().any():
         number = pd.to_numeric(frame["class_id"], errors="coerce")
-        bad = frame["class_id"].notna() & ~(number == number.round())
+        bad = frame["class_id"].notna() & ~((number == number.round()) & (number.abs() < 2**53))
         if bad.any():
             raise ExamplesError(
                 f"{what} has class_id {frame['class_id'][bad].iloc[0]!r}: whole numbers "
