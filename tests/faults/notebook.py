@@ -23,6 +23,7 @@ class Interrupted:
 
     seconds: float  # from the stop button to the end of the cell
     error: str  # empty: the cell was quicker
+    traceback: str
 
 
 class Notebook:
@@ -34,7 +35,7 @@ class Notebook:
     def run(self, job: Job) -> str:
         """Run a job in a cell; returns the name of its error, or nothing."""
         self.begin(job)
-        return self._end()
+        return self._end()[0]
 
     def begin(self, job: Job) -> None:
         """Run a job in a cell and do not wait for it."""
@@ -50,10 +51,10 @@ class Notebook:
         until(happened, SECONDS)
         start = time.monotonic()
         self._manager.interrupt_kernel()
-        error = self._end()
-        return Interrupted(time.monotonic() - start, error)
+        error, traceback = self._end()
+        return Interrupted(time.monotonic() - start, error, traceback)
 
-    def _end(self) -> str:
+    def _end(self) -> tuple[str, str]:
         while True:
             reply = self._client.get_shell_msg(timeout=SECONDS)
             if reply["parent_header"]["msg_id"] == self._cell:
@@ -61,7 +62,8 @@ class Notebook:
                     try:
                         self._client.get_iopub_msg(timeout=0.05)
                     except Empty:
-                        return str(reply["content"].get("ename", ""))
+                        told = reply["content"]
+                        return told.get("ename", ""), "\n".join(told.get("traceback", []))
 
 
 @contextmanager

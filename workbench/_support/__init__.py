@@ -3,5 +3,5 @@
 `files` writes whole files or none, `attempts` makes what a result can do without, `yaml` reads
 plain values, `secrets` takes signatures out of addresses, `text` writes numbers as people do,
 `cores` counts the cores that the process may use, `palette` says which colour means what,
-`notebook` whether a person is at the notebook.
+`notebook` whether a person is at the notebook, `progress` shows how far long work is.
 """

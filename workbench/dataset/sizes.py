@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from rasterio.windows import Window
-from tqdm import tqdm
 
+from workbench._support.progress import tqdm
 from workbench.dataset.chips import GAP, Chip, Chips, Cutter, image_of
 from workbench.dataset.split import spatial_split
 from workbench.errors import DatasetError

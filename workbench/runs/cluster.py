@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from workbench._support.progress import tqdm
 from workbench.candidates.store import TileRecord
 from workbench.candidates.table import Candidates, Rules
 from workbench.errors import ClusterError, RunFolderError, WorkbenchError

@@ -6,8 +6,7 @@ import sys
 import time
 from contextlib import closing
 
-from tqdm import tqdm
-
+from workbench._support.progress import tqdm
 from workbench.runs.finish import finish
 from workbench.runs.forecast import MEASURED_TILES, Forecast, work_of
 from workbench.runs.job import Job
