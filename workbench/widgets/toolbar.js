@@ -24,7 +24,8 @@ function setAttribute(element, attribute, text) {
  */
 function nameControls(root) {
   for (const box of root.querySelectorAll("input[title]")) {
-    if (!box.labels?.[0]?.textContent) setAttribute(box, "aria-label", box.title);
+    const named = box.hasAttribute("aria-label") || box.labels?.[0]?.textContent;
+    if (!named) setAttribute(box, "aria-label", box.title);
   }
   for (const slider of root.querySelectorAll(".widget-slider")) {
     const handle = slider.querySelector("[role=slider]");
