@@ -1,12 +1,10 @@
 """The sample scene with default parameters: the first labels that a newcomer sees."""
 
-import importlib.util
-import sys
 from contextlib import closing
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from benchmark_modules import benchmark_module
 
 from workbench import Job, run
 from workbench.runs.plan import prepare
@@ -18,13 +16,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
     """`benchmarks/labels.py`, which counts what a reviewer would notice."""
-    path = Path(__file__).parents[1] / "benchmarks" / "labels.py"
-    spec = importlib.util.spec_from_file_location("labels_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with benchmark_module("labels") as module:
+        yield module
 
 
 @pytest.fixture(scope="module", params=["classic", "tiny"])

@@ -60,6 +60,27 @@ def test_an_area_does_not_fetch_its_crs(server, tmp_path, crs):
     assert server.requests == []
 
 
+def test_a_shape_of_an_area_does_not_fetch_its_crs(server, tmp_path):
+    path = tmp_path / "area.geojson"
+    crs = {"TYPE": "link", "Properties": {"href": f"{server.url}/crs"}}
+    feature = {"type": "Feature", "properties": {}, "geometry": SQUARE | {"CRS": crs}}
+    for text in (
+        json.dumps({"type": "FeatureCollection", "features": [feature]}),
+        f"{json.dumps(feature)}\n{json.dumps(feature)}\n",
+    ):
+        path.write_text(text)
+        with pytest.raises(AOIError, match="has its CRS at an address"):
+            load_aoi(str(path))
+    assert server.requests == []
+
+
+def test_lines_of_json_with_a_type_of_link_are_read(tmp_path):
+    path = tmp_path / "area.geojsonl"
+    feature = {"type": "Feature", "properties": {"type": "link"}, "geometry": SQUARE}
+    path.write_text(f"{json.dumps(feature)}\n{json.dumps(feature)}\n")
+    assert load_aoi(str(path)).union_all().area == 1
+
+
 def test_an_attribute_that_is_an_address_is_no_reference(server, tmp_path):
     path = tmp_path / "area.geojson"
     feature = {"type": "Feature", "properties": {"type": "link", "url": server.url}}

@@ -1,14 +1,12 @@
-import importlib.util
 import json
 import math
 import os
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
 import pytest
+from benchmark_modules import benchmark_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely import GeometryCollection, LineString, MultiPolygon, Point, Polygon, box
@@ -456,14 +454,9 @@ def test_each_point_of_the_plane_is_a_selection_of_its_own(masks):
 
 @pytest.fixture(scope="module")
 def benchmark():
-    """The benchmark as a module: a process of its own would import everything again."""
-    path = Path(__file__).parents[1] / "benchmarks" / "quality.py"
-    spec = importlib.util.spec_from_file_location("quality_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    """`benchmarks/quality.py`."""
+    with benchmark_module("quality") as module:
+        yield module
 
 
 def test_the_benchmark_scores_a_layer(tmp_path, benchmark, capsys):

@@ -177,6 +177,9 @@ def test_nothing_is_written_while_qgis_has_the_file_open(job, triage):
     mark.write_text('{"who": "ben on laptop", "since": "09:10"}')
     with pytest.raises(ReviewError, match=r"ben on laptop has had prelabels\.gpkg open since 09"):
         triage.answer("accepted")
+    mark.write_text('{"who": ')  # it is just being written
+    with pytest.raises(ReviewError, match=r"Somebody has had prelabels\.gpkg open since some"):
+        triage.answer("accepted")
     mark.unlink()
     assert job.gpkg.read_bytes() == before
     assert not triage.past

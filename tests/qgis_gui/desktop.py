@@ -129,11 +129,6 @@ class Desktop:
             subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT, **more)
         )
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether QGIS and its screen still run."""
-        return all(process.poll() is None for process in self._processes)
-
     def ask(self, code: str, seconds: float = 30) -> Any:
         """Run Python inside QGIS, and return what it has put into `answer`."""
         self._number += 1

@@ -20,6 +20,7 @@ from workbench.raster.sources import gdal_name, is_local, signed
 
 # what a JSON file has if its CRS is at an address
 _LINKED = re.compile(rb"""["']type["']\s*:\s*["'](?:link|url)["']|\\u00[4-7]""", re.IGNORECASE)
+_LINK = object()  # in place of a part of such a file that names an address
 _PARQUET = (".parquet", ".geoparquet", ".pq")
 _TIMEOUT = 60  # seconds of silence of a server
 # what a layer says of itself if it may hold polygons
@@ -125,7 +126,8 @@ def _read(
 def _refuse_references(path: str, what: str) -> None:
     """Refuse a file by which GDAL would ask a server that the file names.
 
-    That is a description of a service (WFS), or a GeoJSON or TopoJSON with its CRS at an address.
+    That is a description of a service (WFS), or a GeoJSON or TopoJSON with a CRS at an address: of
+    the whole, of a feature or of a shape.
     """
     if os.path.isdir(path):
         return
@@ -143,13 +145,22 @@ def _refuse_references(path: str, what: str) -> None:
             if not _LINKED.search(whole):
                 return
         file.seek(0)
-        content = json.load(file)
-    crs = content.get("crs") if isinstance(content, dict) else None
-    if isinstance(crs, dict) and str(crs.get("type")).lower() in ("link", "url"):
-        raise _LayerError(
-            f"{what} has its CRS at an address, which is not asked. Save it with its CRS by name, "
-            "for example as GeoPackage."
-        )
+        text = file.read().decode("utf-8-sig")
+
+    def look(pairs: list[tuple[str, object]]) -> object:
+        """Tell whether an object names an address; GDAL takes `CRS` for `crs`, too."""
+        if any(name.lower() == "crs" and value is _LINK for name, value in pairs):
+            raise _LayerError(
+                f"{what} has its CRS at an address, which is not asked. Save it with its CRS by "
+                "name, for example as GeoPackage."
+            )
+        types = [str(value).lower() for name, value in pairs if name.lower() == "type"]
+        return _LINK if {"link", "url"} & set(types) else None
+
+    decoder, start = json.JSONDecoder(object_pairs_hook=look), text.find("{")
+    while start >= 0:  # each line may be a document
+        _, end = decoder.raw_decode(text, start)
+        start = text.find("{", end)
 
 
 def _only_polygons(path: str, named: dict[str, str | None], what: str) -> str | None:

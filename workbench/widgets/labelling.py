@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ CLASS_KEYS = "0123456789"  # on the map: a class, 0 for none of them
 NEXT_KEY = "n"
 
 
-class Labelling:
+class Labelling(ABC):
     """One key a label. A subclass knows the classes and what an answer does; `tell` shows an error.
 
     `target` is the row that a key means if the mouse is on nothing; -1: none.
@@ -31,19 +32,19 @@ class Labelling:
         self.target = -1
 
     @property
+    @abstractmethod
     def names(self) -> Mapping[int, str]:
         """The classes by number."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def colors(self) -> Mapping[int, str]:
         """Their colours, as far as somebody has chosen them."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def counts(self) -> Mapping[int, int]:
         """How often each was said, `NONE` for none of them."""
-        raise NotImplementedError
 
     def show_palette(self) -> None:
         """Show the classes with how often each was said."""

@@ -22,10 +22,14 @@ def marks_beside(file: Path, now: float) -> Iterator[tuple[Path, dict[str, Any] 
     `now` is the time by the clock of the disk. What somebody who has gone left is None.
     """
     for path in sorted(file.parent.glob(f"{file.name}{MARK}*")):
-        if now - path.stat().st_mtime > GONE:
-            yield path, None
-        else:
-            yield path, json.loads(path.read_text(encoding="utf-8"))
+        try:
+            is_old = now - path.stat().st_mtime > GONE
+            said = None if is_old else json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:  # they have just left
+            continue
+        except ValueError:  # it is just being written
+            said = {}
+        yield path, said if said is None or isinstance(said, dict) else {}
 
 
 def opened_text(file: Path, mark: Mapping[str, Any]) -> str:

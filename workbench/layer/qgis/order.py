@@ -10,13 +10,14 @@ with the Python of QGIS 3.22 and later, and without this package.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 PACE_OVER = 120  # seconds; the pace is that of the last decisions
 
 
-class Order:
+class Order(ABC):
     """Leads through the unreviewed labels of a layer.
 
     `tiles` are pairs of a name and of what `labels_in` knows the tile by. Subclasses know the
@@ -35,13 +36,13 @@ class Order:
         self.done: set[str] = set()  # tiles that need not be looked at again
         self.entered: Callable[[], None] | None = None  # is called when a tile begins
 
+    @abstractmethod
     def labels_in(self, place: Any) -> Iterator[tuple[int, str, float, bool]]:
         """Yield id, status and score of the labels of a tile, and whether they reach beyond it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def statuses(self, fids: Sequence[int]) -> list[tuple[int, str]]:
         """Return pairs of id and status of those labels that are there."""
-        raise NotImplementedError
 
     def sort(self, names: Iterable[str]) -> None:
         """Set the order of the tiles; the current one is still reviewed to its end."""
