@@ -19,7 +19,8 @@ from workbench.layer.qgis.order import pace_of
 from workbench.review.decide import write_decisions
 from workbench.review.job import ReviewJob
 from workbench.review.ranking import FEWEST, Ranking
-from workbench.review.triage import OUTSIDE, TileByTile, Triage
+from workbench.review.tile_by_tile import OUTSIDE, TileByTile
+from workbench.review.triage import Triage
 from workbench.runs.result import read_run
 
 

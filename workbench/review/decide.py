@@ -9,18 +9,17 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from workbench.errors import ReviewError
+from workbench.layer.gpkg_shape import add_shape_functions
 from workbench.layer.qgis.marks import marks_beside, opened_text
 
 Stored = tuple[str | None, int | None]  # status and class of a label, as the file has them
 _BUSY_SECONDS = 0.5  # to wait for a program that is just writing
-# GDAL's triggers call these for shapes; SQLite wants to know them though no shape changes
-_OF_SHAPES = ("ST_IsEmpty", "ST_MinX", "ST_MaxX", "ST_MinY", "ST_MaxY")
 
 
 def stored_labels(gpkg: Path, layer: str) -> dict[int, Stored]:
     """Read status and class of each label by its fid; the file is not touched."""
-    with _opened(gpkg, "immutable=1") as db:
-        rows = db.execute(f"SELECT fid, status, class_id FROM {_quoted(layer)}")
+    with opened(gpkg, "immutable=1") as db:
+        rows = db.execute(f"SELECT fid, status, class_id FROM {quoted(layer)}")
         return {fid: (status, class_id) for fid, status, class_id in rows}
 
 
@@ -32,27 +31,41 @@ def write_decisions(
     Raises `ReviewError`, and changes nothing, if QGIS has the file open for editing, if the file
     cannot be written, or if a label is not as in `before` any more.
     """
-    refuse_in_use(gpkg)
     changes = [(*after[fid], fid, *before[fid]) for fid in after]
-    with _opened(gpkg) as db:
-        db.execute("BEGIN IMMEDIATE")
+    with changing(gpkg, layer) as db:
         done = db.executemany(
-            f"UPDATE {_quoted(layer)} SET status = ?, class_id = ? "
+            f"UPDATE {quoted(layer)} SET status = ?, class_id = ? "
             "WHERE fid = ? AND status IS ? AND class_id IS ?",
             changes,
         )
-        if done.rowcount != len(changes):
-            db.rollback()
-            raise ReviewError(
-                f"{gpkg} was changed by another program since it was read here. Run this cell "
-                "again to go on with what it says now."
-            )
+        refuse_unless(done.rowcount == len(changes), gpkg)
+
+
+@contextmanager
+def changing(gpkg: Path, layer: str) -> Iterator[sqlite3.Connection]:
+    """Yield a connection for one change of a layer; if an error is raised, nothing is changed.
+
+    Raises `ReviewError` if QGIS has the file open for editing, or if it cannot be written.
+    """
+    refuse_in_use(gpkg)
+    with opened(gpkg) as db:
+        db.execute("BEGIN IMMEDIATE")
+        yield db
         db.execute(
             "UPDATE gpkg_contents SET last_change = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') "
             "WHERE table_name = ?",
             (layer,),
         )
         db.commit()
+
+
+def refuse_unless(is_as_read: bool, gpkg: Path) -> None:
+    """Refuse to change labels that are not as they were read."""
+    if not is_as_read:
+        raise ReviewError(
+            f"{gpkg} was changed by another program since it was read here. Run this cell "
+            "again to go on with what it says now."
+        )
 
 
 def refuse_in_use(gpkg: Path) -> None:
@@ -70,13 +83,12 @@ def refuse_in_use(gpkg: Path) -> None:
 
 
 @contextmanager
-def _opened(gpkg: Path, how: str = "mode=rw") -> Iterator[sqlite3.Connection]:
+def opened(gpkg: Path, how: str = "mode=rw") -> Iterator[sqlite3.Connection]:
     """Open a GeoPackage for one change: a lasting connection would be in QGIS's way."""
     try:
         address = f"{gpkg.absolute().as_uri()}?{how}"
         with closing(sqlite3.connect(address, timeout=_BUSY_SECONDS, uri=True)) as db:
-            for name in _OF_SHAPES:
-                db.create_function(name, 1, _no_shape_changes, deterministic=True)
+            add_shape_functions(db)
             yield db
     except sqlite3.Error as error:
         raise ReviewError(
@@ -85,9 +97,6 @@ def _opened(gpkg: Path, how: str = "mode=rw") -> Iterator[sqlite3.Connection]:
         ) from error
 
 
-def _no_shape_changes(_: object) -> None:
-    raise ValueError("a decision changes no shape")
-
-
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Return the name of a table or a column for SQL."""
     return '"' + name.replace('"', '""') + '"'

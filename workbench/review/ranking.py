@@ -29,11 +29,11 @@ class Ranking:
     def __init__(self, triage: Triage) -> None:
         self._triage = triage
         run = triage.run
-        n = len(triage)
+        n = triage.n_read  # labels that are drawn meanwhile come after these
         self.figures = np.full((n, len(FEATURES)), np.nan, np.float32)
         self.best_class = np.full(n, NONE)  # what the labels look like, as far as it was learned
         self._rows: dict[str, dict[int, int]] = {}  # by tile and ordinal
-        for row, label in enumerate(triage.labels["id"]):
+        for row, label in enumerate(triage.labels["id"].iloc[:n]):
             tile, _, ordinal = str(label).rpartition("/")
             if ordinal.isdigit():
                 self._rows.setdefault(tile, {})[int(ordinal)] = row
@@ -57,6 +57,10 @@ class Ranking:
     def is_done(self) -> bool:
         """Whether all labels are described that can be."""
         return not self._left
+
+    def class_like(self, row: int) -> int:
+        """What a label looks like, `NONE` as long as nothing was learned about it."""
+        return int(self.best_class[row]) if row < len(self.best_class) else NONE
 
     def describe_one(self) -> str | None:
         """Describe the labels of one tile, the current one first, and name it; None: all are.
@@ -90,7 +94,7 @@ class Ranking:
         return min(self._left, default=None)
 
     def scores(self) -> NDArray[np.float64] | None:
-        """Learn from the answers, and score what waits `(n,)`; None: they teach nothing yet.
+        """Learn from the answers, and score what waits `(n_read,)`; None: they teach nothing yet.
 
         NaN for all that is judged or not described. What taught the run counts, too. There must be
         something that was accepted and something that was rejected, `FEWEST` answers in all.
@@ -108,8 +112,8 @@ class Ranking:
         if np.count_nonzero(judged) < FEWEST or len(np.unique(classes)) < 2:
             return None
         classifier = Classifier.fit(figures, classes, QUICK_TREES, weight)
-        score = np.full(len(triage), np.nan)
-        rows = np.flatnonzero(known & triage.waits)
+        score = np.full(len(known), np.nan)
+        rows = np.flatnonzero(known & triage.waits[: len(known)])
         self.best_class[rows], score[rows] = classifier.best(self.figures[rows])
         return score
 
@@ -117,8 +121,8 @@ class Ranking:
         """The class of each label that is judged, `NONE` if it was rejected, -1 for all others."""
         triage = self._triage
         default = default_class_of(triage.job, triage.run)
-        said = np.full(len(triage), -1)
-        for row in np.flatnonzero(~triage.waits).tolist():
+        said = np.full(triage.n_read, -1)
+        for row in np.flatnonzero(~triage.waits[: triage.n_read]).tolist():
             if triage.status[row] == "rejected":
                 said[row] = NONE
             else:

@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import shapely
 from numpy.typing import NDArray
 
 from workbench.errors import ReviewError
 from workbench.layer.cores import home_in
-from workbench.layer.qgis.order import Order, most_doubt_first, pace_of
+from workbench.layer.drawn import drawn_label
+from workbench.layer.qgis.order import pace_of
+from workbench.raster.crs import ground_area_m2
 from workbench.review.decide import Stored, stored_labels, write_decisions
+from workbench.review.examples import default_class_of
 from workbench.review.job import ReviewJob
 from workbench.review.read import STATUSES, layer_of, read_review
+from workbench.review.redraw import Row, ShapeFile, sound
+from workbench.review.tile_by_tile import TileByTile
 from workbench.runs.result import Run, read_run
 
 _CODE = {str(status): place for place, status in enumerate(STATUSES)}
-OUTSIDE = "outside of all tiles"  # where labels are that nobody finds tile by tile
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,47 +47,34 @@ class Decision:
         """The label to show again, -1 if these are several."""
         return self.rows[0] if len(self.rows) == 1 else -1
 
+    @property
+    def turned(self) -> Decision:
+        """The step that takes this one back."""
+        return Decision(self.rows, self.after, self.before)
 
-class TileByTile(Order):
-    """The order of a review over the rows of a layer in memory."""
 
-    def __init__(
-        self, labels: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame, status: list[str]
-    ) -> None:
-        self._status = status
-        self.score = np.ones(len(labels))  # what a tile's labels are sorted by
-        self.likely = np.full(len(labels), 0.5)  # and what tiles are: how likely each is right
-        bounds, boxes = labels.bounds.to_numpy(), tiles.bounds.to_numpy()
-        home = home_in(tiles, labels)
-        inside = np.zeros(len(labels), bool)
-        there = home >= 0
-        mine, tile = bounds[there], boxes[home[there]]
-        inside[there] = ((mine[:, :2] >= tile[:, :2]) & (mine[:, 2:] <= tile[:, 2:])).all(axis=1)
-        self._reaches = there & ~inside
-        self.home = home
-        order = np.argsort(home, kind="stable")
-        parts = np.split(order, np.searchsorted(home[order], np.arange(len(tiles))))
-        names = [OUTSIDE, *tiles["tile"]]
-        self._rows = {place - 1: rows for place, rows in enumerate(parts)}
-        # last, as nothing else leads to these
-        found = [(name, place - 1) for place, name in enumerate(names) if len(parts[place])]
-        super().__init__(sorted(found, key=lambda tile: tile[1] < 0))
-        self.listed = [name for name, _ in self.tiles]
+@dataclass(frozen=True, eq=False)
+class Redrawn:
+    """One step about the shape of a label: what the file has of it before and after.
 
-    def labels_in(self, place: int) -> Iterator[tuple[int, str, float, bool]]:
-        """Yield row, status and score of the labels of a tile, and whether they reach beyond it."""
-        for row in self._rows[place].tolist():
-            yield row, self._status[row], float(self.score[row]), bool(self._reaches[row])
+    None: there is no such label. `label` is one that was drawn, as it is in memory.
+    """
 
-    def statuses(self, fids: Sequence[int]) -> list[tuple[int, str]]:
-        """Pairs of row and status."""
-        return [(row, self._status[row]) for row in fids]
+    row: int
+    fid: int
+    before: Row | None
+    after: Row | None
+    label: gpd.GeoDataFrame | None = None
 
-    def most_telling(self, waits: NDArray[np.bool_]) -> list[str]:
-        """The names of the tiles, first those with most labels that the model is unsure about."""
-        doubt = waits * self.likely * (1 - self.likely)
-        by_place = np.bincount(self.home + 1, doubt, len(self._rows))
-        return most_doubt_first({name: by_place[place + 1] for name, place in self.tiles})
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The only one."""
+        return (self.row,)
+
+    @property
+    def turned(self) -> Redrawn:
+        """The step that takes this one back."""
+        return replace(self, before=self.after, after=self.before)
 
 
 class Triage:
@@ -102,7 +94,9 @@ class Triage:
                 "that QGIS opens. Set reviewed to that file, or to None."
             )
         self.labels = read_review(self.gpkg, self.run).labels
+        self.n_read = len(self.labels)  # those that follow were drawn here
         self._layer = layer_of(self.gpkg, [])
+        self._shapes = ShapeFile(self.gpkg, self._layer, self.run.layer.crs)
         self._fid = self.labels["fid"].tolist()
         stored = stored_labels(self.gpkg, self._layer)
         self._stored: list[Stored] = [stored[fid] for fid in self._fid]
@@ -121,8 +115,10 @@ class Triage:
         self._own_likely = learned.fillna(0.5).to_numpy(float)
         self._own_score = learned.fillna(self.labels["confidence"]).fillna(1.0).to_numpy(float)
         self._telling_first = True
-        self.past: list[Decision] = []
-        self.future: list[Decision] = []
+        self.past: list[Decision | Redrawn] = []
+        self.future: list[Decision | Redrawn] = []
+        self.n_redrawn = 0  # how often a shape has changed
+        self._class_said = default_class_of(job, self.run)  # last; what is drawn has it
         self._times: deque[float] = deque(maxlen=500)
         self.row = -1  # the label that an answer is about
         self.rank(np.full(len(self), np.nan))
@@ -178,7 +174,11 @@ class Triage:
         order.sort(order.most_telling(self.waits) if telling_first else order.listed)
 
     def rank(self, score: NDArray[np.float64]) -> None:
-        """Take other scores `(n,)`, NaN for none: what is left is sorted by them at once."""
+        """Take other scores `(n,)`, NaN for none: what is left is sorted by them at once.
+
+        Labels that were drawn here may be missing at the end.
+        """
+        score = np.append(score, np.full(len(self) - len(score), np.nan))
         known = ~np.isnan(score)
         self.order.score = np.where(known, score, self._own_score)
         self.order.likely = np.where(known, score, self._own_likely)
@@ -202,11 +202,15 @@ class Triage:
             for row in rows
         ]
         before = [self._stored[row] for row in rows]
-        step = Decision(tuple(rows), tuple(before), tuple(after))
-        self._write(step.rows, step.before, step.after)
+        self._take(Decision(tuple(rows), tuple(before), tuple(after)))
+        if class_id is not None:
+            self._class_said = class_id
+
+    def _take(self, step: Decision | Redrawn) -> None:
+        self._make(step)
         self.past.append(step)
         self.future.clear()
-        self._times.extend([time.monotonic()] * len(rows))
+        self._times.extend([time.monotonic()] * len(step.rows))
 
     def answer(self, status: str, class_id: int | None = None) -> int:
         """Decide about the label, and go to the next one."""
@@ -241,7 +245,7 @@ class Triage:
         if not self.past:
             return -1
         step = self.past[-1]
-        self._write(step.rows, step.after, step.before)
+        self._make(step.turned)
         self.future.append(self.past.pop())
         for _ in range(min(len(step.rows), len(self._times))):
             self._times.pop()
@@ -249,18 +253,25 @@ class Triage:
 
     def redo(self) -> int:
         """Make a step again that was taken back; returns the label that comes next."""
-        if self.future:
-            step = self.future[-1]
-            self._write(step.rows, step.before, step.after)
-            self.past.append(self.future.pop())
-        return self.go()
+        if not self.future:
+            return self.go()
+        step = self.future[-1]
+        self._make(step)
+        self.past.append(self.future.pop())
+        return self._show(step) if isinstance(step, Redrawn) else self.go()
 
-    def _show(self, step: Decision) -> int:
+    def _show(self, step: Decision | Redrawn) -> int:
         """Go to the label of a step, and to its tile; to the next one after a step over many."""
-        if step.row < 0:
+        if not 0 <= step.row < len(self):
             return self.go()
         self.row = step.row
         return self.row
+
+    def _make(self, step: Decision | Redrawn) -> None:
+        if isinstance(step, Redrawn):
+            self._redraw(step)
+        else:
+            self._write(step.rows, step.before, step.after)
 
     def _write(
         self, rows: Sequence[int], before: Sequence[Stored], after: Sequence[Stored]
@@ -271,13 +282,86 @@ class Triage:
             dict(zip(fids, after, strict=True)),
         )  # fmt: skip
         for row, stored in zip(rows, after, strict=True):
-            self._stored[row] = stored
-            number = _number(stored[1])
-            self.class_ids[row] = -1 if number is None else number
-            status = stored[0] or "unreviewed"
-            reshaped = status == "unreviewed" and row in self._reshaped
-            self.status[row] = "edited" if reshaped else status
-            self.codes[row] = _CODE[self.status[row]]
+            self._note(row, stored)
+
+    def _note(self, row: int, stored: Stored) -> None:
+        """Know what the file has of a label now."""
+        self._stored[row] = stored
+        number = _number(stored[1])
+        self.class_ids[row] = -1 if number is None else number
+        status = stored[0] or "unreviewed"
+        reshaped = status == "unreviewed" and row in self._reshaped
+        self.status[row] = "edited" if reshaped else status
+        self.codes[row] = _CODE[self.status[row]]
+
+    # ---- shapes
+
+    def draw(self, shape: shapely.Geometry) -> int:
+        """Add a label with this shape and the class that was given last; returns its row.
+
+        It is a step that can be undone, and the label is shown. Raises `ReviewError`, and changes
+        nothing, for an outline that crosses itself, and if it cannot be written.
+        """
+        label = drawn_label(sound(shape), self._class_said, self.run.tiles, self.labels.crs)
+        fid = self._shapes.free_fid()
+        self._take(Redrawn(len(self), fid, None, self._shapes.drawn(label), label))
+        self.row = len(self) - 1
+        return self.row
+
+    def to_edit(self, row: int) -> tuple[Row, shapely.MultiPolygon]:
+        """Read what the file has of a label now, and its shape; raises `ReviewError`."""
+        stored = self._shapes.read(self._fid[row])
+        return stored, self._shapes.shape(stored)
+
+    def reshape(self, row: int, shape: shapely.Geometry, before: Row) -> None:
+        """Give a label another shape, and the status `edited`, as one step that can be undone.
+
+        `before` is what `to_edit` returned. Raises as `draw` does.
+        """
+        after = self._shapes.edited(before, sound(shape))
+        self._take(Redrawn(row, self._fid[row], before, after))
+        self.row = row
+
+    def _redraw(self, step: Redrawn) -> None:
+        self._shapes.write(step.fid, step.before, step.after)
+        if step.after is None:
+            self._drop_last()
+        elif step.before is None:
+            self._append(step)
+        else:
+            shape = self._shapes.shape(step.after)
+            shapes = self.labels.geometry.to_numpy().copy()
+            shapes[step.row] = shape
+            area = self.labels["area_m2"].to_numpy(float).copy()
+            area[step.row] = ground_area_m2([shape], self.labels.crs)[0]
+            self.labels = self.labels.assign(area_m2=area).set_geometry(shapes)
+            self._note(step.row, self._shapes.stored(step.after))
+        self.n_redrawn += 1
+
+    def _append(self, step: Redrawn) -> None:
+        assert step.label is not None and step.after is not None
+        label = step.label.assign(fid=step.fid, unclosed=False)
+        self.labels = pd.concat([self.labels, label], ignore_index=True)
+        self._fid.append(step.fid)
+        self._stored.append((None, None))
+        self.class_ids = np.append(self.class_ids, -1)
+        self.codes = np.append(self.codes, np.uint8(0))
+        self._own_likely = np.append(self._own_likely, 1.0)
+        self._own_score = np.append(self._own_score, 1.0)
+        self.order.add(int(home_in(self.run.tiles, label)[0]))
+        self.status.append("edited")
+        self._note(step.row, self._shapes.stored(step.after))
+        self.order.rank_again()
+
+    def _drop_last(self) -> None:
+        """Forget the label that was drawn last: steps are taken back in their order."""
+        self.status.pop()
+        self.order.drop_last()
+        self.labels = self.labels.iloc[:-1]
+        self._fid.pop()
+        self._stored.pop()
+        self.class_ids, self.codes = self.class_ids[:-1], self.codes[:-1]
+        self._own_likely, self._own_score = self._own_likely[:-1], self._own_score[:-1]
 
     # ---- how far it is
 

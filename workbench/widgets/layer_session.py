@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import shapely
 from traitlets import HasTraits, Instance, Int, Unicode
 
 from workbench.errors import WorkbenchError
 from workbench.raster.scene import Scene
 from workbench.review.job import ReviewJob
 from workbench.review.ranking import FEWEST, Ranking
+from workbench.review.redraw import Row
 from workbench.review.triage import Triage
 from workbench.runs.looks import class_colors
 from workbench.runs.plan import Area
@@ -78,6 +80,14 @@ class LayerSession(HasTraits):
     def reject_rest(self) -> int:
         """Reject what waits in this tile; returns how many."""
         return self._do(self.triage.reject_rest)
+
+    def draw(self, shape: shapely.Geometry) -> None:
+        """Add a label, and show it; raises as `Triage.draw` does."""
+        self._do(lambda: self.triage.draw(shape))
+
+    def reshape(self, row: int, shape: shapely.Geometry, before: Row) -> None:
+        """Give a label another shape, and show it; raises as `Triage.reshape` does."""
+        self._do(lambda: self.triage.reshape(row, shape, before))
 
     def undo(self) -> None:
         """Take the last step back, and show its label."""

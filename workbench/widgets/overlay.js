@@ -533,8 +533,12 @@ function drawOn(map, overlay) {
     return hitTest(outlines, shown, x, y, REACH / scale);
   }
 
+  /** Whether mouse and keys belong to a shape that is drawn or edited (`shapes.js`). */
+  const isShaping = () => container.classList.contains("sam-workbench-shaping");
+
   /** Whether the mouse is used for something else: a button, or a shape in Geoman. */
   function elsewhere({ originalEvent }) {
+    if (isShaping()) return true;
     const modes = ["Draw", "Edit", "Drag", "Removal"].map((mode) => `global${mode}ModeEnabled`);
     if (modes.some((mode) => map.pm?.[mode]?.())) return true;
     return Boolean(originalEvent?.target?.closest?.(".leaflet-control, .leaflet-popup"));
@@ -594,7 +598,7 @@ function drawOn(map, overlay) {
 
   function press(event) {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key?.length !== 1 || !isMeant(event)) return;
+    if (event.key?.length !== 1 || !isMeant(event) || isShaping()) return;
     const key = event.key.toLowerCase();
     if (!overlay.keys().includes(key)) return;
     event.preventDefault();
@@ -668,7 +672,7 @@ function drawOn(map, overlay) {
 
   /** Whether the mouse is where it has clicked, and more than one thing lies there. */
   function hasMoreHere() {
-    if (overlay.alternatives() < 2 || !clicked || !pointer) return false;
+    if (overlay.alternatives() < 2 || !clicked || !pointer || isShaping()) return false;
     return clicked.distanceTo(pointer.containerPoint) < STILL;
   }
 
@@ -827,8 +831,11 @@ export default () => {
     }
 
     const redraw = () => layers.forEach((layer) => layer.redraw());
-    // for the list beside the map
+    // for the list beside the map, and for shapes that are drawn
     const shared = {
+      get maps() {
+        return [...layers.keys()];
+      },
       get outlines() {
         return overlay.frame.outlines;
       },

@@ -24,17 +24,25 @@ from workbench.widgets.map import SceneMap
 from workbench.widgets.object_list import ObjectList
 from workbench.widgets.overlay import PolygonOverlay, Pressed
 from workbench.widgets.quiet import QuietMoments
+from workbench.widgets.review_shapes import ReviewShapes
 from workbench.widgets.safe_html import Markup, SafeHTML, paragraph, sentence
+from workbench.widgets.shapes import ShapeTool
 from workbench.widgets.toolbar import MAP_KEYS, Toolbar, panel_of
 from workbench.widgets.tuner_text import swatches
 
 ACCEPT, REJECT, BACK, SKIP = "arz "
+DRAW, EDIT = "de"
 REVIEW_KEYS = (
     ("a", "accept: there is such a thing here, and the outline fits"),
     ("r, 0", "reject: there is no such thing here, or the outline is useless"),
     ("1 … 9", "set this class, and accept"),
     ("z", "back: take the last answer back, and show its label again"),
     ("space, n", "skip: show this label later"),
+    (
+        "d",
+        "draw what was missed, with the class that was given last; double click or Enter ends it",
+    ),
+    ("e", "edit the outline of the label that is shown: Enter keeps it, Esc drops it"),
     ("click", "show the label under the mouse; again, Tab or wheel: what else lies there"),
 )
 # where classes have colours of their own, kept labels of any class have these
@@ -92,8 +100,10 @@ class ReviewPanel:
         self.labelling = LabelReview(session, self)
         self.scene_map = SceneMap(session)
         self.overlay = PolygonOverlay(map_id=self.scene_map.map.model_id)
-        self.overlay.hotkeys = ACCEPT + REJECT + BACK + SKIP + CLASS_KEYS + NEXT_KEY
+        self.overlay.hotkeys = ACCEPT + REJECT + BACK + SKIP + CLASS_KEYS + NEXT_KEY + DRAW + EDIT
         self.overlay.keys_everywhere = True
+        self.tool = ShapeTool(self.scene_map.map.model_id, self.scene_map.crs)
+        self.shapes = ReviewShapes(session, self.tool, self.tell)
         self.list = ObjectList(map_id=self.scene_map.map.model_id)
         self.quiet = QuietMoments(lambda: None, lambda: False, self._work)
         self.toolbar = Toolbar(session, self.tell, (*REVIEW_KEYS, *MAP_KEYS))
@@ -141,6 +151,8 @@ class ReviewPanel:
             button("Reject (r)", lambda: self._answer("rejected"), REVIEW_KEYS[1][1]),
             button("Back (z)", self._back, REVIEW_KEYS[3][1]),
             button("Skip (space)", self._skip, REVIEW_KEYS[4][1]),
+            button("Draw (d)", self._draw_missed, REVIEW_KEYS[5][1]),
+            button("Edit (e)", self._edit_shape, REVIEW_KEYS[6][1]),
             self.toolbar,
         )
         self.now.add_class("sam-workbench-now")
@@ -148,7 +160,8 @@ class ReviewPanel:
         map_box.add_class("sam-workbench-mapbox")
         left = widgets.VBox(
             [
-                answers, self.labelling.palette, map_box, self.overlay, self.legend, self.list,
+                answers, self.labelling.palette, map_box, self.overlay, self.tool, self.legend,
+                self.list,
             ]
         )  # fmt: skip
         many = widgets.VBox([self.rest, self.bar, self.above])
@@ -180,10 +193,16 @@ class ReviewPanel:
         classes = confidence_classes(labels["confidence"])
         overlay.ramp = [[low, colour] for low, colour in classes]
         with overlay.hold_sync():
-            overlay.kinds, overlay.class_scores = self._kinds(), self._scores()
-            overlay.draw(labels.assign(seam=False))
+            self._send()
         if len(labels):
             self.scene_map.fit(tuple(labels.total_bounds.tolist()))
+
+    def _send(self) -> None:
+        """Send the shapes of all labels."""
+        triage, overlay = self.session.triage, self.overlay
+        self._sent = triage.n_redrawn
+        overlay.kinds, overlay.class_scores = self._kinds(), self._scores()
+        overlay.draw(triage.labels.assign(seam=False))
 
     def _kinds(self) -> bytes:
         """The place in `class_colours` of each label: its status, or its class once accepted."""
@@ -207,7 +226,10 @@ class ReviewPanel:
             outline = session.triage.outline(shown) if shown >= 0 else None
             moved = shown != self.labelling.target
             self.labelling.target = shown
+            self.tool.drop()
             with overlay.hold_sync():
+                if self._sent != session.triage.n_redrawn:
+                    self._send()
                 overlay.kinds, overlay.selected = kinds, shown
             point_out(self.scene_map, overlay, outline if moved else None)
             self.now.value = self._line(shown)
@@ -253,8 +275,8 @@ class ReviewPanel:
             parts.append(f"confidence {confidence:.2f}")
         parts.append(area_text(labels["area_m2"].iloc[shown]))
         ranking = self.session.ranking
-        if ranking is not None and ranking.best_class[shown] != NONE:
-            name = triage.classes.get(int(ranking.best_class[shown]), "?")
+        if ranking is not None and ranking.class_like(shown) != NONE:
+            name = triage.classes.get(ranking.class_like(shown), "?")
             parts.append(f"your answers say {name}: {triage.score[shown]:.2f}")
         return Markup("<b>{}</b> · {}").format(triage.status[shown], " · ".join(parts))
 
@@ -262,7 +284,8 @@ class ReviewPanel:
 
     def pressed(self, key: Pressed) -> None:
         """Answer about the label that is shown, or go on."""
-        does = {BACK: self._back, SKIP: self._skip, NEXT_KEY: self._skip}
+        does = {BACK: self._back, SKIP: self._skip, NEXT_KEY: self._skip,
+                DRAW: self._draw_missed, EDIT: self._edit_shape}  # fmt: skip
         statuses = {ACCEPT: "accepted", REJECT: "rejected"}
         if key.key in does:
             does[key.key]()
@@ -282,6 +305,8 @@ class ReviewPanel:
     def clicked(self, lon: float, lat: float, place: int, again: int = 0) -> None:
         """Show the label at a place; clicks `again` go on to what else lies there, or back (-1)."""
         triage = self.session.triage
+        if self.tool.busy:
+            return  # it was one on the shape
         rows = triage.at(*from_lonlat(self.session.scenes[0].crs, lon, lat))
         if not rows and place >= 0:
             rows = [place]  # too small to be hit
@@ -304,6 +329,12 @@ class ReviewPanel:
     def _skip(self) -> None:
         self._try(self.session.skip)
 
+    def _draw_missed(self) -> None:
+        self._try(self.shapes.draw)
+
+    def _edit_shape(self) -> None:
+        self._try(self.shapes.edit)
+
     def _reject_rest(self) -> None:
         self._try(self.session.reject_rest)
 
@@ -311,12 +342,16 @@ class ReviewPanel:
         self._try(lambda: self.session.accept_above(self.bar.value))
 
     def _try(self, step: Any) -> None:
+        if self.tool.busy:
+            self.tell("Finish the outline on the map first: Enter keeps it, Esc drops it.")
+            return
+        before = self.message.value
         try:
             step()
         except WorkbenchError as error:
             self.tell(str(error))
         else:
-            if self.message.value:
+            if before and self.message.value == before:  # it was about the step before
                 self.message.value = ""
 
     # --------------------------------------------------------------------- while nobody answers
