@@ -339,7 +339,8 @@ class Triage:
         self.n_redrawn += 1
 
     def _append(self, step: Redrawn) -> None:
-        assert step.label is not None and step.after is not None
+        assert step.label is not None
+        assert step.after is not None
         label = step.label.assign(fid=step.fid, unclosed=False)
         self.labels = pd.concat([self.labels, label], ignore_index=True)
         self._fid.append(step.fid)
