@@ -40,7 +40,7 @@ REVIEW_KEYS = (
     ("space, n", "skip: show this label later"),
     (
         "d",
-        "draw what was missed, with the class that was given last; double click or Enter ends it",
+        "draw what was missed, in the class that was given last: double click or Enter ends it",
     ),
     ("e", "edit the outline of the label that is shown: Enter keeps it, Esc drops it"),
     ("click", "show the label under the mouse; again, Tab or wheel: what else lies there"),
