@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import shapely
 from known_objects import objects, write_labels
 from known_runs import job_for, until, use_known_objects
 
@@ -125,6 +126,86 @@ def test_without_the_raster_labels_are_answered_and_the_order_stays(panel, tmp_p
     press(panel, "a")
     until(lambda: session.notice or session.ranking.is_done)
     assert (layer_of(panel)["status"] == "accepted").sum() == 1
+
+
+def give(panel, shape, kind="shape"):
+    """Say that the browser has ended a shape of the working CRS."""
+    crs = panel.session.triage.labels.crs
+    degrees = shapely.transform(shape, lambda xy: np.column_stack(to_lonlat(crs, *xy.T)))
+    hear(panel, {"kind": kind, "geometry": shapely.geometry.mapping(degrees)})
+
+
+def hear(panel, message):
+    panel.tool._hear(panel.tool, {**message, "number": panel.tool.number}, [])
+
+
+def test_d_draws_a_label_with_the_class_that_was_given_last(panel):
+    overlay, triage = panel.overlay, panel.session.triage
+    press(panel, "2d")
+    assert panel.tool.mode == "draw"
+    press(panel, "a")  # keys belong to the tool
+    assert "Finish the outline" in panel.message.value
+    n, (x, y, *_) = len(triage), triage.labels.total_bounds
+    give(panel, shapely.box(x + 3, y + 3, x + 8, y + 7))
+    assert panel.message.value == ""
+    assert panel.tool.mode == ""
+    assert len(triage) == n + 1
+    assert triage.row == overlay.selected == n
+    for trait, size in ((overlay.shown, 4), (overlay.kinds, 1), (overlay.class_scores, 4)):
+        assert len(trait) == size * (n + 1)
+    label = layer_of(panel).iloc[n]
+    assert (label["status"], label["class_id"]) == ("edited", 2)
+    assert label.geometry.area == pytest.approx(20, rel=1e-5)
+    press(panel, "1")
+    assert layer_of(panel).iloc[n][["status", "class_id"]].tolist() == ["edited", 1]
+    press(panel, "zz")
+    assert len(layer_of(panel)) == len(triage) == n
+    assert len(overlay.kinds) == n
+
+
+def test_e_moves_corners_and_those_that_nobody_moved_stay_to_the_last_bit(panel):
+    triage = panel.session.triage
+    (row,) = press(panel, "e")
+    assert panel.tool.mode == "edit"
+    shape = triage.labels.geometry.iloc[row]
+    # as JSON brings it to the browser and back
+    geometry = json.loads(json.dumps(panel.tool.geometry))
+    hear(panel, {"kind": "shape", "geometry": geometry})
+    assert panel.tool.mode == ""
+    assert not triage.past  # nobody has moved anything
+    press(panel, "e")
+    ring = geometry["coordinates"][0][0]
+    ring[0] = ring[-1] = [ring[0][0] - 1e-5, ring[0][1] + 1e-5]
+    hear(panel, {"kind": "shape", "geometry": geometry})
+    label = layer_of(panel).iloc[row]
+    assert label["status"] == "edited"
+    before, after = (set(map(tuple, shapely.get_coordinates(s))) for s in (shape, label.geometry))
+    assert len(before - after) == len(after - before) == 1
+    assert label["area_m2"] == pytest.approx(label.geometry.area, rel=1e-3)
+    press(panel, "z")
+    assert layer_of(panel).iloc[row].geometry.equals(shape)
+    assert triage.status[row] == "unreviewed"
+
+
+def test_a_bad_outline_is_refused_and_stays_to_be_mended(panel):
+    triage = panel.session.triage
+    x, y, *_ = triage.labels.total_bounds
+    n = len(triage)
+    press(panel, "d")
+    give(panel, shapely.Polygon([(x, y), (x + 9, y + 9), (x + 9, y), (x, y + 6)]))
+    assert "crosses itself" in panel.message.value
+    assert panel.tool.mode == "edit"
+    assert len(layer_of(panel)) == n
+    give(panel, shapely.box(x, y, x + 9, y + 9))
+    assert len(layer_of(panel)) == n + 1
+    assert panel.message.value == ""
+    press(panel, "e")
+    hear(panel, {"kind": "drop"})
+    assert panel.tool.mode == ""
+    press(panel, "d")
+    panel.toolbar._hear(panel.toolbar, {"kind": "undo"}, [])
+    assert panel.tool.mode == ""
+    assert len(layer_of(panel)) == n
 
 
 def test_a_batch_run_makes_no_widgets(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from workbench.samples.demo import sample_scene
 
 CANVAS = "document.querySelector('canvas.sam-workbench-polygons')"
 TRIAGE = "answering.session.triage"
+RING = f"{TRIAGE}.labels.geometry.iloc[-1].geoms[0].exterior.coords"
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +152,91 @@ def test_6_nothing_is_written_while_qgis_has_the_file_open(opened):
     assert stored(opened)[fid][0] == "accepted"
 
 
-def test_7_the_cells_below_read_the_answers(opened):
+def test_7_a_missed_object_is_drawn_and_undo_takes_it_away(opened):
+    """Real clicks: three corners, a double click at the fourth, and a second one with Enter."""
+    mouse, keyboard = opened.page.mouse, opened.page.keyboard
+    box = see(opened).bounding_box()
+    before = stored(opened)
+
+    def place(x, y):
+        return box["x"] + x, box["y"] + y
+
+    mouse.move(*place(300, 200))
+    press(opened, "1")
+    n = len(stored(opened))
+    keyboard.press("d")
+    opened.page.locator(".sam-workbench-hint").wait_for(timeout=10_000)
+    for x, y in ((260, 180), (330, 180), (330, 230)):
+        mouse.click(*place(x, y), delay=30)
+        opened.page.wait_for_timeout(350)
+    opened.picture("review-4-drawing")
+    mouse.dblclick(*place(260, 230))
+    opened.until(f"len({TRIAGE})", str(n + 1))
+    (fid,) = set(stored(opened)) - set(before)
+    assert stored(opened)[fid] == ("edited", 1)
+    assert stored(opened, "id")[fid][0].startswith("drawn/")
+    assert shown(opened) == fid
+    opened.page.wait_for_function(f"Number({CANVAS}?.dataset.shown) === {n + 1}", timeout=20_000)
+    opened.page.wait_for_timeout(800)
+    opened.picture("review-5-drawn")
+    press(opened, "z")
+    assert set(stored(opened)) == set(before)
+    keyboard.press("d")
+    opened.page.locator(".sam-workbench-hint").wait_for(timeout=10_000)
+    for x, y in ((260, 180), (330, 180), (330, 230), (280, 260)):
+        mouse.click(*place(x, y), delay=30)
+        opened.page.wait_for_timeout(350)
+    keyboard.press("Backspace")
+    keyboard.press("Enter")
+    opened.until(f"len({TRIAGE})", str(n + 1))
+    assert opened.ask(f"print(len({RING}))") == "4"
+    keyboard.press("d")
+    opened.page.locator(".sam-workbench-hint").wait_for(timeout=10_000)
+    mouse.click(*place(200, 150), delay=30)
+    keyboard.press("Escape")
+    opened.page.locator(".sam-workbench-hint").wait_for(state="detached", timeout=10_000)
+    assert len(stored(opened)) == n + 1
+
+
+def test_8_corners_of_a_label_are_dragged_and_undo_brings_them_back(opened):
+    mouse, keyboard = opened.page.mouse, opened.page.keyboard
+    fid = shown(opened)  # the label drawn last
+    before = stored(opened, "status, geom")
+    see(opened).hover(position={"x": 40, "y": 300})
+    keyboard.press("e")
+    handles = opened.page.locator(".sam-workbench-review .marker-icon:not(.marker-icon-middle)")
+    handles.first.wait_for(timeout=10_000)
+    assert handles.count() == 3
+    at = handles.nth(1).bounding_box()
+    x, y = at["x"] + at["width"] / 2, at["y"] + at["height"] / 2
+    mouse.move(x, y)
+    mouse.down()
+    mouse.move(x + 30, y - 10, steps=6)
+    mouse.up()
+    opened.picture("review-6-editing")
+    changes = opened.ask("print(answering.session.changes)")
+    keyboard.press("Enter")
+    opened.until(f"answering.session.changes > {changes}")
+    after = stored(opened, "status, geom")
+    assert {key for key in after if after[key] != before[key]} == {fid}
+    assert opened.ask(f"print(len({RING}))") == "4"
+    opened.page.locator(".sam-workbench-hint").wait_for(state="detached", timeout=10_000)
+    press(opened, "z")
+    assert stored(opened, "status, geom") == before
+    keyboard.press("e")
+    handles.first.wait_for(timeout=10_000)
+    x, y = (at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+    mouse.move(x, y)
+    mouse.down()
+    mouse.move(x - 200, y + 10, steps=6)
+    mouse.up()
+    keyboard.press("Escape")
+    opened.page.locator(".sam-workbench-hint").wait_for(state="detached", timeout=10_000)
+    assert stored(opened, "status, geom") == before
+    press(opened, "z")
+
+
+def test_9_the_cells_below_read_the_answers(opened):
     said = opened.ask("print(len(found.labels[found.labels['status'] == 'accepted']))")
     assert said == "0"
     opened.run_cell("found = review(job)")

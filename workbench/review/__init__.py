@@ -7,6 +7,6 @@ turns labels into examples of classes, `next_job` advises thresholds and writes 
 `charts` draws. `split` gives several reviewers packages, `join` puts them together (`answers` reads
 them, `agreement` compares them), `postgis` writes the project for a database.
 
-`triage` goes through the labels in a notebook: `decide` writes answers into the GeoPackage, and
-`ranking` scores what is left by them.
+`triage` goes through the labels in a notebook, in the order of `tile_by_tile`: `decide` writes
+answers into the GeoPackage, `redraw` shapes, and `ranking` scores what is left by them.
 """

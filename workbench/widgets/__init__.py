@@ -14,7 +14,8 @@ ahead when `quiet` says that a person pauses. `classes` and `palette` teach clas
 what all panels share. `safe_html` is the only owner of HTML.
 
 `review_panel` is what `review.ipynb` shows: the labels of a finished layer, with `layer_session` as
-its session. `labelling` is what it and the tuner share.
+its session and `review_shapes` for what is drawn there. `labelling` is what it and the tuner share,
+`shapes` draws on any map.
 """
 
 from workbench.widgets.area import AOIPicker

@@ -134,8 +134,8 @@ class ReviewPanel:
         self.quiet.touch()
 
     def tell(self, text: str) -> None:
-        """Show an error beside the map."""
-        self.message.value = sentence(text)
+        """Show an error beside the map, none if it is empty."""
+        self.message.value = sentence(text) if text else ""
 
     def close(self) -> None:
         """Stop following the session, and end the threads."""
@@ -345,13 +345,12 @@ class ReviewPanel:
         if self.tool.busy:
             self.tell("Finish the outline on the map first: Enter keeps it, Esc drops it.")
             return
-        before = self.message.value
         try:
             step()
         except WorkbenchError as error:
             self.tell(str(error))
         else:
-            if before and self.message.value == before:  # it was about the step before
+            if self.message.value:
                 self.message.value = ""
 
     # --------------------------------------------------------------------- while nobody answers

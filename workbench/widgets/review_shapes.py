@@ -7,7 +7,7 @@ from functools import partial
 
 import shapely
 
-from workbench.errors import WorkbenchError
+from workbench.errors import ReviewError, WorkbenchError
 from workbench.review.redraw import Row
 from workbench.widgets.layer_session import LayerSession
 from workbench.widgets.shapes import ShapeTool
@@ -27,11 +27,10 @@ class ReviewShapes:
         self._tool.draw(self._drawn)
 
     def edit(self) -> None:
-        """Let a person move the corners of the label that is shown."""
+        """Let a person move the corners of the label that is shown; raises `ReviewError`."""
         row, triage = self._session.row, self._session.triage
         if row < 0:
-            self._tell("No label is shown: click one first.")
-            return
+            raise ReviewError("No label is shown: click one first.")
         before, shape = triage.to_edit(row)
         self._tool.edit(shape, partial(self._edited, row, before, shape))
 
@@ -41,14 +40,18 @@ class ReviewShapes:
         except WorkbenchError as error:
             self._tool.edit(shape, self._drawn)
             self._tell(str(error))
+        else:
+            self._tell("")
 
     def _edited(
         self, row: int, before: Row, was: shapely.Geometry, shape: shapely.Geometry
     ) -> None:
-        if shape.equals(was):
+        if shapely.equals_exact(shape, was, normalize=True):
             self._tool.drop()
             return
         try:
             self._session.reshape(row, shape, before)
         except WorkbenchError as error:
             self._tell(str(error))
+        else:
+            self._tell("")

@@ -9,6 +9,8 @@ const HINTS = {
   edit: "Drag corners; a faint one adds one, a right click removes one. Enter keeps it, Esc drops it.",
 };
 
+const leaflet = () => /** @type {any} */ (window).L;
+
 /** How many corners a GeoJSON polygon has, in all its rings. */
 export function cornersOf({ coordinates }) {
   const count = (part) => (typeof part[0] === "number" ? 1 : part.reduce((n, p) => n + count(p), 0));
@@ -28,7 +30,7 @@ function showHint(map, mode, finish, drop) {
     button.addEventListener("click", act);
     div.append(button);
   }
-  window.L.DomEvent.disableClickPropagation(div);
+  leaflet().DomEvent.disableClickPropagation(div);
   map.getContainer().append(div);
   return div;
 }
@@ -63,7 +65,7 @@ function draw(map, _, tell) {
 
 /** Begin to move the corners of a polygon; as `draw`. */
 function edit(map, geometry, tell) {
-  const [layer] = window.L.geoJSON(geometry, { style: STYLE }).getLayers();
+  const [layer] = leaflet().geoJSON(geometry, { style: STYLE }).getLayers();
   layer.addTo(map);
   const limitMarkersToCount = cornersOf(geometry) > MANY ? MANY : -1;
   layer.pm.enable({ snappable: false, limitMarkersToCount, removeLayerBelowMinVertexCount: false });
@@ -86,8 +88,10 @@ function take(map, mode, geometry, tell) {
   const hint = showHint(map, mode, finish, drop);
   const acts = { Enter: finish, Escape: drop, Backspace: back };
   const press = (event) => {
-    const act = acts[event.key];
-    if (!act || (event.target !== container && event.target !== document.body)) return;
+    const { target, key } = event;
+    const act = acts[key];
+    if (!act || (target !== document.body && !container.contains(target))) return;
+    if (key === "Enter" && target.closest("button")) return; // that is pressed
     event.preventDefault();
     event.stopImmediatePropagation(); // Enter would click in the middle of the map
     act();
