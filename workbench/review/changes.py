@@ -10,6 +10,7 @@ import pandas as pd
 import shapely
 from numpy.typing import NDArray
 
+from workbench.layer.schema import DRAWN
 from workbench.polygons.overlap import iou_of
 
 Change = Literal["unreviewed", "accepted", "edited", "rejected", "deleted", "added"]
@@ -19,7 +20,8 @@ CHANGES: tuple[Change, ...] = get_args(Change)
 def changes(labels: gpd.GeoDataFrame, prelabels: gpd.GeoDataFrame) -> pd.DataFrame:
     """List what the review made of each pre-label, and what it added: one row for each of them.
 
-    `labels` is the layer as it came back, `prelabels` as the run wrote it. Rows are in the order of
+    `labels` is the layer as it came back, `prelabels` as the run wrote it; what it has of shapes that
+    a person drew in the tuner counts as added. Rows are in the order of
     `labels`, deleted ones last. Columns:
 
     - `id`, and `row` in `labels` (-1: deleted)
@@ -33,6 +35,7 @@ def changes(labels: gpd.GeoDataFrame, prelabels: gpd.GeoDataFrame) -> pd.DataFra
     class alone says nothing: somebody may have set it for many labels at once. If several labels
     have one id, because one was split, the largest counts as the pre-label and the others as added.
     """
+    prelabels = prelabels[~prelabels["id"].str.startswith(DRAWN)]  # by hand, in the tuner
     shape = labels.geometry.to_numpy()
     first = is_first_of_id(labels)
     before_row = pd.Index(prelabels["id"]).get_indexer(labels["id"])

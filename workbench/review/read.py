@@ -295,6 +295,7 @@ def _by_shape(
     same = np.zeros(len(labels), bool)
     same[known] = ~moved[known] & is_first_of_id(labels)[known]
     called = same & status.eq("edited").to_numpy()
+    called &= ~labels["id"].str.startswith(schema.DRAWN).to_numpy(bool)  # so a run has written them
     if called.any():
         notes.append(
             f"{called.sum():,} labels are marked `edited`, but nobody has changed their shape (the "

@@ -36,6 +36,7 @@ from workbench.polygons.seams import merge_seams
 from workbench.raster.scene import raster_of
 from workbench.raster.tiles import tile_names, tile_windows
 from workbench.raster.web_tiles import attribution_of
+from workbench.runs.by_hand import kept_by_hand
 from workbench.runs.by_products import QUALITY, TOPOLOGY, FinishedLayer, write_by_products
 from workbench.runs.classes import (
     Taught,
@@ -105,6 +106,9 @@ def finish(plan: Plan) -> Run:
         known = prompted(plan)
         if known is not None:
             made = known.among(made, offer_beside_prompts(plan))
+        by_hand = kept_by_hand(plan, ledger, () if refresh is None else refresh.kept.ids)
+        if by_hand is not None:  # they stay as labels of a review do
+            made = Refresh(plan.folder, by_hand, (0, 0)).among(made, plan.job)
         layer = counted(made if refresh is None else refresh.among(made, plan.job), *counting)
         kept = None if refresh is None else refresh.kept
         with nullcontext(plan.folder) if refresh is None else refresh.staged() as folder:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import ReviewError, WorkbenchError
 from workbench.learning.examples import Examples
 from workbench.learning.verdicts import VERDICTS, Verdicts
 from workbench.raster.tiles import tile_name
@@ -122,11 +122,18 @@ class ClassTeaching(Labelling):
         label, verdicts = label_of(preview, row), session.verdicts
         if again_undoes and verdicts.said.get(label) == number:
             return self._keep(verdicts.without(label))
-        described = self._teacher.show(preview, row, session.job)
-        if described is None:
-            self._tell("This tile is still being computed: try again when it is finished.")
+        try:
+            return self._keep(self.with_verdict(row, number, preview))
+        except ReviewError as error:
+            self._tell(str(error))
             return False
-        return self._keep(verdicts.with_verdict(described, number))
+
+    def with_verdict(self, row: int, number: int, preview: Preview) -> Verdicts:
+        """The verdicts, and one more; raises `ReviewError` while the tile is being computed."""
+        described = self._teacher.show(preview, row, self.session.job)
+        if described is None:
+            raise ReviewError("This tile is still being computed: try again when it is finished.")
+        return self.session.verdicts.with_verdict(described, number)
 
     def click(
         self, place: tuple[float, float], row: int, again: int, preview: Preview, view: View
@@ -222,7 +229,10 @@ class ClassTeaching(Labelling):
         if self.lesson is not None:
             self._classes = self._teacher.classes(self.lesson, preview, self.session.job)
         numbers = tuple(one["number"] for one in self.palette.classes)
-        return ClassedRows(numbers, said, self._classes)
+        by_hand = self.session.by_hand
+        labels = [] if by_hand is None else by_hand.frame["label"].tolist()
+        replaced = {row_of(preview, label) for label in labels if label} - {-1}
+        return ClassedRows(numbers, said, self._classes, frozenset(replaced))
 
     def describe_one(self, preview: Preview) -> bool:
         """Compute the features of one sample tile; false if there is nothing left to do."""

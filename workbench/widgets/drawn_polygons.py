@@ -20,12 +20,14 @@ class ClassedRows:
     """The classes of a view as they are drawn.
 
     `numbers` are those of the palette in its order; `said` are the verdicts of a person by row, 0
-    for none of the classes. `classes` is None while nothing was learned.
+    for none of the classes. `classes` is None while nothing was learned. `replaced` are the rows in
+    whose place a shape by hand is shown.
     """
 
     numbers: tuple[int, ...]
     said: Mapping[int, int]
     classes: Classes | None
+    replaced: frozenset[int] = frozenset()
 
 
 class DrawnPolygons:
@@ -154,7 +156,7 @@ def _shown(view: View, classed: ClassedRows | None) -> NDArray[np.int64]:
     """The rows that are shown: what thresholds keep, what has a class, what was given one."""
     if classed is None:
         return view.kept
-    has_class = view.kept if classed.classes is None else classed.classes.kept
-    if view.cleaning.planar:
-        return has_class  # what is cut to fit the others has no shape of its own
-    return np.union1d(view.kept, has_class)
+    shown = view.kept if classed.classes is None else classed.classes.kept
+    if not view.cleaning.planar:  # else what is cut to fit the others has no shape of its own
+        shown = np.union1d(view.kept, shown)
+    return np.setdiff1d(shown, list(classed.replaced))

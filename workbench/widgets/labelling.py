@@ -16,6 +16,7 @@ from workbench.widgets.palette import ClassPalette
 
 CLASS_KEYS = "0123456789"  # on the map: a class, 0 for none of them
 NEXT_KEY = "n"
+DRAW, EDIT = "d", "e"  # a shape
 
 
 class Labelling(ABC):

@@ -17,7 +17,14 @@ from workbench.review.job import ReviewJob
 from workbench.review.read import STATUSES
 from workbench.widgets.cells import CellWidget
 from workbench.widgets.controls import button, row
-from workbench.widgets.labelling import CLASS_KEYS, NEXT_KEY, Labelling, point_out
+from workbench.widgets.labelling import (
+    CLASS_KEYS,
+    DRAW,
+    EDIT,
+    NEXT_KEY,
+    Labelling,
+    point_out,
+)
 from workbench.widgets.layer_session import LayerSession
 from workbench.widgets.looks import looks
 from workbench.widgets.map import SceneMap
@@ -31,7 +38,6 @@ from workbench.widgets.toolbar import MAP_KEYS, Toolbar, panel_of
 from workbench.widgets.tuner_text import swatches
 
 ACCEPT, REJECT, BACK, SKIP = "arz "
-DRAW, EDIT = "de"
 REVIEW_KEYS = (
     ("a", "accept: there is such a thing here, and the outline fits"),
     ("r, 0", "reject: there is no such thing here, or the outline is useless"),

@@ -25,6 +25,7 @@ from workbench.learning.verdicts import VERDICTS, Verdicts, read_verdicts
 from workbench.raster.aoi import load_aoi
 from workbench.raster.scene import Scene
 from workbench.raster.tiles import TileGrid, tile_named
+from workbench.runs.by_hand import BY_HAND, ShapesByHand, read_by_hand
 from workbench.runs.forecast import Forecast
 from workbench.runs.job import Job
 from workbench.runs.looks import read_looks, with_looks, write_looks
@@ -70,7 +71,7 @@ def tile_cores(area: Area) -> gpd.GeoDataFrame:
 class Session(HasTraits):
     """The shared state; observe its traits.
 
-    A person changes `job`, `verdicts`, `colors`, `tiles`, `judged` and `other` (see `State`);
+    A person changes `job`, `verdicts`, `colors`, `tiles`, `judged`, `other` and `by_hand` (`State`);
     `history` has all states so far, and `session.json` in the run folder the last one, so that a
     restarted kernel goes on with it. `restored` counts the states that undo and redo have brought.
 
@@ -89,6 +90,7 @@ class Session(HasTraits):
     tiles: frozenset[Index] = AnyTrait(frozenset())  # type: ignore[assignment]  # a trait
     judged: dict[Key, bool] = Dict()  # type: ignore[assignment]  # a trait
     other = Instance(Job, allow_none=True)
+    by_hand = Instance(ShapesByHand, allow_none=True)
     history = Instance(History)
     restored = Int()
     area = Instance(Area, allow_none=True)
@@ -128,7 +130,7 @@ class Session(HasTraits):
         self.scenes: tuple[Scene, ...] = tuple(name_scenes(scenes, recorded))
         self._background = Background(self._hear)
         self.listener: Callable[[Event], None] = _ignore
-        self._verdicts_stamp = _stamp(self.folder / VERDICTS)
+        self._stamps = {name: _stamp(self.folder / name) for name in (VERDICTS, BY_HAND)}
         self.verdicts_problem = ""
         self._running = False
         state = self._state_of(job, kept)
@@ -154,22 +156,25 @@ class Session(HasTraits):
         """What a person has done by hand so far, as the run folder has it."""
         crs, path = self.scenes[0].crs, self.folder / VERDICTS
         try:
+            by_hand = ShapesByHand.none(crs)
             verdicts = read_verdicts(path, crs)
+            by_hand = read_by_hand(self.folder / BY_HAND, crs)
         except ExamplesError as error:
             verdicts, self.verdicts_problem = Verdicts.none(crs), str(error)
         tiles, judged, other = frozenset[Index](), dict[Key, bool](), None
         if kept is not None and kept.fits(job, "source"):
             try:
-                by_hand = kept.applied(job)
-                if kept.fits(by_hand, *SAMPLES_DEPEND_ON):  # else these are other candidates
+                changed = kept.applied(job)
+                if kept.fits(changed, *SAMPLES_DEPEND_ON):  # else these are other candidates
                     tiles = frozenset(kept.tiles)
                     judged = {one[:4]: one[4] for one in kept.judged}
-                job, other = by_hand, kept.other_for(by_hand)
+                job, other = changed, kept.other_for(changed)
             except WorkbenchError as error:  # the cell has changed, and the rest does not fit it
                 self.notice_at_start = f"{KEPT} of the run folder does not fit: {error}"
         job, colors = with_looks(job, read_looks(self.folder))
         said = {tile_named(label.rpartition("/")[0]) for label in verdicts.said}
-        return State(_taught(job, path, verdicts), verdicts, colors, tiles | said, judged, other)
+        job = _taught(job, path, verdicts)
+        return State(job, verdicts, colors, tiles | said, judged, other, by_hand)
 
     # ---- what a person has done
 
@@ -196,7 +201,9 @@ class Session(HasTraits):
         if history is self.history:
             return
         if state.verdicts is not self.verdicts:
-            self._write_verdicts(state.verdicts)
+            self._write(VERDICTS, state.verdicts)
+        if state.by_hand is not self.by_hand and state.by_hand is not None:
+            self._write(BY_HAND, state.by_hand)
         if (state.colors, state.job.classes) != (self.colors, self.job.classes):
             write_looks(self.folder, state.job.classes, state.colors)
         with self.hold_trait_notifications():
@@ -225,24 +232,36 @@ class Session(HasTraits):
 
         Raises `WorkbenchError`, and changes nothing, if they cannot be written.
         """
-        self._write_verdicts(verdicts)
+        self._write(VERDICTS, verdicts)
         job = _taught(self.job, self.folder / VERDICTS, verdicts)
         with self.hold_trait_notifications():  # one step
             self.verdicts = verdicts
             if job != self.job:
                 self.job = job
 
-    def _write_verdicts(self, verdicts: Verdicts) -> None:
-        path = self.folder / VERDICTS
+    def draw(self, by_hand: ShapesByHand, verdicts: Verdicts) -> None:
+        """Keep other shapes by hand, and what is said of the objects that they show, in one step.
+
+        Raises as `say` does.
+        """
+        self._write(BY_HAND, by_hand)
+        with self.hold_trait_notifications():
+            self.by_hand = by_hand
+            if verdicts is not self.verdicts:
+                self.say(verdicts)
+
+    def _write(self, name: str, kept: Verdicts | ShapesByHand) -> None:
+        """Write a file of the run folder, unless it cannot be read or another window wrote it."""
+        path = self.folder / name
         if self.verdicts_problem:
             raise ExamplesError(self.verdicts_problem)
-        if _stamp(path) != self._verdicts_stamp:
+        if _stamp(path) != self._stamps[name]:
             raise ExamplesError(
                 f"{path} was changed by another window. Nothing is written over it: run all cells "
                 "again to go on with what it says."
             )
-        verdicts.write(path)
-        self._verdicts_stamp = _stamp(path)
+        kept.write(path)
+        self._stamps[name] = _stamp(path)
 
     def name_classes(self, classes: Mapping[int, str], colors: Mapping[int, str]) -> None:
         """Give the classes other names and colours, and keep them in the run folder.

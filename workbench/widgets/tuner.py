@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import geopandas as gpd
@@ -11,7 +12,7 @@ import numpy as np
 import shapely
 
 from workbench._support.palette import confidence_classes
-from workbench.errors import ReviewError
+from workbench.errors import ReviewError, WorkbenchError
 from workbench.raster.crs import from_lonlat
 from workbench.tuning.preview import Preview, Verdict, View
 from workbench.tuning.propose import propose_tiles
@@ -24,7 +25,7 @@ from workbench.widgets.display import Display
 from workbench.widgets.drawn_polygons import DrawnPolygons
 from workbench.widgets.history import TUNED
 from workbench.widgets.judging import Judging
-from workbench.widgets.labelling import NEXT_KEY, point_out
+from workbench.widgets.labelling import DRAW, EDIT, NEXT_KEY, point_out
 from workbench.widgets.looks import looks
 from workbench.widgets.map import SceneMap, feature
 from workbench.widgets.object_list import ObjectList
@@ -36,6 +37,7 @@ from workbench.widgets.safe_html import SafeHTML, sentence
 from workbench.widgets.sample_tiles import SampleTiles
 from workbench.widgets.score_plane import ScorePlane
 from workbench.widgets.session import Session, tile_cores
+from workbench.widgets.shapes import ShapeTool
 from workbench.widgets.toolbar import MAP_KEYS, Toolbar, panel_of
 from workbench.widgets.tuner_text import (
     IN_PLANE,
@@ -45,6 +47,7 @@ from workbench.widgets.tuner_text import (
     figures_text,
     legend,
 )
+from workbench.widgets.tuner_shapes import TunerShapes
 from workbench.widgets.verdicts import Explained
 
 _AREA: dict[str, Any] = {"color": "#d500f9", "weight": 2, "fill": False, "interactive": False}
@@ -81,8 +84,6 @@ class TunerPanel:
         self.verdicts = Explained(session.scenes[0].crs)
         nothing = feature(gpd.GeoSeries([], crs=4326), {})
         self.area, self.frames, self.hidden = (ipyleaflet.GeoJSON(data=nothing) for _ in range(3))
-        for layer in (self.area, self.frames, self.verdicts.alternatives, self.hidden):
-            self.scene_map.map.add(layer)
         self.list = ObjectList(map_id=self.scene_map.map.model_id)
         self.plane = ScorePlane(
             floors=[session.job.rules.pred_iou_floor, session.job.rules.stability_floor]
@@ -92,11 +93,16 @@ class TunerPanel:
             style={"description_width": "initial"},
         )  # fmt: skip
         self.teaching = ClassTeaching(session, self.tell)
+        self.tool = ShapeTool(self.scene_map.map.model_id, self.scene_map.crs)
+        self.shapes = TunerShapes(session, self.teaching, self.tool, self._redrawn, self.tell)
+        by_hand, explained = self.shapes.layer, self.verdicts.alternatives
+        for layer in (self.area, self.frames, explained, by_hand, self.hidden):
+            self.scene_map.map.add(layer)
         self.display = Display(session, self.drawn, self.teaching, self.quiet)
         self._lock = self.display.lock
         self.beside = Beside(session, self.scene_map, self.overlay)
         self.judging = Judging(session, self._stop_teaching)
-        self.overlay.hotkeys = KEYS
+        self.overlay.hotkeys = KEYS + DRAW + EDIT
         self.toolbar = Toolbar(session, self.tell, (*TUNER_KEYS, *MAP_KEYS))
         self.widget = self._layout()
         self._connect()
@@ -161,7 +167,7 @@ class TunerPanel:
         left = widgets.VBox(
             [
                 row(propose, self.n_tiles, clear, self.judging.mode, advise, self.toolbar),
-                self.teaching.palette, said, maps, self.overlay, self.teaching.text,
+                self.teaching.palette, said, maps, self.overlay, self.tool, self.teaching.text,
                 self.legend, self.figures, self.list,
             ]
         )  # fmt: skip
@@ -238,6 +244,8 @@ class TunerPanel:
     def _restored(self, _: Any) -> None:
         """Show a state that undo or redo has brought, verdicts included."""
         self.message.value = ""
+        self.tool.drop()
+        self.shapes.show()
         self.teaching.follow()
         self._refresh()
         self._show_judged()
@@ -308,6 +316,8 @@ class TunerPanel:
         Clicks `again` at the same place, Tab and the wheel go on to what else lies there, shown or
         not; -1 goes back.
         """
+        if self.tool.busy:
+            return  # it was one on the shape
         x, y = from_lonlat(self.session.scenes[0].crs, lon, lat)
         self.overlay.alternatives = 0
         if not self.tiles.has(x, y):
@@ -329,22 +339,47 @@ class TunerPanel:
         self.overlay.alternatives = teaching.n_here if self.judging.explains else 0
 
     def pressed(self, key: Pressed) -> None:
-        """Say what is pointed at, or go to the next object."""
+        """Say what is pointed at, draw it, or go to the next object."""
+        if self.tool.busy:
+            return
         if key.key == NEXT_KEY:
             self.go_to_next()
             return
+        if key.key == DRAW:
+            self._shape(lambda: self.shapes.draw((self.preview, self.view)))
+            return
         row = self.teaching.target if key.place is None else self.drawn.row_at(key.row)
-        if row < 0 and key.place is not None:  # nothing is shown there: what is not shown?
+        if key.place is not None:
             place = from_lonlat(self.session.scenes[0].crs, *key.place)
+        if row < 0 and key.place is not None:  # nothing is shown there: what is not shown?
             rows = self.teaching.rows_at(place, -1, self.preview, self.view)
             row = rows[0] if rows else -1
-        if row < 0:
+        mine = -1 if key.place is None else self.shapes.row_at(place, row, self.preview)
+        if row < 0 and mine < 0:
             self.tell("Nothing is pointed at: move the mouse over an object, or press n.")
+        elif key.key == EDIT:
+            seen = self.preview, self.view
+            edit, again = self.shapes.edit, self.shapes.edit_again
+            self._shape(lambda: edit(row, seen) if mine < 0 else again(mine))
+        elif mine >= 0:
+            self._shape(lambda: self.shapes.say(mine, int(key.key), (self.preview, self.view)))
         elif self.teaching.say(row, int(key.key), self.preview):
             self.message.value = ""
             self._refresh()
             if key.place is None:
                 self._show_target()
+
+    def _shape(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except WorkbenchError as error:
+            self.tell(str(error))
+
+    def _redrawn(self) -> None:
+        """Show other shapes by hand, and what they teach."""
+        self.message.value = ""
+        self.shapes.show()
+        self._refresh()
 
     def go_to_next(self) -> None:
         """Point out the object whose answer would teach most; keys mean it then."""

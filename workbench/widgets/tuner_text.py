@@ -31,6 +31,8 @@ TUNER_KEYS = (
     ("1 … 9", "on the map: the polygon under the mouse is of this class; again takes it back"),
     ("0", "on the map: it is none of the classes"),
     ("n", "on the map: go to the object whose answer would teach most"),
+    ("d", "draw a shape of the palette's class: double click or Enter ends it, Esc drops it"),
+    ("e", "on the map: move the corners of the shape under the mouse; Enter keeps them"),
     ("Tab, wheel", "after a click: what else lies there, shown or not, the smallest first"),
 )
 MOST_VERDICTS = 10  # candidates that are listed for one place

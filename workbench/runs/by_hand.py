@@ -1,0 +1,130 @@
+"""Shapes that a person has drawn in the tuner, or changed there: each is a label of every run."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import geopandas as gpd
+import pandas as pd
+import pyarrow as pa
+import pyproj
+import shapely
+
+from workbench._support.files import atomic_path
+from workbench.errors import ExamplesError, RunFolderError
+from workbench.layer.drawn import drawn_label
+from workbench.layer.kept import Kept
+from workbench.layer.schema import DRAWN, finest
+from workbench.polygons.areas import lies_in
+from workbench.runs.plan import Plan
+
+BY_HAND = "drawn.parquet"  # in a run folder
+_COLUMNS = ["id", "class_id", "label", "outline"]
+
+
+@dataclass(frozen=True, eq=False)
+class ShapesByHand:
+    """Shapes with an id of their own and a class, in the working CRS, one row each.
+
+    `label` is the id of the candidate that shows the same object, '' if there is none, and
+    `outline` its shape: the shape by hand stands in its place.
+    """
+
+    frame: gpd.GeoDataFrame
+
+    @classmethod
+    def none(cls, crs: pyproj.CRS) -> ShapesByHand:
+        """No shape."""
+        nothing = gpd.GeoSeries([], crs=crs)
+        columns = {"id": [], "class_id": pd.array([], "int64"), "label": [], "outline": nothing}
+        return cls(gpd.GeoDataFrame(columns, geometry=nothing))
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def with_shape(
+        self,
+        shape: shapely.MultiPolygon,
+        class_id: int,
+        label: str = "",
+        outline: shapely.Geometry | None = None,
+        id: str = "",
+    ) -> ShapesByHand:
+        """Add a shape, or give the one with this id another shape or class."""
+        crs = self.frame.crs
+        row = gpd.GeoDataFrame(
+            {
+                "id": [id or f"{DRAWN}{uuid.uuid4()}"], "class_id": [class_id], "label": [label],
+                "outline": gpd.GeoSeries([outline or shapely.MultiPolygon()], crs=crs),
+            },
+            geometry=[shape], crs=crs,
+        )  # fmt: skip
+        left = self.without(id).frame
+        return ShapesByHand(pd.concat([left, row], ignore_index=True) if len(left) else row)
+
+    def without(self, id: str) -> ShapesByHand:
+        """Take a shape away."""
+        return ShapesByHand(self.frame[self.frame["id"] != id].reset_index(drop=True))
+
+    def at(self, x: float, y: float) -> int:
+        """The row of the smallest shape at a place, -1 if there is none."""
+        here = self.frame[self.frame.geometry.intersects(shapely.Point(x, y))]
+        return int(here.geometry.area.idxmin()) if len(here) else -1
+
+    def write(self, path: Path) -> None:
+        """Write GeoParquet, whole or not at all; raises `OutputError`."""
+        with atomic_path(path) as temporary:
+            self.frame.to_parquet(temporary, index=False)
+
+
+def read_by_hand(path: Path, crs: pyproj.CRS) -> ShapesByHand:
+    """Read the shapes by hand of a run folder, in its CRS; none if there is no file.
+
+    Raises `ExamplesError` if the file is not what this version writes.
+    """
+    if not path.exists():
+        return ShapesByHand.none(crs)
+    try:
+        frame = gpd.read_parquet(path).to_crs(crs)
+        frame["outline"] = frame["outline"].to_crs(crs)
+        typed = frame.astype({"class_id": "int64"})
+        return ShapesByHand(typed[[*_COLUMNS, "geometry"]])
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
+        raise ExamplesError(
+            f"{path} holds no drawn shapes that this version can read ({error}). Move it out of "
+            "the run folder to start again; nothing is written to it until then."
+        ) from error
+
+
+def kept_by_hand(plan: Plan, ledger: gpd.GeoDataFrame, reviewed: Collection[str]) -> Kept | None:
+    """What a layer keeps of the shapes by hand of its run folder; None: it has none.
+
+    `ledger` is the layer of its tiles, `reviewed` are the ids of labels that stay anyway: a later
+    review counts. Raises `RunFolderError` for a class that the job does not name.
+    """
+    path = plan.folder / BY_HAND
+    frame = read_by_hand(path, plan.crs).frame
+    frame = frame[~frame["id"].isin(list(reviewed))].sort_values("id", ignore_index=True)
+    unknown = frame["class_id"][~frame["class_id"].isin(list(plan.job.classes))]
+    if len(unknown):
+        raise RunFolderError(
+            f"{path} holds {len(unknown)} drawn shapes of class {unknown.iloc[0]}, which is not "
+            f"one of classes {plan.job.classes}. Add it there, or give them another class in the "
+            "tuner."
+        )
+    tiles = finest(ledger)
+    if not len(frame):
+        return None
+    columns = frame["id"], frame["class_id"], frame.geometry
+    rows = [drawn_label(shape, int(number), tiles, plan.crs).assign(id=id)
+            for id, number, shape in zip(*columns, strict=True)]  # fmt: skip
+    now = pd.concat(rows, ignore_index=True)
+    there = now["source"].ne("").to_numpy(bool)  # in a tile of this run
+    if plan.area.aoi is not None:
+        there &= lies_in(now.geometry.to_numpy(), plan.area.aoi)
+    replaced = there & ~frame["outline"].is_empty.to_numpy(bool)
+    before = now[replaced].set_geometry(frame["outline"][replaced].to_numpy(), crs=plan.crs)
+    return Kept(now[there].reset_index(drop=True), before.reset_index(drop=True))

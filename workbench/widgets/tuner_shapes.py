@@ -1,0 +1,157 @@
+"""Drawing what no candidate shows, and moving corners of what one shows, in the tuner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import geopandas as gpd
+import ipyleaflet
+import numpy as np
+import shapely
+
+from workbench.errors import ReviewError, WorkbenchError
+from workbench.learning.classifier import NONE
+from workbench.learning.examples import SAME
+from workbench.learning.verdicts import Verdicts
+from workbench.polygons.overlap import iou_of
+from workbench.review.redraw import sound
+from workbench.runs.by_hand import ShapesByHand
+from workbench.runs.looks import color_of
+from workbench.tuning.preview import Preview, View
+from workbench.widgets.classes import ClassTeaching, label_of
+from workbench.widgets.map import feature
+from workbench.widgets.session import Session
+from workbench.widgets.shapes import ShapeTool
+
+_STYLE = {"weight": 3, "fillOpacity": 0.2, "interactive": False}
+Seen = tuple[Preview, View]  # the samples, and what is left of them
+
+
+class TunerShapes:
+    """The shapes by hand of a session: `layer` shows them, `tool` makes and changes them.
+
+    What a shape shows is taught by the candidate that is most like it, if there is one. `changed` is
+    called after each change, `tell` shows why a shape is refused; it stays on the map then.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        teaching: ClassTeaching,
+        tool: ShapeTool,
+        changed: Callable[[], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        self._session, self._teaching, self._tool = session, teaching, tool
+        self._changed, self._tell = changed, tell
+        self.layer = ipyleaflet.GeoJSON(data={"type": "FeatureCollection", "features": []})
+        self.show()
+
+    @property
+    def _shapes(self) -> ShapesByHand:
+        shapes = self._session.by_hand
+        return ShapesByHand.none(self._session.scenes[0].crs) if shapes is None else shapes
+
+    def show(self) -> None:
+        """Show the shapes in the colours of their classes."""
+        frame, colors = self._shapes.frame, self._session.colors
+        features = [
+            feature(some.geometry, {**_STYLE, "color": colors.get(number, color_of(number))})
+            for number, some in frame.groupby("class_id")
+        ]  # fmt: skip
+        self.layer.data = {"type": "FeatureCollection", "features": features}
+
+    def row_at(self, place: tuple[float, float], row: int, preview: Preview) -> int:
+        """The place of the shape that keys mean at a point, -1: the candidate `row` is meant."""
+        shapes = self._shapes
+        mine = shapes.at(*place)
+        if mine < 0 or row < 0:
+            return mine
+        under = preview.outline(row).area.sum()
+        return mine if shapes.frame.geometry.iloc[mine].area <= under else -1
+
+    # ---- what a person does
+
+    def draw(self, seen: Seen) -> None:
+        """Let a person draw a shape of the palette's class; raises `ReviewError` without one."""
+        number = self._number()
+        self._tool.draw(lambda shape: self._take(shape, partial(self._add, number, seen)))
+
+    def edit(self, row: int, seen: Seen) -> None:
+        """Let a person move the corners of a candidate; raises `ReviewError` without a class."""
+        preview, _ = seen
+        label = label_of(preview, row)
+        number = self._session.verdicts.said.get(label, NONE) or self._number()
+        (outline,) = preview.outline(row)
+        self._tool.edit(
+            outline, lambda shape: self._take(shape, partial(self._replace, row, number, seen))
+        )
+
+    def edit_again(self, place: int) -> None:
+        """Let a person move the corners of a shape by hand."""
+        shape = self._shapes.frame.geometry.iloc[place]
+        self._tool.edit(shape, lambda shape: self._take(shape, partial(self._reshape, place)))
+
+    def say(self, place: int, number: int, seen: Seen) -> None:
+        """Give a shape by hand another class; `NONE` takes it away."""
+        shapes, verdicts = self._shapes, self._session.verdicts
+        one = shapes.frame.iloc[place]
+        if number == NONE:
+            self._keep(shapes.without(one["id"]), verdicts.without(one["label"]))
+        elif self._teaching.knows(number):
+            self._add(number, seen, one.geometry, one["id"])
+
+    def _number(self) -> int:
+        names, tool = self._teaching.names, self._teaching.palette.tool
+        if tool in names and tool != NONE:
+            return tool
+        if len(names) != 1:
+            raise ReviewError("Choose a class in the palette first: what you draw is of this one.")
+        return next(iter(names))
+
+    def _take(self, shape: shapely.Geometry, keep: Callable[[Any], None]) -> None:
+        try:
+            keep(sound(shape))
+        except WorkbenchError as error:
+            if self._tool.mode == "draw":
+                self._tool.edit(shape, lambda again: self._take(again, keep))
+            self._tell(str(error))
+
+    def _add(self, number: int, seen: Seen, shape: shapely.MultiPolygon, id: str = "") -> None:
+        """Keep a shape; the candidate that is most like it is of its class, too."""
+        preview, view = seen
+        middle = shape.representative_point()
+        rows = self._teaching.rows_at((middle.x, middle.y), -1, preview, view)
+        outlines = [preview.outline(row).union_all() for row in rows]
+        alike = iou_of(np.array(outlines, object), np.full(len(rows), shape, object))
+        if not len(rows) or alike.max() < SAME:
+            self._keep(self._shapes.with_shape(shape, number, id=id), self._session.verdicts)
+            return
+        best = int(alike.argmax())
+        self._stand_for(rows[best], number, preview, shape, id)
+
+    def _replace(self, row: int, number: int, seen: Seen, shape: shapely.MultiPolygon) -> None:
+        self._stand_for(row, number, seen[0], shape, "")
+
+    def _stand_for(
+        self, row: int, number: int, preview: Preview, shape: shapely.MultiPolygon, id: str
+    ) -> None:
+        """Keep a shape in place of a candidate's, and teach its class by that."""
+        label, outline = label_of(preview, row), preview.outline(row).union_all()
+        verdicts = self._teaching.with_verdict(row, number, preview)
+        self._keep(self._shapes.with_shape(shape, number, label, outline, id), verdicts)
+
+    def _reshape(self, place: int, shape: shapely.MultiPolygon) -> None:
+        one = self._shapes.frame.iloc[place]
+        shapes = self._shapes.with_shape(
+            shape, int(one["class_id"]), one["label"], one["outline"], one["id"]
+        )
+        self._keep(shapes, self._session.verdicts)
+
+    def _keep(self, shapes: ShapesByHand, verdicts: Verdicts) -> None:
+        self._session.draw(shapes, verdicts)
+        self._tool.drop()
+        self._teaching.follow()
+        self._changed()
