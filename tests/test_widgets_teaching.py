@@ -283,3 +283,92 @@ def test_tab_and_the_wheel_go_through_all_that_lies_there_and_back(tuner):
     assert panel.teaching.target == rows[-2]
     panel.pressed(Pressed("1", None, -1))  # what is missing is labelled
     assert len(tuner.session.verdicts) == 1
+
+
+def give(tuner, shape):
+    """Say that the browser has ended a shape of the working CRS."""
+    crs, tool = tuner.session.scenes[0].crs, tuner.panel.tool
+    degrees = shapely.transform(shape, lambda xy: np.column_stack(to_lonlat(crs, *xy.T)))
+    message = {"kind": "shape", "geometry": shapely.geometry.mapping(degrees)}
+    tool._hear(tool, {**message, "number": tool.number}, [])
+
+
+def corner(tuner):
+    """A triangle that no candidate shows."""
+    x, y = tuner.session.scenes[0].transform @ (110, 90)
+    return shapely.Polygon([(x, y), (x + 9, y - 1), (x + 3, y - 12)])
+
+
+def by_hand(tuner):
+    return tuner.session.by_hand.frame
+
+
+def test_d_draws_a_shape_of_the_palettes_class_and_undo_takes_it_away(tuner):
+    tuner.panel.pressed(Pressed("d", None, -1))
+    assert "Choose a class" in tuner.panel.message.value
+    tuner.panel.teaching.palette.tool = FIELD
+    tuner.panel.pressed(Pressed("d", None, -1))
+    assert tuner.panel.tool.mode == "draw"
+    give(tuner, shapely.affinity.scale(shapely.box(0, 0, 1, 1), 0, 0))
+    assert "has no area" in tuner.panel.message.value
+    assert tuner.panel.tool.mode == "edit"
+    give(tuner, corner(tuner))
+    assert tuner.panel.message.value == ""
+    assert tuner.panel.tool.mode == ""
+    assert by_hand(tuner)["class_id"].tolist() == [FIELD]
+    assert by_hand(tuner).geometry.iloc[0].area == pytest.approx(corner(tuner).area, rel=1e-6)
+    assert len(tuner.session.verdicts) == 0  # no candidate shows it
+    assert len(tuner.panel.shapes.layer.data["features"]) == 1
+    tuner.session.undo()
+    assert tuner.panel.shapes.layer.data["features"] == []
+    tuner.session.redo()
+    assert len(by_hand(tuner)) == 1
+
+
+def test_numbers_give_a_shape_by_hand_another_class_or_take_it_away(tuner):
+    tuner.panel.teaching.palette.tool = FIELD
+    tuner.panel.pressed(Pressed("d", None, -1))
+    give(tuner, corner(tuner))
+    middle = corner(tuner).representative_point()
+    lon, lat = to_lonlat(tuner.session.scenes[0].crs, middle.x, middle.y)
+    place = (float(lon), float(lat))
+    id = by_hand(tuner)["id"].iloc[0]
+    tuner.panel.pressed(Pressed("1", place, -1))
+    assert by_hand(tuner)[["id", "class_id"]].to_numpy().tolist() == [[id, ROOF]]
+    tuner.panel.pressed(Pressed("e", place, -1))
+    give(tuner, shapely.affinity.translate(corner(tuner), 2, 0))
+    assert by_hand(tuner)["id"].tolist() == [id]
+    moved = by_hand(tuner).geometry.iloc[0].centroid.x - corner(tuner).centroid.x
+    assert moved == pytest.approx(2, abs=1e-5)
+    tuner.panel.pressed(Pressed("0", place, -1))
+    assert len(by_hand(tuner)) == 0
+
+
+def test_e_moves_corners_and_the_run_has_this_shape_in_place_of_the_candidates(tuner, monkeypatch):
+    teach(tuner)
+    roofs = rows_of(tuner, ROOF)
+    row = next(row for row in roofs if byte_of(tuner, "said", row) == UNSAID)
+    before = len(tuner.session.verdicts)
+    place = int(tuner.panel.drawn.place[row])
+    tuner.panel.teaching.palette.tool = ROOF
+    press(tuner, "e", row)
+    assert tuner.panel.tool.mode == "edit"
+    outline = tuner.panel.preview.outline(row).iloc[0]
+    moved = shapely.affinity.translate(outline, 1.2, 0.7)
+    give(tuner, moved)
+    assert len(tuner.session.verdicts) == before + 1  # it teaches its class
+    assert place not in np.frombuffer(tuner.panel.overlay.shown, "<u4")
+    tuner.panel.teaching.palette.tool = LOOK
+    # a restarted kernel
+    again = opened(tuner.session.job)
+    assert len(again.session.by_hand) == 1
+    assert len(again.panel.shapes.layer.data["features"]) == 1
+    use_known_objects(monkeypatch)
+    layer = run(again.session.job).layer
+    (id,) = again.session.by_hand.frame["id"]
+    label = layer.set_index("id").loc[id]
+    assert (label["status"], label["class_id"]) == ("edited", ROOF)
+    assert label["geometry"].hausdorff_distance(moved) < 1e-6
+    near = layer[layer.intersects(moved.buffer(-0.6))]
+    assert near["id"].tolist() == [id]
+    again.close()

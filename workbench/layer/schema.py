@@ -54,7 +54,7 @@ WAITING = "n_unreviewed"  # a further column of the layer of tiles in the GeoPac
 DRAWN = "drawn/"  # the ids of polygons that somebody drew begin with it
 GEOMETRY_COLUMN = "geom"  # its name in the GeoPackage
 
-# for polygons drawn in QGIS, which fills in only what has a default
+# for polygons drawn by a person: QGIS fills in only what has a default
 _MISSING: Mapping[str, Any] = {"str": "", "int64": 0, "bool": False}
 
 

@@ -20,9 +20,9 @@ CHANGES: tuple[Change, ...] = get_args(Change)
 def changes(labels: gpd.GeoDataFrame, prelabels: gpd.GeoDataFrame) -> pd.DataFrame:
     """List what the review made of each pre-label, and what it added: one row for each of them.
 
-    `labels` is the layer as it came back, `prelabels` as the run wrote it; what it has of shapes that
-    a person drew in the tuner counts as added. Rows are in the order of
-    `labels`, deleted ones last. Columns:
+    `labels` is the layer as it came back, `prelabels` as the run wrote it; its shapes that a person
+    has drawn in the tuner count as added. Rows are in the order of `labels`, deleted ones last.
+    Columns:
 
     - `id`, and `row` in `labels` (-1: deleted)
     - `change`

@@ -9,7 +9,8 @@ and all share a `session`, whose states are in its `history`, and `saved` in the
 `object_list` lists them, `beside` shows setting B on a second map. `drawn_area`, `area_files` and
 `area_text` belong to the area, `score_plane`, `controls`, `presets`, `sample_tiles`, `judging`,
 `verdicts` and `tuner_text` to the tuner, whose `display` draws what the sliders leave and works
-ahead when `quiet` says that a person pauses. `classes` and `palette` teach classes in it.
+ahead when `quiet` says that a person pauses. `classes` and `palette` teach classes in it,
+`tuner_shapes` keeps what is drawn there.
 `job_file` has the command of the run panel, `file_browser` and `links` lead to files, `toolbar` is
 what all panels share. `safe_html` is the only owner of HTML.
 

@@ -71,9 +71,10 @@ def tile_cores(area: Area) -> gpd.GeoDataFrame:
 class Session(HasTraits):
     """The shared state; observe its traits.
 
-    A person changes `job`, `verdicts`, `colors`, `tiles`, `judged`, `other` and `by_hand` (`State`);
-    `history` has all states so far, and `session.json` in the run folder the last one, so that a
-    restarted kernel goes on with it. `restored` counts the states that undo and redo have brought.
+    A person changes `job`, `verdicts`, `colors`, `tiles`, `judged`, `other` and `by_hand` (see
+    `State`); `history` has all states so far, and `session.json` in the run folder the last one, so
+    that a restarted kernel goes on with it. `restored` counts the states that undo and redo have
+    brought.
 
     `area` is None while the AOI cannot be used; `problem` then says why. `samples` are the computed
     sample tiles. `notice` is what a person should know of `session.json`. `verdicts_problem` says

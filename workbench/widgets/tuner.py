@@ -39,6 +39,7 @@ from workbench.widgets.score_plane import ScorePlane
 from workbench.widgets.session import Session, tile_cores
 from workbench.widgets.shapes import ShapeTool
 from workbench.widgets.toolbar import MAP_KEYS, Toolbar, panel_of
+from workbench.widgets.tuner_shapes import TunerShapes
 from workbench.widgets.tuner_text import (
     IN_PLANE,
     TUNER_KEYS,
@@ -47,7 +48,6 @@ from workbench.widgets.tuner_text import (
     figures_text,
     legend,
 )
-from workbench.widgets.tuner_shapes import TunerShapes
 from workbench.widgets.verdicts import Explained
 
 _AREA: dict[str, Any] = {"color": "#d500f9", "weight": 2, "fill": False, "interactive": False}

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import geopandas as gpd
 import ipyleaflet
 import numpy as np
 import shapely
@@ -32,8 +31,8 @@ Seen = tuple[Preview, View]  # the samples, and what is left of them
 class TunerShapes:
     """The shapes by hand of a session: `layer` shows them, `tool` makes and changes them.
 
-    What a shape shows is taught by the candidate that is most like it, if there is one. `changed` is
-    called after each change, `tell` shows why a shape is refused; it stays on the map then.
+    What a shape shows is taught by the candidate that is most like it, if there is one. `changed`
+    is called after each change, `tell` shows why a shape is refused; it stays on the map then.
     """
 
     def __init__(
@@ -84,10 +83,8 @@ class TunerShapes:
         preview, _ = seen
         label = label_of(preview, row)
         number = self._session.verdicts.said.get(label, NONE) or self._number()
-        (outline,) = preview.outline(row)
-        self._tool.edit(
-            outline, lambda shape: self._take(shape, partial(self._replace, row, number, seen))
-        )
+        keep = partial(self._stand_for, row, number, preview)
+        self._tool.edit(_drawn(row, seen), lambda shape: self._take(shape, keep))
 
     def edit_again(self, place: int) -> None:
         """Let a person move the corners of a shape by hand."""
@@ -123,20 +120,18 @@ class TunerShapes:
         """Keep a shape; the candidate that is most like it is of its class, too."""
         preview, view = seen
         middle = shape.representative_point()
-        rows = self._teaching.rows_at((middle.x, middle.y), -1, preview, view)
-        outlines = [preview.outline(row).union_all() for row in rows]
-        alike = iou_of(np.array(outlines, object), np.full(len(rows), shape, object))
-        if not len(rows) or alike.max() < SAME:
+        best, most = -1, SAME
+        for row in self._teaching.rows_at((middle.x, middle.y), -1, preview, view):
+            outline = preview.outline(row).to_numpy()
+            alike = iou_of(outline, np.full(len(outline), shape, object)).max(initial=0)
+            best, most = (row, alike) if alike >= most else (best, most)
+        if best < 0:
             self._keep(self._shapes.with_shape(shape, number, id=id), self._session.verdicts)
-            return
-        best = int(alike.argmax())
-        self._stand_for(rows[best], number, preview, shape, id)
-
-    def _replace(self, row: int, number: int, seen: Seen, shape: shapely.MultiPolygon) -> None:
-        self._stand_for(row, number, seen[0], shape, "")
+        else:
+            self._stand_for(best, number, preview, shape, id)
 
     def _stand_for(
-        self, row: int, number: int, preview: Preview, shape: shapely.MultiPolygon, id: str
+        self, row: int, number: int, preview: Preview, shape: shapely.MultiPolygon, id: str = ""
     ) -> None:
         """Keep a shape in place of a candidate's, and teach its class by that."""
         label, outline = label_of(preview, row), preview.outline(row).union_all()
@@ -155,3 +150,14 @@ class TunerShapes:
         self._tool.drop()
         self._teaching.follow()
         self._changed()
+
+
+def _drawn(row: int, seen: Seen) -> shapely.Geometry:
+    """The shape of a candidate as it is drawn, or with corners as few as those have."""
+    preview, view = seen
+    for frame in view.drawn:
+        here = frame.geometry[frame["row"] == row]
+        if len(here):
+            return here.iloc[0]
+    outline = preview.outline(row).union_all()
+    return outline.simplify(preview.part_of(row).sample.part.scene.transform.a)
