@@ -47,7 +47,7 @@ def by_hand(plain):
 
 
 def test_shapes_by_hand_are_read_as_they_were_written(plain, tmp_path):
-    shapes, label = by_hand(plain)
+    shapes, _ = by_hand(plain)
     shapes.write(tmp_path / BY_HAND)
     again = read_by_hand(tmp_path / BY_HAND, plain.layer.crs).frame
     assert again.drop(columns=["geometry", "outline"]).equals(

@@ -96,7 +96,8 @@ class TunerShapes:
         shapes, verdicts = self._shapes, self._session.verdicts
         one = shapes.frame.iloc[place]
         if number == NONE:
-            self._keep(shapes.without(one["id"]), verdicts.without(one["label"]))
+            left = verdicts.without(one["label"]) if one["label"] else verdicts
+            self._keep(shapes.without(one["id"]), left)
         elif self._teaching.knows(number):
             self._add(number, seen, one.geometry, one["id"])
 
