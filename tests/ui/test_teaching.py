@@ -9,6 +9,7 @@ from test_prelabel import EXPECTED_COMPLAINTS, button, map_of
 
 from workbench.layer.files import read_layer
 from workbench.learning.verdicts import VERDICTS
+from workbench.runs.by_hand import BY_HAND
 from workbench.samples.demo import sample_scene
 
 # in the kernel: where a person points to say what objects of a size are, and which rows these are
@@ -146,28 +147,71 @@ def test_3_n_goes_to_the_next_and_a_key_answers(opened):
     opened.until("len(tuner.session.verdicts)", str(n + 1))
 
 
-def test_4_verdicts_survive_a_restart_of_the_kernel(opened):
+def test_4_what_is_missing_is_drawn_and_corners_are_moved(opened):
+    mouse, keyboard = opened.page.mouse, opened.page.keyboard
+    palette = opened.page.locator(".sam-workbench-palette").first
+    palette.get_by_role("button", name="parcel, said").click()
+    opened.until("tuner.panel.teaching.palette.tool", "2")
+    box = map_of(opened, 1).bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    mouse.move(x - 4, y)
+    mouse.move(x, y)
+    keyboard.press("d")
+    hint = opened.page.locator(".sam-workbench-hint")
+    hint.wait_for(timeout=10_000)
+    for dx, dy in ((-60, -40), (50, -50), (20, 60)):
+        mouse.click(x + dx, y + dy, delay=30)
+        opened.page.wait_for_timeout(350)
+    opened.picture("teaching-4-drawing")
+    keyboard.press("Enter")
+    opened.until("0 if tuner.session.by_hand is None else len(tuner.session.by_hand)", "1")
+    hint.wait_for(state="detached", timeout=10_000)
+    lon, lat, _ = json.loads(opened.ask("print(json.dumps(point(700, 20_000, 5)))"))
+    point_and_press(opened, lon, lat, "e")
+    handles = opened.page.locator(".sam-workbench-tuner .marker-icon:not(.marker-icon-middle)")
+    handles.first.wait_for(timeout=10_000)
+    at = handles.first.bounding_box()
+    mouse.move(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+    mouse.down()
+    mouse.move(at["x"] + 12, at["y"] - 8, steps=5)
+    mouse.up()
+    opened.picture("teaching-5-corners")
+    keyboard.press("Enter")
+    opened.until("len(tuner.session.by_hand)", "2")
+    opened.page.wait_for_timeout(800)
+    opened.picture("teaching-6-by-hand")
+    palette.get_by_role("button", name="parcel, said").click()  # clicks explain again
+    opened.until("tuner.panel.teaching.palette.tool", "-1")
+
+
+def test_5_verdicts_and_shapes_survive_a_restart_of_the_kernel(opened):
     n = said(opened)
     opened.restart()
     opened.run_all()
     opened.until("'tuner' in globals() and len(tuner.session.samples) > 0", seconds=90)
     opened.until("len(tuner.session.verdicts)", str(n))
+    opened.until(
+        "len(tuner.panel.shapes.layer.data['features'][0]['geometry']['coordinates'])", "2"
+    )
     opened.until("tuner.job.classes", "{1: 'building', 2: 'parcel'}")
     opened.until("tuner.panel.teaching.lesson is not None", seconds=90)
     map_of(opened, 1)
     opened.page.wait_for_timeout(1500)
-    opened.picture("teaching-4-restarted")
+    opened.picture("teaching-7-restarted")
 
 
-def test_5_the_run_finds_classes_scores_and_accepted_labels(opened):
+def test_6_the_run_finds_classes_scores_and_accepted_labels(opened):
     run = button(opened, "Run here")
     run.scroll_into_view_if_needed()
     run.click()
     opened.page.locator(".sam-workbench-run", has_text="Run folder").wait_for(timeout=240_000)
     layer = read_layer(opened.lab.folder / "run" / "prelabels.gpkg")
     assert set(layer["class_id"]) == {1, 2}
-    assert layer["class_score"].between(0, 1).all()
-    accepted = layer[layer["status"] == "accepted"]
+    shapes = gpd.read_parquet(opened.lab.folder / "run" / BY_HAND)
+    by_hand = layer[layer["id"].isin(shapes["id"])]
+    assert (by_hand["status"] == "edited").sum() == len(shapes) == 2
+    assert layer[~layer["id"].isin(shapes["id"])]["class_score"].between(0, 1).all()
+    accepted = layer[layer["status"].isin(["accepted", "edited"])]
     assert set(accepted["class_id"]) == {1, 2}
     # nobody judges twice: all that was given a class is there, near the edges of tiles, too
     verdicts = gpd.read_parquet(opened.lab.folder / "run" / VERDICTS)
@@ -180,4 +224,4 @@ def test_5_the_run_finds_classes_scores_and_accepted_labels(opened):
         assert shares.max() > 0.9, one["label"]
     assert (layer["status"] == "unreviewed").sum() > len(accepted)
     opened.page.wait_for_timeout(1000)
-    opened.picture("teaching-5-run")
+    opened.picture("teaching-8-run")

@@ -7,6 +7,7 @@ what papermill delivers, `given` the text that was typed, `values` checks each v
 what must fit together, `trust` who may name a scheduler), `folder` and `record` the run folder,
 `refresh` what stays of a reviewed layer, `by_hand` what was drawn in the tuner, `choose` the model,
 `result` a finished run. `labels` reads what teaches classes, `classes` teaches them, `said` keeps
-what a person has decided, `looks` names and colours them. `prompts` reads objects that are known already, `prompt_windows` asks for
-them, `prompt_answers` chooses their masks, `prompted` makes their labels.
+what a person has decided, `looks` names and colours them. `prompts` reads objects that are known
+already, `prompt_windows` asks for them, `prompt_answers` chooses their masks, `prompted` makes
+their labels.
 """
