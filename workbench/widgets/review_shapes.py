@@ -32,23 +32,18 @@ class ReviewShapes:
         if row < 0:
             raise ReviewError("No label is shown: click one first.")
         before, shape = triage.to_edit(row)
-        self._tool.edit(shape, partial(self._edited, row, before, shape))
+        self._tool.edit(shape, partial(self._edited, row, before))
 
     def _drawn(self, shape: shapely.Geometry) -> None:
         try:
             self._session.draw(shape)
         except WorkbenchError as error:
-            self._tool.edit(shape, self._drawn)
+            self._tool.mend(shape, self._drawn)
             self._tell(str(error))
         else:
             self._tell("")
 
-    def _edited(
-        self, row: int, before: Row, was: shapely.Geometry, shape: shapely.Geometry
-    ) -> None:
-        if shapely.equals_exact(shape, was, normalize=True):
-            self._tool.drop()
-            return
+    def _edited(self, row: int, before: Row, shape: shapely.Geometry) -> None:
         try:
             self._session.reshape(row, shape, before)
         except WorkbenchError as error:

@@ -39,6 +39,7 @@ class ShapeTool(anywidget.AnyWidget):
         super().__init__(map_id=map_id)
         self._crs = crs
         self._keep: Kept = _nothing
+        self._was: shapely.Geometry | None = None
         self._corners: dict[tuple[float, float], tuple[float, float]] = {}  # by degrees
         self.on_msg(self._hear)
 
@@ -49,12 +50,17 @@ class ShapeTool(anywidget.AnyWidget):
 
     def draw(self, keep: Kept) -> None:
         """Let somebody draw a polygon, which `keep` gets."""
-        self._keep, self._corners = keep, {}
+        self._keep, self._was, self._corners = keep, None, {}
         self._begin("draw", {})
 
     def edit(self, shape: shapely.Geometry, keep: Kept) -> None:
-        """Let somebody move the corners of a shape; `keep` gets what becomes of it."""
-        self._keep = keep
+        """Let somebody move the corners of a shape; `keep` gets what becomes of it, if anything."""
+        self.mend(shape, keep)
+        self._was = shape
+
+    def mend(self, shape: shapely.Geometry, keep: Kept) -> None:
+        """Let somebody change a shape that was refused; `keep` gets it even if it stays the same."""
+        self._keep, self._was = keep, None
         places = shapely.get_coordinates(shape)
         degrees = shapely.transform(shape, self._to_degrees)
         pairs = zip(shapely.get_coordinates(degrees).tolist(), places.tolist(), strict=True)
@@ -85,9 +91,13 @@ class ShapeTool(anywidget.AnyWidget):
             return
         if message["kind"] == "drop":
             self.drop()
+            return
+        degrees = shapely.geometry.shape(message["geometry"])
+        shape = shapely.transform(degrees, self._to_places)
+        if self._was is not None and shapely.equals_exact(shape, self._was, normalize=True):
+            self.drop()
         else:
-            shape = shapely.geometry.shape(message["geometry"])
-            self._keep(shapely.transform(shape, self._to_places))
+            self._keep(shape)
 
 
 def _nothing(shape: shapely.Geometry) -> None:

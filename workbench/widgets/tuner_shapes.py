@@ -114,7 +114,7 @@ class TunerShapes:
             keep(sound(shape))
         except WorkbenchError as error:
             if self._tool.mode == "draw":
-                self._tool.edit(shape, lambda again: self._take(again, keep))
+                self._tool.mend(shape, lambda again: self._take(again, keep))
             self._tell(str(error))
 
     def _add(self, number: int, seen: Seen, shape: shapely.MultiPolygon, id: str = "") -> None:
