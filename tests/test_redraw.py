@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 from contextlib import closing
 
+import geopandas as gpd
 import numpy as np
 import pyogrio
 import pytest
@@ -14,7 +15,7 @@ from test_triage import fid, rows_of
 
 from workbench import Job, run
 from workbench.errors import ReviewError
-from workbench.layer.gpkg_shape import add_shape_functions
+from workbench.layer.gpkg_shape import add_shape_functions, blob_of, shape_of
 from workbench.layer.schema import DRAWN
 from workbench.layer.touched import read_touched
 from workbench.review.changes import changes
@@ -212,3 +213,31 @@ def test_a_run_keeps_what_was_drawn_and_edited(job, triage, monkeypatch):
         inside = labels.geometry.intersection(labels.loc[name, "geometry"]).area
         iou = inside / (labels.area + labels.loc[name, "geometry"].area - inside)
         assert (iou > 0.7).sum() == 1  # nothing doubles it
+
+
+def test_shapes_are_stored_byte_by_byte_as_gdal_stores_them(job):
+    blobs = [blob for (blob,) in rows_of(job.gpkg, "geom").values()]
+    assert len(blobs) > 10
+    for blob in blobs:
+        assert blob_of(shape_of(blob), 32633) == blob
+
+
+def test_an_export_in_another_crs_gets_shapes_in_its_own(job, triage, tmp_path):
+    path = tmp_path / "export.gpkg"
+    labels = triage.labels[["id", "status", "geometry"]].to_crs(4326)
+    pyogrio.write_dataframe(labels, path, layer="prelabels", geometry_type="MultiPolygon")
+    export = Triage(ReviewJob.create(run_dir=job.run_dir, reviewed=str(path)))
+    shape = free_square(triage)
+    row = export.draw(shape)
+    stored, was = export.to_edit(0)
+    export.reshape(0, was.buffer(1), stored)
+    now = pyogrio.read_dataframe(path)
+    there = gpd.GeoSeries([shape], crs=triage.labels.crs).to_crs(4326).iloc[0]
+    assert now.geometry.iloc[-1].hausdorff_distance(there) < 1e-9
+    assert now["status"].iloc[[0, -1]].tolist() == ["edited", "edited"]
+    again = Triage(ReviewJob.create(run_dir=job.run_dir, reviewed=str(path)))
+    assert again.labels.geometry.iloc[row].hausdorff_distance(shape) < 1e-3
+    assert again.labels["id"].iloc[row].startswith(DRAWN)
+    export.undo()
+    export.undo()
+    assert pyogrio.read_dataframe(path).equals(labels.set_axis(now.index[:-1]))

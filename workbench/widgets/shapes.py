@@ -59,7 +59,7 @@ class ShapeTool(anywidget.AnyWidget):
         self._was = shape
 
     def mend(self, shape: shapely.Geometry, keep: Kept) -> None:
-        """Let somebody change a shape that was refused; `keep` gets it even if it stays the same."""
+        """Let somebody change a shape that was refused; `keep` gets it, changed or not."""
         self._keep, self._was = keep, None
         places = shapely.get_coordinates(shape)
         degrees = shapely.transform(shape, self._to_degrees)
