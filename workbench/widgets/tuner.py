@@ -94,7 +94,10 @@ class TunerPanel:
         )  # fmt: skip
         self.teaching = ClassTeaching(session, self.tell)
         self.tool = ShapeTool(self.scene_map.map.model_id, self.scene_map.crs)
-        self.shapes = TunerShapes(session, self.teaching, self.tool, self._redrawn, self.tell)
+        self.shapes = TunerShapes(
+            session, self.teaching, self.tool, lambda: (self.preview, self.view), self._redrawn,
+            self.tell,
+        )  # fmt: skip
         by_hand, explained = self.shapes.layer, self.verdicts.alternatives
         for layer in (self.area, self.frames, explained, by_hand, self.hidden):
             self.scene_map.map.add(layer)
@@ -346,7 +349,7 @@ class TunerPanel:
             self.go_to_next()
             return
         if key.key == DRAW:
-            self._shape(lambda: self.shapes.draw((self.preview, self.view)))
+            self._shape(self.shapes.draw)
             return
         row = self.teaching.target if key.place is None else self.drawn.row_at(key.row)
         if key.place is not None:
@@ -354,15 +357,14 @@ class TunerPanel:
         if row < 0 and key.place is not None:  # nothing is shown there: what is not shown?
             rows = self.teaching.rows_at(place, -1, self.preview, self.view)
             row = rows[0] if rows else -1
-        mine = -1 if key.place is None else self.shapes.row_at(place, row, self.preview)
+        mine = -1 if key.place is None else self.shapes.row_at(place, row)
         if row < 0 and mine < 0:
             self.tell("Nothing is pointed at: move the mouse over an object, or press n.")
         elif key.key == EDIT:
-            seen = self.preview, self.view
-            edit, again = self.shapes.edit, self.shapes.edit_again
-            self._shape(lambda: edit(row, seen) if mine < 0 else again(mine))
+            shapes = self.shapes
+            self._shape(lambda: shapes.edit(row) if mine < 0 else shapes.edit_again(mine))
         elif mine >= 0:
-            self._shape(lambda: self.shapes.say(mine, int(key.key), (self.preview, self.view)))
+            self._shape(lambda: self.shapes.say(mine, int(key.key)))
         elif self.teaching.say(row, int(key.key), self.preview):
             self.message.value = ""
             self._refresh()

@@ -25,14 +25,14 @@ from workbench.widgets.session import Session
 from workbench.widgets.shapes import ShapeTool
 
 _STYLE = {"weight": 3, "fillOpacity": 0.2, "interactive": False}
-Seen = tuple[Preview, View]  # the samples, and what is left of them
 
 
 class TunerShapes:
     """The shapes by hand of a session: `layer` shows them, `tool` makes and changes them.
 
-    What a shape shows is taught by the candidate that is most like it, if there is one. `changed`
-    is called after each change, `tell` shows why a shape is refused; it stays on the map then.
+    What a shape shows is taught by the candidate that is most like it, if there is one. `seen` gives
+    the samples and what is left of them, `changed` is called after each change, `tell` shows why a
+    shape is refused; it stays on the map then.
     """
 
     def __init__(
@@ -40,11 +40,12 @@ class TunerShapes:
         session: Session,
         teaching: ClassTeaching,
         tool: ShapeTool,
+        seen: Callable[[], tuple[Preview, View]],
         changed: Callable[[], None],
         tell: Callable[[str], None],
     ) -> None:
         self._session, self._teaching, self._tool = session, teaching, tool
-        self._changed, self._tell = changed, tell
+        self._seen, self._changed, self._tell = seen, changed, tell
         self.layer = ipyleaflet.GeoJSON(data={"type": "FeatureCollection", "features": []})
         self.show()
 
@@ -62,36 +63,36 @@ class TunerShapes:
         ]  # fmt: skip
         self.layer.data = {"type": "FeatureCollection", "features": features}
 
-    def row_at(self, place: tuple[float, float], row: int, preview: Preview) -> int:
+    def row_at(self, place: tuple[float, float], row: int) -> int:
         """The place of the shape that keys mean at a point, -1: the candidate `row` is meant."""
         shapes = self._shapes
         mine = shapes.at(*place)
         if mine < 0 or row < 0:
             return mine
-        under = preview.outline(row).area.sum()
+        under = self._seen()[0].outline(row).area.sum()
         return mine if shapes.frame.geometry.iloc[mine].area <= under else -1
 
     # ---- what a person does
 
-    def draw(self, seen: Seen) -> None:
+    def draw(self) -> None:
         """Let a person draw a shape of the palette's class; raises `ReviewError` without one."""
         number = self._number()
-        self._tool.draw(lambda shape: self._take(shape, partial(self._add, number, seen)))
+        self._tool.draw(lambda shape: self._take(shape, partial(self._add, number)))
 
-    def edit(self, row: int, seen: Seen) -> None:
+    def edit(self, row: int) -> None:
         """Let a person move the corners of a candidate; raises `ReviewError` without a class."""
-        preview, _ = seen
+        preview, view = self._seen()
         label = label_of(preview, row)
         number = self._session.verdicts.said.get(label, NONE) or self._number()
         keep = partial(self._stand_for, row, number, preview)
-        self._tool.edit(_drawn(row, seen), lambda shape: self._take(shape, keep))
+        self._tool.edit(_drawn(row, preview, view), lambda shape: self._take(shape, keep))
 
     def edit_again(self, place: int) -> None:
         """Let a person move the corners of a shape by hand."""
         shape = self._shapes.frame.geometry.iloc[place]
         self._tool.edit(shape, lambda shape: self._take(shape, partial(self._reshape, place)))
 
-    def say(self, place: int, number: int, seen: Seen) -> None:
+    def say(self, place: int, number: int) -> None:
         """Give a shape by hand another class; `NONE` takes it away."""
         shapes, verdicts = self._shapes, self._session.verdicts
         one = shapes.frame.iloc[place]
@@ -99,7 +100,7 @@ class TunerShapes:
             left = verdicts.without(one["label"]) if one["label"] else verdicts
             self._keep(shapes.without(one["id"]), left)
         elif self._teaching.knows(number):
-            self._add(number, seen, one.geometry, one["id"])
+            self._add(number, one.geometry, one["id"])
 
     def _number(self) -> int:
         names, tool = self._teaching.names, self._teaching.palette.tool
@@ -117,9 +118,9 @@ class TunerShapes:
                 self._tool.mend(shape, lambda again: self._take(again, keep))
             self._tell(str(error))
 
-    def _add(self, number: int, seen: Seen, shape: shapely.MultiPolygon, id: str = "") -> None:
+    def _add(self, number: int, shape: shapely.MultiPolygon, id: str = "") -> None:
         """Keep a shape; the candidate that is most like it is of its class, too."""
-        preview, view = seen
+        preview, view = self._seen()
         middle = shape.representative_point()
         best, most = -1, SAME
         for row in self._teaching.rows_at((middle.x, middle.y), -1, preview, view):
@@ -153,9 +154,8 @@ class TunerShapes:
         self._changed()
 
 
-def _drawn(row: int, seen: Seen) -> shapely.Geometry:
+def _drawn(row: int, preview: Preview, view: View) -> shapely.Geometry:
     """The shape of a candidate as it is drawn, or with corners as few as those have."""
-    preview, view = seen
     for frame in view.drawn:
         here = frame.geometry[frame["row"] == row]
         if len(here):
