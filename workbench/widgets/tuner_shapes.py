@@ -30,9 +30,9 @@ _STYLE = {"weight": 3, "fillOpacity": 0.2, "interactive": False}
 class TunerShapes:
     """The shapes by hand of a session: `layer` shows them, `tool` makes and changes them.
 
-    What a shape shows is taught by the candidate that is most like it, if there is one. `seen` gives
-    the samples and what is left of them, `changed` is called after each change, `tell` shows why a
-    shape is refused; it stays on the map then.
+    What a shape shows is taught by the candidate that is most like it, if there is one. `seen`
+    gives the samples and what is left of them, `changed` is called after each change, `tell` shows
+    why a shape is refused; it stays on the map then.
     """
 
     def __init__(
