@@ -112,7 +112,7 @@ def test_a_class_that_is_not_there_is_refused(job, plain):
 
 
 def test_a_review_takes_them_as_drawn_and_its_word_counts_in_the_next_run(job, plain):
-    shapes, _ = by_hand(plain)
+    shapes, label = by_hand(plain)
     shapes.write(plain.folder / BY_HAND)
     result = run(job)
     review = ReviewJob.create(run_dir=str(result.folder))
@@ -131,3 +131,4 @@ def test_a_review_takes_them_as_drawn_and_its_word_counts_in_the_next_run(job, p
     assert again.loc[ids[first], "status"] == "rejected"
     assert again.loc[ids[second], "geometry"].equals(triage.labels.geometry.iloc[second])
     assert sum(id.startswith(DRAWN) for id in again.index) == 2
+    assert label["id"] not in again.index

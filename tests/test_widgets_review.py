@@ -175,7 +175,7 @@ def test_e_moves_corners_and_those_that_nobody_moved_stay_to_the_last_bit(panel)
     assert not triage.past  # nobody has moved anything
     press(panel, "e")
     ring = geometry["coordinates"][0][0]
-    ring[0] = ring[-1] = [ring[0][0] - 1e-5, ring[0][1] + 1e-5]
+    ring[0] = ring[-1] = [ring[0][0] - 1e-7, ring[0][1] + 1e-7]  # a centimetre
     hear(panel, {"kind": "shape", "geometry": geometry})
     label = layer_of(panel).iloc[row]
     assert label["status"] == "edited"

@@ -349,7 +349,6 @@ def test_e_moves_corners_and_the_run_has_this_shape_in_place_of_the_candidates(t
     roofs = rows_of(tuner, ROOF)
     row = next(row for row in roofs if byte_of(tuner, "said", row) == UNSAID)
     before = len(tuner.session.verdicts)
-    place = int(tuner.panel.drawn.place[row])
     tuner.panel.teaching.palette.tool = ROOF
     press(tuner, "e", row)
     assert tuner.panel.tool.mode == "edit"
@@ -357,7 +356,8 @@ def test_e_moves_corners_and_the_run_has_this_shape_in_place_of_the_candidates(t
     moved = shapely.affinity.translate(outline, 1.2, 0.7)
     give(tuner, moved)
     assert len(tuner.session.verdicts) == before + 1  # it teaches its class
-    assert place not in np.frombuffer(tuner.panel.overlay.shown, "<u4")
+    shown = np.frombuffer(tuner.panel.overlay.shown, "<u4")
+    assert row not in tuner.panel.drawn.rows[shown]
     tuner.panel.teaching.palette.tool = LOOK
     # a restarted kernel
     again = opened(tuner.session.job)

@@ -106,8 +106,7 @@ def kept_by_hand(plan: Plan, ledger: gpd.GeoDataFrame, reviewed: Collection[str]
     review counts. Raises `RunFolderError` for a class that the job does not name.
     """
     path = plan.folder / BY_HAND
-    frame = read_by_hand(path, plan.crs).frame
-    frame = frame[~frame["id"].isin(list(reviewed))].sort_values("id", ignore_index=True)
+    frame = read_by_hand(path, plan.crs).frame.sort_values("id", ignore_index=True)
     unknown = frame["class_id"][~frame["class_id"].isin(list(plan.job.classes))]
     if len(unknown):
         raise RunFolderError(
@@ -127,4 +126,5 @@ def kept_by_hand(plan: Plan, ledger: gpd.GeoDataFrame, reviewed: Collection[str]
         there &= lies_in(now.geometry.to_numpy(), plan.area.aoi)
     replaced = there & ~frame["outline"].is_empty.to_numpy(bool)
     before = now[replaced].set_geometry(frame["outline"][replaced].to_numpy(), crs=plan.crs)
+    there &= ~now["id"].isin(list(reviewed)).to_numpy(bool)
     return Kept(now[there].reset_index(drop=True), before.reset_index(drop=True))

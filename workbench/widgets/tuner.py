@@ -352,12 +352,13 @@ class TunerPanel:
             self._shape(self.shapes.draw)
             return
         row = self.teaching.target if key.place is None else self.drawn.row_at(key.row)
+        mine = -1  # a shape by hand
         if key.place is not None:
             place = from_lonlat(self.session.scenes[0].crs, *key.place)
-        if row < 0 and key.place is not None:  # nothing is shown there: what is not shown?
+            mine = self.shapes.row_at(place, row)
+        if row < 0 and mine < 0 and key.place is not None:  # nothing is shown there: what is not?
             rows = self.teaching.rows_at(place, -1, self.preview, self.view)
             row = rows[0] if rows else -1
-        mine = -1 if key.place is None else self.shapes.row_at(place, row)
         if row < 0 and mine < 0:
             self.tell("Nothing is pointed at: move the mouse over an object, or press n.")
         elif key.key == EDIT:
