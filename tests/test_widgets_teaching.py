@@ -344,7 +344,9 @@ def test_numbers_give_a_shape_by_hand_another_class_or_take_it_away(tuner):
     assert len(by_hand(tuner)) == 0
 
 
-def test_e_moves_corners_and_the_run_has_this_shape_in_place_of_the_candidates(tuner, monkeypatch):
+def test_e_moves_corners_and_the_run_has_this_shape_in_place_of_the_candidates(
+    tuner, job, monkeypatch
+):
     teach(tuner)
     roofs = rows_of(tuner, ROOF)
     row = next(row for row in roofs if byte_of(tuner, "said", row) == UNSAID)
@@ -358,17 +360,18 @@ def test_e_moves_corners_and_the_run_has_this_shape_in_place_of_the_candidates(t
     assert len(tuner.session.verdicts) == before + 1  # it teaches its class
     shown = np.frombuffer(tuner.panel.overlay.shown, "<u4")
     assert row not in tuner.panel.drawn.rows[shown]
-    tuner.panel.teaching.palette.tool = LOOK
-    # a restarted kernel
-    again = opened(tuner.session.job)
-    assert len(again.session.by_hand) == 1
-    assert len(again.panel.shapes.layer.data["features"]) == 1
+    tuner.close()
+    again = opened(job)  # as after a restart of the kernel
+    try:
+        (id,) = again.session.by_hand.frame["id"]
+        assert len(again.panel.shapes.layer.data["features"]) == 1
+        again_job = again.session.job
+    finally:
+        again.close()
     use_known_objects(monkeypatch)
-    layer = run(again.session.job).layer
-    (id,) = again.session.by_hand.frame["id"]
+    layer = run(again_job).layer
     label = layer.set_index("id").loc[id]
     assert (label["status"], label["class_id"]) == ("edited", ROOF)
     assert label["geometry"].hausdorff_distance(moved) < 1e-6
     near = layer[layer.intersects(moved.buffer(-0.6))]
     assert near["id"].tolist() == [id]
-    again.close()
