@@ -123,8 +123,8 @@ def kept_by_hand(plan: Plan, ledger: gpd.GeoDataFrame, reviewed: Collection[str]
     now = pd.concat(rows, ignore_index=True)
     there = now["source"].ne("").to_numpy(bool)  # in a tile of this run
     if plan.area.aoi is not None:
-        there &= lies_in(now.geometry.to_numpy(), plan.area.aoi)
+        there = there & lies_in(now.geometry.to_numpy(), plan.area.aoi)
     replaced = there & ~frame["outline"].is_empty.to_numpy(bool)
     before = now[replaced].set_geometry(frame["outline"][replaced].to_numpy(), crs=plan.crs)
-    there &= ~now["id"].isin(list(reviewed)).to_numpy(bool)
+    there = there & ~now["id"].isin(list(reviewed)).to_numpy(bool)
     return Kept(now[there].reset_index(drop=True), before.reset_index(drop=True))
