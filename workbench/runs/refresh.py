@@ -13,6 +13,7 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import shapely
 from numpy.typing import NDArray
 from pyproj import CRS
@@ -145,7 +146,9 @@ class Refresh:
                     judged[row] = name in taken
                     ids[row] = name
                     break
-        return batch.assign(id=ids)[~judged].reset_index(drop=True)
+        # also without rows, of which pandas would not know that these are texts
+        named = batch.assign(id=pd.Series(ids, batch.index, dtype=batch["id"].dtype))
+        return named[~judged].reset_index(drop=True)
 
     @contextmanager
     def staged(self) -> Iterator[Path]:
