@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from workbench.raster.crs import from_lonlat, to_lonlat
 from workbench.widgets.drawn_area import geojson_of
 
-Kept = Callable[[shapely.Geometry], None]
+TakeShape = Callable[[shapely.Geometry], None]
 
 
 class ShapeTool(anywidget.AnyWidget):
@@ -38,7 +38,7 @@ class ShapeTool(anywidget.AnyWidget):
     def __init__(self, map_id: str, crs: pyproj.CRS) -> None:
         super().__init__(map_id=map_id)
         self._crs = crs
-        self._keep: Kept = _nothing
+        self._keep: TakeShape = _nothing
         self._was: shapely.Geometry | None = None
         self._corners: dict[tuple[float, float], tuple[float, float]] = {}  # by degrees
         self.on_msg(self._hear)
@@ -48,17 +48,17 @@ class ShapeTool(anywidget.AnyWidget):
         """Whether a shape is being drawn or edited."""
         return bool(self.mode)
 
-    def draw(self, keep: Kept) -> None:
+    def draw(self, keep: TakeShape) -> None:
         """Let somebody draw a polygon, which `keep` gets."""
         self._keep, self._was, self._corners = keep, None, {}
         self._begin("draw", {})
 
-    def edit(self, shape: shapely.Geometry, keep: Kept) -> None:
+    def edit(self, shape: shapely.Geometry, keep: TakeShape) -> None:
         """Let somebody move the corners of a shape; `keep` gets what becomes of it, if anything."""
         self.mend(shape, keep)
         self._was = shape
 
-    def mend(self, shape: shapely.Geometry, keep: Kept) -> None:
+    def mend(self, shape: shapely.Geometry, keep: TakeShape) -> None:
         """Let somebody change a shape that was refused; `keep` gets it, changed or not."""
         self._keep, self._was = keep, None
         places = shapely.get_coordinates(shape)
