@@ -118,7 +118,7 @@ class Triage:
         self.past: list[Decision | Redrawn] = []
         self.future: list[Decision | Redrawn] = []
         self.n_redrawn = 0  # how often a shape has changed
-        self._class_said = default_class_of(job, self.run)  # last; what is drawn has it
+        self.class_said = default_class_of(job, self.run)  # last; what is drawn has it
         self._times: deque[float] = deque(maxlen=500)
         self.row = -1  # the label that an answer is about
         self.rank(np.full(len(self), np.nan))
@@ -204,7 +204,7 @@ class Triage:
         before = [self._stored[row] for row in rows]
         self._take(Decision(tuple(rows), tuple(before), tuple(after)))
         if class_id is not None:
-            self._class_said = class_id
+            self.class_said = class_id
 
     def _take(self, step: Decision | Redrawn) -> None:
         self._make(step)
@@ -302,7 +302,7 @@ class Triage:
         It is a step that can be undone, and the label is shown. Raises `ReviewError`, and changes
         nothing, for an outline that crosses itself, and if it cannot be written.
         """
-        label = drawn_label(sound(shape), self._class_said, self.run.tiles, self.labels.crs)
+        label = drawn_label(sound(shape), self.class_said, self.run.tiles, self.labels.crs)
         fid = self._shapes.free_fid()
         self._take(Redrawn(len(self), fid, None, self._shapes.drawn(label), label))
         self.row = len(self) - 1

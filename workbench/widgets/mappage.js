@@ -47,7 +47,8 @@ function clickByKey(map, signal) {
       "font: 32px/1 sans-serif; color: #ffffff; text-shadow: 0 0 3px #000000, 0 0 3px #000000",
     signal
   );
-  const aim = () => (cross.style.display = map.matches(":focus-visible") ? "block" : "none");
+  const aims = () => map.matches(":focus-visible") && !map.classList.contains("sam-workbench-shaping");
+  const aim = () => (cross.style.display = aims() ? "block" : "none");
   for (const kind of ["focus", "blur", "pointerdown"]) map.addEventListener(kind, aim, { signal });
   // who moves the mouse there does not aim with the cross
   map.addEventListener("pointermove", () => (cross.style.display = "none"), { signal });

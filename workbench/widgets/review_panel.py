@@ -132,6 +132,7 @@ class ReviewPanel:
         self.list.on_go(self.go_to)
         self.bar.observe(self._show_above, "value")
         self.order.observe(lambda c: session.sort(c["new"] == _TELLING_FIRST), "value")
+        self.tool.observe(self._show_tool, "mode")
         session.observe(self._show, "changes")
         session.observe(self._show_scores, "ranked")
         session.observe(lambda c: self.tell(c["new"]), "notice")
@@ -242,6 +243,12 @@ class ReviewPanel:
             self._show_progress()
         self.quiet.touch()
 
+    def _show_tool(self, change: Any) -> None:
+        """While something new is drawn, no label is pointed out."""
+        drawing, shown = change["new"] == "draw", self.session.row
+        self.overlay.selected = -1 if drawing else shown
+        self.now.value = self._new_line() if drawing else self._line(shown)
+
     def _show_scores(self, _: Any = None) -> None:
         """Show what was learned from the answers."""
         with self.session.lock:
@@ -285,6 +292,13 @@ class ReviewPanel:
             name = triage.classes.get(ranking.class_like(shown), "?")
             parts.append(f"your answers say {name}: {triage.score[shown]:.2f}")
         return Markup("<b>{}</b> · {}").format(triage.status[shown], " · ".join(parts))
+
+    def _new_line(self) -> Markup:
+        """What a label will be that is being drawn."""
+        triage = self.session.triage
+        number = triage.class_said
+        what = "no class" if number is None else f"class {triage.classes.get(number, '?')}"
+        return Markup("<b>new</b> · {}").format(what)
 
     # ----------------------------------------------------------------------------- what keys do
 

@@ -2,7 +2,7 @@
 // ipyleaflet 0.20.0 brings that and Leaflet along (`map.pm`, `window.L`).
 
 const BUSY = "sam-workbench-shaping"; // of a map: its mouse and keys are taken
-const STYLE = { color: "#00ffff", weight: 3, fillColor: "#00ffff", fillOpacity: 0.08 };
+const STYLE = { color: "#d500f9", weight: 3, fillColor: "#d500f9", fillOpacity: 0.08 }; // of areas, too
 const MANY = 300; // corners: of more, only those near the mouse can be taken, or the page gets slow
 const HINTS = {
   draw: "Click the corners. Double click or Enter ends it, Backspace takes a corner back, Esc drops it.",
