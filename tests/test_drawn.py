@@ -127,7 +127,8 @@ def test_a_review_takes_them_as_drawn_and_its_word_counts_in_the_next_run(job, p
     triage.decide([first], "rejected")
     stored, shape = triage.to_edit(second)
     triage.reshape(second, shapely.affinity.translate(shape, 4, 0), stored)
-    again = run(job.changed(refresh=True)).layer.set_index("id")
+    run(job.changed(refresh=True))
+    again = read_layer(review.gpkg).set_index("id")
     assert again.loc[ids[first], "status"] == "rejected"
     assert again.loc[ids[second], "geometry"].equals(triage.labels.geometry.iloc[second])
     assert sum(id.startswith(DRAWN) for id in again.index) == 2
