@@ -15,7 +15,7 @@ _LITTLE, _XY = 0b1, 0b10  # flags: byte order, and an envelope of x and y
 
 def blob_of(shape: shapely.Geometry, srs_id: int) -> bytes:
     """Return a shape that is not empty as GDAL and QGIS write it; `srs_id` names its CRS."""
-    x0, y0, x1, y1 = shape.bounds
+    x0, y0, x1, y1 = shapely.bounds(shape).tolist()
     header = struct.pack("<2sBBi4d", _MAGIC, 0, _LITTLE | _XY, srs_id, x0, x1, y0, y1)
     return header + bytes(shapely.to_wkb(shape, byte_order=1))
 
@@ -31,10 +31,10 @@ def add_shape_functions(db: sqlite3.Connection) -> None:
     """Give a connection the functions that the triggers of a spatial index call."""
 
     def bound(place: int) -> Callable[[bytes | None], float | None]:
-        return lambda blob: None if blob is None else float(shape_of(blob).bounds[place])
+        return lambda blob: None if blob is None else float(shapely.bounds(shape_of(blob))[place])
 
     def is_empty(blob: bytes | None) -> int | None:
-        return None if blob is None else int(shape_of(blob).is_empty)
+        return None if blob is None else int(shapely.is_empty(shape_of(blob)))
 
     db.create_function("ST_IsEmpty", 1, is_empty, deterministic=True)
     for name, place in {"ST_MinX": 0, "ST_MinY": 1, "ST_MaxX": 2, "ST_MaxY": 3}.items():

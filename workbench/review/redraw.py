@@ -75,8 +75,9 @@ class ShapeFile:
             name: None if pd.isna(value) or value == "" else value
             for name, value in values.items() if name in self._columns
         }  # fmt: skip
-        if row.get("class_id") is not None:
-            row["class_id"] = int(row["class_id"])
+        number = row.get("class_id")
+        if number is not None:
+            row["class_id"] = int(number)
         return {**row, self._geom: self._blob(label.geometry.iloc[0])}
 
     def free_fid(self) -> int:
@@ -111,9 +112,9 @@ class ShapeFile:
                     done = db.execute(f"UPDATE {table} SET {news} WHERE {as_before}", values)
                 refuse_unless(done.rowcount == 1, self._gpkg)
             if after is not None:
-                self._reach(db, shape_of(after[self._geom]).bounds)
+                self._reach(db, shapely.bounds(shape_of(after[self._geom])).tolist())
 
-    def _reach(self, db: sqlite3.Connection, bounds: tuple[float, ...]) -> None:
+    def _reach(self, db: sqlite3.Connection, bounds: list[float]) -> None:
         """Let the extent that the file tells of reach to these bounds, as GDAL does."""
         extent = zip(("min_x", "min_y", "max_x", "max_y"), bounds, strict=True)
         for name, value in extent:
@@ -144,9 +145,9 @@ class ShapeFile:
 
 def sound(shape: shapely.Geometry) -> shapely.MultiPolygon:
     """Return what somebody has drawn as a MultiPolygon; raises `ReviewError` for a bad outline."""
-    if shape.convex_hull.area == 0:
+    if shapely.area(shapely.convex_hull(shape)) == 0:
         raise ReviewError("The outline has no area: give it three corners that lie apart.")
-    if not shape.is_valid:
+    if not shapely.is_valid(shape):
         raise ReviewError(
             f"The outline crosses itself, or a hole in it ({shapely.is_valid_reason(shape)}): move "
             "a corner so that no line crosses another, then press Enter."
