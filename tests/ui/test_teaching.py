@@ -166,7 +166,9 @@ def test_4_what_is_missing_is_drawn_and_corners_are_moved(opened):
     keyboard.press("Enter")
     opened.until("0 if tuner.session.by_hand is None else len(tuner.session.by_hand)", "1")
     hint.wait_for(state="detached", timeout=10_000)
-    lon, lat, _ = json.loads(opened.ask("print(json.dumps(point(700, 20_000, 5)))"))
+    map_of(opened, 1).get_by_title("the whole area, or the whole raster").click()
+    opened.page.wait_for_timeout(1500)
+    lon, lat, label = json.loads(opened.ask("print(json.dumps(point(700, 20_000, 5)))"))
     point_and_press(opened, lon, lat, "e")
     handles = opened.page.locator(".sam-workbench-tuner .marker-icon:not(.marker-icon-middle)")
     handles.first.wait_for(timeout=10_000)
@@ -178,6 +180,7 @@ def test_4_what_is_missing_is_drawn_and_corners_are_moved(opened):
     opened.picture("teaching-5-corners")
     keyboard.press("Enter")
     opened.until("len(tuner.session.by_hand)", "2")
+    assert opened.ask("print(tuner.session.by_hand.frame['label'].iloc[-1])") == label
     opened.page.wait_for_timeout(800)
     opened.picture("teaching-6-by-hand")
     palette.get_by_role("button", name="parcel, said").click()  # clicks explain again

@@ -383,6 +383,8 @@ class TunerPanel:
         self.message.value = ""
         self.shapes.show()
         self._refresh()
+        self.teaching.target = -1  # its outline is not shown any more
+        self._show_target()
 
     def go_to_next(self) -> None:
         """Point out the object whose answer would teach most; keys mean it then."""
