@@ -143,6 +143,12 @@ def test_d_draws_a_label_with_the_class_that_was_given_last(panel):
     overlay, triage = panel.overlay, panel.session.triage
     press(panel, "2d")
     assert panel.tool.mode == "draw"
+    assert panel.now.value == "<b>new</b> · class tree"
+    assert overlay.selected == -1
+    hear(panel, {"kind": "drop"})
+    assert overlay.selected == triage.row
+    assert panel.now.value.startswith("<b>unreviewed</b>")
+    press(panel, "d")
     press(panel, "a")  # keys belong to the tool
     assert "Finish the outline" in panel.message.value
     n, (x, y, *_) = len(triage), triage.labels.total_bounds
