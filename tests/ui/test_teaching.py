@@ -168,6 +168,7 @@ def test_4_what_is_missing_is_drawn_and_corners_are_moved(opened):
     hint.wait_for(state="detached", timeout=10_000)
     map_of(opened, 1).get_by_title("the whole area, or the whole raster").click()
     opened.page.wait_for_timeout(1500)
+    map_of(opened, 1).focus()  # it was on the button
     lon, lat, label = json.loads(opened.ask("print(json.dumps(point(700, 20_000, 5)))"))
     point_and_press(opened, lon, lat, "e")
     handles = opened.page.locator(".sam-workbench-tuner .marker-icon:not(.marker-icon-middle)")
