@@ -143,6 +143,7 @@ def test_d_draws_a_label_with_the_class_that_was_given_last(panel):
     overlay, triage = panel.overlay, panel.session.triage
     press(panel, "2d")
     assert panel.tool.mode == "draw"
+    panel._show_scores()  # something was learned meanwhile
     assert panel.now.value == "<b>new</b> · class tree"
     assert overlay.selected == -1
     hear(panel, {"kind": "drop"})

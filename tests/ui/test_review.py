@@ -169,6 +169,8 @@ def test_7_a_missed_object_is_drawn_and_undo_takes_it_away(opened):
     for x, y in ((260, 180), (330, 180), (330, 230)):
         mouse.click(*place(x, y), delay=30)
         opened.page.wait_for_timeout(350)
+    now = opened.page.locator(".sam-workbench-review .sam-workbench-now")
+    assert now.inner_text() == "new · class building"
     opened.picture("review-4-drawing")
     mouse.dblclick(*place(260, 230))
     opened.until(f"len({TRIAGE})", str(n + 1))

@@ -245,15 +245,18 @@ class ReviewPanel:
 
     def _show_tool(self, change: Any) -> None:
         """While something new is drawn, no label is pointed out."""
-        drawing, shown = change["new"] == "draw", self.session.row
-        self.overlay.selected = -1 if drawing else shown
-        self.now.value = self._new_line() if drawing else self._line(shown)
+        self.overlay.selected = -1 if change["new"] == "draw" else self.session.row
+        self._show_now()
+
+    def _show_now(self) -> None:
+        drawing = self.tool.mode == "draw"
+        self.now.value = self._new_line() if drawing else self._line(self.session.row)
 
     def _show_scores(self, _: Any = None) -> None:
         """Show what was learned from the answers."""
         with self.session.lock:
             self.overlay.class_scores = self._scores()
-            self.now.value = self._line(self.session.row)
+            self._show_now()
             self._show_above()
 
     def _show_progress(self) -> None:

@@ -5,8 +5,8 @@ const BUSY = "sam-workbench-shaping"; // of a map: its mouse and keys are taken
 const STYLE = { color: "#d500f9", weight: 3, fillColor: "#d500f9", fillOpacity: 0.08 }; // of areas, too
 const MANY = 300; // corners: of more, only those near the mouse can be taken, or the page gets slow
 const HINTS = {
-  draw: "Click the corners. Double click or Enter ends it, Backspace takes a corner back, Esc drops it.",
-  edit: "Drag corners; a faint one adds one, a right click removes one. Enter keeps it, Esc drops it.",
+  draw: "Click the corners; Backspace takes one back.",
+  edit: "Drag corners; a right click removes one.",
 };
 
 const leaflet = () => /** @type {any} */ (window).L;
@@ -23,7 +23,7 @@ function showHint(map, mode, finish, drop) {
   div.className = "sam-workbench-hint leaflet-control"; // a click on it is none on the map
   div.setAttribute("role", "status");
   div.append(HINTS[mode]);
-  for (const [name, act] of [["Keep", finish], ["Drop", drop]]) {
+  for (const [name, act] of [["Keep (Enter)", finish], ["Drop (Esc)", drop]]) {
     const button = document.createElement("button");
     button.className = "jupyter-widgets jupyter-button widget-button";
     button.textContent = name;
