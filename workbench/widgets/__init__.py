@@ -13,8 +13,8 @@ and works ahead when `quiet` notices that the person pauses. `classes` and `pale
 in it. `job_file` has the command of the run panel, `file_browser` and `links` lead to files,
 `toolbar` is shared by all panels. Only `safe_html` makes HTML.
 
-`review.ipynb` shows `review_panel`: the labels of a finished layer, with `layer_session` as its
-session. It shares `labelling` with the tuner.
+`review_panel` is what `review.ipynb` shows: the labels of a finished layer, with `layer_session` as
+its session. `labelling` is what it and the tuner share.
 """
 
 from workbench.widgets.area import AOIPicker
