@@ -23,7 +23,7 @@ from workbench.widgets.session import Session
 
 KEYS = CLASS_KEYS + NEXT_KEY  # on the map
 MATCHED_LATER = (
-    "Polygons in `examples` only count in a run. Here, your verdicts count, and examples that come "
+    "Polygons in `examples` count only in a run. Here, your verdicts count, and examples that come "
     "with features."
 )
 
