@@ -214,8 +214,8 @@ def match_labels(
 
     `labels` have `class_id`, `label` and `said_by`; `described` is as for `examples_from`, in the
     CRS of the labels, the area and the `known` objects `(k,)`, which others show. A candidate shows
-    an object if their IoU is at least 0.6; if none of a tile reaches that, its best one
-    counts from 0.5 on. All objects inside the area are labelled: a candidate there whose IoU with each of them,
+    an object if their IoU is at least 0.6; if none of a tile reaches that, its best one counts from
+    0.5 on. All objects inside the area are labelled: a candidate there whose IoU with each of them,
     known ones included, is below 0.4 is none of these.
     """
     geometry = described.geometry.to_numpy()

@@ -380,9 +380,9 @@ def _neighbours(candidates: Candidates) -> Float:
     """Compare each candidate with the others of its tile, by their boxes, `(n, 8)`.
 
     In this order: how many others lie inside it, around it and at the same place (logarithms); its
-    area divided by that of the smallest one around it; the lead of its predicted IoU over those at its
-    place; how much of it is covered by the largest one inside, and by all of those; how many edges
-    of the tile it touches.
+    area divided by that of the smallest one around it; the lead of its predicted IoU over those at
+    its place; how much of it is covered by the largest one inside, and by all of those; how many
+    edges of the tile it touches.
     """
     x0, y0, x1, y1 = (candidates.boxes + (0, 0, 1, 1)).T.astype(np.float32)
     size = (x1 - x0) * (y1 - y0)

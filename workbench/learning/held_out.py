@@ -3,9 +3,9 @@
 Objects of one tile are alike, so whole tiles are held out: each is scored by a classifier that has
 not seen it. If there is only one tile, its four quarters are held out instead.
 
-The threshold is the one whose layer takes the least time to review: to look at each label, and to draw
-what is missing. A few dozen objects are too few to find it, so the choice is pulled towards the
-usual threshold. The more labels there are, the weaker the pull.
+The threshold is the one whose layer takes the least time to review: to look at each label, and to
+draw what is missing. A few dozen objects are too few to find it, so the choice is pulled towards
+the usual threshold. The more labels there are, the weaker the pull.
 """
 
 from __future__ import annotations
