@@ -157,7 +157,7 @@ class JobPanel:
                 return
             self.message.value = paragraph(
                 f"A run was under way when the kernel ended. {done} tile"
-                f"{'' if done == 1 else 's'} are stored. Press Run here to compute the others."
+                f"{' is' if done == 1 else 's are'} stored. Press Run here to compute the others."
             )
         elif (folder / "report.html").exists() and (folder / "prelabels.parquet").exists():
             self.links.folder = str(folder)
