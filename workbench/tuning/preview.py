@@ -381,7 +381,7 @@ class Preview:
                 polygon = part.polygons[part.polygons["row"] == row]
             reason = why_cleaned(polygon, view.cleaning)
         elif fate == Fate.MERGED:
-            reason = "a neighbouring tile shows the same object, or shows that there is none"
+            reason = "a tile beside it shows the same object, or shows that there is none"
         elif fate == Fate.OUTSIDE:
             reason = "its representative point is outside the AOI"
         else:

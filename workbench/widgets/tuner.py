@@ -140,9 +140,7 @@ class TunerPanel:
     # ------------------------------------------------------------------------------ what is shown
 
     def _layout(self) -> widgets.Widget:
-        propose = button(
-            "Propose tiles", self.propose, "some that differ in place and appearance"
-        )
+        propose = button("Propose tiles", self.propose, "some that differ in place and appearance")
         clear = button("Clear tiles", self.tiles.clear, "start over with other sample tiles")
         advise = button(
             "Advise",
