@@ -73,7 +73,7 @@ class Continuations:
         self._taken: dict[RowCol, set[int]] = {}  # ordinals
 
     def see(self, tile: Tile, chosen: Candidates) -> None:
-        """Note the masks of a tile that become labels."""
+        """Take note of the masks that become labels of a tile."""
         boxes = _exclusive(chosen.boxes)
         here = (tile.row, tile.col)
         for neighbour in self._neighbours(tile):
@@ -156,7 +156,7 @@ class Continuations:
         return len(sides) >= SIDES
 
     def _neighbours(self, tile: Tile) -> Iterator[Tile]:
-        """The four tiles beside a tile; they also see its overlaps with diagonal ones."""
+        """Those beside a tile; what lies in the windows of others lies in theirs, too."""
         for row, col in ((0, -1), (-1, 0), (0, 1), (1, 0)):
             r, c = tile.row + row, tile.col + col
             if 0 <= r < self._grid.n_rows and 0 <= c < self._grid.n_cols:

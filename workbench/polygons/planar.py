@@ -33,7 +33,7 @@ from workbench.polygons.seam_pairs import BATCH
 PART_BYTES = 2_000_000  # of polygons that are cut at once, not counting those that meet them
 MARGIN_PX = 64  # corners of others that are closer to a part may affect its edges
 
-# takes polygons and their rows, returns as many polygons
+# polygons and their rows to as many polygons
 Act = Callable[[NDArray[np.object_], NDArray[np.int64]], NDArray[np.object_]]
 
 
@@ -121,7 +121,7 @@ def _made(
     margin: float,
     folder: Path | None,
 ) -> SpilledPolygons:
-    """Apply `act` to each part and all polygons within `margin` of it; keep the part's results."""
+    """What becomes of each part beside all that meets it, or comes as near as `margin`."""
     made = SpilledPolygons(folder)
     for part in parts:
         at = _with_neighbours(shapes, part, margin)

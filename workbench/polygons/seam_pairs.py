@@ -24,7 +24,7 @@ from workbench.polygons.pixel_area import Lattice, Lattices
 
 AGREE = 0.5  # IoU inside the shared overlap from which two polygons are the same object
 SEEN = 0.95  # share of a polygon inside the neighbour's window that counts as all of it
-BATCH = 1024  # polygons, or pairs of windows, that are handled at once: memory grows with it
+BATCH = 1024  # polygons, or pairs of windows, that are looked at together: memory goes with them
 
 _THREADS = ThreadPoolExecutor(usable_cores(), "seams")
 
@@ -58,7 +58,7 @@ class _Side:
 
 
 class Comparison(NamedTuple):
-    """How the polygons of two windows compare."""
+    """What two windows say of their polygons."""
 
     matches: NDArray[Any]  # of MATCH
     foreign: NDArray[np.int64]  # (n, 2), row and other window: that window decides about the row
@@ -70,7 +70,7 @@ def compare_neighbours(
 ) -> Iterator[Comparison]:
     """Compare all pairs of overlapping windows of one scale.
 
-    Memory holds only a few pairs.
+    What is held in memory is that of a few pairs.
     """
     boxes, touch = windows.geometry.to_numpy(), TOUCH_PX * windows["pixel"].to_numpy()
     lattices = Lattices(windows)
@@ -91,7 +91,7 @@ def compare_neighbours(
         reach = bounds[rows] @ np.diag([-1, -1, 1, 1]) > [-x0, -y0, x1, y1]
         beyond = reach.any(axis=1)
         shared[beyond] = shapely.intersection(whole[beyond], overlap)
-        # a polygon lies in its own window, so the other window sees it only in the overlap
+        # a polygon lies in its own window: what the other window sees of it is in the overlap
         seen = shapely.area(shared) >= SEEN * shapes.area[rows]
         edge = _cut_strip(boxes[there], boxes[here], touch[there])
         seen[seen] = ~shapely.intersects(whole[seen], edge)

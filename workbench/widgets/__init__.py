@@ -8,10 +8,10 @@ share a `session`, whose states are in its `history`, and `saved` in the run fol
 `imagery`, `overlay` and `drawn_polygons` make up the map, `looks` changes how polygons look on it,
 `object_list` lists them, `beside` shows setting B on a second map. `drawn_area`, `area_files` and
 `area_text` belong to the area, `score_plane`, `controls`, `presets`, `sample_tiles`, `judging`,
-`verdicts` and `tuner_text` to the tuner. Its `display` draws the polygons that the sliders leave,
-and works ahead when `quiet` notices that the person pauses. `classes` and `palette` teach classes
-in it. `job_file` has the command of the run panel, `file_browser` and `links` lead to files,
-`toolbar` is shared by all panels. Only `safe_html` makes HTML.
+`verdicts` and `tuner_text` to the tuner, whose `display` draws what the sliders leave and works
+ahead when `quiet` says that a person pauses. `classes` and `palette` teach classes in it.
+`job_file` has the command of the run panel, `file_browser` and `links` lead to files, `toolbar` is
+what all panels share. `safe_html` is the only owner of HTML.
 
 `review_panel` is what `review.ipynb` shows: the labels of a finished layer, with `layer_session` as
 its session. `labelling` is what it and the tuner share.

@@ -19,8 +19,8 @@ from workbench.widgets.overlay import FADED, REFUSED, UNSAID, Flag, PolygonOverl
 class ClassedRows:
     """The classes of a view as they are drawn.
 
-    `numbers` are the class numbers in the order of the palette; `said` has a person's verdicts by
-    row, 0 for none of the classes. `classes` is None until something is learned.
+    `numbers` are those of the palette in its order; `said` are the verdicts of a person by row, 0
+    for none of the classes. `classes` is None while nothing was learned.
     """
 
     numbers: tuple[int, ...]
@@ -156,5 +156,5 @@ def _shown(view: View, classed: ClassedRows | None) -> NDArray[np.int64]:
         return view.kept
     has_class = view.kept if classed.classes is None else classed.classes.kept
     if view.cleaning.planar:
-        return has_class  # the shape of a cut polygon depends on what else is shown
+        return has_class  # what is cut to fit the others has no shape of its own
     return np.union1d(view.kept, has_class)

@@ -22,7 +22,7 @@ class State:
     """All that a person has done by hand; every change makes a new state.
 
     `job` has the area, thresholds and cleaning; `tiles` are the wanted sample tiles; `judged` are
-    the candidates called good (true) or bad (false); `verdicts` and `colors` belong to the classes;
+    the candidates called good (true) or bad (false), `verdicts` and `colors` those of the classes;
     `other` is the setting that was kept as B.
     """
 

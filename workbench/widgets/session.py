@@ -71,8 +71,8 @@ class Session(HasTraits):
     """The shared state; observe its traits.
 
     A person changes `job`, `verdicts`, `colors`, `tiles`, `judged` and `other` (see `State`);
-    `history` has all states so far, and `session.json` in the run folder has the last one, so that
-    a restarted kernel continues from it. `restored` counts the uses of undo and redo.
+    `history` has all states so far, and `session.json` in the run folder the last one, so that a
+    restarted kernel goes on with it. `restored` counts the states that undo and redo have brought.
 
     `area` is None while the AOI cannot be used; `problem` then says why. `samples` are the computed
     sample tiles. `notice` is a message about `session.json`. `verdicts_problem` says why verdicts
@@ -161,11 +161,11 @@ class Session(HasTraits):
         if kept is not None and kept.fits(job, "source"):
             try:
                 by_hand = kept.applied(job)
-                if kept.fits(by_hand, *SAMPLES_DEPEND_ON):  # otherwise the candidates are different
+                if kept.fits(by_hand, *SAMPLES_DEPEND_ON):  # else these are other candidates
                     tiles = frozenset(kept.tiles)
                     judged = {one[:4]: one[4] for one in kept.judged}
                 job, other = by_hand, kept.other_for(by_hand)
-            except WorkbenchError as error:  # the cell has changed: the saved state does not fit
+            except WorkbenchError as error:  # the cell has changed, and the rest does not fit it
                 self.notice_at_start = f"{KEPT} of the run folder does not fit: {error}"
         job, colors = with_looks(job, read_looks(self.folder))
         said = {tile_named(label.rpartition("/")[0]) for label in verdicts.said}

@@ -327,12 +327,12 @@ class TunerPanel:
         self.overlay.alternatives = teaching.n_here if self.judging.explains else 0
 
     def pressed(self, key: Pressed) -> None:
-        """Give the object under the mouse a class, or go to the next object."""
+        """Say what is pointed at, or go to the next object."""
         if key.key == NEXT_KEY:
             self.go_to_next()
             return
         row = self.teaching.target if key.place is None else self.drawn.row_at(key.row)
-        if row < 0 and key.place is not None:  # nothing is shown there: use what is not shown
+        if row < 0 and key.place is not None:  # nothing is shown there: what is not shown?
             place = from_lonlat(self.session.scenes[0].crs, *key.place)
             rows = self.teaching.rows_at(place, -1, self.preview, self.view)
             row = rows[0] if rows else -1
