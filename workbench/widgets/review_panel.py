@@ -110,6 +110,7 @@ class ReviewPanel:
         self.overlay.keys_everywhere = True
         self.tool = ShapeTool(self.scene_map.map.model_id, self.scene_map.crs)
         self.shapes = ReviewShapes(session, self.tool, self.tell)
+        self._sent = -1  # which shapes the map has
         self.list = ObjectList(map_id=self.scene_map.map.model_id)
         self.quiet = QuietMoments(lambda: None, lambda: False, self._work)
         self.toolbar = Toolbar(session, self.tell, (*REVIEW_KEYS, *MAP_KEYS))

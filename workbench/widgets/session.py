@@ -157,11 +157,10 @@ class Session(HasTraits):
         """What a person has done by hand so far, as the run folder has it."""
         crs, path = self.scenes[0].crs, self.folder / VERDICTS
         try:
-            by_hand = ShapesByHand.none(crs)
-            verdicts = read_verdicts(path, crs)
-            by_hand = read_by_hand(self.folder / BY_HAND, crs)
+            verdicts, by_hand = read_verdicts(path, crs), read_by_hand(self.folder / BY_HAND, crs)
         except ExamplesError as error:
-            verdicts, self.verdicts_problem = Verdicts.none(crs), str(error)
+            verdicts, by_hand = Verdicts.none(crs), ShapesByHand.none(crs)
+            self.verdicts_problem = str(error)
         tiles, judged, other = frozenset[Index](), dict[Key, bool](), None
         if kept is not None and kept.fits(job, "source"):
             try:
@@ -175,7 +174,7 @@ class Session(HasTraits):
         job, colors = with_looks(job, read_looks(self.folder))
         said = {tile_named(label.rpartition("/")[0]) for label in verdicts.said}
         job = _taught(job, path, verdicts)
-        return State(job, verdicts, colors, tiles | said, judged, other, by_hand)
+        return State(job, verdicts, colors, tiles | said, judged, other, by_hand or None)
 
     # ---- what a person has done
 
@@ -203,8 +202,8 @@ class Session(HasTraits):
             return
         if state.verdicts is not self.verdicts:
             self._write(VERDICTS, state.verdicts)
-        if state.by_hand is not self.by_hand and state.by_hand is not None:
-            self._write(BY_HAND, state.by_hand)
+        if state.by_hand is not self.by_hand:
+            self._write(BY_HAND, state.by_hand or ShapesByHand.none(self.scenes[0].crs))
         if (state.colors, state.job.classes) != (self.colors, self.job.classes):
             write_looks(self.folder, state.job.classes, state.colors)
         with self.hold_trait_notifications():
