@@ -5,7 +5,7 @@ const BUSY = "sam-workbench-shaping"; // of a map: its mouse and keys are taken
 const STYLE = { color: "#d500f9", weight: 3, fillColor: "#d500f9", fillOpacity: 0.08 }; // of areas, too
 const MANY = 300; // corners: of more, only those near the mouse can be taken, or the page gets slow
 const HINTS = {
-  draw: "Click the corners; Backspace takes one back.",
+  draw: "Click the corners; Backspace undoes one.",
   edit: "Drag corners; a right click removes one.",
 };
 
