@@ -200,6 +200,24 @@ def test_a_raster_is_no_description_of_others(server, tmp_path):
     assert server.requests == []
 
 
+def test_a_raster_at_an_address_is_no_description_of_others(server, hostile, tmp_path):
+    write_labels(tmp_path / "served" / "plain.tif", objects((64, 64), 1))
+    remote = VRT.format(crs="EPSG:32633", band=BAND).replace(
+        '"1">plain', f'"0">/vsicurl/{server.url}/plain'
+    )
+    for number, text in enumerate((TILES.format(server.url), remote)):
+        (tmp_path / "hostile" / f"{number}.tif").write_text(text)
+        with zipfile.ZipFile(tmp_path / "hostile" / f"{number}.zip", "w") as archive:
+            archive.writestr("a.tif", text)
+        for place in (
+            f"{hostile.url}/{number}.tif?id=7",
+            f"/vsizip/{tmp_path}/hostile/{number}.zip/a.tif",
+        ):
+            with pytest.raises(SceneError, match=r"is a text that describes rasters elsewhere"):
+                open_scene(place)
+    assert server.requests == []
+
+
 def test_a_virtual_raster_runs_no_python_and_does_not_fetch_its_crs(server, tmp_path):
     write_labels(tmp_path / "plain.tif", objects((64, 64), 1))
     path, sprung = tmp_path / "a.vrt", tmp_path / "sprung"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import urllib.error
+import urllib.request
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 import rasterio
 
-from workbench.raster.sources import gdal_environment
+from workbench.raster.sources import gdal_environment, signed
 
+_TIMEOUT = 60  # seconds of silence of a server
 HEAD_BYTES = 16_384  # as much as GDAL fetches of a remote file at once
 MOST_BYTES = 2**30
 _PIECE_BYTES = 2**22  # at once, at most
@@ -18,6 +21,20 @@ _AS_RASTER = """<VRTDataset rasterXSize="{width}" rasterYSize="1">
 <VRTRasterBand dataType="Byte" band="1" subClass="VRTRawRasterBand">
 <SourceFilename relativetoVRT="0">{place}</SourceFilename><ImageOffset>{start}</ImageOffset>
 <PixelOffset>1</PixelOffset><LineOffset>{width}</LineOffset></VRTRasterBand></VRTDataset>"""
+
+
+def fetched(address: str) -> bytes:
+    """All bytes of a file at an `https` address.
+
+    Raises `OSError` if the server does not give them, without signatures in its text.
+    """
+    try:
+        with urllib.request.urlopen(signed(address), timeout=_TIMEOUT) as answer:
+            content: bytes = answer.read()
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise OSError(f"HTTP response code: {error.code}") from None
+    return content
 
 
 def head_of(place: str) -> bytes:

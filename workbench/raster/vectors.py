@@ -8,8 +8,6 @@ import mmap
 import os
 import re
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +19,7 @@ from pyogrio.util import vsi_path
 from workbench._support.secrets import has_secrets, without_secrets
 from workbench.errors import WorkbenchError
 from workbench.raster.sources import GDAL_ERRORS, gdal_name, is_local, signed
-from workbench.raster.texts import HEAD_BYTES, copy_text, head_of
+from workbench.raster.texts import HEAD_BYTES, copy_text, fetched, head_of
 
 # what GDAL takes for a description of features that are elsewhere; it goes by the content
 _ELSEWHERE = re.compile(rb"<OGRWFS|<OGRVRTDataSource|gdal_streamed_alg", re.IGNORECASE)
@@ -33,7 +31,6 @@ _DRIVER = re.compile(r"(?:geojson|geojsonseq|topojson|esrijson|jsonfg|gdalg):", 
 _LINKED = re.compile(rb"""["']type["']\s*:\s*["'](?:link|url)["']|\\u00[4-7]""", re.IGNORECASE)
 _LINK = object()  # in place of a part of such a file that names an address
 _PARQUET = (".parquet", ".geoparquet", ".pq")
-_TIMEOUT = 60  # seconds of silence of a server
 # what a layer says of itself if it may hold polygons
 _POLYGONAL = ("Polygon", "Unknown", "GeometryCollection", "Surface")
 
@@ -111,7 +108,7 @@ def _read(
 ) -> gpd.GeoDataFrame:
     plain = without_secrets(path).split("?")[0]
     if plain.lower().endswith(_PARQUET):
-        frame = gpd.read_parquet(path if is_local(path) else io.BytesIO(_fetched(signed(path))))
+        frame = gpd.read_parquet(path if is_local(path) else io.BytesIO(fetched(path)))
         kept = frame.columns if columns is None else [*columns, frame.geometry.name]
         return frame[[name for name in frame if name in kept]]
     with _at_hand(path) as place:
@@ -222,14 +219,3 @@ def _choice(path: str, layers: Sequence[str]) -> str:
     path = without_secrets(path)
     lines = "\n".join(f"  {path}|layername={layer}" for layer in layers)
     return f"Name one of them:\n{lines}"
-
-
-def _fetched(url: str) -> bytes:
-    """The bytes of a file at an `https` address."""
-    try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
-            content: bytes = answer.read()
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise OSError(f"HTTP response code: {error.code}") from None
-    return content

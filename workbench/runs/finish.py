@@ -33,9 +33,9 @@ from workbench.polygons.continuation import Continuations
 from workbench.polygons.planar import clean_planar
 from workbench.polygons.regularize import regularized
 from workbench.polygons.seams import merge_seams
+from workbench.raster.attribution import attribution_of
 from workbench.raster.scene import raster_of
 from workbench.raster.tiles import tile_names, tile_windows
-from workbench.raster.web_tiles import attribution_of
 from workbench.runs.by_products import QUALITY, TOPOLOGY, FinishedLayer, write_by_products
 from workbench.runs.classes import (
     Taught,
@@ -112,9 +112,13 @@ def finish(plan: Plan) -> Run:
                 layer, with_counts, folder, styles=styles, attempts=attempts, kept=kept
             ).tiles
             scenes = tuple(part.scene for part in plan.area.finest)
-            credits = sorted({attribution_of(scene.source) for scene in scenes} - {""})
+            named = {scene.opened_as for scene in scenes}
+            credits = attempts.make(
+                "the attribution of the imagery", lambda: set(map(attribution_of, named)) - {""}
+            )
             if credits:
-                describe_layer(folder / "prelabels.gpkg", f"Imagery: {', '.join(credits)}")
+                text = f"Imagery: {', '.join(sorted(credits))}"
+                describe_layer(folder / "prelabels.gpkg", text)
             coarse = _counted(coarser(ledger), counts)
             result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally, coarse)
             if taught is not None:
