@@ -43,14 +43,9 @@ from workbench.polygons.objects import Objects
 from workbench.polygons.on_disk import SpilledPolygons
 from workbench.polygons.overlap import common_area, may_conflict, may_repeat
 from workbench.polygons.pixel_area import Lattices
+from workbench.polygons.portions import Each, do_here
 from workbench.polygons.scales import not_at_their_scale
-from workbench.polygons.seam_pairs import (
-    BATCH,
-    MATCH,
-    Comparison,
-    compare_neighbours,
-    without_stubs,
-)
+from workbench.polygons.seam_pairs import BATCH, MATCH, compare_neighbours, without_stubs
 from workbench.raster.scene import raster_of
 
 KEY = ["source", "tile_row", "tile_col"]
@@ -61,6 +56,7 @@ def merge_seams(
     windows: gpd.GeoDataFrame,
     folder: Path | None = None,
     offer: Offer = Offer(),  # noqa: B008  a plain value
+    each: Each = do_here,
 ) -> Iterator[gpd.GeoDataFrame]:
     """Make one polygon of each object that several tiles saw.
 
@@ -75,6 +71,7 @@ def merge_seams(
         windows: The windows of all tiles that were segmented, at all scales, from `tile_windows`.
         folder: Where to put the temporary file; None is the system's folder for such files.
         offer: Which duplicates, overlaps and tile-wide shapes to leave out.
+        each: Who compares the windows of neighbours.
 
     Yields:
         Batches of the layer, at least one, sorted by source, tile and ordinal. `n_tiles` is the
@@ -93,7 +90,7 @@ def merge_seams(
         tile, roles = rows.pop("tile").to_numpy(), _Roles.of(rows)
         rows = rows.drop(columns=["continues", "too_large"], errors="ignore")
         rank = _ranks(rows)
-        said = _Said.of(shapes, tile, windows).of_one_class(rows)
+        said = _Said.of(compare_neighbours(shapes, tile, windows, each)).of_one_class(rows)
         decided = _decide(said, shapes, tile, rank, roles, windows)
         objects, keep = decided.objects, decided.keep
         ends = decided.unfinished | _reach_the_end(shapes, tile, windows)
@@ -169,13 +166,11 @@ class _Said:
     cut: NDArray[np.int64]  # the other window sees what lies beyond
 
     @classmethod
-    def of(
-        cls, shapes: SpilledPolygons, tile: NDArray[np.int64], windows: gpd.GeoDataFrame
-    ) -> _Said:
-        """Compare all windows with their neighbours."""
+    def of(cls, comparisons: Iterable[tuple[NDArray[Any], ...]]) -> _Said:
+        """Keep what comparisons of neighbours have found."""
         # most pairs yield no verdict, so only verdicts are kept
-        said = [bytearray() for _ in Comparison._fields]
-        for verdicts in compare_neighbours(shapes, tile, windows):
+        said = [bytearray() for _ in range(3)]
+        for verdicts in comparisons:
             for all_of, of_pair in zip(said, verdicts, strict=True):
                 all_of += of_pair.tobytes()
         foreign, cut = (np.frombuffer(pairs, np.int64).reshape(-1, 2) for pairs in said[1:])
