@@ -46,7 +46,7 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as name,
         LocalCluster(
-            n_workers=given.workers, threads_per_worker=1, processes=True, dashboard_address=None,
+            n_workers=given.workers, threads_per_worker=1, processes=True, dashboard_address=":0",
             host="127.0.0.1", silence_logs=50,
         ) as cluster,
     ):  # fmt: skip

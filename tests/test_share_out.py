@@ -31,7 +31,7 @@ LAYER_FILES = ("prelabels.parquet", "prelabels.geojson")
 
 def started():
     return LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None,
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0",
         host="127.0.0.1", silence_logs=50,
     )  # fmt: skip
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from workbench._support.cores import usable_cores
 from workbench.candidates.offer import TOUCH_PX
 from workbench.polygons.areas import middle_of
+from workbench.polygons.clean import only_polygons
 from workbench.polygons.on_disk import SpilledPolygons
 from workbench.polygons.overlap import common_area, common_frame, iou, may_reach, most_common
 from workbench.polygons.pixel_area import Lattice, Lattices
@@ -28,6 +29,7 @@ AGREE = 0.5  # IoU inside the shared overlap from which two polygons are the sam
 SEEN = 0.95  # share of a polygon inside the neighbour's window that counts as all of it
 BATCH = 1024  # polygons that are looked at together: memory goes with them
 PAIRS_AT_ONCE = 256  # of windows; as they come row by row, most polygons are in two such portions
+OBJECTS_AT_ONCE = 64  # that are united together
 
 _THREADS = ThreadPoolExecutor(usable_cores(), "seams")
 
@@ -150,6 +152,49 @@ def _compare(given: Portion) -> Portion:
     # shapely does not hold Python's lock while it works
     compared = list(_THREADS.map(compare, *pairs.T.tolist()))
     return Portion(None, Comparison(*map(np.concatenate, zip(*compared, strict=True))))
+
+
+def united(
+    pieces: Sequence[NDArray[np.int64]],
+    shapes: SpilledPolygons,
+    tile: NDArray[np.int64],
+    kept: NDArray[np.bool_],
+    windows: gpd.GeoDataFrame,
+    each: Each = do_here,
+) -> Iterator[shapely.MultiPolygon]:
+    """Unite the pieces of each object, given as rows, without the stubs.
+
+    `tile` and `kept` are those of all rows; `each` is who unites.
+    """
+    boxes, pixel = windows.geometry.to_numpy(), windows["pixel"].to_numpy()
+
+    def portions() -> Iterator[Portion]:
+        for start in range(0, len(pieces), OBJECTS_AT_ONCE):
+            some = pieces[start : start + OBJECTS_AT_ONCE]
+            row = np.concatenate(some)
+            number, seen_in = np.unique(tile[row], return_inverse=True)
+            columns = {"window": seen_in, "kept": kept[row]}
+            frame = gpd.GeoDataFrame(columns, geometry=shapes[row], crs=windows.crs)
+            yield Portion(frame, ([len(rows) for rows in some], boxes[number], pixel[number]))
+
+    with closing(each(_unite, portions())) as results:
+        for result in results:
+            yield from polygons_of(result).geometry
+
+
+def _unite(given: Portion) -> Portion:
+    """Unite the pieces of objects, of which each has as many as is said."""
+    frame, (sizes, boxes, pixel) = polygons_of(given), given.more
+    geometry, window = frame.geometry.to_numpy(), frame["window"].to_numpy()
+    ends = np.cumsum(sizes)
+    wholes = [
+        shapely.union_all(
+            without_stubs(geometry[own], window[own], frame["kept"].to_numpy()[own], boxes, pixel)
+        )
+        for own in map(slice, ends - sizes, ends)
+    ]
+    whole = only_polygons(np.array(wholes, object))
+    return Portion(gpd.GeoDataFrame(geometry=whole, crs=frame.crs))
 
 
 def without_stubs(

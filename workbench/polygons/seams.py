@@ -38,14 +38,13 @@ import shapely
 from numpy.typing import NDArray
 
 from workbench.candidates.offer import SIDES, TOUCH_PX, Offer, Reason, Shared, one_label_per_object
-from workbench.polygons.clean import only_polygons
 from workbench.polygons.objects import Objects
 from workbench.polygons.on_disk import SpilledPolygons
 from workbench.polygons.overlap import common_area, may_conflict, may_repeat
 from workbench.polygons.pixel_area import Lattices
 from workbench.polygons.portions import Each, do_here
 from workbench.polygons.scales import not_at_their_scale
-from workbench.polygons.seam_pairs import BATCH, MATCH, compare_neighbours, without_stubs
+from workbench.polygons.seam_pairs import BATCH, MATCH, compare_neighbours, united
 from workbench.raster.scene import raster_of
 
 KEY = ["source", "tile_row", "tile_col"]
@@ -71,7 +70,7 @@ def merge_seams(
         windows: The windows of all tiles that were segmented, at all scales, from `tile_windows`.
         folder: Where to put the temporary file; None is the system's folder for such files.
         offer: Which duplicates, overlaps and tile-wide shapes to leave out.
-        each: Who compares the windows of neighbours.
+        each: Who compares the windows of neighbours, and unites pieces.
 
     Yields:
         Batches of the layer, at least one, sorted by source, tile and ordinal. `n_tiles` is the
@@ -95,7 +94,7 @@ def merge_seams(
         objects, keep = decided.objects, decided.keep
         ends = decided.unfinished | _reach_the_end(shapes, tile, windows)
         rows = rows.assign(n_tiles=1, at_edge=rows["at_edge"].to_numpy() | ends)
-        rows = _unite(rows, shapes, objects, keep, roles.kept, tile, rank, windows)
+        rows = _unite(rows, shapes, objects, keep, roles.kept, tile, rank, windows, each)
         if offer.max_area_share is not None:
             keep &= roles.kept | ~_spans_its_tile(shapes, objects, tile, windows)
         seen_by = partial(_seen_by, objects, tile)
@@ -294,10 +293,11 @@ def _unite(
     tile: NDArray[np.int64],
     rank: NDArray[np.int64],
     windows: gpd.GeoDataFrame,
+    each: Each,
 ) -> pd.DataFrame:
     """Unite what is left of each group in its best row; clears `keep` of the other rows."""
     columns = {name: rows[name].to_numpy().copy() for name in ("at_edge", "area_px", "n_tiles")}
-    boxes, pixel = windows.geometry.to_numpy(), windows["pixel"].to_numpy()
+    several: dict[int, NDArray[np.int64]] = {}  # the pieces of objects, by their best row
     for members in objects:
         left = members[keep[members]]
         if not len(left):
@@ -306,12 +306,13 @@ def _unite(
         columns["n_tiles"][best] = len(np.unique(tile[members]))
         columns["at_edge"][best] = columns["at_edge"][left].any()
         if len(left) > 1:
-            per_area = columns["area_px"][best] / shapes.area[best]
-            pieces = without_stubs(shapes[left], tile[left], kept[left], boxes, pixel)
-            whole = shapely.union_all(pieces)
-            shapes.replace(best, only_polygons(np.array([whole]))[0])
-            columns["area_px"][best] = round(shapes.area[best] * per_area)
+            several[best] = left
         keep[left] = left == best
+    wholes = united(list(several.values()), shapes, tile, kept, windows, each)
+    for best, whole in zip(several, wholes, strict=True):
+        per_area = columns["area_px"][best] / shapes.area[best]
+        shapes.replace(best, whole)
+        columns["area_px"][best] = round(shapes.area[best] * per_area)
     return rows.assign(**columns)
 
 

@@ -92,7 +92,7 @@ def _each_there(
             begun[number] = task
             yield task
 
-    def results() -> Iterator[int]:
+    def results() -> Generator[int, None, None]:
         """Put results into `done`; yields their numbers, in any order."""
         todo = tasks()
         try:
