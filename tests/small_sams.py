@@ -12,6 +12,7 @@ from workbench.candidates.table import Candidates
 from workbench.segmenters.sam.edgetam import build_edgetam
 from workbench.segmenters.sam.mobile_sam import build_mobile_sam
 from workbench.segmenters.sam.sam2 import Trunk, build_sam2
+from workbench.segmenters.sam.sam_hq import Vit, build_sam_hq
 
 # after workbench.segmenters.sam, which makes torchvision importable
 from segment_anything.modeling import (  # isort: skip
@@ -121,6 +122,20 @@ def small_edgetam(seed: int = 0, blobs: bool = True) -> torch.nn.Module:
     """EdgeTAM in the same way, with its whole image encoder."""
     torch.manual_seed(seed)
     return _stirred(build_edgetam(side=128, width=32, mlp=32), blobs)
+
+
+def small_sam_hq(seed: int = 0) -> torch.nn.Module:
+    """HQ-SAM for images of 128 pixels, with random weights."""
+    torch.manual_seed(seed)
+    model = build_sam_hq(Vit(32, 3, 2, (1, 2)), side=128, width=32, mlp=32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        decoder = model.mask_decoder  # steep enough to be stable
+        for head in (*decoder.output_hypernetworks_mlps, decoder.hq_mask_mlp):
+            for parameter in head.proj_out.parameters():
+                parameter.mul_(5)
+    return model.eval()
 
 
 def _stirred(model: torch.nn.Module, blobs: bool) -> torch.nn.Module:

@@ -41,7 +41,8 @@ def test_the_tables_of_parameters_are_current():
     for row in (
         "| `source` | null | text or list of text or map |",
         "| `model` | classic | tiny, classic, mobile_sam, vit_b, vit_l, vit_h, sam2.1_tiny, "
-        "sam2.1_small, sam2.1_base_plus, sam2.1_large, edgetam |",
+        "sam2.1_small, sam2.1_base_plus, sam2.1_large, edgetam, sam_hq_vit_b, "
+        "sam_hq_vit_l, sam_hq_vit_h |",
         "| `overlap` | 0.1875 | number 0 to 0.5 |",
         "| `resolution_m` | null | number above 0 |",
         "| `crop_n_layers` | 0 | integer 0 to 4 |",

@@ -122,7 +122,7 @@ class Workshop:
         if "{z}" in word or "stac:" in word:  # test_web_tiles.py and test_stac.py have servers
             return "ortho.tif"
         word = word.replace("[4, 3, 2]", "[3, 2, 1]").replace("https://example.org/", "")
-        others = dict.fromkeys(("vit_h", "vit_b", "mobile_sam"), "tiny")
+        others = dict.fromkeys(("vit_h", "vit_b", "mobile_sam", "sam_hq_vit_b"), "tiny")
         others |= {"/shared/runs/all": "shared/runs/all"}
         return others.get(word, word)
 

@@ -73,7 +73,7 @@ class Job(Parameters):
         "`tiny`: a small SAM that comes with the package; `classic`: a baseline without weights; "
         "`vit_b`, `vit_l`, `vit_h`: Meta's SAM, downloaded on first use; with the extra `models` "
         "`mobile_sam`: a small SAM for computers without a GPU, `sam2.1_…`: SAM 2.1, `edgetam`: a "
-        "small SAM 2",
+        "small SAM 2, `sam_hq_…`: HQ-SAM, whose weights you name as `checkpoint`",
     )
     checkpoint: Text | None = parameter(None, "local weights file instead of the model's own")
     device: Literal["auto", "cuda", "mps", "cpu"] = parameter("auto", "where the network runs")

@@ -20,7 +20,7 @@ def _known_model(value: Any) -> Any:
     if value not in (names := get_args(ModelName)):
         raise ValueError(
             f"no model has this name. Take one of {', '.join(map(repr, names))}; mobile_sam, "
-            "sam2.1_… and edgetam need pip install 'sam-workbench[models]'"
+            "sam2.1_…, edgetam and sam_hq_… need pip install 'sam-workbench[models]'"
         )
     return value
 
@@ -88,6 +88,7 @@ def _one_or_many(value: Any) -> Any:
 ModelName = Literal[
     "tiny", "classic", "mobile_sam", "vit_b", "vit_l", "vit_h",
     "sam2.1_tiny", "sam2.1_small", "sam2.1_base_plus", "sam2.1_large", "edgetam",
+    "sam_hq_vit_b", "sam_hq_vit_l", "sam_hq_vit_h",
 ]  # fmt: skip
 KnownModel = Annotated[ModelName, BeforeValidator(_known_model)]
 Source = Annotated[Text | list[Text] | dict[str, Any] | None, AfterValidator(_stac_search)]

@@ -1,11 +1,12 @@
 """SAM: the models and their weights, the device they run on, and the `Segmenter`.
 
 `checkpoints` and `device` get a model ready. `network` says what the engine needs of one; the first
-SAM runs in `encoder` and `decoder`, SAM 2.1 and `edgetam` in `sam2`, `mobile_sam` has an encoder of
-its own; `extras` checks the packages of these three. `loaded` is a network on its device. `measure`
-(`fused` on CUDA) scores masks, `proposals` makes candidates of them, `segmenter` puts it together,
-`workers` does batches of prompts side by side, `by_hand` answers clicks. `tiny` is the embedded
-model; `torchvision_shim` repairs a torchvision without compiled operators.
+SAM runs in `encoder` and `decoder`, SAM 2.1 and `edgetam` in `sam2`, `sam_hq` corrects SAM's masks,
+`mobile_sam` has an encoder of its own; `extras` checks the packages of these four. `loaded` is a
+network on its device. `measure` (`fused` on CUDA) scores masks, `proposals` makes candidates of
+them, `segmenter` puts it together, `workers` does batches of prompts side by side, `by_hand`
+answers clicks. `tiny` is the embedded model; `torchvision_shim` repairs a torchvision without
+compiled operators.
 """
 
 from workbench.segmenters.sam.torchvision_shim import mend_torchvision
@@ -16,6 +17,7 @@ from segment_anything import SamPredictor  # noqa: E402
 
 from workbench.segmenters.sam.checkpoints import (  # noqa: E402
     MODELS,
+    ByHand,
     Download,
     Embedded,
     Model,
@@ -28,6 +30,7 @@ from workbench.segmenters.sam.segmenter import SamSegmenter, sam_segmenter  # no
 
 __all__ = [
     "MODELS",
+    "ByHand",
     "Download",
     "Embedded",
     "Model",

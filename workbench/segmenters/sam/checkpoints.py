@@ -33,6 +33,9 @@ from workbench.segmenters.sam.sam2 import (
     names_of_transformers,
     require_transformers,
 )
+from workbench.segmenters.sam.sam_hq import VITS, SamHq, build_sam_hq
+from workbench.segmenters.sam.sam_hq import names_of_transformers as names_of_hq
+from workbench.segmenters.sam.sam_hq import require_transformers as require_for_hq
 from workbench.segmenters.sam.tiny import build_tiny
 
 
@@ -97,6 +100,27 @@ class Download:
         return path
 
 
+@dataclass(frozen=True)
+class ByHand:
+    """Weights that a person must fetch, because no sha256 of them is published."""
+
+    file: str
+    page: str
+    megabytes: int
+
+    @property
+    def sha256(self) -> str:
+        """Not known; raises `CheckpointError`, as `fetch` does."""
+        return pooch.file_hash(str(self.fetch()))
+
+    def fetch(self) -> Path:
+        """Raise `CheckpointError`: it says where the file is, and how to name it."""
+        raise CheckpointError(
+            f"The weights {self.file} ({self.megabytes} MB) are not downloaded, because no sha256 "
+            f"of them is published. Download them from {self.page} and name the file as checkpoint."
+        )
+
+
 def cache_folder() -> Path:
     """The folder of downloaded checkpoints; `SAM_WORKBENCH_CACHE` sets another one."""
     return Path(os.environ.get("SAM_WORKBENCH_CACHE") or pooch.os_cache("sam-workbench"))
@@ -111,7 +135,7 @@ class Model:
     """
 
     build: Callable[[], nn.Module]
-    weights: Embedded | Download
+    weights: Embedded | Download | ByHand
     network_of: Callable[[Any], Network] = SegmentAnything
     names: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     require: Callable[[], None] = lambda: None  # raises `CheckpointError` without its packages
@@ -138,6 +162,17 @@ def _sam2(size: str, sha256: str, megabytes: int) -> Model:
         Sam2,
         names_of_transformers,
         require_transformers,
+    )
+
+
+def _sam_hq(size: str, megabytes: int) -> Model:
+    page = "https://github.com/SysCV/sam-hq#model-checkpoints"
+    return Model(
+        partial(build_sam_hq, VITS[size]),
+        ByHand(f"sam_hq_{size}.pth", page, megabytes),
+        SamHq,
+        names_of_hq,
+        require_for_hq,
     )
 
 
@@ -201,6 +236,9 @@ MODELS: dict[str, Model] = {
         names_of_transformers,
         require_edgetam,
     ),
+    "sam_hq_vit_b": _sam_hq("vit_b", 379),
+    "sam_hq_vit_l": _sam_hq("vit_l", 1250),
+    "sam_hq_vit_h": _sam_hq("vit_h", 2570),
 }
 
 

@@ -119,6 +119,15 @@ class ImageDecoder:
     def __call__(self, sparse: Tensor) -> tuple[Tensor, LogitsOf]:
         """Decode the embeddings of `b` prompts, `(b, n, c)`."""
         parts = self.parts
+        queries, keys = self.transformed(sparse)
+        iou = parts.iou_head(queries[:, parts.iou_token])[:, 1:]
+        first, n = parts.iou_token + 2, len(parts.mask_heads) - 1
+        masks = queries[:, first : first + n]
+        return iou, lambda wanted: self._logits(keys, masks, wanted)
+
+    def transformed(self, sparse: Tensor) -> tuple[Tensor, Tensor]:
+        """What tokens `(b, t, c)` and image `(b, hw, c)` have found in each other."""
+        parts = self.parts
         tokens = torch.cat([parts.output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
         queries, keys = tokens, self.keys
         for i, layer in enumerate(parts.layers):
@@ -141,11 +150,7 @@ class ImageDecoder:
                 scores = _outward_scores(outward, queries + tokens, at)
             keys = layer.norm4(_outward(outward, scores, queries, keys))
         found = _inward(parts.final_attention, queries + tokens, keys + self.positions, keys)
-        queries = parts.final_norm(queries + found)
-        iou = parts.iou_head(queries[:, parts.iou_token])[:, 1:]
-        first, n = parts.iou_token + 2, len(parts.mask_heads) - 1
-        masks = queries[:, first : first + n]
-        return iou, lambda wanted: self._upscale(keys, masks, wanted)
+        return parts.final_norm(queries + found), keys
 
     def _first_inward(self, attention: Any, queries: Tensor) -> Tensor:
         q = _heads(attention, attention.q_proj(queries)) / math.sqrt(_width(attention))
@@ -156,25 +161,36 @@ class ImageDecoder:
         k = _heads(attention, attention.k_proj(tokens)) / math.sqrt(_width(attention))
         return k @ self.shared_queries.mT
 
-    def _upscale(self, keys: Tensor, masks: Tensor, wanted: Tensor) -> Tensor:
+    def _logits(self, keys: Tensor, masks: Tensor, wanted: Tensor) -> Tensor:
         """`(n, 4h, 4w)` logits of the masks that are `wanted`, `(b, masks)`."""
-        h, w = self.side
-        up1, norm, up2 = self.parts.upscaling
         mlps = self.parts.mask_heads[1:]
         logits: list[Tensor] = []
-        prompts = wanted.any(1).nonzero()[:, 0]
-        for some in prompts.split(UPSCALED_AT_ONCE.get(keys.device.type, len(wanted))):
-            # a stride as long as its kernel makes a transposed convolution a matrix product
-            x = _spread(up1, keys[some].flatten(0, 1))  # (n hw, 4, c / 4)
-            x = self._with_fine(x, 1)
-            x = gelu(layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
-            x = self._with_fine(_spread(up2, x.flatten(0, 1)), 0)
-            x = gelu(x).view(len(some), 16 * h * w, up2.out_channels)
+        for some in self.groups(wanted.any(1)):
             hyper = torch.stack([mlp(masks[some, i]) for i, mlp in enumerate(mlps)], 1)
-            flat = (hyper @ x.mT)[wanted[some]]
-            grid = flat.view(-1, h, w, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
-            logits.append(grid.reshape(-1, 4 * h, 4 * w))
+            flat = (hyper @ self.upscaled(keys[some]).mT)[wanted[some]]
+            logits.append(self.on_grid(flat[..., None])[:, 0])
         return torch.cat(logits)
+
+    def groups(self, wanted: Tensor) -> tuple[Tensor, ...]:
+        """The prompts that are `wanted`, `(b,)`, as many at a time as should be upscaled."""
+        at_once = UPSCALED_AT_ONCE.get(wanted.device.type, len(wanted))
+        return wanted.nonzero()[:, 0].split(at_once)
+
+    def upscaled(self, keys: Tensor) -> Tensor:
+        """Bring images `(b, hw, c)` to `(b, 16hw, c / 8)`; see `on_grid` for their order."""
+        up1, norm, up2 = self.parts.upscaling
+        # a stride as long as its kernel makes a transposed convolution a matrix product
+        x = self._with_fine(_spread(up1, keys.flatten(0, 1)), 1)  # (b hw, 4, c / 4)
+        x = gelu(layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
+        x = self._with_fine(_spread(up2, x.flatten(0, 1)), 0)
+        h, w = self.side
+        return gelu(x).view(len(keys), 16 * h * w, up2.out_channels)
+
+    def on_grid(self, x: Tensor) -> Tensor:
+        """Bring `(n, 16hw, c)`: place, its four parts, the four parts of each, to the grid."""
+        h, w = self.side
+        grid = x.view(len(x), h, w, 2, 2, 2, 2, x.shape[-1]).permute(0, 7, 1, 3, 5, 2, 4, 6)
+        return grid.reshape(len(x), x.shape[-1], 4 * h, 4 * w)  # (n, c, 4h, 4w)
 
     def _with_fine(self, x: Tensor, level: int) -> Tensor:
         if not self.fine:

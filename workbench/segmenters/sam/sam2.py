@@ -7,7 +7,7 @@ files, so that the files can be checked against Meta's own sha256.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -104,21 +104,19 @@ class Sam2:
         A decoder of another class than the library's is called as it is.
         """
         model = self.model
-        pixels = image.float()
-        mean, std = (pixels.new_tensor(v).view(1, 3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
-        height, width = pixels.shape[-2:]
-        padded = pad((pixels - mean) / std, (0, self.side - width, 0, self.side - height))
-        *fine, features = model.get_image_embeddings(padded)
+        *fine, features = model.get_image_embeddings(in_its_square(image, self.side))
         with torch.autocast(image.device.type, enabled=False):
             positions = model.get_image_wide_positional_embeddings()
         if type(model.mask_decoder).__module__.startswith("transformers."):
             no_mask = model.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-            parts = parts_of_transformers(model.mask_decoder)
+            decoder = model.mask_decoder
+            tokens = decoder.obj_score_token, decoder.iou_token, decoder.mask_tokens
+            parts = parts_of_transformers(decoder, tokens, 1)
             decode = ImageDecoder(parts, features, positions, no_mask, fine)
-            return lambda prompts: decode(self._embedded(prompts)[0][0])
+            return lambda prompts: decode(embedded(model, prompts)[0][0])
 
         def as_it_is(prompts: Prompts) -> tuple[Tensor, LogitsOf]:
-            sparse, dense = self._embedded(prompts)
+            sparse, dense = embedded(model, prompts)
             logits, iou, *_ = model.mask_decoder(
                 image_embeddings=features,
                 image_positional_embeddings=positions,
@@ -131,26 +129,34 @@ class Sam2:
 
         return as_it_is
 
-    def _embedded(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """Embed prompts as `(1, b, n, c)`, and "no mask prompt" as `(1, c, h, w)`."""
-        points, labels, boxes = (
-            None if part is None else part[None]
-            for part in (prompts.points, prompts.labels, prompts.boxes)
+
+def in_its_square(image: Tensor, side: int) -> Tensor:
+    """Normalise an RGB image, `(1, 3, h, w)` and 0 to 255, and pad it to `(1, 3, side, side)`."""
+    pixels = image.float()
+    mean, std = (pixels.new_tensor(v).view(1, 3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
+    height, width = pixels.shape[-2:]
+    return pad((pixels - mean) / std, (0, side - width, 0, side - height))
+
+
+def embedded(model: Any, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    """Embed prompts as `(1, b, n, c)`, and "no mask prompt" as `(1, c, h, w)`."""
+    points, labels, boxes = (
+        None if part is None else part[None]
+        for part in (prompts.points, prompts.labels, prompts.boxes)
+    )
+    with torch.autocast(model.device.type, enabled=False):
+        sparse, dense = model.prompt_encoder(
+            input_points=points, input_labels=labels, input_boxes=boxes, input_masks=None
         )
-        with torch.autocast(self.model.device.type, enabled=False):
-            sparse, dense = self.model.prompt_encoder(
-                input_points=points, input_labels=labels, input_boxes=boxes, input_masks=None
-            )
-        return sparse, dense
+    return sparse, dense
 
 
-def parts_of_transformers(decoder: Any) -> DecoderParts:
-    """Take a mask decoder of transformers apart."""
+def parts_of_transformers(decoder: Any, tokens: Sequence[Any], iou_token: int) -> DecoderParts:
+    """Take a mask decoder of transformers apart; `tokens` and `iou_token` as in `DecoderParts`."""
     transformer = decoder.transformer
-    outputs = (decoder.obj_score_token, decoder.iou_token, decoder.mask_tokens)
     return DecoderParts(
-        torch.cat([token.weight for token in outputs]),
-        1,
+        torch.cat([token.weight for token in tokens]),
+        iou_token,
         [_layer(layer) for layer in transformer.layers],
         _attention(transformer.final_attn_token_to_image),
         transformer.layer_norm_final_attn,
@@ -178,7 +184,7 @@ def _attention(attention: Any) -> SimpleNamespace:
         q_proj=attention.q_proj,
         k_proj=attention.k_proj,
         v_proj=attention.v_proj,
-        out_proj=attention.o_proj,
+        out_proj=getattr(attention, "o_proj", None) or attention.out_proj,  # HQ-SAM's name
     )
 
 
@@ -228,11 +234,15 @@ def names_of_transformers(weights: Mapping[str, Any]) -> dict[str, Any]:
     if all(isinstance(renamed.get(name), Tensor) for name in points):
         parts = [renamed.pop(name) for name in points]
         renamed["prompt_encoder.point_embed.weight"] = torch.cat(parts)
-    positions = "shared_embedding.positional_embedding"
-    if f"prompt_encoder.{positions}" in renamed:  # transformers has them twice
-        renamed["shared_image_embedding.positional_embedding"] = renamed[
-            f"prompt_encoder.{positions}"
-        ]
+    return positions_twice(renamed)
+
+
+def positions_twice(renamed: dict[str, Any]) -> dict[str, Any]:
+    """Give the image the code of places that the prompts have: transformers keeps it twice."""
+    name = "shared_embedding.positional_embedding"
+    if f"prompt_encoder.{name}" in renamed:
+        code = renamed[f"prompt_encoder.{name}"]
+        renamed["shared_image_embedding.positional_embedding"] = code
     return renamed
 
 
