@@ -28,7 +28,7 @@ from workbench.polygons.portions import Each, Portion, do_here, polygons_of
 AGREE = 0.5  # IoU inside the shared overlap from which two polygons are the same object
 SEEN = 0.95  # share of a polygon inside the neighbour's window that counts as all of it
 BATCH = 1024  # polygons that are looked at together: memory goes with them
-PAIRS_AT_ONCE = 256  # of windows; as they come row by row, most polygons are in two such portions
+PAIRS_AT_ONCE = 128  # of windows; as they come row by row, most polygons are in two such portions
 OBJECTS_AT_ONCE = 64  # that are united together
 
 _THREADS = ThreadPoolExecutor(usable_cores(), "seams")
