@@ -1,6 +1,6 @@
 """Write the QGIS plugin as a zip that QGIS installs: `make plugin`.
 
-The rules of a review are those of the project's own buttons: their module goes into the zip, too.
+The plugin follows the same rules as the buttons of the project: the zip includes their module.
 """
 
 import re
@@ -20,15 +20,15 @@ PLACEHOLDER = "example.org"
 
 
 def project() -> dict:
-    """Return what pyproject.toml says of the project."""
+    """Return the project table of pyproject.toml."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
 def described(metadata: str, project: dict) -> str:
     """Give the plugin's metadata the version and the addresses of the project.
 
-    `[project.urls]` names the addresses, and the first author has the email. Those that are missing
-    there stay as they are in metadata.txt.
+    The addresses come from `[project.urls]`, the email from the first author who has one. What is
+    missing there stays as it is in metadata.txt.
     """
     urls = {name.casefold(): url for name, url in project.get("urls", {}).items()}
     urls.setdefault("tracker", urls.get("issues", ""))

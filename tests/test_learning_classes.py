@@ -344,7 +344,7 @@ def test_too_few_of_a_class_is_said_and_work_goes_on():
         labels([shapely.box(0, 0, 8, 8)]), described(10), shapely.box(0, 0, 99, 9)
     )
     assert check(examples) == [
-        "Class 1: only 1 labelled object that a candidate shows; its scores mean little below 5."
+        "Class 1: candidates show only 1 labelled object. Its scores mean little with fewer than 5."
     ]
 
 

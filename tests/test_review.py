@@ -164,6 +164,11 @@ def unknown_class(path, finished):
     save_reviewed(finished.layer.assign(class_id="barn"), path)
 
 
+def one_unknown_class(path, finished):
+    class_id = ["1", "barn", *["1"] * (len(finished.layer) - 2)]
+    save_reviewed(finished.layer.assign(class_id=class_id), path)
+
+
 def fewer_columns(path, finished):
     save_reviewed(finished.layer.drop(columns=["status", "n_tiles"]), path)
 
@@ -194,6 +199,7 @@ def nothing_there(path, finished):
         (other_layer, "no layer `prelabels` .it has export"),
         (two_layers, "2 layers could be it: one, two"),
         (unknown_class, "'barn' is no class of the run; 14 labels .* has fid 1"),
+        (one_unknown_class, "'barn' is no class of the run; 1 labels .* has fid 2"),
         (fewer_columns, "lack the columns status"),
         (other_run, "review of another run"),
         (other_status, "'done' is no status; 14 labels .* has fid 1"),

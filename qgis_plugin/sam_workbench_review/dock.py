@@ -1,4 +1,4 @@
-"""The dock: what the keys do, and how far the review is."""
+"""The dock: what the keys do, and the progress of the review."""
 
 import time
 from collections import deque
@@ -41,7 +41,7 @@ class ReviewDock(QDockWidget):
         self.drawing = None  # what was selected when a drawing began
         self.frame = Frame(iface.mapCanvas())
         self.keys = Keys(iface.mainWindow(), self._refresh)
-        self.soon = QTimer(self)  # one step changes several things, and they are shown once
+        self.soon = QTimer(self)  # one step changes several things: refresh once
         self.soon.setSingleShot(True)
         self.soon.timeout.connect(self._show_state)
         self._build()
@@ -60,7 +60,7 @@ class ReviewDock(QDockWidget):
         ]
         found.sort(key=lambda layer: layer.name() != "prelabels")
         if not found:
-            self.now.setText("Open the review.qgz of a run folder: it has the labels to review.")
+            self.now.setText("Open the review.qgz of a run folder: it contains the labels.")
             return
         self.layer = actions.editable(found[0].id())
         if self.layer is None:
@@ -159,8 +159,8 @@ class ReviewDock(QDockWidget):
             return
         stack = self.layer.undoStack()
         if stack.canUndo() and not stack.undoText().startswith(actions.TAKE_BACK):
-            stack.undo()  # the rules say what, and show the label
-        elif self.history:  # saved in the meantime
+            stack.undo()  # `actions` says what was undone, and shows the label
+        elif self.history:  # saved since
             name, before = self.history.pop()
             actions.restore(self.layer, name, before)
             self._show_again(before)
@@ -178,7 +178,7 @@ class ReviewDock(QDockWidget):
         self._refresh()
 
     def _show_again(self, before):
-        """Show the label of a decision that was taken back, if it was one."""
+        """Show the label of an undone decision, if it was about only one."""
         if len(before) == 1 and self.layer.selectedFeatureIds() != list(before):
             actions.show(self.layer, next(iter(before)))
 
@@ -190,7 +190,7 @@ class ReviewDock(QDockWidget):
             self._go()
 
     def edit(self):
-        """Take the vertex tool for the shape of this label."""
+        """Switch to the vertex tool, to edit the shape of this label."""
         if self._ready():
             self.iface.actionVertexToolActiveLayer().trigger()
             self.iface.mapCanvas().setFocus()
@@ -222,7 +222,7 @@ class ReviewDock(QDockWidget):
             actions.say(name, "Z takes it back.")
 
     def _put_tool_away(self):
-        """Go back to moving the map, if a tool that edits is in the hand."""
+        """Go back to the tool that moves the map, if an editing tool is active."""
         self.drawing = None
         tool = self.iface.mapCanvas().mapTool()
         if tool is not None and tool.flags() & QgsMapTool.Flag.EditTool:
@@ -246,12 +246,12 @@ class ReviewDock(QDockWidget):
                 actions.say("Not saved", "; ".join(self.layer.commitErrors()))
 
     def _saved(self):
-        """Count again, and let the layer of tiles show which are reviewed to their end."""
+        """Count again, and let the layer of tiles show which are fully reviewed."""
         self._count()
         self.tour.saved()
         finished, rest = self.tour.finished()
         tiles = tile_layer(self.layer)
-        if tiles is not None and self.layer.storageType() != "GPKG":  # that counts by itself
+        if tiles is not None and self.layer.storageType() != "GPKG":  # which counts by itself
             names = "|".join(finished)
             QgsExpressionContextUtils.setLayerVariable(tiles, "reviewed_tiles", names)
             tiles.triggerRepaint()
@@ -260,7 +260,7 @@ class ReviewDock(QDockWidget):
         )  # fmt: skip
         if before is not None and before * 3 < self.n_tiles <= self.tiles_done * 3:
             actions.say(
-                "A third of the tiles is reviewed",
+                "A third of the tiles are reviewed",
                 "That is enough to learn from.",
             )
         self._refresh()
@@ -347,7 +347,7 @@ class ReviewDock(QDockWidget):
 
     def _count(self):
         """Count the labels that are saved as reviewed."""
-        self.was = {}  # statuses as saved, of labels that were changed since
+        self.was = {}  # the saved statuses of labels that were changed since
         if self.layer.storageType() == "GPKG":
             rows = actions.stored(self.layer, "status, count(*)", "1 GROUP BY status")
             counts = {status: int(n) for status, n in rows}
@@ -358,7 +358,7 @@ class ReviewDock(QDockWidget):
         self.done = self.total - counts.get("unreviewed", 0)
 
     def _reviewed(self):
-        """Return how many labels are reviewed, with what is not saved yet, and how many exist."""
+        """Return how many labels are reviewed, including unsaved changes, and how many exist."""
         changed, gone = unsaved(self.layer)
         unknown = [f for f in (set(changed) | gone) - set(self.was) if f > 0]
         if unknown:
@@ -384,7 +384,7 @@ class ReviewDock(QDockWidget):
             self.now.setText(self._line(feature) if feature.isValid() else "")
         elif chosen:
             self.now.setText(
-                f"<b>{len(chosen):,} labels are selected.</b> A and R decide about all."
+                f"<b>{len(chosen):,} labels are selected.</b> A and R decide about all of them."
             )
         elif self.tour.tile is None:
             self.now.setText("<b>All labels are reviewed.</b> Save and close QGIS.")
@@ -416,7 +416,7 @@ def _is_review(layer):
 def _button(text, call, tip):
     button = QPushButton(text)
     button.setToolTip(tip)
-    button.setFocusPolicy(Qt.FocusPolicy.NoFocus)  # the keys stay with the map
+    button.setFocusPolicy(Qt.FocusPolicy.NoFocus)  # the map keeps the focus
     button.clicked.connect(call)
     return button
 

@@ -1,4 +1,4 @@
-"""The frame around the label that is judged, which tells it from its neighbours."""
+"""The frame around the label being judged, which sets it apart from its neighbours."""
 
 from qgis.core import QgsGeometry, QgsSettings, QgsWkbTypes
 from qgis.gui import QgsRubberBand
@@ -7,11 +7,11 @@ from qgis.PyQt.QtGui import QColor
 # black below white is seen on any imagery, and no label has these colours
 LINES = (QColor(0, 0, 0, 150), 5), (QColor(255, 255, 255, 255), 2)
 MARKERS = "qgis/digitizing/marker_style"  # crosses at all corners of what is selected
-KEPT = "sam_workbench_review/marker_style"  # the user's own style, while there is a review
+KEPT = "sam_workbench_review/marker_style"  # the user's own style, kept during a review
 
 
 class Frame:
-    """A thin white line with a dark halo. `begin` and `hide` may be called again and again."""
+    """A thin white line with a dark halo. `begin` and `hide` may be called repeatedly."""
 
     def __init__(self, canvas):
         self.bands = []
@@ -20,10 +20,10 @@ class Frame:
             band.setColor(color)
             band.setWidth(width)
             self.bands.append(band)
-        give_markers_back()  # of a review that a crash has ended
+        give_markers_back()  # in case a review ended in a crash
 
     def begin(self):
-        """Leave out the crosses at the corners of a selected label, which hide its edge."""
+        """Hide the crosses at the corners of a selected label, which cover its edge."""
         settings = QgsSettings()
         if not settings.contains(KEPT):
             settings.setValue(KEPT, settings.value(MARKERS, "Cross"))
@@ -40,14 +40,14 @@ class Frame:
             band.setToGeometry(line, layer)
 
     def hide(self):
-        """Frame nothing, and show the corners as before."""
+        """Remove the frame, and show the corners as before."""
         for band in self.bands:
             band.reset(QgsWkbTypes.GeometryType.LineGeometry)
         give_markers_back()
 
 
 def give_markers_back():
-    """Restore the user's style of corners."""
+    """Restore the user's style for corners."""
     settings = QgsSettings()
     if settings.contains(KEPT):
         settings.setValue(MARKERS, settings.value(KEPT))

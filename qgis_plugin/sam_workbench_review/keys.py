@@ -9,14 +9,14 @@ try:  # Qt 6
 except ImportError:  # Qt 5
     from qgis.PyQt.QtWidgets import QShortcut
 
-# Qt itself keeps letters for a field with a cursor; in these a letter chooses something, too
+# Qt itself leaves letters to text fields; in these widgets, a letter also does something
 FIELDS = (QComboBox, QAbstractSpinBox, QLineEdit)
 
 
 class Keys(QObject):
-    """Shortcuts for the whole application, while they are on.
+    """Shortcuts that work in the whole application while they are on.
 
-    `work` says whether they do something at the moment; `changed` is called when that changes.
+    `work` says whether they are active right now; `changed` is called when that changes.
     """
 
     def __init__(self, window, changed):
@@ -34,8 +34,8 @@ class Keys(QObject):
         for name, call in calls.items():
             shortcut = QShortcut(QKeySequence(name), self._window)
             shortcut.setContext(Qt.ShortcutContext.ApplicationShortcut)
-            shortcut.setAutoRepeat(False)  # a key held down is one decision
-            # the same key may belong to something else, and then Qt calls it ambiguous
+            shortcut.setAutoRepeat(False)  # a key that is held down is one decision
+            # if something else has the same key, Qt calls it ambiguous
             shortcut.activated.connect(call)
             shortcut.activatedAmbiguously.connect(call)
             shortcut.setEnabled(False)

@@ -13,7 +13,7 @@ from .marks import BEAT, MARK, marks_beside, opened_text
 
 
 class Others:
-    """Says that this QGIS has a file open, and calls `warn(text)` once for each other one."""
+    """Marks that this QGIS has a file open, and calls `warn(text)` once for each other QGIS."""
 
     def __init__(self, file, warn):
         self.file, self.warn = Path(file), warn
@@ -30,7 +30,7 @@ class Others:
         me = {"who": f"{getpass.getuser()} on {platform.node()}", "since": self.since}
         try:
             self.mine.write_text(json.dumps(me), encoding="utf-8")
-            now = self.mine.stat().st_mtime  # by the clock of the disk, as theirs
+            now = self.mine.stat().st_mtime  # by the clock of the disk, like theirs
             for path, mark in marks_beside(self.file, now):
                 if mark is None:
                     path.unlink()
@@ -41,14 +41,14 @@ class Others:
             return
 
     def tell(self, other):
-        """Warn of another one."""
+        """Warn of another person."""
         self.warn(
-            f"{opened_text(self.file, other)}. What one of you saves, the other may overwrite: "
-            "let one close it, and work in a package or a database of your own."
+            f"{opened_text(self.file, other)}. Each of you may overwrite what the other one saves. "
+            "One of you should close it. To work at the same time, use two packages or a database."
         )
 
     def leave(self):
-        """Take the sign away."""
+        """Remove our mark."""
         self.timer.stop()
         try:
             self.mine.unlink()

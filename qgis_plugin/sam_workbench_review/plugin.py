@@ -1,4 +1,4 @@
-"""What QGIS starts and stops: a button, and the dock that it opens."""
+"""The plugin that QGIS starts and stops: a button, and the dock that it opens."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ class Plugin:
         self._seen()
 
     def _seen(self, *_):
-        """Follow the dock, which may also be closed by its cross; behind another one it is open."""
+        """Follow the dock: its own cross may close it; behind another dock it is still open."""
         is_open = not self.dock.isHidden()
         self.action.setChecked(is_open)
         if is_open and self.dock.layer is None:

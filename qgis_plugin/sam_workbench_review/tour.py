@@ -5,7 +5,7 @@ from qgis.core import NULL, QgsFeatureRequest, QgsProject, QgsRectangle
 from . import actions
 from .order import Order, most_doubt_first
 
-ALL = "all labels"  # the name of the only tile where the project has no layer of tiles
+ALL = "all labels"  # the name of the only tile if the project has no layer of tiles
 WAITING = "n_unreviewed"  # how many labels wait in a tile: a GeoPackage keeps count by itself
 
 
@@ -22,17 +22,17 @@ class Tour(Order):
         return _labels_in(self.layer, box)
 
     def statuses(self, fids):
-        """Return pairs of id and status, as they are now, of those labels of the tile that exist.
+        """Return pairs of id and current status of the labels of the tile that still exist.
 
-        From memory: to read the thousands of labels that a tile may have takes longer than all else
-        that a key does.
+        From memory: reading the thousands of labels that a tile may have would take longer than
+        everything else that a key does.
         """
         changed, gone = unsaved(self.layer)
         now = [(fid, changed.get(fid, self.was.get(fid))) for fid in fids if fid not in gone]
         return [(fid, status) for fid, status in now if status is not None]
 
     def saved(self):
-        """Read the statuses of this tile again, after a change was saved."""
+        """Read the statuses of this tile again, after changes were saved."""
         field = self.layer.fields().indexOf("status")
         request = actions.only([fid for fid in self.fids if fid > 0], [field])
         found = self.layer.dataProvider().getFeatures(request)
@@ -48,7 +48,7 @@ class Tour(Order):
     def finished(self):
         """Return the names of the tiles whose labels are all reviewed, and those of the others.
 
-        Tiles without labels are in neither. A GeoPackage knows what is saved.
+        Tiles without labels are in neither. A GeoPackage counts only what is saved.
         """
         counts = _counted_by_file(self.layer)
         if counts is None:
@@ -57,7 +57,7 @@ class Tour(Order):
         return done, [name for name, n in counts.items() if n]
 
     def _waiting_in(self, box):
-        """Return how many labels of a tile wait, or None if it has no labels."""
+        """Return how many labels of a tile wait, None if it has no labels."""
         statuses = [status for _, status, *_ in _labels_in(self.layer, box)]
         return statuses.count("unreviewed") if statuses else None
 
@@ -65,7 +65,7 @@ class Tour(Order):
 def unsaved(layer):
     """Return the statuses that are not saved yet, by id, and the ids of deleted labels.
 
-    Labels that were drawn since have negative ids.
+    Labels drawn since the last save have negative ids.
     """
     edits = layer.editBuffer()
     if edits is None:
@@ -78,7 +78,7 @@ def unsaved(layer):
 
 
 def teaching_order(layer):
-    """Return the names of the tiles, first those with most labels that the model is unsure about.
+    """Return the names of the tiles, those with most labels that the model is unsure of first.
 
     Without class scores these are the tiles with most labels.
     """
@@ -132,8 +132,8 @@ def _counted_by_file(layer):
 def _labels_in(layer, box):
     """Yield id, status and score of the labels of a tile, and whether they reach beyond it.
 
-    A label belongs to the tile that holds its middle, as in the results of the review. The left and
-    the upper edge of a tile are its own.
+    A label belongs to the tile that contains its middle, as in the results of the review. The left
+    and the upper edge belong to the tile.
     """
     request = QgsFeatureRequest() if box is None else QgsFeatureRequest(box)
     names = [n for n in ("status", "confidence", "class_score") if n in layer.fields().names()]

@@ -132,7 +132,7 @@ def test_2_keys_teach_and_reach_nobody_else(opened):
     map_of(opened, 1)
     opened.page.wait_for_timeout(800)
     opened.picture("teaching-2-taught")
-    assert "of 10 pre-labels about" in opened.page.locator(".sam-workbench-tuner").inner_text()
+    assert "of 10 pre-labels right" in opened.page.locator(".sam-workbench-tuner").inner_text()
 
 
 def test_3_n_goes_to_the_next_and_a_key_answers(opened):

@@ -133,7 +133,7 @@ def test_3_a_question_mark_lists_the_keys(opened):
     opened.page.keyboard.press("?")
     listed = opened.page.locator(".sam-workbench-keys")
     assert "undo" in listed.inner_text()
-    assert "of this class" in listed.inner_text()
+    assert "this class; again takes it back" in listed.inner_text()
     opened.picture("tool-2-keys")
     opened.page.keyboard.press("Escape")
     assert listed.count() == 0

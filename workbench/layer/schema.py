@@ -1,4 +1,9 @@
-"""The columns of the layer and of the tiles, and frames that have exactly these."""
+"""The columns of the layer and of the tiles, and frames that have exactly these.
+
+To add a column of the layer: name it in `COLUMNS`; fill it in `runs.finish` and `runs.prompted`;
+say in `LATER` and `as_layer` what older layers have instead; give it a field in `layer.qgis.style`
+and a row in `docs/outputs.md`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept where classes are known: what has one, once at each place."""
+"""Which candidates are kept when classes are known: those with a class, one at each place."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from workbench.candidates.table import Candidates
 def select_classes(
     candidates: Candidates, class_score: NDArray[np.float64], class_thresh: float
 ) -> NDArray[np.int64]:
-    """The rows whose best class scores at least `class_thresh`, once at each place, ascending.
+    """The rows whose best class scores at least `class_thresh`, one at each place, ascending.
 
-    `class_score` `(n,)` is the probability of the best class of each candidate; -1 where it may
-    not be kept. Tiles are decided one by one, as in `select_in_tile`.
+    `class_score` `(n,)` is the probability of the best class of each candidate; -1 for one
+    that must not be kept. `select_in_tile` decides about each tile on its own.
     """
     good = np.flatnonzero(class_score >= class_thresh)
     tile_row, tile_col = (candidates.column(name)[good] for name in ("tile_row", "tile_col"))
@@ -41,10 +41,10 @@ def select_in_tile(
     class_score: NDArray[np.float64],
     class_thresh: float,
 ) -> NDArray[np.int64]:
-    """As `select_classes`, of one tile whose pairs of masks are known.
+    """Do what `select_classes` does, for one tile whose pairs of masks are known.
 
-    Of masks that share more than half of the smaller one, those stay that are worth most together
-    (see `Places`). The order of the rows changes nothing.
+    Among masks that share more than half of the smaller one, those with the highest total worth
+    stay (see `Places.worth_most`). The order of the rows does not matter.
     """
     good = class_score >= class_thresh
     places = places_of(candidates, shared.among(good), class_score)
@@ -52,10 +52,10 @@ def select_in_tile(
 
 
 def places_of(candidates: Candidates, shared: Shared, class_score: NDArray[np.float64]) -> Places:
-    """Which candidates of a tile are about one place.
+    """Find the candidates of a tile that compete for one place.
 
-    Of two that are worth the same the smaller one stays, then the higher predicted IoU, then the
-    lower ordinal.
+    If two are worth the same, the smaller one stays, then the one with the higher predicted IoU,
+    then the one with the lower ordinal.
     """
     ties = (-candidates.column("pred_iou"), candidates.column("ordinal"))
     return Places.of(shared, candidates.column("area_px").astype(float), class_score, ties)
@@ -63,10 +63,10 @@ def places_of(candidates: Candidates, shared: Shared, class_score: NDArray[np.fl
 
 @dataclass(frozen=True)
 class Places:
-    """Which rows are about one place, and how sure the class of each is, `score` `(n,)`.
+    """Pairs of rows that compete for one place, and the class score of each row, `score` `(n,)`.
 
-    Of each pair `(m,)` only one may stay; pairs are sorted by the larger row, then by the smaller
-    one. `rank` `(n,)` is the order of the rows by size.
+    Only one row of each pair `(m,)` may stay; pairs are sorted by the larger row, then by the
+    smaller one. `rank` `(n,)` is the order of the rows by size.
     """
 
     score: NDArray[np.float64]
@@ -84,7 +84,7 @@ class Places:
     ) -> Places:
         """Find the pairs that share more than half of the smaller row.
 
-        `area`, `score` and each of `ties` are `(n,)`. Of two rows that are worth the same the
+        `area`, `score` and each of `ties` are `(n,)`. If two rows are worth the same, the
         smaller one stays, then the one with the lowest `ties`, then the earlier one.
         """
         rank = _places_in(np.lexsort((*ties[::-1], -score, area)))
@@ -95,14 +95,13 @@ class Places:
         return cls(score, rank, smaller[order], larger[order])
 
     def worth_most(self, class_thresh: float) -> NDArray[np.bool_]:
-        """Mark what stays of the rows that score at least `class_thresh`, `(n,)`.
+        """Mark the rows that stay, among those that score at least `class_thresh`, `(n,)`.
 
-        A row is worth what its score exceeds the threshold by. From small to large, a row takes
-        the place of all that it covers if it is worth more than they are together. So a block
-        that scores a little more than one of its roofs does not remove all of them. If the best
-        score went first, as in the usual suppression, half of the fields that were found would be
-        lost where one scene teaches others (benchmarks/classes.py). Of nested masks the best
-        choice there is stays.
+        A row's worth is the amount by which its score exceeds the threshold. From small to large,
+        a row replaces all rows that it covers if it is worth more than all of them together. So a
+        block that scores a little more than one of its roofs does not remove all of them. The usual
+        suppression, best score first, would lose half of the fields that were found where one scene
+        teaches others (benchmarks/classes.py). Among nested masks, the best possible choice stays.
         """
         good = self.score >= class_thresh
         both = good[self.smaller] & good[self.larger]
@@ -110,7 +109,7 @@ class Places:
         worth = self.score - class_thresh
         stays = good.copy()
         first = np.flatnonzero(np.diff(larger, prepend=-1))
-        # numbers one by one: most rows cover one or two others
+        # a plain loop: most rows cover only one or two others
         covered_by = zip(
             larger[first].tolist(), first.tolist(), np.append(first, len(larger))[1:].tolist(),
             strict=True,
@@ -124,7 +123,7 @@ class Places:
                 for other in covered:
                     is_left[other] = False
         stays = np.array(is_left, bool)
-        # what had to go for a row that went later comes back
+        # rows that were dropped for a row that was itself dropped later come back
         beaten = np.zeros(len(good), bool)
         beaten[smaller[stays[larger]]] = True
         beaten[larger[stays[smaller]]] = True

@@ -1,13 +1,13 @@
-"""From described examples to the class of anything that is described alike.
+"""From described examples to the class of any candidate that is described in the same way.
 
-A classifier *is* its examples: it is fitted again from them whenever it is needed, the same each
-time, and never stored. It is the mean of two: a forest, which knows corners and exceptions, and a
-logistic regression, which goes on smoothly where there are no examples. The regression is tilted to
-what is usual: a mask that the model is sure of is more likely an object than one that it is not
-sure of. With three examples that decides much, with thirty little. Rare classes count for more, by
-the square root of how rare they are: if all counted alike, scores would say too little of how
-likely a class is, and what is kept at one place follows from that. `benchmarks/classes.py`
-measures it.
+A classifier *is* its examples: it is fitted from them whenever it is needed, with the same result
+each time, and never stored. It is the mean of two models: a forest, which captures corners and
+exceptions, and a logistic regression, which extrapolates smoothly where there are no examples. The
+regression has a prior: a mask that the model is sure of is more likely to be an object. With three
+examples this prior decides much, with thirty little. Examples of rare classes count for more, by
+the square root of how rare they are. If all classes had the same total weight, the scores would
+tell too little about how likely a class is, and the choice at each place depends on that.
+`benchmarks/classes.py` measures it.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from workbench._support.cores import usable_cores
 from workbench.learning.examples import ENOUGH
 from workbench.learning.features import FEATURES
 
-NONE = 0  # the class of what is none of the classes
+NONE = 0  # the number of whatever belongs to none of the classes
 TREES = 300
-QUICK_TREES = 50  # a fifth of a second for 5,000 candidates; the colours hardly change after it
+QUICK_TREES = 50  # a fifth of a second for 5,000 candidates; with more, the colours hardly change
 _ROWS = 1024  # that one thread scores at a time
-# rows times trees; of 90 rows 50 trees grow in 80 ms, and in 170 ms with threads of their own
+# rows times trees; 50 trees grow from 90 rows in 80 ms, and in 170 ms with threads of their own
 _WORTH_THREADS = 200_000
 _THREADS = ThreadPoolExecutor(usable_cores(), "classes")
 PRED_IOU = FEATURES.index("pred_iou")
-# added to the regression: how much likelier, in logarithms, a spread of the predicted IoU makes a
-# class before examples say so; with `ENOUGH` objects a quarter of it is left. It is less where
-# there are few examples in all: those are judged objects, which the model was sure of anyway
+# the prior of the regression: the log odds of a class for each standard deviation of the predicted
+# IoU, before there are examples. `ENOUGH` objects leave a quarter of it. It is also weaker if there
+# are few examples in total: those are judged objects, which the model was sure of anyway
 USUAL_SLOPE, MANY = 4.0, 100.0
-_FREEDOM = 0.004  # `C` of the regression; with 0.01 fields that were carried had 0.01 less of F1
-_FAR = 4.0  # standard deviations: what is farther off in another scene counts as that far
+_FREEDOM = 0.004  # `C` of the regression; 0.01 lowered the F1 of fields from other scenes by 0.01
+_FAR = 4.0  # standard deviations: features of another scene that are farther off are clipped
 
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """Scores of classes from figures; `classes` names the columns of `probabilities`."""
+    """Scores of classes from features; `classes` names the columns of `probabilities`."""
 
     trees: tuple[Any, ...]
     line: _Line
@@ -55,14 +55,14 @@ class Classifier:
         trees: int = TREES,
         weight: NDArray[np.float64] | None = None,
     ) -> Classifier:
-        """Learn from figures `(n, k)` and classes `(n,)`, two at least, 0 for none of these.
+        """Learn from features `(n, k)` and classes `(n,)`: at least two; 0 is none of these.
 
-        `weight` `(n,)` says how much each row counts; None: all alike.
+        `weight` `(n,)` says how much each row counts; None: all the same.
         """
         from sklearn.ensemble import ExtraTreesClassifier  # takes a second to import
 
         weight = np.ones(len(class_id)) if weight is None else weight
-        # rows in an order of their own: where examples come from does not matter
+        # sorted, so that the result does not depend on where examples come from
         order = np.lexsort((weight, *figures.T[::-1], class_id))
         figures, class_id, weight = figures[order], class_id[order], weight[order]
         _, class_of = np.unique(class_id, return_inverse=True)
@@ -92,8 +92,8 @@ class Classifier:
         return self.classes[real[probabilities.argmax(axis=1)]], probabilities.max(axis=1)
 
     def _mean(self, figures: NDArray[np.float32]) -> NDArray[np.float64]:
-        # tree by tree: `predict_proba` changes Python's filters of warnings, which threads share,
-        # and its own threads add up in any order
+        # tree by tree: `predict_proba` changes Python's warning filters, which threads share, and
+        # its own threads add up in random order
         forest = np.zeros((len(figures), len(self.classes)))
         for tree in self.trees:
             weight = tree.predict(np.ascontiguousarray(figures, np.float32))
@@ -118,9 +118,9 @@ class _Line:
         weight: NDArray[np.float64],
         n_objects: NDArray[np.float64],
     ) -> _Line:
-        """Fit slopes to the examples and add what is usual.
+        """Fit slopes to the examples and add the prior.
 
-        `n_objects` is how many there are of each class, however many rows show them.
+        `n_objects` counts the objects of each class, however many rows show each of them.
         """
         from sklearn.linear_model import LogisticRegression
 
@@ -129,19 +129,19 @@ class _Line:
         line = LogisticRegression(C=_FREEDOM, max_iter=1000)
         line.fit(_standard(figures, middle, spread), class_id, weight)
         slope, level = line.coef_, line.intercept_
-        if len(slope) == 1:  # of two classes scikit-learn keeps the second only
+        if len(slope) == 1:  # for two classes, scikit-learn keeps only the second
             slope, level = np.stack((0 * slope[0], slope[0])), np.array([0.0, level[0]])
         if NONE in line.classes_:
             n = n_objects.sum()
             left = (ENOUGH / (ENOUGH + n_objects)) ** 2 * n / (n + MANY)
             usual = np.where(line.classes_ == NONE, 0, USUAL_SLOPE * left)
             slope[:, PRED_IOU] += usual
-            level = level - usual**2 / 2  # so that a class does not become more frequent by it
+            level = level - usual**2 / 2  # so that this makes no class more frequent
         return cls(middle, spread, slope, level)
 
     def probabilities(self, figures: NDArray[np.float32]) -> NDArray[np.float64]:
         standard = _standard(figures, self.middle, self.spread)
-        # no matrix product, whose last bits depend on how many rows there are
+        # not a matrix product: its last bits depend on the number of rows
         terms = [(standard * slope).sum(axis=1) for slope in self.slope]
         logits = np.column_stack(terms) + self.level
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -149,7 +149,7 @@ class _Line:
 
 
 def _rare_for_more(class_of: NDArray[np.int64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights with a mean of 1, of each class more by the root of how much rarer it is."""
+    """Divide weights by the square root of their class's total; their mean becomes 1."""
     weight = weight / np.sqrt(np.bincount(class_of, weight))[class_of]
     return np.asarray(weight / weight.mean())
 

@@ -1,7 +1,7 @@
-"""Examples: described candidates whose class is known, and the labels that say so.
+"""Examples: described candidates whose class is known, and the labels that they come from.
 
-A classifier is its examples: they are kept as GeoParquet that can be joined, looked at in QGIS and
-carried to another scene.
+A classifier is its examples: they are kept as GeoParquet, which can be joined, opened in QGIS and
+used for another scene.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from workbench.learning.features import FEATURES, FEATURES_VERSION
 from workbench.polygons.areas import lies_in, only_polygonal
 from workbench.raster.vectors import read_vectors
 
-SAME = 0.6  # IoU from which a candidate shows a labelled object
-BEST = 0.5  # IoU from which the best one shows an object that no other does
-UNCLEAR = 0.4  # IoU from which it is too like one to be an example of none
-PERSON = "person"  # who says what is said by hand, in the tuner or in a review
-LIKE_IT = "like what a person judged"  # a near double of it, in the tuner
-ENOUGH = 5  # objects of a class; with fewer the classes are little more than a guess
+SAME = 0.6  # a candidate with this IoU or more shows a labelled object
+BEST = 0.5  # the same for the best candidate of a tile, if none reaches `SAME`
+UNCLEAR = 0.4  # with this IoU or more, it is too similar to an object to be an example of none
+PERSON = "person"  # `said_by` where a person said it, in the tuner or in a review
+LIKE_IT = "like what a person judged"  # a near duplicate of it, in the tuner
+ENOUGH = 5  # objects of a class; with fewer, the class is little more than a guess
 # besides the figures and the geometry
 COLUMNS = {
     "class_id": "int64",  # 0: none of these
     "label": "str",  # which labelled object; several candidates may show it; '' for none
     "source": "str",  # the scene
-    "tile": "str",  # what is held out together
+    "tile": "str",  # whose examples are held out together
     "said_by": "str",  # a person, a file, or `labelled area`
     "features_version": "int64",
 }
@@ -64,7 +64,7 @@ class Examples:
 
     @property
     def weight(self) -> NDArray[np.float64]:
-        """How much each counts, `(n,)`: all candidates that show one object as much as one."""
+        """The weight of each, `(n,)`: all candidates that show one object count as one."""
         named = self.frame["label"] != ""
         shown_by = self.frame.groupby(["source", "label", "class_id"])["label"].transform("size")
         return np.where(named, 1 / shown_by.to_numpy(float), 1.0)
@@ -92,7 +92,7 @@ def read_examples(path: Path) -> Examples | None:
 def join(examples: Sequence[Examples]) -> Examples:
     """Put examples of several sources into one table, in the CRS of the first.
 
-    Rows are sorted by what they are, so that the order of files and tiles does not matter.
+    Rows are sorted by their content, so that the order of files and tiles does not matter.
     """
     crs = examples[0].frame.crs
     frames = [one.frame.to_crs(crs) for one in examples]
@@ -116,7 +116,7 @@ def examples_from(
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """What one file says: polygons with `class_id`, `label` and `said_by`, and what to tell.
+    """The labels of one file: polygons with `class_id`, `label` and `said_by`, and notes on them.
 
     `examples` are those of its rows that carry features of this version.
     """
@@ -129,8 +129,8 @@ class Labels:
 def read_labels(address: str, classes: Collection[int]) -> Labels:
     """Read a vector file as labels: examples of a run, a reviewed layer, or polygons of classes.
 
-    `address` is as for `read_vectors`. Without `class_id` all are class 1. Of a reviewed layer,
-    what is rejected is none of the classes, and what nobody has judged says nothing. Raises
+    `address` is as for `read_vectors`. Without `class_id`, all are class 1. In a reviewed layer,
+    rejected labels are none of the classes, and unreviewed ones are left out. Raises
     `ExamplesError` if nothing can be learned from the file.
     """
     path = without_secrets(address)
@@ -145,7 +145,7 @@ def read_labels(address: str, classes: Collection[int]) -> Labels:
             "the outlines of a few objects."
         )
     if len(rows) < len(frame):
-        notes.append(f"{path}: {len(frame) - len(rows)} rows are no polygons and were left out.")
+        notes.append(f"{path}: {len(frame) - len(rows)} rows are not polygons and were left out.")
     frame = frame.iloc[rows].set_geometry(geometry, crs=frame.crs)
     frame["class_id"] = _class_ids(frame, what)
     frame = frame[frame["class_id"].notna()]
@@ -183,7 +183,7 @@ def read_labels(address: str, classes: Collection[int]) -> Labels:
 
 
 def _class_ids(frame: gpd.GeoDataFrame, what: str) -> pd.Series:
-    """The class that each row says, 0 for none of these, null if it says nothing."""
+    """The class that each row gives, 0 for none of these, null if it gives none."""
     if "class_id" in frame and frame["class_id"].notna().any():
         number = pd.to_numeric(frame["class_id"], errors="coerce")
         bad = frame["class_id"].notna() & ~((number == number.round()) & (number.abs() < 2**53))
@@ -214,9 +214,9 @@ def match_labels(
 
     `labels` have `class_id`, `label` and `said_by`; `described` is as for `examples_from`, in the
     CRS of the labels, the area and the `known` objects `(k,)`, which others show. A candidate shows
-    an object from an IoU of 0.6 on; where none of a tile has that, its best one does from 0.5 on.
-    Inside the area, where all objects are labelled, one that has no IoU of 0.4 with any of them,
-    known ones included, is none of these.
+    an object if their IoU is at least 0.6; if none of a tile reaches that, its best one counts from
+    0.5 on. All objects inside the area are labelled: a candidate there whose IoU with each of them,
+    known ones included, is below 0.4 is none of these.
     """
     geometry = described.geometry.to_numpy()
     pairs = pairs_of(geometry, labels.geometry.to_numpy(), at_least=UNCLEAR)
@@ -225,8 +225,8 @@ def match_labels(
     label, iou = pairs.reference[order][first], pairs.iou[order][first]
     found = np.full(len(geometry), -1)
     found[rows[iou >= SAME]] = label[iou >= SAME]
-    # where candidates fit badly, most of the labels would teach nothing; tile by tile, so that it
-    # does not matter which tiles are looked at together
+    # otherwise most labels would teach nothing where candidates fit badly; tile by tile, so that
+    # the result does not depend on which tiles are matched together
     _, tile = np.unique(described["tile"].to_numpy(str)[rows], return_inverse=True)
     seen = label * len(geometry) + tile
     rest = np.flatnonzero((iou >= BEST) & ~np.isin(seen, seen[iou >= SAME]))
@@ -252,7 +252,7 @@ def match_labels(
 
 
 def check(examples: Examples) -> list[str]:
-    """Refuse examples that nothing can be learned from; say where they are few."""
+    """Refuse examples that nothing can be learned from; return notes on classes with too few."""
     known = set(examples.class_id.tolist())
     if not known - {0}:
         raise ExamplesError(
@@ -266,8 +266,8 @@ def check(examples: Examples) -> list[str]:
             "Give a labelled_area in which all objects are labelled, or polygons with class_id 0."
         )
     return [
-        f"Class {class_id}: only {count} labelled object{'s' if count > 1 else ''} that a "
-        f"candidate shows; its scores mean little below {ENOUGH}."
+        f"Class {class_id}: candidates show only {count} labelled "
+        f"object{'s' if count > 1 else ''}. Its scores mean little with fewer than {ENOUGH}."
         for class_id, count in examples.objects().items()
         if class_id and count < ENOUGH
     ]

@@ -1,12 +1,12 @@
-"""Plain figures of candidates, from their masks and the imagery, for a classifier to learn from.
+"""Features of candidates, from their masks and the imagery, for a classifier to learn from.
 
-Each candidate is looked at on a grid of 32 × 32 samples that covers its box and a margin, so that
-the cost does not grow with its size: masks are sampled straight from their runs, pixels from the
-level of an image pyramid that fits. Many candidates are described at once.
+Each candidate is sampled on a grid of 32 × 32 points that covers its box and a margin, so the cost
+does not grow with its size: masks are sampled directly from their runs, pixels from the level of an
+image pyramid that fits. Many candidates are described at once.
 
-Lengths are ground metres or shares of the object, so that figures mean the same at another
-resolution. Colours are relative to the scene: brightness and two colour differences, as distances
-from the scene's median in units of its spread, which outlives another day's light.
+Lengths are ground metres or shares of the object, so features mean the same at another resolution.
+Colours are relative to the scene: brightness and two colour differences, as distances from the
+scene's median in units of its spread, so that they also hold in the light of another day.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from workbench.candidates.rle import Runs, decode_runs
 from workbench.candidates.table import Candidates
 from workbench.raster.scene import Scene
 
-FEATURES_VERSION = 2  # to be raised when any figure below changes its meaning
+FEATURES_VERSION = 2  # raise it whenever any feature changes, also by a constant below
 FEATURES = (
     *(f"{name}_{channel}" for name in ("inside", "spread", "ring", "contrast")
       for channel in ("brightness", "red_green", "yellow_blue")),
@@ -40,16 +40,16 @@ FEATURES = (
 Float = NDArray[np.float32]
 
 _GRID = 32  # samples along each side
-_BOX = 22  # of them along the longer side of the box; the rest is margin
-_RING = (1, 4)  # samples from the outline at which the ring around a mask begins and ends
-_LEAST_CELL = 0.7  # pixels: below, the ring would be thinner than what blurs an edge
+_BOX = 22  # samples along the longer side of the box; the rest is margin
+_RING = (1, 4)  # samples from the outline of a mask to the inner and outer edge of its ring
+_LEAST_CELL = 0.7  # pixels: with less, the ring would be thinner than the blur of an edge
 _BATCH = 512  # candidates that are sampled at once: 10 MB
 _LEVELS = 8  # of the pyramid
 _DIRECTIONS = 24  # in which the extent of a mask is measured
-_SECTORS = 8  # of the ring: on which side is the shadow?
+_SECTORS = 8  # of the ring, to tell on which side the shadow is
 # R, G, B to brightness, red against green, yellow against blue
 _OPPONENT = np.array([[1 / 3, 1 / 3, 1 / 3], [0.5, -0.5, 0], [0.25, 0.25, -0.5]])
-_LEAST_SPREAD = (8.0, 4.0, 4.0)  # of 255: less is noise, as the colours of a grey raster
+_LEAST_SPREAD = (8.0, 4.0, 4.0)  # of 255: less is noise, as in the colours of a grey raster
 _NEUTRAL, _UNIT = 128, 40  # of the scaled colours: the scene's median, and its spread
 
 
@@ -67,7 +67,7 @@ class SceneColours:
 
     @classmethod
     def of_pixels(cls, rgb: NDArray[np.uint8]) -> SceneColours:
-        """Measure RGB pixels `(n, 3)`; none give colours as they are."""
+        """Measure RGB pixels `(n, 3)`; none count as greys from black to white."""
         if not len(rgb):
             rgb = np.array([[0, 0, 0], [128, 128, 128], [255, 255, 255]], np.uint8)
         low, median, high = np.percentile(rgb @ _OPPONENT.T, (16, 50, 84), axis=0)
@@ -75,7 +75,7 @@ class SceneColours:
         return cls(np.column_stack((_OPPONENT * gain[:, None], _NEUTRAL - median * gain)))
 
     def apply(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Turn RGB `(h, w, 3)` to relative colours of the same shape."""
+        """Turn RGB `(h, w, 3)` into relative colours of the same shape."""
         return np.asarray(cv2.transform(rgb, self.to_relative), np.uint8)
 
 
@@ -89,8 +89,8 @@ def describe(
     """Describe all candidates of one tile by `FEATURES`, `(n, len(FEATURES))`, in their order.
 
     `image` is the tile's RGB `(h, w, 3)`, `valid` its validity `(h, w)`, `pixel_m` the side of a
-    pixel in ground metres. All of the tile's stored candidates are needed, for some figures say
-    what lies inside and around.
+    pixel in ground metres. Pass all stored candidates of the tile, because some features count what
+    lies inside and around a candidate.
     """
     figures = np.zeros((len(candidates), len(FEATURES)), np.float32)
     if not len(candidates):
@@ -172,14 +172,14 @@ def _edges(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class _Seen:
-    """The figures of the imagery, and the length of each outline in pixels."""
+    """The features from the imagery, and the length of each outline in pixels."""
 
     figures: Float
     perimeter: Float
 
 
 def _seen(runs: Runs, pyramid: _Pyramid) -> _Seen:
-    """Look at masks and what is around them on their grids of samples."""
+    """Sample masks and their surroundings on their grids."""
     x0, y0, x1, y1 = runs.bounds().T
     cell = np.maximum(np.maximum(x1 - x0, y1 - y0) / _BOX, _LEAST_CELL)
     steps = (np.arange(_GRID) + 0.5 - _GRID / 2) * cell[:, None]
@@ -206,16 +206,16 @@ def _seen(runs: Runs, pyramid: _Pyramid) -> _Seen:
 
 
 def _colours_and_edges(values: Float, weights: Float) -> Float:
-    """Figures of the samples `values` `(n, 6, 1024)`, `(n, k)`.
+    """Features `(n, k)` of the samples `values` `(n, 6, 1024)`.
 
-    `weights` `(n, 4, 1024)` say which of them are inside, in the ring, at the outline and in the
-    core: inside, and clear of the outline.
+    `weights` `(n, 4, 1024)` mark the samples inside, in the ring, at the outline, and in the core:
+    inside, and clear of the outline.
     """
     count = np.maximum(weights.sum(axis=2), 1e-6)[..., None]
     mean = weights @ values.transpose(0, 2, 1) / count
     square = weights[:, :2] @ (values[:, :3] ** 2).transpose(0, 2, 1) / count[:, :2]
     spread = np.sqrt(np.maximum(square - mean[:, :2, :3] ** 2, 0))
-    # without a ring in the picture there is no contrast to be known
+    # without a ring in the picture the contrast is unknown: 0
     inside, ring, outline, core = mean.transpose(1, 0, 2)
     ring = np.where(count[:, 1] > 0.5, ring, inside)
     contrast = inside[:, :3] - ring[:, :3]
@@ -228,7 +228,7 @@ def _colours_and_edges(values: Float, weights: Float) -> Float:
     edges = _by_sector(weights[:, 2], values[:, 5:], outline[:, 5:])[:, 0]
     edges = np.sort((edges + 4) / (inside[:, 5:] + 4), axis=1)
 
-    # two roofs in one have edges inside that are as strong as their outline
+    # a mask of two roofs has inner edges as strong as its outline
     strong = (weights[:, 3] * (values[:, 5] > outline[:, 5:])).sum(axis=1) / count[:, 3, 0]
     edge_square = (weights[:, 3] * values[:, 5] ** 2).sum(axis=1) / count[:, 3, 0]
     return np.column_stack(
@@ -286,7 +286,7 @@ def _sampled(runs: Runs, x: NDArray[Any], y: NDArray[Any], cell: NDArray[Any]) -
 
 
 def _grown(mask: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
-    """Masks `(n, h, w)` and all samples within so many steps, diagonals in every second one."""
+    """Grow masks `(n, h, w)` by some steps, diagonally too in every second step."""
     for step in range(by):
         grown = mask.copy()
         grown[:, 1:] |= mask[:, :-1]
@@ -302,7 +302,7 @@ def _grown(mask: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
 
 
 def _shape(runs: Runs, perimeter: Float, pixel_m: float) -> Float:
-    """Figures of shape, `(n, 10)`; those of empty masks are 0."""
+    """Features of shape, `(n, 10)`; those of empty masks are 0."""
     shape = np.zeros((runs.n, 10), np.float32)
     if not len(runs.mask):
         return shape
@@ -322,7 +322,7 @@ def _shape(runs: Runs, perimeter: Float, pixel_m: float) -> Float:
     root = np.sqrt(((xx - yy) / 2) ** 2 + xy * xy)
     elongation = np.sqrt(np.maximum((xx + yy) / 2 - root, 0) / ((xx + yy) / 2 + root))
 
-    # how far each mask reaches in 24 directions tells its convex hull, to 1 % of a circle
+    # how far each mask reaches in 24 directions gives its convex hull, to 1 % for a circle
     angle = np.arange(_DIRECTIONS, dtype=float) * (2 * np.pi / _DIRECTIONS)
     reach = _reach(runs, first, angle)
     turn = 2 * np.pi / _DIRECTIONS
@@ -360,7 +360,7 @@ def _reach(runs: Runs, first: NDArray[np.int64], angle: NDArray[np.float64]) -> 
 
     The second half of the directions is opposite to the first.
     """
-    # of a column only the lowest and the highest pixel can be on the hull
+    # only the lowest and the highest pixel of a column can be on the hull
     new = np.flatnonzero(np.diff(runs.mask * (runs.width + 1) + runs.x, prepend=-1))
     x = runs.x[new].astype(np.float32)
     low = np.minimum.reduceat(runs.y0, new).astype(np.float32)
@@ -377,11 +377,12 @@ def _reach(runs: Runs, first: NDArray[np.int64], angle: NDArray[np.float64]) -> 
 
 
 def _neighbours(candidates: Candidates) -> Float:
-    """Where each candidate stands among those of its tile, by their boxes, `(n, 8)`.
+    """Compare each candidate with the others of its tile, by their boxes, `(n, 8)`.
 
-    How many lie inside it, around it and at its very place (logarithms), which share it is of the
-    smallest around it, by how much its predicted IoU leads those at its place, how much of it the
-    largest inside it covers, and all of them, and how many edges of the tile it touches.
+    In this order: how many others lie inside it, around it and at the same place (logarithms); its
+    area divided by that of the smallest one around it; the lead of its predicted IoU over those at
+    its place; how much of it is covered by the largest one inside, and by all of those; how many
+    edges of the tile it touches.
     """
     x0, y0, x1, y1 = (candidates.boxes + (0, 0, 1, 1)).T.astype(np.float32)
     size = (x1 - x0) * (y1 - y0)

@@ -1,11 +1,11 @@
 """How good classes are on tiles that did not teach them, and the threshold that follows.
 
-Objects of one tile are alike, so tiles are held out, not objects: each is scored by a classifier
-that has not seen it. Of a single tile the four quarters are held out instead.
+Objects of one tile are alike, so whole tiles are held out: each is scored by a classifier that has
+not seen it. If there is only one tile, its four quarters are held out instead.
 
-The threshold is the one whose layer costs its reviewer least: seconds to look at each label, and to
-draw what is missing. A few dozen objects tell that badly, so what is usual counts as some more of
-them; the more labels there are, the less it counts.
+The threshold is the one whose layer takes the least time to review: to look at each label, and to
+draw what is missing. A few dozen objects are too few to find it, so the choice is pulled towards
+the usual threshold. The more labels there are, the weaker the pull.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from workbench.polygons.overlap import common_area, may_conflict
 FOLDS = 5
 TREES = 100  # enough to see where the threshold lies, in a third of the time
 STEPS = tuple(p / 100 for p in range(5, 95, 5))  # the thresholds that are tried
-# cheapest on average over the scenes of benchmarks/classes.py; where the labels of a third of the
-# tiles decided alone, F1 on the others was lower by 0.02, and review dearer
+# the usual threshold: the cheapest to review on average over the scenes of benchmarks/classes.py.
+# Without the pull, labels on a third of the tiles gave an F1 lower by 0.02 on the others, and a
+# longer review
 FALLBACK = 0.25
-FIRM = 60.0  # objects: that many times the square of the distance from `FALLBACK` is drawn besides
+FIRM = 60.0  # the pull, in objects to draw: multiplied by the squared distance from `FALLBACK`
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What the examples say of one threshold: how many are shown, right and known.
+    """Counts at one threshold: labels shown, objects found in the right class, objects known.
 
-    `n_tiles` is how many tiles were held out; 0: nothing could be, and nothing is known.
+    `n_tiles` is the number of tiles held out; 0: none could be, and nothing is known.
     """
 
     class_thresh: float
@@ -53,7 +54,7 @@ class HeldOut:
 
     @property
     def seconds(self) -> float:
-        """What its layer costs a reviewer: all is looked at, and what is missing is drawn."""
+        """The time of a review: to look at all labels, and to draw what is missing."""
         return LOOK_S * self.n_shown + DRAW_S * (self.n_known - self.n_right)
 
     def text(self) -> str:
@@ -61,14 +62,14 @@ class HeldOut:
         if not self.n_tiles:
             return "not known: too few labels in too few places; label some in other tiles"
         if not self.n_shown:
-            return "nothing: label more objects, best in other tiles"
+            return "nothing: label more objects, preferably in other tiles"
         right = 10 * self.n_right / self.n_shown
         found = 10 * self.n_right / max(1, self.n_known)
-        return f"of 10 pre-labels about {right:.0f} right; {found:.0f} of 10 objects found"
+        return f"about {right:.0f} of 10 pre-labels right; {found:.0f} of 10 objects found"
 
 
 def held_out(examples: Examples, class_thresh: float | None = None) -> HeldOut:
-    """Score the examples on tiles held out, at a threshold or (None) at the cheapest to review.
+    """Score the examples on held-out tiles, at a threshold or (None) at the cheapest to review.
 
     As in `select_classes`, each place of a tile shows one example. An object is right if one of the
     candidates that show it is shown in its class.
@@ -113,7 +114,7 @@ def held_out(examples: Examples, class_thresh: float | None = None) -> HeldOut:
             )
         )  # fmt: skip
     seconds = np.array([result.seconds for result in results])
-    # neighbours are nearly as good: a single low one is chance
+    # neighbouring thresholds are nearly as good: a single low value is chance
     smooth = np.convolve(np.pad(seconds, 1, mode="edge"), np.full(3, 1 / 3), "valid")
     unusual = FIRM * DRAW_S * (np.array(tried) - FALLBACK) ** 2
     return results[int(np.argmin(smooth + unusual))]
@@ -134,11 +135,11 @@ def _folds(examples: Examples) -> NDArray[np.int64]:
 
 
 def _places(examples: Examples, score: NDArray[np.float64], least: float) -> Places:
-    """Which examples of a tile are about one place, of those that score at least `least`."""
+    """Find the examples of a tile, with a score of at least `least`, that compete for one place."""
     geometry = examples.frame.geometry.to_numpy()
     area, bounds = shapely.area(geometry), shapely.bounds(geometry)
     tile = examples.frame["tile"].to_numpy(str)
-    # polygons are intersected only where that can matter: it took most of the time of teaching
+    # intersect only where it can matter: to intersect all took most of the time of teaching
     good = np.flatnonzero(score >= least)
     i, j = good[shapely.STRtree(geometry[good]).query(geometry[good])]
     pairs = (i < j) & (tile[i] == tile[j])

@@ -1,4 +1,4 @@
-"""Features beside the candidates: computed once, read from then on."""
+"""Features, stored beside the candidates: computed once, then read."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _KEYS = ("tile_row", "tile_col", "ordinal", "x0", "y0", "x1", "y1", "area_px")
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """A folder of Parquet files, one for each group of tiles that is asked for together.
+    """A folder of Parquet files, one for each group of tiles that is requested together.
 
-    A file is named after what it describes, so it can never stand for other candidates, and one
-    that is damaged or of another version counts as absent.
+    A file is named after a hash of what it describes, so it is never taken for other candidates. A
+    damaged file, or one of another version, counts as absent.
     """
 
     folder: Path

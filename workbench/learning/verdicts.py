@@ -1,7 +1,7 @@
-"""Verdicts: which class a person says that candidates have, kept as they are made.
+"""Verdicts: the classes that a person gives to candidates, saved as they are given.
 
 A verdict is about one candidate, and holds for all candidates of its tile that show the same
-object. Together they are examples: the file can teach this run and others.
+object. Verdicts are examples: their file can teach this run and others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from workbench.errors import ExamplesError
 from workbench.learning.examples import COLUMNS, LIKE_IT, PERSON, Examples
 from workbench.learning.features import FEATURES, FEATURES_VERSION
 
-VERDICTS = "verdicts.parquet"  # in a run folder: what a person has said there
+VERDICTS = "verdicts.parquet"  # the file in a run folder
 _COLUMNS = {**COLUMNS, "ordinal": "int64"}  # of each candidate; that of `label` was judged
 
 
@@ -38,7 +38,7 @@ class Verdicts:
 
     @classmethod
     def none(cls, crs: pyproj.CRS) -> Verdicts:
-        """No verdict."""
+        """No verdicts."""
         columns = [*_COLUMNS, *FEATURES]
         empty = {name: np.empty(0, _COLUMNS.get(name, "float32")) for name in columns}
         return cls(gpd.GeoDataFrame(empty, geometry=[], crs=crs))
@@ -54,26 +54,26 @@ class Verdicts:
 
     @cached_property
     def examples(self) -> Examples:
-        """What they teach."""
+        """The examples that the verdicts give."""
         columns = [*COLUMNS, *FEATURES, "geometry"]
         return Examples(self.frame[columns].reset_index(drop=True))
 
     @property
     def can_teach(self) -> bool:
-        """Whether there are two classes at least, or one and something that is none of these."""
+        """Whether there are at least two classes, or one and something that is none of these."""
         return len(set(self.said.values())) > 1
 
     def with_verdict(self, described: gpd.GeoDataFrame, class_id: int) -> Verdicts:
         """Add a verdict about the first of some described candidates; the others show it, too.
 
-        `described` has `source`, `tile`, `ordinal`, `FEATURES` and geometry. The last word counts:
-        earlier verdicts about the same object go.
+        `described` has `source`, `tile`, `ordinal`, `FEATURES` and geometry. Earlier verdicts about
+        the same object are dropped.
         """
         ids = _ids(described)
         mine = ids.iloc[0]
         here = self.frame[_ids(self.frame) == mine]
         left = self.frame[~self.frame["label"].isin([mine, *here["label"]])]
-        # what was judged by itself keeps its own verdict
+        # a candidate that was itself judged keeps its own verdict
         described = described[(ids == mine) | ~ids.isin(_ids(left))]
         said_by = np.where(_ids(described) == mine, PERSON, LIKE_IT)
         rows = described.assign(
@@ -83,7 +83,7 @@ class Verdicts:
         return _verdicts(pd.concat(frames, ignore_index=True))
 
     def without(self, label: str) -> Verdicts:
-        """Take a verdict back."""
+        """Remove a verdict."""
         return _verdicts(self.frame[self.frame["label"] != label])
 
     def write(self, path: Path) -> None:
@@ -121,7 +121,7 @@ def read_verdicts(path: Path, crs: pyproj.CRS) -> Verdicts:
 
 def _verdicts(frame: gpd.GeoDataFrame) -> Verdicts:
     wanted = {**_COLUMNS, **dict.fromkeys(FEATURES, "float32")}
-    # half of the time of a verdict, if all columns are cast each time
+    # to cast all columns each time would take half of the time of a verdict
     wrong = {name: dtype for name, dtype in wanted.items() if frame.dtypes[name] != dtype}
     typed = frame.astype(wrong) if wrong else frame
     return Verdicts(typed[[*wanted, "geometry"]].reset_index(drop=True))

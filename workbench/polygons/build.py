@@ -19,7 +19,7 @@ from workbench.polygons.trace import trace
 from workbench.raster.scene import Scene
 from workbench.raster.tiles import Tile, TileGrid
 
-BATCH = 1000  # masks that are traced at once: memory goes with their runs
+BATCH = 1000  # masks that are traced at once: memory grows with their runs
 
 
 def to_polygons(
@@ -34,8 +34,8 @@ def to_polygons(
         candidates: Candidates of any number of tiles of the scene.
         scene: Gives the CRS and the transform.
         grid: The tile grid of the candidates.
-        valid: For each tile (row, column) that has invalid pixels its validity mask, `(h, w)`.
-            Invalid pixels are taken out of the masks.
+        valid: For each tile (row, column) that has invalid pixels, its validity mask, `(h, w)`.
+            Invalid pixels are removed from the masks.
 
     Returns:
         One row for each mask that has a valid pixel, in the scene's CRS, with scores, `area_px` in
@@ -58,7 +58,7 @@ def shapes_in_window(
 ) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
     """Turn masks of one window (COCO counts) into MultiPolygons along pixel edges, on the map.
 
-    `valid` `(h, w)` says which pixels are; the others are taken out of the masks. A mask without a
+    `valid` `(h, w)` marks the valid pixels; the others are removed from the masks. A mask without a
     valid pixel is an empty MultiPolygon. Also returns which masks touch invalid pixels, `(n,)`.
     """
     counts = list(rles)
@@ -141,7 +141,7 @@ def _trace(
 def _without_invalid(
     counts: list[bytes], valid: NDArray[np.bool_]
 ) -> tuple[list[bytes], NDArray[np.bool_]]:
-    """Take a tile's invalid pixels out of its masks; also whether what is left touches any."""
+    """Remove a tile's invalid pixels from its masks; also whether the rest of each touches any."""
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     near_invalid = cv2.dilate((~valid).view(np.uint8), cross).view(bool)
     size = list(valid.shape)

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from workbench.raster.crs import ground_area_m2, ground_scale
 
-SIMPLIFY_AT_MOST_M = 1.0  # where pixels are larger, one of them is already a corner of a house
+SIMPLIFY_AT_MOST_M = 1.0  # even where pixels are larger: more would cut off corners of houses
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What is kept of a polygon; None switches a step off. Metres are ground metres.
+    """How to clean polygons; None switches a step off. Metres are ground metres.
 
-    `simplify_m` None is one pixel, at most `SIMPLIFY_AT_MOST_M`, and as many times as much as the
-    scale at which a polygon was seen is coarser; 0 switches it off.
+    `simplify_m` None is one pixel, at most `SIMPLIFY_AT_MOST_M`, multiplied by the scale at which a
+    polygon was seen; 0 switches it off.
 
     `min_area_px` drops parts of a mask, `min_area_m2` and `max_area_m2` whole masks;
     `min_solidity` is area / area of the convex hull. `planar` gives a layer without overlaps,
@@ -72,7 +72,7 @@ def clean(polygons: gpd.GeoDataFrame, cleaning: Cleaning) -> gpd.GeoDataFrame:
 def chosen(
     polygons: gpd.GeoDataFrame, cleaning: Cleaning
 ) -> tuple[gpd.GeoDataFrame, NDArray[np.float64]]:
-    """Drop and fill, polygon by polygon; also returns the area of each one's pixels, map units²."""
+    """Drop and fill, polygon by polygon; also returns the area of a pixel of each, map units²."""
     crs, geometry = polygons.crs, polygons.geometry.to_numpy()
     pixel = (polygons.area / polygons["area_px"].clip(lower=1)).to_numpy()
     geometry = _drop_small_parts(geometry, cleaning.min_area_px * pixel)
@@ -90,7 +90,7 @@ def cut_overlaps(
     cleaning: Cleaning,
     crs: pyproj.CRS,
 ) -> NDArray[np.object_]:
-    """Leave the smaller polygon on top; empty where what is left is too small, or nothing."""
+    """Leave the smaller polygon on top; empty if nothing is left, or too little."""
     flat = _drop_small_parts(_flatten(geometry), cleaning.min_area_px * pixel)
     keep = _within_area_limits(flat, cleaning, crs)  # what lies on top was cut away
     flat[~keep] = shapely.MultiPolygon()
@@ -100,7 +100,7 @@ def cut_overlaps(
 def tolerances(
     polygons: gpd.GeoDataFrame, pixel: NDArray[np.float64], cleaning: Cleaning
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """By how many metres to simplify each polygon, and how many a unit of the CRS is there."""
+    """The tolerance of each polygon in metres, and the metres of a CRS unit at its place."""
     scale = metres_per_unit(polygons.geometry.to_numpy(), polygons.crs)
     seen_at = polygons["scale"].to_numpy(np.float64) if "scale" in polygons else 1.0
     return _tolerance_m(cleaning, pixel, scale) * (1 if cleaning.simplify_m else seen_at), scale
@@ -119,7 +119,7 @@ def shared_tolerance(metres: NDArray[np.float64], scale: NDArray[np.float64]) ->
 def simplified_together(geometry: NDArray[np.object_], tolerance: float) -> NDArray[np.object_]:
     """Simplify polygons without overlaps so that they still share their edges; empty ones stay.
 
-    Visvalingam: a corner goes if its triangle is smaller than the tolerance squared.
+    Visvalingam: a corner is dropped if its triangle is smaller than the tolerance squared.
     """
     there = ~shapely.is_empty(geometry)
     if tolerance == 0 or not there.any():
@@ -152,8 +152,8 @@ def _tolerance_m(
     """The tolerance of simplification of each polygon, whose pixels cover `pixel` map units²."""
     if cleaning.simplify_m is not None:
         return np.full(len(pixel), float(cleaning.simplify_m))
-    # to four digits: a polygon's area and pixels give its pixel with rounding errors, and the
-    # tolerance is to be the same for a tile and its scene
+    # to four digits: a polygon's area and pixel count give its pixel size with rounding errors, and
+    # the tolerance must be the same for a tile and its scene
     side = np.sqrt(pixel) * scale
     digits = 10.0 ** (4 - np.ceil(np.log10(side)))
     return np.minimum(np.rint(side * digits) / digits, SIMPLIFY_AT_MOST_M)
@@ -165,13 +165,13 @@ def _solidity(geometry: NDArray[np.object_]) -> NDArray[np.float64]:
 
 
 def _meets(geometry: NDArray[np.object_], marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Mark also what touches or overlaps a marked geometry."""
+    """Also mark what touches or overlaps a marked geometry."""
     row, _ = shapely.STRtree(geometry[marked]).query(geometry, predicate="intersects")
     return marked | (np.bincount(row, minlength=len(geometry)) > 0)
 
 
 def metres_per_unit(geometry: NDArray[np.object_], crs: pyproj.CRS) -> NDArray[np.float64]:
-    """How many ground metres a unit of the CRS is at each of `(n,)` geometries."""
+    """The ground metres of a CRS unit at each of `(n,)` geometries."""
     centres = shapely.centroid(geometry)
     _, _, areal = ground_scale(crs, shapely.get_x(centres), shapely.get_y(centres))
     return np.sqrt(areal)
@@ -198,9 +198,9 @@ def regroup(parts: NDArray[np.object_], row: NDArray[np.int64], n: int) -> NDArr
 
 
 def only_polygons(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
-    """Collect what each geometry has of polygons in one MultiPolygon, empty where that is none.
+    """Collect the polygons of each geometry in one MultiPolygon, empty if there are none.
 
-    Lines and points go, also those in a collection; a missing geometry has none.
+    Lines and points are dropped, also those in a collection; a missing geometry becomes empty.
     """
     parts, row = shapely.get_parts(geometry, return_index=True)
     parts, part = shapely.get_parts(parts, return_index=True)  # collections of multis
@@ -260,5 +260,5 @@ def _flatten(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
     order = np.argsort(owner, kind="stable")
     for group in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
         flat[owner[group[0]]] = shapely.coverage_union_all(faces[face[group]])
-    # where a ring begins may not depend on what else was cut
+    # the start of a ring must not depend on what else was cut
     return only_polygons(shapely.normalize(flat))

@@ -1,11 +1,11 @@
-"""What continues a mask that a tile's edge has cut, where the neighbour's selection has nothing.
+"""The rest of a mask that a tile's edge has cut, if the neighbour did not select it.
 
 A neighbour may have proposed the rest of an object and scored it below the thresholds, because it
-sees less of it. The rest is still among its stored candidates. It is taken where it agrees with the
+sees less of it. The rest is still among its stored candidates. It is taken if it agrees with the
 piece inside the overlap of both tiles, so that the object does not end in a straight line.
 
-Everything here is about boxes and run-length encodings in pixels. The polygons are joined later,
-by `merge_seams`, as those of all tiles are.
+Everything here is about boxes and run-length encodings in pixels. Later, `merge_seams` joins these
+polygons like all others.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ShownBeside = dict[RowCol, _Part]  # by neighbour
 
 @dataclass(frozen=True)
 class _Piece:
-    """A mask inside an overlap, and where the overlap lies in the tile that is to continue it.
+    """A mask inside an overlap, and where the overlap lies in the tile that may continue it.
 
     `shown_by` is the tile that has the mask; with `number`, it tells pieces apart.
     """
@@ -62,9 +62,9 @@ class Found(NamedTuple):
 class Continuations:
     """Pieces of one scene that no selected mask of the neighbour continues.
 
-    Tell it of the selection of each tile with `see`, in any order. Then, round by round, `turn`
-    names the tiles whose stored candidates may continue something, and `found` looks among them.
-    What continues a piece may be cut itself: the next round continues that.
+    Report the selection of each tile with `see`, in any order. Then, round by round, `turn` names
+    the tiles whose stored candidates may continue something, and `found` searches them. A mask that
+    continues a piece may be cut itself: the next round continues it.
     """
 
     def __init__(self, grid: TileGrid) -> None:
@@ -107,7 +107,7 @@ class Continuations:
         """Find the rows of `stored` that continue a piece of a neighbour.
 
         `stored` are all candidates of the tile, `masks` the same, and `chosen` the rows that become
-        labels. `merge_seams` decides whether the object or the labels that it overlaps stay. A row
+        labels. `merge_seams` decides which stay: the object, or the labels that it overlaps. A row
         that is as large as its tile is taken only if it continues pieces on three or four sides.
         """
         index = (tile.row, tile.col)
@@ -136,14 +136,14 @@ class Continuations:
         return Found(rows, np.array(sorted(too_large), np.int64))
 
     def _take(self, tile: Tile, more: Candidates) -> None:
-        """Take note of masks that continue something."""
+        """Note masks that continue something."""
         taken = self._taken.setdefault((tile.row, tile.col), set())
         taken |= set(more.column("ordinal").tolist())
         for there, part in shown_to_neighbours(tile, more, self._grid).items():
             self._note(self._grid.tile(*there), tile, part, np.ones(len(part.rles), bool))
 
     def _note(self, tile: Tile, cut_by: Tile, part: _Part, alone: NDArray[np.bool_]) -> None:
-        """Remember those pieces of `cut_by` that are `alone` for a tile to continue."""
+        """Remember the pieces of `cut_by` that are `alone`, for a tile to continue."""
         overlap, shown_by = _overlap(tile, cut_by), (cut_by.row, cut_by.col)
         for row in np.flatnonzero(alone & part.cut).tolist():
             pieces = self._next.setdefault((tile.row, tile.col), [])
@@ -190,7 +190,7 @@ def _part(
     """The masks that reach into an overlap."""
     x0, y0, x1, y1 = overlap
     reaches = (boxes[:, 2] > x0) & (boxes[:, 0] < x1) & (boxes[:, 3] > y0) & (boxes[:, 1] < y1)
-    # at which edge of its own tile the neighbour sees further
+    # the edge of the tile beyond which the neighbour sees
     if neighbour.col < tile.col:
         cut, beyond = boxes[:, 0] < TOUCH_PX, boxes[:, 2] > x1
     elif neighbour.col > tile.col:
@@ -200,7 +200,7 @@ def _part(
     else:
         cut, beyond = boxes[:, 3] > tile.window.height - TOUCH_PX, boxes[:, 1] < y0
     rows = np.flatnonzero(reaches)
-    # what lies in the overlap alone is the neighbour's to decide
+    # the neighbour decides about what lies only in the overlap
     return _Part(_in_overlap(chosen, rows, overlap), (cut & beyond)[rows])
 
 
@@ -215,7 +215,7 @@ def _in_overlap(
 def _may_agree(
     boxes: NDArray[np.int64], area: NDArray[np.int64], piece: _Piece
 ) -> NDArray[np.bool_]:
-    """Whether the box and the area of each mask have room for what it must share with a piece."""
+    """Whether each mask can share enough with a piece, by its box and area alone."""
     left, top, wide, tall = np.asarray(coco.toBbox([piece.rle]))[0]
     x0, y0, x1, y1 = piece.overlap
     sides = [

@@ -18,14 +18,14 @@ from workbench.polygons.overlap import common_area
 from workbench.polygons.pixel_area import Lattices
 from workbench.polygons.seam_pairs import SUREST
 
-# what a row has in common with others of its tile, as shares (n,) of the smaller one of each pair
+# the area that a row shares with others of its tile, relative to the smaller one of each pair (n,)
 SharesOf = Callable[[int, NDArray[np.int64]], NDArray[np.float64]]
-RIVALS = 0.1  # share of the smaller of two polygons of a tile from which both are no one object
+RIVALS = 0.1  # polygons of a tile that share more than this of the smaller one are not one object
 
 
 @dataclass(frozen=True)
 class Objects:
-    """Which rows are one object; goes through the objects of two and more rows."""
+    """Which rows are one object; iterates over the objects of two or more rows."""
 
     label: NDArray[np.int64]  # (n,) the first row of each row's object
     by_label: NDArray[np.int64]  # (n,) all rows, object after object
@@ -38,10 +38,10 @@ class Objects:
         tile: NDArray[np.int64],
         lattices: Lattices,
     ) -> Objects:
-        """Join matches to objects, best first, but never two overlapping polygons of one tile.
+        """Join matches into objects, best first, but never two overlapping polygons of one tile.
 
-        Those are different objects, or a whole and its part: without this, a chain of neighbours
-        would unite them. What is not connected by any match is no neighbour.
+        Those are different objects, or a whole and its part: otherwise, a chain of neighbours would
+        unite them. Rows that no match connects are never joined.
         """
         label = np.arange(len(tile))
         links = coo_array(
@@ -74,7 +74,7 @@ class Objects:
         return np.asarray(np.bincount(self.label, minlength=len(self.label))[self.label] > 1)
 
     def have(self, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Whether each row's object has a row that is marked."""
+        """Whether each row's object has a marked row."""
         return self.sums(marked.astype(np.float64)) > 0
 
     def sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -93,7 +93,7 @@ class Objects:
 def _joined(
     matches: NDArray[Any], tile: NDArray[np.int64], overlaps: SharesOf
 ) -> Iterable[list[int]]:
-    """Join the matches, in this order, of rows that these connect."""
+    """Join connected rows match by match, in the given order; return the rows of each object."""
     object_of: dict[int, list[int]] = {}
     refused = []
     for match in matches:
@@ -124,8 +124,8 @@ def _end_at_each_other(
 ) -> bool:
     """Whether two objects are pieces of one, though a tile shows a whole and a part of it.
 
-    Each ends at the other one's tile, and has no other piece there. Where a tile shows polygons of
-    both that overlap, the smaller one lies on the larger one.
+    Each ends at the other one's tile, and has no other piece there. If polygons of both overlap in
+    one tile, the smaller one lies on the larger one.
     """
     i_tile, j_tile = tile[match["i"]], tile[match["j"]]
     if not (match["cut_i"] and match["cut_j"]):
@@ -144,7 +144,7 @@ def _rivals(one: list[int], other: list[int], tile: NDArray[np.int64], overlaps:
 def _pairs_of_a_tile(
     one: list[int], other: list[int], tile: NDArray[np.int64]
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Each row of one object with those of another that the same tile shows."""
+    """Each row of one object with the rows of another one from the same tile."""
     for i in one:
         rows = [j for j in other if tile[j] == tile[i]]
         if rows:

@@ -1,4 +1,4 @@
-"""Polygons on disk while a run is being finished: memory holds those at hand, and no others."""
+"""Polygons on disk while a run is being finished: memory holds only those in use."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 class SpilledPolygons:
     """Geometry in a file, read by row; `bounds` `(n, 4)` and `area` `(n,)` stay in memory.
 
-    All rows are appended, then brought into an order once. The file lies in `folder` (None: that of
-    the system), without a name where the system can do that, so that nothing is left of it however
-    a process ends. Several threads may read at once.
+    All rows are appended, then put in order once. The file lies in `folder` (None: the system's
+    folder for temporary files), without a name if the system allows that, so that nothing is left
+    of it however a process ends. Several threads may read at once.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -33,7 +33,7 @@ class SpilledPolygons:
         self._appended.append((shapely.bounds(geometry).reshape(-1, 4), shapely.area(geometry)))
 
     def settle(self, order: NDArray[np.int64] | None = None) -> None:
-        """Make the appended polygons the rows, in this order: `(n,)` places among them."""
+        """Make the appended polygons the rows, in this order: `(n,)` positions among them."""
         bounds, area = zip(*self._appended, strict=True)
         self._place = np.arange(len(self._ends) - 1) if order is None else order.copy()
         self.bounds: NDArray[np.float64] = np.concatenate(bounds)[self._place]
@@ -56,7 +56,7 @@ class SpilledPolygons:
         return np.asarray(ends[self._place + 1] - ends[self._place], np.int64)
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.object_]:
-        """Read the geometry of `(n,)` rows; those that follow each other are read at once."""
+        """Read the geometry of `(n,)` rows; consecutive rows are read at once."""
         places = self._place[rows]
         ends = np.frombuffer(self._ends, np.int64)
         wkb = np.empty(len(places), object)
@@ -75,5 +75,5 @@ class SpilledPolygons:
         self._ends.extend(np.cumsum([self._ends[-1], *map(len, content)])[1:].tolist())
 
     def close(self) -> None:
-        """Give the disk space back."""
+        """Free the disk space."""
         self._file.close()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from workbench.candidates.offer import Offer
 from workbench.polygons.pixel_area import Lattice, common_pixel_area
 
-# a quotient of areas carries rounding errors
+# a ratio of areas has rounding errors
 SLACK = 1e-9
 HOLDS = 0.95  # share of a part that lies on its whole
 
@@ -19,7 +19,7 @@ def common_area(
 ) -> NDArray[np.float64]:
     """The area that each of `(n,)` pairs of valid polygons shares, in square map units.
 
-    Where all of them lie along pixel edges of a `lattice`, that is much faster.
+    This is much faster if all of them lie along pixel edges of a `lattice`.
     """
     counted = None if lattice is None else common_pixel_area(one, other, lattice)
     if counted is not None:
@@ -30,7 +30,7 @@ def common_area(
 def iou(
     common: NDArray[np.float64], area: NDArray[np.float64], other_area: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Intersection over union `(n,)`, of the common area and both areas; 0 where both are empty."""
+    """Intersection over union `(n,)` from the common area and both areas; 0 if both are empty."""
     union = area + other_area - common
     return np.divide(common, union, out=np.zeros(len(common)), where=union > 0)
 
@@ -43,15 +43,15 @@ def iou_of(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.f
 def holds(
     common: NDArray[np.float64], area: NDArray[np.float64], other_area: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Whether one of each pair `(n,)` holds the other as its part, by common area and both areas.
+    """Whether one of each pair `(n,)` contains the other, by the common area and both areas.
 
-    A review accepts that. A part may stick out by a few pixels.
+    A review accepts that. The smaller one may stick out by a few pixels.
     """
     return np.asarray(common >= HOLDS * np.minimum(area, other_area))
 
 
 def common_frame(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The area that each pair of bounds `(n, 4)` shares: no less than what is inside them."""
+    """The area that each pair of bounds `(n, 4)` shares: at least that of their contents."""
     sides = np.minimum(one, other)[:, 2:] - np.maximum(one, other)[:, :2]
     return np.asarray(sides.clip(0).prod(axis=1), float)
 
@@ -64,7 +64,7 @@ def most_common(
 ) -> NDArray[np.float64]:
     """The most that each pair can share, by its bounds `(n, 4)` and areas `(n,)` alone.
 
-    That rules most pairs out at a fraction of an intersection's cost.
+    This rules out most pairs at a fraction of the cost of an intersection.
     """
     return np.minimum(common_frame(one, other), np.minimum(area, other_area))
 
@@ -75,7 +75,7 @@ def may_reach(
     area: NDArray[np.float64],
     other_area: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
-    """Whether the IoU of each pair can be `at_least`, given the `most` that it can share."""
+    """Whether the IoU of each pair can reach `at_least`, given the `most` that it can share."""
     return np.asarray(most >= at_least * (area + other_area - most) * (1 - SLACK))
 
 
@@ -86,9 +86,9 @@ def may_conflict(
     other_area: NDArray[np.float64],
     offer: Offer,
 ) -> NDArray[np.bool_]:
-    """Whether `one_label_per_object` can have something to say of each pair.
+    """Whether `one_label_per_object` may drop one of each pair.
 
-    By the bounds `(n, 4)` and areas `(n,)` of the pairs.
+    Judged by the bounds `(n, 4)` and areas `(n,)` of the pairs.
     """
     possible = may_repeat(one, other, area, other_area, offer)
     if offer.overlaps != "all":
@@ -105,7 +105,7 @@ def may_repeat(
     other_area: NDArray[np.float64],
     offer: Offer,
 ) -> NDArray[np.bool_]:
-    """Whether each pair can be a double, by its bounds `(n, 4)` and areas `(n,)`."""
+    """Whether each pair can be a duplicate, by its bounds `(n, 4)` and areas `(n,)`."""
     if offer.duplicate_iou is None:
         return np.zeros(len(one), bool)
     return may_reach(

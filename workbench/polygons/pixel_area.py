@@ -1,7 +1,7 @@
 """The area that polygons along pixel edges share, several times as fast as their intersection.
 
-A general overlay looks for crossings of all edges. Here all of them lie on one lattice, so each
-row of pixels is a few runs, and what two polygons share in it is counted.
+A general overlay looks for crossings of all edges. Here all edges lie on one lattice, so each row
+of pixels is a few runs, and the pixels that two polygons share in it are counted.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import pandas as pd
 import shapely
 from numpy.typing import NDArray
 
-OFF = 1e-3  # of a pixel; the corners of `to_polygons` are off by rounding alone
-AT_ONCE = 1_000_000  # edges of pixels that are compared at once: memory
+OFF = 1e-3  # of a pixel; the corners of `to_polygons` are off only by rounding
+AT_ONCE = 1_000_000  # pixel edges that are compared at once, to limit memory
 
 
 class Lattice(NamedTuple):
@@ -28,7 +28,7 @@ class Lattice(NamedTuple):
 
 
 class Lattices:
-    """The lattice of each window; windows of one source share theirs."""
+    """The lattice of each window; windows of one source share a lattice."""
 
     def __init__(self, windows: gpd.GeoDataFrame) -> None:
         """`windows` come from `tile_windows`."""
@@ -54,7 +54,7 @@ def common_pixel_area(
 ) -> NDArray[np.float64] | None:
     """The area that each of `(n,)` pairs shares, in square map units.
 
-    None if a polygon has edges beside the lattice.
+    None if a polygon has edges off the lattice.
     """
     ends = np.cumsum(shapely.length(one) + shapely.length(other)) / lattice.pixel
     cuts = np.flatnonzero(np.diff(ends // AT_ONCE, prepend=0)).tolist()
@@ -82,9 +82,9 @@ def _common(
 
 
 def _edges(shapes: NDArray[np.object_], lattice: Lattice, rows: NDArray[np.int64]) -> _Edges | None:
-    """All vertical edges, pixel by pixel, in those rows: `(n, 2)`, the last one exclusive.
+    """All vertical edges, pixel by pixel, in the given rows: `(n, 2)`, the last one exclusive.
 
-    None if any edge lies beside the lattice.
+    None if any edge lies off the lattice.
     """
     rings, polygon = _rings(shapes)
     corners, ring = shapely.get_coordinates(rings, return_index=True)

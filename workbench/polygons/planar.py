@@ -1,8 +1,8 @@
-"""A layer without overlaps, made a neighbourhood at a time: memory does not grow with the scene.
+"""A layer without overlaps, made part by part: memory does not grow with the scene.
 
-Any polygon may cut any other, but only where they meet. So a few polygons that lie together are cut
-with all that meet them, and then simplified with what is left of their neighbours. Each part sees
-the same corners of a common edge, and polygons in the same order, so both sides of it agree.
+Polygons cut each other only where they meet. So a few polygons that lie together are cut with all
+that meet them, and then simplified with what is left of their neighbours. Each part sees the same
+corners of a common edge, and polygons in the same order, so both sides of the edge agree.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from workbench.polygons.on_disk import SpilledPolygons
 from workbench.polygons.portions import Each, Portion, Step, do_here, polygons_of
 from workbench.polygons.seam_pairs import BATCH
 
-PART_BYTES = 2_000_000  # of polygons that are cut at once; what meets them comes on top
-MARGIN_PX = 64  # how far from a part the corners of others may still decide about its edges
+PART_BYTES = 2_000_000  # of polygons that are cut at once, not counting those that meet them
+MARGIN_PX = 64  # corners of others that are closer to a part may affect its edges
 
 
 def clean_planar(
@@ -101,7 +101,7 @@ def _simplify(given: Portion) -> Portion:
 def _put_away(
     polygons: Iterable[gpd.GeoDataFrame], cleaning: Cleaning, shapes: SpilledPolygons
 ) -> tuple[pd.DataFrame, pyproj.CRS]:
-    """Put what is chosen into the file; returns the other columns, and the CRS."""
+    """Put the chosen polygons into the file; returns the other columns, and the CRS."""
     columns: list[pd.DataFrame] = []
     crs: pyproj.CRS | None = None
     for batch in polygons:
@@ -112,12 +112,12 @@ def _put_away(
         others = pd.DataFrame(batch.drop(columns=batch.geometry.name))
         columns.append(others.assign(pixel=pixel, tolerance=metres, metres=scale))
     shapes.settle()
-    assert crs is not None  # there is at least one batch, and all have the same
+    assert crs is not None  # there is at least one batch, and all have the same CRS
     return pd.concat(columns, ignore_index=True), crs
 
 
 def _parts(bounds: NDArray[np.float64], size: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Rows that lie together, of at most `PART_BYTES`; what is larger than its part is alone."""
+    """Rows that lie together, of at most `PART_BYTES`; one wider than its part is alone."""
     middle = (bounds[:, :2] + bounds[:, 2:]) / 2
     sides = bounds[:, 2:] - bounds[:, :2]
     waiting = [np.arange(len(bounds))] if len(bounds) else []
@@ -183,7 +183,7 @@ def _with_neighbours(
     there = ~np.isnan(frames[:, 0])
     tree = shapely.STRtree(shapely.box(*frames[there].T))
     met = near[np.unique(tree.query(shapely.box(*bounds[near].T))[0])]
-    if len(part) == 1 and len(met) > BATCH:  # a large one: much lies in its frame and not near it
+    if len(part) == 1 and len(met) > BATCH:  # a large one: much lies in its bounds but not near it
         own = shapely.buffer(shapes[part][0], margin) if margin else shapes[part][0]
         shapely.prepare(own)
         batches = np.split(met, np.arange(BATCH, len(met), BATCH))

@@ -19,7 +19,7 @@ from workbench.polygons.clean import metres_per_unit, only_polygons
 from workbench.polygons.overlap import SLACK, common_area, holds, iou_of
 from workbench.raster.crs import ground_area_m2
 
-LEAST_IOU = 0.85  # with the original shape; below it, squaring has made another shape
+LEAST_IOU = 0.85  # with the original shape; below it, squaring has changed the shape too much
 ROUND_IOU = 0.9  # with the circle of the same area; above it, the shape has no corners to square
 TOLERANCE_M = 0.5  # how far an outline may stray from a wall
 TOLERANCE_PX = 2.0  # with less, the steps of a slanted pixel edge leave corners
@@ -42,10 +42,10 @@ def regularized(polygons: gpd.GeoDataFrame, which: bool | Collection[int]) -> gp
 
     Args:
         polygons: The whole layer as `clean` returns it, because any two polygons may overlap.
-        which: True squares all polygons, a list of class ids those with such a `class_id`.
+        which: True squares all polygons, a list of class ids only those of these classes.
 
     Returns:
-        The same rows and columns, MultiPolygons; `area_m2` is measured anew, and `area_px` is
+        The same rows and columns, MultiPolygons; `area_m2` is measured again, and `area_px` is
         still the area in pixels before simplification. No rows give no rows.
 
     Raises:
@@ -90,25 +90,25 @@ def _tolerance(geometry: NDArray[np.object_], area_px: NDArray[np.int64], crs: C
 
 
 def _squared(geometry: NDArray[np.object_], tolerance: float) -> NDArray[np.object_]:
-    """Square each geometry; empty where nothing came of it."""
+    """Square each geometry; empty where the library returns nothing."""
     from buildingregulariser import regularize_geodataframe
 
-    # near the origin, because it multiplies coordinates: in Web Mercator centimetres would be lost
+    # near the origin: the library multiplies coordinates and would lose centimetres in Web Mercator
     origin = np.floor(shapely.bounds(geometry)[:, :2])
     near = [
         translate(shape, -x, -y) for shape, (x, y) in zip(geometry, origin.tolist(), strict=True)
     ]
     frame = gpd.GeoDataFrame({"row": np.arange(len(near))}, geometry=near)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it tells of shapes that differ too much: LEAST_IOU does
+        warnings.simplefilter("ignore")  # about shapes that differ too much: LEAST_IOU handles them
         parts = regularize_geodataframe(
             frame,
             simplify_tolerance=tolerance,
-            parallel_threshold=2 * tolerance,  # as its defaults are, 0.5 and 1
+            parallel_threshold=2 * tolerance,  # like its defaults, 0.5 and 1
             allow_circles=False,  # of 168 corners, which nobody wants to edit
-            num_cores=1,  # it would start processes, which hang or start the kernel anew
+            num_cores=1,  # more would start processes, which hang or restart the kernel
         )
-    # it takes multipolygons apart, and their parts may have grown together
+    # the library splits multipolygons, and their parts may now touch
     squared = np.full(len(geometry), shapely.MultiPolygon(), dtype=object)
     for row, found in parts.groupby("row").indices.items():
         whole = shapely.union_all(shapely.make_valid(parts.geometry.to_numpy()[found]))
@@ -121,8 +121,8 @@ def _without_new_overlaps(
 ) -> NDArray[np.object_]:
     """Take the squared shapes, except where one overlaps another by more than `before`.
 
-    Of two such shapes, the one that squaring has changed more stays as it was. A part on its whole
-    may grow there, and stick out as far as a review accepts (`holds`).
+    Of two such shapes, the one that squaring has changed more is restored. A part may grow on its
+    whole, and stick out as far as a review accepts (`holds`).
     """
     geometry, changed = squared.copy(), squared != before
     while changed.any():
@@ -132,18 +132,18 @@ def _without_new_overlaps(
         one, other = one[one != other], other[one != other]
         was, least_was = _shared(before, one, other)
         now, least = _shared(geometry, one, other)
-        # of a part on its whole, what sticks out may not grow; of others, what they share
+        # for a part on its whole, what sticks out must not grow; for others, what they share
         nested = was >= INSIDE * least_was
         more = np.where(nested, (least - now) - (least_was - was), now - was)
         grown = (more > SLACK * least) & ~(nested & holds(now, least, least))
         one, other = one[grown], other[grown]
         if not len(one):
             break
-        # equal likeness: the later row, so that the order in the tree does not matter
+        # at equal likeness the later row, so that the order in the tree does not matter
         first = np.where(changed[other], likeness[other], np.inf)
         yields = (likeness[one] < first) | ((likeness[one] == first) & (one > other))
         one, other = one[yields], other[yields]
-        # what yields to a shape that yields itself is looked at again
+        # one that yields to a shape that yields itself is checked again
         back = np.unique(one[~np.isin(other, one)])
         geometry[back], changed[back] = before[back], False
     return geometry

@@ -1,7 +1,7 @@
-"""At which scale an object counts, where a scene was segmented at several.
+"""Which scale shows an object, if a scene was segmented at several.
 
-It counts at the finest scale that sees it whole, in a window whose edges it does not reach. So a
-polygon of a coarser scale is dropped if it lies in a window of a finer one. If it does not, the
+It is the finest scale that sees the object whole, in a window whose edges it does not reach. So a
+polygon of a coarser scale is dropped if it fits in a window of a finer one. If it does not fit, the
 finer polygons of the object are pieces, merged or not: those that agree with the coarser polygon
 inside the windows that saw them are dropped.
 """
@@ -67,7 +67,7 @@ def _finest_that_holds(
 
 
 def _open_at_the_end(windows: gpd.GeoDataFrame) -> NDArray[np.object_]:
-    """The windows, wider where no window of their raster sees further, at any scale."""
+    """The windows, extended where no window of their raster, at any scale, sees further."""
     frames = windows.geometry.bounds
     of_raster = frames.groupby(windows["raster"])
     ends = np.column_stack(
@@ -88,7 +88,7 @@ def _covered(
     windows: gpd.GeoDataFrame,
     seen_by: Callable[[int], set[int]],
 ) -> NDArray[np.int64]:
-    """Those of the pieces that show what is seen of a polygon of a coarser scale."""
+    """The pieces that agree with a polygon of a coarser scale where their windows see it."""
     scale, boxes = windows["scale"].to_numpy(), windows.geometry.to_numpy()
     frames = np.asarray(shapely.box(*shapes.bounds[coarser].T), object)
     tree = shapely.STRtree(frames)

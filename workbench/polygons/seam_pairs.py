@@ -1,6 +1,6 @@
-"""What two windows that overlap say of their polygons: which are alike, cut, or the other's.
+"""Comparing the polygons of two overlapping windows: which match, are cut, or are the other's.
 
-`seams.merge_seams` decides by it; what *cut* means is said there.
+`seams.merge_seams` decides by this; its module defines *cut*.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OBJECTS_AT_ONCE = 64  # that are united together
 _THREADS = ThreadPoolExecutor(usable_cores(), "seams")
 
 # Two polygons (rows i and j) of two windows that look alike in the overlap, the surest match first
-# in the order of the first six fields. `seen`: all of the polygon lies in the other one's window,
+# in the order of the first six fields. `seen`: the whole polygon lies in the other one's window,
 # clear of its edges.
 MATCH = np.dtype(
     [
@@ -51,7 +51,7 @@ SUREST = ("several", "minus_iou", "minus_common", "minus_smaller", "i", "j")
 class _Side:
     """The polygons of one window that reach into its overlap with another window.
 
-    `seen`: the other window sees all of the polygon, and it does not touch that window's edges.
+    `seen`: the other window sees the whole polygon, clear of its edges.
     """
 
     box: shapely.Polygon
@@ -66,8 +66,8 @@ class Comparison(NamedTuple):
     """What pairs of windows say of their polygons."""
 
     matches: NDArray[Any]  # of MATCH
-    foreign: NDArray[np.int64]  # (n, 2), row and other window: which is to decide
-    cut: NDArray[np.int64]  # (n, 2), the same
+    foreign: NDArray[np.int64]  # (n, 2), row and other window: that window decides about the row
+    cut: NDArray[np.int64]  # (n, 2), row and other window: towards it, the row is cut
 
 
 def compare_neighbours(
@@ -206,12 +206,12 @@ def without_stubs(
 ) -> NDArray[np.object_]:
     """Take the stubs off the `(n,)` pieces of one object, which come from the windows `tile`.
 
-    Pieces that are `kept` stay as they are: a person has accepted all of them. `boxes` and `pixel`
+    Pieces that are `kept` stay as they are: a person has accepted them whole. `boxes` and `pixel`
     are those of all windows.
 
-    A stub lies in the overlap of two windows, is shown by one of them alone, and ends at that
-    window's edge, beyond which the other one sees. With it, the union of the pieces would end there
-    in a straight line.
+    A stub lies in the overlap of two windows, but only one of them shows it. It ends at the edge of
+    that window, although the other one sees beyond. With the stub, the union of the pieces would
+    end there in a straight line.
     """
     of_tile = {here: shapely.union_all(pieces[tile == here]) for here in np.unique(tile).tolist()}
     cleared = pieces.copy()
@@ -233,7 +233,7 @@ def without_stubs(
 
 
 def _pairs(*pairs: tuple[NDArray[np.int64], int]) -> NDArray[np.int64]:
-    """Rows, and the window that they have in common, as `(n, 2)`."""
+    """Rows with the window that is given for them, as `(n, 2)`."""
     columns = [np.column_stack((rows, np.full(len(rows), window))) for rows, window in pairs]
     return np.concatenate([np.empty((0, 2), np.int64), *columns])
 
@@ -243,8 +243,8 @@ def _agreeing(one: _Side, other: _Side, lattice: Lattice) -> NDArray[Any]:
     m, n = shapely.STRtree(other.shared).query(one.shared)
     area, other_area = shapely.area(one.shared), shapely.area(other.shared)
     bounds, other_bounds = shapely.bounds(one.shared), shapely.bounds(other.shared)
-    # a U whose two legs reach into the overlap may be two polygons on one side: of two that are
-    # cut, only the parts that meet the other one count
+    # a U whose two legs reach into the overlap may be two polygons on one side: if both are cut,
+    # only the parts that meet the other one count
     both_cut = one.cut[m] & other.cut[n]
     parted = shapely.get_num_geometries(one.shared) > 1
     other_parted = shapely.get_num_geometries(other.shared) > 1
@@ -258,8 +258,8 @@ def _agreeing(one: _Side, other: _Side, lattice: Lattice) -> NDArray[Any]:
     alike = iou(common, piece, other_piece)
     same = (common > 0) & (alike >= AGREE)
     m, n, common, alike = m[same], n[same], common[same], alike[same]
-    # a whole and its part may look alike in one overlap and different in another, where they are
-    # told apart; large overlaps tell more than the corner of four tiles
+    # a whole and its part may look alike in one overlap and differ in another, which tells them
+    # apart; large overlaps tell more than the corner of four tiles
     several = (np.bincount(m, minlength=len(area))[m] > 1) | (
         np.bincount(n, minlength=len(other_area))[n] > 1
     )
@@ -284,7 +284,7 @@ def _common_area(
     """The area that each pair shares, and the area of those parts of either that share any."""
     parts, pair = shapely.get_parts(one, return_index=True)
     other_parts, other_pair = shapely.get_parts(other, return_index=True)
-    # parts of one pair meet: most of them lie far apart, and each is small
+    # only parts whose bounds meet: most lie far apart, and each is small
     per_pair = np.bincount(other_pair, minlength=len(one))
     first = np.cumsum(per_pair) - per_pair
     i = np.repeat(np.arange(len(parts)), per_pair[pair])
@@ -309,7 +309,7 @@ def _sums(row: NDArray[np.int64], values: NDArray[np.float64], n: int) -> NDArra
 
 
 def _others_to_decide(one: _Side, other: _Side) -> NDArray[np.int64]:
-    """Rows of one window that the other sees as well or better: its own proposals count there."""
+    """Rows of one window that the other sees as well or better, so that its proposals count."""
     return one.rows[one.seen & (one.cut | _nearer(one.whole, other.box, one.box))]
 
 
@@ -318,7 +318,7 @@ def _nearer(
 ) -> NDArray[np.bool_]:
     """Whether the middle of each polygon is nearer to the centre of one window than the other.
 
-    Of windows at one distance, the left or upper one counts as nearer.
+    At equal distance, the left or upper window counts as nearer.
     """
     middle = middle_of(polygons)
     near, far = (shapely.distance(middle, box.centroid) for box in (one, other))

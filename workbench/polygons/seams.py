@@ -1,25 +1,25 @@
 """Where tiles overlap: one polygon for each object, whichever tiles saw it.
 
-All verdicts are about pairs of polygons of two overlapping windows. A polygon is *cut* towards a
-neighbour if it touches an edge of its own window inside the neighbour's: the neighbour sees what
-lies beyond. Two polygons that agree inside the shared overlap are the same object, and then
+Pairs of polygons of two overlapping windows are compared. A polygon is *cut* towards a neighbour if
+it touches an edge of its own window inside the neighbour's: the neighbour sees what lies beyond.
+Two polygons that agree inside the shared overlap are the same object, and then
 
-- if both windows see both whole, the worse one is dropped (a duplicate), or the cut one,
-- what the other window sees whole is dropped if the other polygon reaches beyond this window,
+- if both windows see both whole, one is dropped as a duplicate: the cut one, or else the worse one,
+- if only one of the windows sees the other's polygon whole, that polygon is dropped,
 - otherwise both are pieces, and the object is their union.
 
-A polygon that agrees with none of a neighbour, though the neighbour sees all of it uncut, is the
-neighbour's to decide if it is cut here, or nearer to the neighbour's centre: it is dropped, as it
-would be in one large tile. Otherwise overlaps would hold the proposals of two tiles, not of one.
+A neighbour may see a polygon whole and uncut, but have none that agrees with it. Then the neighbour
+decides, if the polygon is cut here or nearer to the neighbour's centre: the polygon is dropped, as
+it would be in one large tile. Otherwise overlaps would hold the proposals of two tiles, not of one.
 
 If two overlapping polygons of one tile agree with the same one of the next, the surer match counts.
 The other polygon is *open* there, if it is cut and nothing else continues it. So is a polygon whose
-rest is a mask as large as its tile. An object of which more than half is open is dropped: what is
-left of it would end in straight lines at the edges of tiles, and what lies beyond is known.
+rest is a mask as large as its tile. An object is dropped if more than half of it is open: it would
+end in straight lines at the edges of tiles, although it is known what lies beyond.
 
-What a person has accepted (`kept`) is never dropped or trimmed, whatever the neighbours say.
+Polygons that a person has accepted (`kept`) are never dropped or trimmed.
 
-Windows of different scales are not compared so: `scales` says which scale shows an object.
+Windows of different scales are not compared here: `scales` says which scale shows an object.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ def merge_seams(
 ) -> Iterator[gpd.GeoDataFrame]:
     """Make one polygon of each object that several tiles saw.
 
-    Geometry is kept in a temporary file; memory holds only numbers of all polygons, and the
+    Geometry is kept in a temporary file; memory holds only a few numbers for each polygon, and the
     geometry of some neighbours. The result does not depend on the order of the rows.
 
     Args:
         polygons: Frames of `to_polygons`, at least one, not cleaned. Scenes may be mixed.
-            Columns that may mark rows: `continues`, no labels without other rows of their object;
-            `too_large`, no labels at all, but they tell where an object goes on; `kept`, a person
-            has accepted them. All frames have such a column or none has.
+            Optional columns mark rows: `continues`, no labels without other rows of their object;
+            `too_large`, never labels, but they show where an object goes on; `kept`, accepted by a
+            person. Either all frames have such a column, or none.
         windows: The windows of all tiles that were segmented, at all scales, from `tile_windows`.
         folder: Where to put the temporary file; None is the system's folder for such files.
         offer: Which duplicates, overlaps and tile-wide shapes to leave out.
@@ -76,9 +76,9 @@ def merge_seams(
         Batches of the layer, at least one, sorted by source, tile and ordinal. `n_tiles` is the
         number of tiles that saw the object; scores and ordinal are those of its best piece.
         `at_edge` is also true where the windows end, and where a tile cut a polygon that the next
-        tile does not continue. Where polygons have a `class_id`, only those of one class are the
-        same object, and the class score decides before the other scores. `kept` is there if it was
-        given, and true for objects that have such a row.
+        tile does not continue. If polygons have a `class_id`, only those of one class can be the
+        same object, and the class score decides before the other scores. If `kept` is given, it is
+        returned, and true for objects that have such a row.
 
     Example:
         >>> layer = pd.concat(merge_seams([polygons], tile_windows(scene, list(grid))))
@@ -112,7 +112,7 @@ def merge_seams(
 
 @dataclass(frozen=True)
 class _Roles:
-    """What rows `(n,)` are beside labels; see `merge_seams`."""
+    """The marks of rows `(n,)`; see `merge_seams`."""
 
     continues: NDArray[np.bool_]
     too_large: NDArray[np.bool_]
@@ -139,9 +139,9 @@ def _in_order(windows: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
 def _put_away(
     polygons: Iterable[gpd.GeoDataFrame], windows: gpd.GeoDataFrame, shapes: SpilledPolygons
 ) -> pd.DataFrame:
-    """Put the geometry into the file; returns the other columns. Both by tile and ordinal.
+    """Put the geometry into the file; returns the other columns, both by tile and ordinal.
 
-    In place of the columns of the key there is `tile`, the row of the window.
+    `tile`, the row of the window, replaces the columns of the key.
     """
     number = pd.Series(np.arange(len(windows)), index=pd.MultiIndex.from_frame(windows[KEY]))
     columns = []
@@ -158,10 +158,10 @@ def _put_away(
 
 @dataclass(frozen=True)
 class _Said:
-    """What all pairs of neighbours say of their polygons; rows and windows as `(n, 2)`."""
+    """How the polygons of all neighbours compare; rows and windows as `(n, 2)`."""
 
     matches: NDArray[Any]  # of MATCH
-    foreign: NDArray[np.int64]  # the other window is to decide
+    foreign: NDArray[np.int64]  # the other window decides about the row
     cut: NDArray[np.int64]  # the other window sees what lies beyond
 
     @classmethod
@@ -201,13 +201,13 @@ def _decide(
     roles: _Roles,
     windows: gpd.GeoDataFrame,
 ) -> _Decided:
-    """Decide by what neighbours have said; `rank` is the place of each row, best first."""
+    """Decide by the comparisons; `rank` is the rank of each row, 0 for the best."""
     labels = ~(roles.too_large[said.matches["i"]] | roles.too_large[said.matches["j"]])
     objects = Objects.of(said.matches[labels], shapes, tile, Lattices(windows))
     together = labels & (objects.label[said.matches["i"]] == objects.label[said.matches["j"]])
     agreed = said.matches[together]
     goes_on = _rows_and_windows(agreed, tile)
-    elsewhere = _rows_and_windows(said.matches[~together], tile)  # in what is not this object
+    elsewhere = _rows_and_windows(said.matches[~together], tile)  # with polygons of other objects
     ends = said.cut[~_among(said.cut, goes_on)]
     open_ends = ends[_among(ends, elsewhere) & _side_by_side(tile[ends[:, 0]], ends[:, 1], windows)]
     is_open = _marked(open_ends[:, 0], len(tile))
@@ -222,13 +222,13 @@ def _decide(
     area = np.where(keep, shapes.area, 0)
     mostly_open = objects.sums(np.where(is_open, area, 0)) > 0.5 * objects.sums(area)
     keep &= objects.have(roles.kept) | ~mostly_open
-    # what continues nothing that was selected is no label
+    # a row that continues nothing selected is not a label
     keep &= objects.have(~roles.continues)
     return _Decided(objects, keep, _marked(ends[:, 0], len(tile)))
 
 
 def _in_batches(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """At least one batch, should it be empty."""
+    """Split rows into batches; at least one, which may be empty."""
     return np.split(rows, np.arange(BATCH, len(rows), BATCH))
 
 
@@ -241,9 +241,9 @@ def _rows_and_windows(matches: NDArray[Any], tile: NDArray[np.int64]) -> NDArray
 def _side_by_side(
     one: NDArray[np.int64], other: NDArray[np.int64], windows: gpd.GeoDataFrame
 ) -> NDArray[np.bool_]:
-    """Whether each pair of windows does not only meet at a corner.
+    """Whether each pair of windows meets at more than a corner.
 
-    What lies beyond a corner is shown by the tiles on both sides of it, too.
+    The tiles on both sides of a corner also show what lies beyond it.
     """
     row, col, source = (windows[name].to_numpy() for name in ("tile_row", "tile_col", "source"))
     corner = (row[one] != row[other]) & (col[one] != col[other]) & (source[one] == source[other])
@@ -257,7 +257,7 @@ def _among(pairs: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.bo
 
 
 def _marked(rows: NDArray[np.int64], n: int) -> NDArray[np.bool_]:
-    """Whether each of `n` rows is among those."""
+    """Whether each of `n` rows is among the given ones."""
     marked = np.zeros(n, bool)
     marked[rows] = True
     return marked
@@ -266,14 +266,14 @@ def _marked(rows: NDArray[np.int64], n: int) -> NDArray[np.bool_]:
 def _replaced(
     matches: NDArray[Any], rank: NDArray[np.int64], kept: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """The rows that go because the other one of a match shows the same object better."""
+    """The rows that are dropped because the other row of a match shows the object better."""
     i, j, cut_i, cut_j = (matches[name] for name in ("i", "j", "cut_i", "cut_j"))
     one = ~(cut_i & cut_j)
     both = matches["seen_i"] & matches["seen_j"]
     worse_i = np.where(cut_i == cut_j, rank[i] > rank[j], cut_i)
     i_goes = one & matches["seen_i"] & (~both | worse_i)
     j_goes = one & matches["seen_j"] & (~both | ~worse_i)
-    # a person's polygon replaces the other one if it is whole; else they are united
+    # a person's polygon replaces the other one if it is uncut; otherwise both are united
     i_goes = np.where(kept[i] == kept[j], i_goes, kept[j] & ~cut_j)
     j_goes = np.where(kept[i] == kept[j], j_goes, kept[i] & ~cut_i)
     return np.append(i[i_goes], j[j_goes])
@@ -295,7 +295,7 @@ def _unite(
     windows: gpd.GeoDataFrame,
     each: Each,
 ) -> pd.DataFrame:
-    """Unite what is left of each group in its best row; clears `keep` of the other rows."""
+    """Unite the kept rows of each object in its best row; clears `keep` for the others."""
     columns = {name: rows[name].to_numpy().copy() for name in ("at_edge", "area_px", "n_tiles")}
     several: dict[int, NDArray[np.int64]] = {}  # the pieces of objects, by their best row
     for members in objects:
@@ -317,10 +317,10 @@ def _unite(
 
 
 def _ranks(polygons: pd.DataFrame) -> NDArray[np.int64]:
-    """The place of each polygon, best first.
+    """The rank of each polygon, 0 for the best.
 
-    A person's first, then whole ones before those clipped by invalid pixels, then by scores.
-    Equal scores go in the order of tiles and ordinals.
+    Polygons that a person has accepted come first, then those not at an edge; then scores decide.
+    Equal scores are sorted by tile and ordinal.
     """
     rank = np.empty(len(polygons), np.int64)
     keys = [-polygons["stability"], -polygons["confidence"]]
@@ -337,7 +337,7 @@ def _ranks(polygons: pd.DataFrame) -> NDArray[np.int64]:
 def _reach_the_end(
     shapes: SpilledPolygons, tile: NDArray[np.int64], windows: gpd.GeoDataFrame
 ) -> NDArray[np.bool_]:
-    """Whether each polygon touches the outline of all that the windows of its scale see."""
+    """Whether each polygon touches the outline of the union of all windows of its scale."""
     reach = np.zeros(len(shapes), bool)
     scale = windows["scale"].to_numpy()
     for level in np.unique(scale):
@@ -354,7 +354,7 @@ def _spans_its_tile(
 ) -> NDArray[np.bool_]:
     """Whether each polygon touches three or four edges of its window, and no other continues it.
 
-    It is what lies between the objects of that tile, and ends where the tile does.
+    It is the background between the objects of that tile, and ends where the tile ends.
     """
     bounds = windows.geometry.bounds.to_numpy()[tile]
     near = np.abs(shapes.bounds - bounds) < TOUCH_PX * windows["pixel"].to_numpy()[tile, None]
@@ -396,8 +396,8 @@ def _not_offered(
 ) -> NDArray[np.int64]:
     """Rows that repeat a better one, or overlap one that no tile has seen together with them.
 
-    `seen_by` gives the tiles that saw a row: which overlaps to allow, a tile that saw both has
-    decided. It has not compared what other tiles saw of the same objects, nor rows that are `new`.
+    `seen_by` gives the tiles that saw a row. A tile that saw both rows has decided which overlaps
+    to allow. It has not compared what other tiles saw of the same objects, nor rows that are `new`.
     """
     reached = _reached(shapes.bounds, rows, windows)
     several = np.bincount(reached[:, 1], minlength=len(shapes)) > 1

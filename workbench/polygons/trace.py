@@ -1,7 +1,7 @@
-"""Masks to outlines along their pixel edges, many masks at once and without decoding them.
+"""Masks to outlines along their pixel edges, many masks at once without decoding them.
 
-A mask is held as its vertical runs of pixels, which is what COCO's run-length encoding stores. Work
-and memory go with the runs, not with the pixels of the tile.
+A mask is held as its vertical runs of pixels, as in COCO's run-length encoding. Work and memory
+grow with the number of runs, not with the pixels of the tile.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from workbench.candidates.rle import Numbers, Runs
 
 @dataclass(frozen=True)
 class Outlines:
-    """Closed rings of `(m, 2)` corners, x and y in pixels: of a part its exterior, then its holes.
+    """Closed rings of `(m, 2)` corners, x and y in pixels: each part's exterior, then its holes.
 
     Pixel (row, col) covers x from col to col + 1. `parts_per_mask` is 0 for an empty mask.
     """
@@ -41,14 +41,14 @@ def trace(runs: Runs) -> Outlines:
     The polygons are valid as they are, and their area is the number of pixels.
 
     Instead of following the outline pixel by pixel, the corners of all masks are found at once:
-    along each grid line they pair up to edges, and following the edges, vertical and horizontal in
-    turn, closes the rings.
+    along each grid line they pair up into edges, and following the edges, vertical and horizontal
+    in turn, closes the rings.
     """
     tall, wide = runs.height + 1, runs.width + 1  # corners; also keeps masks and columns apart
     column = runs.mask * wide + runs.x
     starts, ends = column * tall + runs.y0, column * tall + runs.y1
-    # where a run starts or ends in one of two neighbouring columns only, or starts in one and ends
-    # in the other, there is a corner on the line between them
+    # if a run starts or ends in only one of two neighbouring columns, or starts in one and ends in
+    # the other, there is a corner on the line between them
     line = np.column_stack((2 * starts, 2 * ends + 1)).ravel()
     key = np.concatenate((line, line + 2 * tall))
     key.sort(kind="stable")  # two sorted halves: merged in one pass
@@ -72,7 +72,7 @@ def trace(runs: Runs) -> Outlines:
     beside[order[::2]], beside[order[1::2]] = order[1::2], order[::2]
     path, cuts = _follow(beside.tolist())
 
-    # a ring starts along its leftmost edge: the foreground lies right of it, of a hole left
+    # a ring starts along its leftmost edge: the foreground lies right of it, for a hole left
     first = path[cuts[:-1]]
     pixel = corner[first]
     run = _run_at(pixel, starts)
@@ -99,7 +99,7 @@ def trace(runs: Runs) -> Outlines:
 
 
 def _run_at(pixel: Numbers, starts: Numbers) -> Numbers:
-    """The last run that does not start after each pixel, -1 if there is none."""
+    """The last run that starts at or before each pixel, -1 if there is none."""
     return np.searchsorted(starts, pixel, side="right") - 1
 
 
@@ -123,7 +123,7 @@ def _turn_at_crossings(
     label: Numbers,
     tall: int,
 ) -> None:
-    """Decide how two rings pass a corner at which two diagonal pixels meet, in place.
+    """Decide, in place, how two rings pass a corner at which two diagonal pixels meet.
 
     As listed, the left edge turns up and the right edge down. Pixels of one part must be joined
     there, so that the ring leaves a hole instead of touching itself; pixels of two parts must be

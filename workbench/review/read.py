@@ -234,7 +234,7 @@ def _classes(
         return by_text.get(text.casefold())
 
     given = values.astype(object).where(values.notna(), None)
-    numbers = given.map(number_of)
+    numbers = [number_of(value) for value in given]  # a mapped Series would turn None into NaN
     unknown = given[[number is None for number in numbers]]
     if len(unknown):
         known = ", ".join(f"{number} ({name})" for number, name in classes.items())
@@ -244,7 +244,7 @@ def _classes(
             "the class to `classes` in the job.yaml of the run folder."
         )
     notes.append("Its classes are text; read by number or name.")
-    return numbers.astype("Int64")
+    return pd.Series(numbers, values.index, "Int64")
 
 
 def _statuses(path: Path, labels: gpd.GeoDataFrame, run: Run, notes: list[str]) -> pd.Series:

@@ -1,4 +1,4 @@
-"""A polygon at a person's clicks: what a network says of a tile that it has seen already."""
+"""The polygon at a person's clicks, from a tile that the network has already encoded."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def polygon_at(
         tile: The window of the scene, encoded.
         scene: Gives the CRS and the transform.
         window: Where the tile lies in the scene.
-        valid: Its valid pixels, `(h, w)`; others are taken out of the mask.
-        points: `(n, 2)` XY in the scene's CRS; may be empty with a box.
-        on_object: `(n,)`: whether a click is on the object, or on what does not belong to it.
+        valid: Its valid pixels, `(h, w)`; others are removed from the mask.
+        points: `(n, 2)` XY in the scene's CRS; may be empty if there is a box.
+        on_object: `(n,)`: whether each click is on the object; false: on the background.
         box: `(4,)` west, south, east, north in the scene's CRS.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What to expect of taught classes on tiles not seen, and what would help most, in plain words."""
+"""How well taught classes should do on other tiles, and what would help most, in plain words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MORE = 20  # verdicts, where no other advice is better
 
 
 def counts_of(verdicts: Verdicts) -> dict[int, int]:
-    """How often each class was said; 0 is none of them."""
+    """The number of verdicts for each class; 0 is none of them."""
     counts: dict[int, int] = {}
     for number in verdicts.said.values():
         counts[number] = counts.get(number, 0) + 1
@@ -23,7 +23,7 @@ def counts_of(verdicts: Verdicts) -> dict[int, int]:
 def expectation(
     verdicts: Verdicts, classes: Mapping[int, str], expected: HeldOut | None
 ) -> list[str]:
-    """Sentences about what was said, what to expect and what would help most.
+    """Sentences about the verdicts so far, what to expect and what would help most.
 
     `expected` is None while that is not known.
     """
@@ -58,14 +58,14 @@ def _other_side(counts: Mapping[int, int], classes: Mapping[int, str]) -> str:
 
 
 def _by_class(expected: HeldOut, classes: Mapping[int, str]) -> list[str]:
-    """What to expect of each class, as its verdicts on tiles held out say."""
+    """What to expect of each class, estimated on held-out tiles."""
     if not expected.n_tiles or not expected.by_class:
-        return [f"Expected on tiles not seen: {expected.text()}."]
+        return [f"Expected on other tiles: {expected.text()}."]
     lines = [
         f"{classes.get(number, f'class {number}')}: {one.text()}"
         for number, one in expected.by_class
     ]
-    return [f"Expected on tiles not seen, by these verdicts: {'. '.join(lines)}."]
+    return [f"Expected on other tiles, by these verdicts: {'. '.join(lines)}."]
 
 
 def _most_help(verdicts: Verdicts, classes: Mapping[int, str], expected: HeldOut) -> str:
@@ -73,12 +73,12 @@ def _most_help(verdicts: Verdicts, classes: Mapping[int, str], expected: HeldOut
     fewest = min((counts.get(number, 0), number) for number in classes if counts.get(number))
     if fewest[0] < ENOUGH:
         n = ENOUGH - fewest[0]
-        return f"{n} more {'is' if n == 1 else 'are'} needed of {classes[fewest[1]]}: press n."
+        return f"{n} more of {classes[fewest[1]]} {'is' if n == 1 else 'are'} needed: press n."
     if counts.get(NONE, 0) < ENOUGH:
         n = ENOUGH - counts.get(NONE, 0)
         return f"{n} more verdict{'s' if n > 1 else ''} of 0, none of these, would help most."
     if verdicts.frame["tile"].nunique() < 2:
-        return "Verdicts on another tile would help most: all are from one so far."
+        return "Verdicts on another tile would help most: so far, all are from one tile."
     known = [(one.f1, number) for number, one in expected.by_class if number in classes]
     weakest = classes[min(known)[1]] if known else "each class"
     return f"{MORE} more of {weakest} from other tiles would help most."

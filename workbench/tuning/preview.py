@@ -1,6 +1,6 @@
 """The polygons of sample tiles at any thresholds and cleaning, fast enough to follow a slider.
 
-Calls the same `select`, `to_polygons` and `clean` as a run, and keeps what no slider changes.
+Calls the same `select`, `to_polygons` and `clean` as a run, and caches what no slider changes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Fate(IntEnum):
     WHOLE_TILE = 5  # as large as its tile
     DUPLICATE = 6  # repeats a better mask
     OVERLAP = 7  # lies partly on a better mask
-    MERGED = 8  # at a seam: one label with what another sample shows, or left to it
+    MERGED = 8  # at a seam: united with the polygon of another sample, or dropped for it
 
 
 _FATE_OF = {
@@ -60,11 +60,11 @@ _FATE_OF = {
 class View:
     """The candidates of all samples as thresholds and cleaning leave them.
 
-    Rows count all candidates: sample by sample, each by ordinal. `fate` says for each row whether
+    Rows number all candidates: sample by sample, each by ordinal. `fate` says for each row whether
     it is shown. `drawn` has one frame for each sample, with the columns of `clean` and `row`: at
     least the polygons of all rows that are kept. A frame stays the same object until thresholds
-    need polygons that it does not have. `merged` has the labels of samples that overlap one
-    another, in place of those drawn; None before seams are merged.
+    need polygons that it lacks. `merged` has the labels of overlapping samples, which replace the
+    drawn ones; None before seams are merged.
     """
 
     thresholds: Thresholds
@@ -107,7 +107,7 @@ class Verdict:
 
 
 class Traced:
-    """The polygons of one sample that were needed so far. Rows are counted from its first."""
+    """The polygons of one sample that were needed so far, with rows numbered from its first."""
 
     def __init__(self, sample: SegmentedTile, first: int) -> None:
         self.sample, self.first = sample, first
@@ -127,11 +127,11 @@ class Traced:
 
     @property
     def rows(self) -> slice:
-        """Its rows among those of all samples."""
+        """The rows of the sample among those of all samples."""
         return slice(self.first, self.first + len(self.candidates))
 
     def chosen(self, offered: NDArray[np.bool_]) -> ChosenTile:
-        """The sample with those of its candidates that are `offered`, given for all rows."""
+        """The sample with its candidates that are `offered`, a mask of all samples' rows."""
         rows = np.flatnonzero(offered[self.rows])
         sample = self.sample
         return ChosenTile(sample.part, sample.tile, self.candidates, self.masks, rows)
@@ -159,7 +159,7 @@ class Traced:
         self.cleaned = cleaned.sort_values("row", ignore_index=True)
 
     def trace(self, wanted: NDArray[np.int64]) -> None:
-        """Make the polygons of those rows that have none yet."""
+        """Make the missing polygons of these rows."""
         missing = wanted[~self.known[wanted]]
         if len(missing):
             traced = _polygons(self.sample, self.candidates.take(missing), self.first + missing)
@@ -181,7 +181,7 @@ class Preview:
         aoi: shapely.Geometry | None = None,
         before: Preview | None = None,
     ) -> None:
-        """`before` is an earlier preview; its work on samples that are still there is kept."""
+        """`before` is an earlier preview; its work on samples that both have is kept."""
         self.aoi = aoi
         self._parts: list[Traced] = []
         self._lock = RLock()
@@ -232,7 +232,7 @@ class Preview:
         cleaning: Cleaning,
         offer: Offer = Offer(),  # noqa: B008  a plain value
     ) -> View:
-        """Return what these thresholds, this cleaning and this offer leave.
+        """Return what these thresholds, cleaning and offer leave.
 
         Raises `ValueError` for thresholds below the floors.
         """
@@ -287,7 +287,7 @@ class Preview:
     def fates(
         self, chosen: NDArray[np.int64], cleaning: Cleaning
     ) -> tuple[NDArray[np.uint8], tuple[gpd.GeoDataFrame, ...]]:
-        """Trace and clean chosen rows (ascending), whatever chose them.
+        """Trace and clean chosen rows (ascending), however they were chosen.
 
         Returns the `Fate` of each, which is kept, cleaned or outside, and the frames of `View`.
         """
@@ -313,8 +313,8 @@ class Preview:
     def prepare(self, cleaning: Cleaning, limit: int) -> int:
         """Compare, trace and clean up to `limit` more candidates, before thresholds need them.
 
-        Best scores first; returns how many are left. A planar layer depends on which polygons are
-        chosen, so there the masks are only traced.
+        Best scores first; returns how many are left. In a planar layer, the result depends on which
+        polygons are chosen, so the masks are only traced.
         """
         left = 0
         with self._lock:
@@ -381,7 +381,7 @@ class Preview:
                 polygon = part.polygons[part.polygons["row"] == row]
             reason = why_cleaned(polygon, view.cleaning)
         elif fate == Fate.MERGED:
-            reason = "a tile beside it shows the same object, or shows that it is none"
+            reason = "a tile beside it shows the same object, or shows that there is none"
         elif fate == Fate.OUTSIDE:
             reason = "its representative point is outside the AOI"
         else:
@@ -403,7 +403,7 @@ class Preview:
             return part.polygons.geometry[part.polygons["row"] == row]
 
     def polygons_before_cleaning(self, rows: NDArray[np.int64]) -> gpd.GeoDataFrame:
-        """The polygons of some rows of one sample, by row; a mask without valid pixels has none."""
+        """The polygons of rows of one sample, by row; a mask without valid pixels has none."""
         part = self.part_of(int(rows[0]))
         with self._lock:
             part.trace(rows - part.first)
@@ -437,7 +437,7 @@ def _polygons(
 
 def stack(frames: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
     """Concatenate the polygons of several samples; no frames give an empty one."""
-    # an empty frame would make the columns object
+    # an empty frame would turn the columns into object columns
     filled = [frame for frame in frames if len(frame)] or list(frames[:1])
     if not filled:
         return gpd.GeoDataFrame({"row": np.empty(0, np.int64)}, geometry=[])

@@ -1,7 +1,7 @@
 """A process that segments tiles while a person continues to work.
 
 Only this process loads the network. So sliders stay fast while it computes, closing it frees all
-of its memory, and if memory runs out, the notebook's kernel survives.
+its memory, and the notebook's kernel survives if memory runs out.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from workbench.segmenters.protocol import Segmenter
 
 FLUSH_SECONDS = 5.0
 TELL_SECONDS = 0.25  # between two messages about the progress of a tile
-FIRST_LOOK_SECONDS = 1.0  # from the start of a tile to its first preview; ×4 to each further one
+FIRST_LOOK_SECONDS = 1.0  # from the start of a tile to its first preview; the next at 4 times that
 
-CANCEL_SECONDS = 0.7  # then the process is killed, and the next work loads the model again
+CANCEL_SECONDS = 0.7  # after that the process is killed, and the next work loads the model again
 
 Index = tuple[str, int, int]  # source, tile row, tile column
 
 
 @dataclass(frozen=True)
 class Work:
-    """What to do: some tiles of a job, or (None) all of it with its layer and files."""
+    """What to do: some tiles of a job, or (None) the whole job with its layer and files."""
 
     job: Job
     tiles: frozenset[Index] | None = None
@@ -66,8 +66,8 @@ class Planned:
 class TileUnderway:
     """A tile is being computed: the share that is done.
 
-    For sample tiles, now and then also the candidates found so far, as in `TileDone`. Candidates
-    that are found later may still suppress some of them.
+    For sample tiles, some events also have the candidates found so far, as in `TileDone`. Later
+    candidates may still suppress some of them.
     """
 
     share: float
@@ -77,10 +77,10 @@ class TileUnderway:
 
 @dataclass(frozen=True)
 class TileDone:
-    """What crosses the pipe of a `SegmentedTile`, just computed or from the store.
+    """The part of a `SegmentedTile`, just computed or from the store, that crosses the pipe.
 
-    The scene does not: `record` says which tile of which it is, and the other side knows them.
-    `candidates` is None if it has none.
+    The scene does not cross it: `record` names scene and tile, and the other side knows them.
+    `candidates` is None if the tile has none.
     """
 
     record: TileRecord
@@ -107,7 +107,7 @@ Event = Planned | TileUnderway | TileDone | Finished | Stopped
 
 
 class Background:
-    """A process that does one piece of work after the other.
+    """A process that does one piece of work after another.
 
     `notify`, which may be replaced, is called with each event, in a separate thread. The process
     starts when it is first needed.
@@ -127,7 +127,7 @@ class Background:
         return self._busy
 
     def start(self, work: Work) -> None:
-        """Begin some work; one piece at a time."""
+        """Begin some work; only one piece at a time."""
         with self._lock:
             if self._busy:
                 raise WorkbenchError("Tiles are being computed. Wait for them, or cancel.")
@@ -166,7 +166,7 @@ class Background:
             self._reap(process, 1)
 
     def _reap(self, process: multiprocessing.process.BaseProcess, seconds: float) -> None:
-        """Wait for the end of a process; with two threads waiting at once, one would miss it."""
+        """Wait for a process to end; if two threads waited at once, one would miss it."""
         with self._reaping:
             process.join(seconds)
 
@@ -198,7 +198,7 @@ class Background:
                 break
             with self._lock:
                 if self._process is not process:
-                    break  # closed, and perhaps another one is at work
+                    break  # closed, and another process may have taken its place
                 self._busy &= not isinstance(event, Finished | Stopped)
             self._tell(event)
         self._reap(process, 1)
@@ -212,7 +212,7 @@ class Background:
     def _tell(self, event: Event) -> None:
         try:
             self.notify(event)
-        except Exception:  # else this thread would end, and all later events would be lost
+        except Exception:  # otherwise this thread would end, and all later events would be lost
             traceback.print_exc()
 
 
@@ -232,11 +232,11 @@ def _last_words(exitcode: int | None) -> str:
 
 
 class _Sender:
-    """Sends events whole: after half a message the other side could read nothing more.
+    """Sends whole events: after half a message, the other side could read nothing more.
 
     As the handler of SIGINT, it interrupts at once, or after the event that is being sent.
-    (Blocking the signal in this thread is not enough: another thread would take it, and Python
-    raises in this one.)
+    (Blocking the signal in this thread is not enough: another thread would receive it, and Python
+    would raise in this one.)
     """
 
     def __init__(self, connection: Connection) -> None:

@@ -15,7 +15,7 @@ def propose_tiles(parts: Sequence[ScenePlan], n: int = 4) -> list[tuple[ScenePla
     """Choose up to `n` tiles that differ in place and in appearance.
 
     Each tile is a point: its place, brightness, colour and texture in an overview. The first is the
-    most ordinary one; each next one is the farthest from those before (Gonzalez 1985).
+    most ordinary one; each further one is the farthest from all before it (Gonzalez 1985).
     """
     tiles = [(part, tile) for part in parts for tile in part.tiles]
     if len(tiles) <= n:

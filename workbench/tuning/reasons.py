@@ -14,7 +14,7 @@ from workbench.polygons.clean import Cleaning, clean
 
 
 def why_below(scores: NDArray[np.float32], thresholds: Thresholds) -> str:
-    """Name the thresholds that both scores of a candidate, `(2,)`, do not reach."""
+    """Name the thresholds that the two scores of a candidate, `(2,)`, fail to reach."""
     failing = []
     if not scores[0] > np.float32(thresholds.pred_iou_thresh):
         failing.append(f"predicted IoU {scores[0]:.3f} is not above {thresholds.pred_iou_thresh:g}")
@@ -39,11 +39,11 @@ def why_cleaned(polygon: gpd.GeoDataFrame, cleaning: Cleaning) -> str:
         so_far = replace(so_far, **{name: limit})
         if not len(clean(polygon, so_far)):
             return text.format(limit=limit, area_m2=area_m2)
-    return "polygons on top of it leave too little"
+    return "polygons on top of it leave too little of it"
 
 
 def why_not_offered(masks: TileMasks, offered: Offered, row: int, offer: Offer) -> tuple[str, int]:
-    """Name the rule that leaves a row out, and the row that it gives way to, -1 for none."""
+    """Name the rule that drops a row, and the row that is kept instead, -1 for none."""
     reason, rival = offered.reason[row], int(offered.rival[row])
     if reason == Reason.WHOLE_TILE:
         share = masks.share[row]

@@ -1,4 +1,4 @@
-"""What becomes of polygons where sample tiles overlap: they are merged as in a run."""
+"""Merging polygons where sample tiles overlap, as in a run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ChosenTile:
 
 
 def beside_others(tiles: Sequence[ChosenTile]) -> list[int]:
-    """The places of those tiles whose windows overlap another one's, of the same scale."""
+    """The positions of the tiles whose windows overlap another one of the same scale."""
     windows = np.array([tile.window for tile in tiles], object)
     scale = np.array([tile.part.scene.scale for tile in tiles])
     i, j = shapely.STRtree(windows).query(windows)
@@ -73,7 +73,7 @@ def merged(
 ) -> gpd.GeoDataFrame:
     """Merge the polygons of some tiles, given as frames for `merge_seams`.
 
-    `seam` of the result marks those that reach into the window of a tile that is not among these.
+    In the result, `seam` marks polygons that reach into the window of a tile not given here.
     """
     windows = pd.concat(
         [tile_windows(one.part.scene, [one.tile]) for one in tiles], ignore_index=True
@@ -90,7 +90,7 @@ def _by_scene(tiles: Sequence[ChosenTile]) -> list[tuple[TileGrid, list[int]]]:
 
 
 def _not_computed(tiles: Sequence[ChosenTile]) -> NDArray[np.float64]:
-    """The bounds `(n, 4)` on the map of all tiles beside these."""
+    """The bounds `(n, 4)` on the map of all tiles next to these."""
     known = {(one.part.scene.name, *one.index) for one in tiles}
     others: dict[tuple[str, int, int], tuple[Scene, Tile]] = {}
     for one in tiles:

@@ -39,9 +39,9 @@ from workbench.tuning.process import Index
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """A classifier, the threshold that goes with it, and what is known without it.
+    """A classifier, the threshold that goes with it, and what the verdicts say without it.
 
-    `expected` is None until tiles were held out, which takes a second.
+    `expected` is None until tiles have been held out, which takes a second.
     """
 
     classifier: Classifier
@@ -70,19 +70,19 @@ class _Known:
 
     sample: SegmentedTile
     figures: NDArray[np.float32]
-    whole: NDArray[np.bool_]  # those that fill their tile
+    whole: NDArray[np.bool_]  # candidates that fill their tile
     max_area_share: float | None  # for which `whole` holds
     pairs: Shared
 
 
 class Teacher:
-    """Turns verdicts on the candidates of a preview into classes of all of them."""
+    """Turns verdicts on some candidates of a preview into classes for all of them."""
 
     def __init__(self, crs: pyproj.CRS) -> None:
         self._crs = crs
         self._lock = RLock()
         self._known: dict[Index, _Known] = {}
-        # by tile and shape: for which part, the rows that show it, and their IoU
+        # by tile and shape: the part, its rows that show the shape, and their IoU
         self._shown: dict[
             tuple[Index, bytes], tuple[Traced, NDArray[np.int64], NDArray[np.float64]]
         ] = {}
@@ -90,7 +90,7 @@ class Teacher:
     # ---- features
 
     def describe_one(self, preview: Preview, job: Job) -> bool:
-        """Compute the features of one sample; false if all have theirs."""
+        """Compute the features of one sample; false if none are missing."""
         for part in preview.parts:
             if part.sample.whole and self._of(part, job) is None:
                 self._describe(part, job)
@@ -101,7 +101,7 @@ class Teacher:
         with self._lock:
             if self._of(part, job) is not None:
                 return  # another thread has done it
-            # take a second or two: now, not at the first verdict
+            # imports that take a second or two: now, not at the first verdict
             import sklearn.ensemble
             import sklearn.linear_model  # noqa: F401
 
@@ -113,7 +113,7 @@ class Teacher:
             )
 
     def knows(self, preview: Preview, row: int, job: Job) -> bool:
-        """Whether the features of a row are there."""
+        """Whether the features of a row have been computed."""
         return self._of(preview.part_of(row), job) is not None
 
     def _of(self, part: Traced, job: Job) -> _Known | None:
@@ -126,8 +126,8 @@ class Teacher:
     def show(self, preview: Preview, row: int, job: Job) -> gpd.GeoDataFrame | None:
         """Describe a row and, after it, all rows of its tile that show the same object.
 
-        As `Verdicts.with_verdict` takes them; None if the mask has no valid pixel, or if its tile
-        is not finished. The features are computed now if they are not there yet.
+        For `Verdicts.with_verdict`; None if the mask has no valid pixel, or if its tile
+        is not finished. Missing features are computed now.
         """
         part = preview.part_of(row)
         if not part.sample.whole:
@@ -158,7 +158,7 @@ class Teacher:
     def quick(
         self, verdicts: Verdicts, others: Sequence[Examples], class_thresh: float | None
     ) -> Lesson | None:
-        """Learn at once; None while nothing can be learned. `class_thresh`: the last one known."""
+        """Learn quickly; None while nothing can be learned. `class_thresh`: the last known one."""
         examples = _joined(verdicts, others)
         if examples is None:
             return None
@@ -170,7 +170,7 @@ class Teacher:
     def thorough(
         self, verdicts: Verdicts, others: Sequence[Examples], class_thresh: float | None
     ) -> Lesson | None:
-        """Learn as a run does, and see on tiles held out what to expect."""
+        """Learn as a run does, and estimate on held-out tiles what to expect."""
         examples = _joined(verdicts, others)
         if examples is None:
             return None
@@ -209,7 +209,7 @@ class Teacher:
         return Classes(class_id, score, rows[fates == Fate.KEPT], drawn)
 
     def _shown_by(self, said: Said, part: Traced) -> Shown:
-        """As `Said.shown_by`; what is known of earlier shapes is not computed again."""
+        """Like `Said.shown_by`, but nothing is computed twice for a shape."""
         sample = part.sample
         keys = [(sample.record.index, shape) for shape in shapely.to_wkb(said.shapes).tolist()]
         new = np.array(
@@ -246,8 +246,8 @@ def most_telling(
 ) -> int:
     """The row whose verdict would teach most, -1 if all are judged.
 
-    With classes, that is where the answer is least certain: the score is near the threshold; tiles
-    with fewer verdicts come first. Without, it is the best of what the thresholds show.
+    With classes, it is the least certain one, with a score near the threshold; without, the best
+    one that the thresholds show. Tiles with fewer verdicts are preferred.
     """
     judged_ids = set(zip(verdicts.frame["tile"], verdicts.frame["ordinal"], strict=True))
     per_tile = verdicts.frame.drop_duplicates("label")["tile"].value_counts()
@@ -276,9 +276,9 @@ def most_telling(
 def at_place(
     preview: Preview, view: View, classes: Classes | None, place: tuple[float, float]
 ) -> list[int]:
-    """The rows whose mask covers a place of the map: what is shown first, each smallest first.
+    """The rows whose mask covers a place of the map: shown ones, then others, smallest first.
 
-    What is too small to become a label is left out, and so are near doubles of earlier ones.
+    Masks that are too small to become labels are left out, and so are near duplicates.
     """
     kept = set() if classes is None else set(classes.kept.tolist())
     least = view.cleaning.min_area_px
@@ -300,7 +300,7 @@ def at_place(
 
 
 def _same_objects(preview: Preview, rows: list[int]) -> set[tuple[int, int]]:
-    """Which of some rows show the same object, in one tile or in two that overlap: both orders."""
+    """Pairs of rows, in both orders, that show one object, in one tile or in two that overlap."""
     same: set[tuple[int, int]] = set()
     parts = [
         (part, [row for row in rows if preview.part_of(row) is part]) for part in preview.parts
@@ -325,7 +325,7 @@ def _same_objects(preview: Preview, rows: list[int]) -> set[tuple[int, int]]:
 
 
 def _joined(verdicts: Verdicts, others: Sequence[Examples]) -> Examples | None:
-    """All examples; None if they are of fewer than two classes, none included."""
+    """All examples; None if they have fewer than two classes, counting none of these as one."""
     all_of = [one for one in (verdicts.examples, *others) if len(one)]
     if not all_of:
         return None

@@ -32,7 +32,7 @@ _RADIUS_M = 6_378_137.0  # of the sphere of EPSG:3857
 _WEB = pyproj.CRS.from_epsg(3857)
 _QUALITY = 85
 
-# rasterio sometimes warns about arrays that it warps, and Jupyter shows it below the last cell
+# rasterio sometimes warns about arrays that it warps, and Jupyter shows this below the last cell
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning, module="rasterio.warp")
 
 
@@ -68,7 +68,7 @@ def mosaic(
     """Draw the part of scenes in `bounds` (EPSG:3857), the first on top; None if nothing shows.
 
     The longer side of `bounds` has `max_px` pixels; the image ends where the scenes end. A scene
-    that cannot be read is left out. `tell` gets a sentence about each such scene and each damage.
+    that cannot be read is left out. `tell` gets a sentence about each such scene and any damage.
     """
     left, bottom, right, top = bounds
     pixel = max(right - left, top - bottom) / max_px
@@ -169,7 +169,7 @@ def _stacked(
     for part, piece in pieces:
         rows, cols = part.row_off - whole.row_off, part.col_off - whole.col_off
         there = rgba[:, rows : rows + part.height, cols : cols + part.width]
-        # where two scenes meet, both have a share of a pixel: the larger one wins
+        # where two scenes meet, both cover part of a pixel: the larger part wins
         np.copyto(there, piece, where=piece[3] > there[3])
     return whole, rgba
 
@@ -191,7 +191,7 @@ def _warped(
 
     centre = in_scene(width / 2, height / 2)
     step = np.array([in_scene(width / 2 + 1, height / 2), in_scene(width / 2, height / 2 + 1)])
-    scale = float(np.sqrt(abs(np.linalg.det(step - centre))))  # pixels of the scene in one here
+    scale = float(np.sqrt(abs(np.linalg.det(step - centre))))  # scene pixels in one pixel here
     left, top = place @ (0, 0)
     right, bottom = place @ (width, height)
     bounds = transformer.transform_bounds(left, bottom, right, top, direction="INVERSE")

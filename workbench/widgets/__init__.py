@@ -1,11 +1,11 @@
 """The interactive workbench: pick an area, tune live, run.
 
-A job comes in; the same job goes out with what a person has changed by hand, or a run of it. The
+A job comes in; it goes out with the changes that a person has made by hand, or as a run. The
 widgets decide nothing themselves: they call the functions that a batch run calls.
 
-`area`, `tuner` and `run_panel` are what the notebook shows; each keeps its panel through `cells`,
-and all share a `session`, whose states are in its `history`, and `saved` in the run folder. `map`,
-`imagery`, `overlay` and `drawn_polygons` are the map, `looks` changes how polygons look on it,
+The notebook shows `area`, `tuner` and `run_panel`. Each keeps its panel through `cells`, and all
+share a `session`, whose states are in its `history`, and `saved` in the run folder. `map`,
+`imagery`, `overlay` and `drawn_polygons` make up the map, `looks` changes how polygons look on it,
 `object_list` lists them, `beside` shows setting B on a second map. `drawn_area`, `area_files` and
 `area_text` belong to the area, `score_plane`, `controls`, `presets`, `sample_tiles`, `judging`,
 `verdicts` and `tuner_text` to the tuner, whose `display` draws what the sliders leave and works

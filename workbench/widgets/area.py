@@ -40,9 +40,9 @@ _INSIDE = {"stroke": False, "fillColor": "#d500f9", "fillOpacity": 0.04, "intera
 
 
 class AOIPicker(CellWidget[Session, "AOIPanel"]):
-    """The area of interest of a job: a map to draw it on.
+    """A map to draw the area of interest of a job on.
 
-    What is drawn becomes the `aoi` of the session's job at once. In a batch run it makes no
+    A drawn shape becomes the `aoi` of the session's job at once. In a batch run the picker makes no
     widgets, and raises `AOIError` for an AOI that cannot be used.
     """
 
@@ -53,7 +53,7 @@ class AOIPicker(CellWidget[Session, "AOIPanel"]):
 
     @property
     def text(self) -> str:  # type: ignore[override]
-        """What a batch run shows."""
+        """The text that a batch run shows."""
         return self.session.problem if self.session.area is None else caption(self.session)
 
     @property
@@ -69,14 +69,14 @@ class AOIPicker(CellWidget[Session, "AOIPanel"]):
 
 
 class AOIPanel:
-    """The picker's widgets: left the map with tools to draw, right the figures and buttons."""
+    """The picker's widgets: map and drawing tools on the left, text and buttons on the right."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.scene_map = SceneMap(session)
         self._lock = threading.RLock()  # JupyterLab may call from two threads while a cell runs
         self._following = False
-        self._on_map: Any = None  # the job's AOI that the drawing tools hold
+        self._on_map: Any = None  # the job's AOI that the drawing tools show now
         style = {"pathOptions": STYLE}
         self.control = ipyleaflet.GeomanDrawControl(
             rectangle=style, polygon=style, polyline={}, circle={}, circlemarker={}, marker={},
@@ -164,7 +164,7 @@ class AOIPanel:
             try:
                 shapes = [] if aoi is None else parts_of(load_aoi(aoi).to_crs(4326))
             except WorkbenchError:
-                shapes = []  # the session's problem tells why
+                shapes = []  # the session's `problem` says why
             self._hold([drawn_feature(shape) for shape in shapes])
             self._on_map = aoi
 
@@ -212,7 +212,7 @@ class AOIPanel:
     # ------------------------------------------------------------------------------ what it does
 
     def _drawn(self, change: Any) -> None:
-        """Take over what a person has drawn, moved or deleted."""
+        """Take over the shapes that a person has drawn, moved or deleted."""
         if self._following:
             return
         with self._lock:

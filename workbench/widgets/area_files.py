@@ -1,4 +1,4 @@
-"""Files of the AOI picker: an area is loaded or saved, another raster or job is opened."""
+"""Files of the AOI picker: load or save an area, open another raster or job."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from workbench.widgets.session import Session
 class AreaFiles:
     """A path with buttons that load, save and open it; `notice` shows what happened.
 
-    `show_again` is called when the file of the area may have changed.
+    Calls `show_again` when the file of the area may have changed.
     """
 
     def __init__(
         self, session: Session, scene_map: SceneMap, show_again: Callable[[], None]
     ) -> None:
         self._session, self._scene_map, self._show_again = session, scene_map, show_again
-        self._replaced: Path | None = None  # a file that Save has asked about
+        self._replaced: Path | None = None  # the file that Save has asked about
         self.notice = SafeHTML()
         self.browser = FileBrowser(Path.cwd(), "area.geojson, ortho.tif, runs/ortho …")
         self.path = self.browser.path

@@ -1,4 +1,4 @@
-"""What an area amounts to, in words: its size, its tiles, and what of it is left out."""
+"""An area in words: its size, its tiles, and how much of it is left out."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def outside_text(session: Session) -> str:
 
 
 def is_missed(aoi: gpd.GeoSeries, scenes: Sequence[Scene]) -> bool:
-    """Whether an AOI meets none of the scenes."""
+    """Whether an AOI overlaps none of the scenes."""
     try:
         parts_in(scenes, aoi)
     except AOIError:
@@ -73,7 +73,7 @@ def is_missed(aoi: gpd.GeoSeries, scenes: Sequence[Scene]) -> bool:
 
 
 def missed_text(name: str, aoi: gpd.GeoSeries, scenes: Sequence[Scene]) -> str:
-    """Say where an AOI lies that meets no scene, and where the scenes are, as a person would."""
+    """Say where an AOI that overlaps no scene lies, and where the scenes are, in plain words."""
     here = gpd.GeoSeries([s.window_polygon(s.window) for s in scenes], crs=scenes[0].crs)
     (x0, y0), (x1, y1) = (_middle(shapes) for shapes in (here, aoi))
     azimuth, _, metres = _EARTH.inv(x0, y0, x1, y1)

@@ -20,16 +20,16 @@ _FRAME = {"color": "#ffffff", "weight": 2, "fill": False, "interactive": False}
 
 
 class Beside:
-    """A switch that shows what the setting B makes of the samples on a map of its own.
+    """A switch that shows the samples with setting B on a separate map.
 
     `widget` is that map, hidden at first. Both maps move and zoom together in the browser.
     """
 
     def __init__(self, session: Session, first: SceneMap, looks: PolygonOverlay) -> None:
-        """`first` is the map that it is linked to, `looks` the overlay whose colours it takes."""
+        """`first` is the linked map, `looks` the overlay whose colours are copied."""
         self._session, self._first, self._looks = session, first, looks
         self.preview = Preview(())
-        self.scene_map: SceneMap | None = None  # made when it is first wanted
+        self.scene_map: SceneMap | None = None  # made when first needed
         self.drawn: DrawnPolygons | None = None
         self._frames = ipyleaflet.GeoJSON(data=feature(gpd.GeoSeries([], crs=4326), _FRAME))
         self._links: list[Any] = []
@@ -51,7 +51,7 @@ class Beside:
             self.scene_map.close()
 
     def show(self, preview: Preview) -> None:
-        """Show what B makes of samples, if the map is wanted."""
+        """Show the samples with setting B, if the map is switched on."""
         self.preview = preview
         other = self._session.other
         if not self.switch.value or other is None or self.drawn is None:

@@ -1,4 +1,4 @@
-"""What the cells of a notebook show, and what stays when one of them runs again."""
+"""What the cells of a notebook show, and what they keep when one of them runs again."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from workbench.widgets.session import SAMPLES_DEPEND_ON, Session
 
 
 class Panel(Protocol):
-    """The widgets that show a session, complete once made; `widget` is the one to display."""
+    """The widgets that show a session; `widget` is the one to display."""
 
     widget: widgets.Widget
 
     def tell(self, text: str) -> None:
-        """Show a sentence about something that has gone wrong."""
+        """Show an error."""
 
     def close(self) -> None:
         """Stop following the session, and end the threads; the widgets stay on the page."""
 
 
 class SharedState(Protocol):
-    """What panels show: a job that knows whether somebody is at the notebook."""
+    """The state that panels show: a job, which knows whether somebody is at the notebook."""
 
     job: Any
 
@@ -45,8 +45,8 @@ class CellWidget(Generic[S, P]):
 
     `panel` is None in a batch run and after `close`. A cell that runs again keeps its panel as
     long as the session is the same; for another session it gets a new one, and the old one is
-    closed. A session may also be replaced while its panels are on the page (`open_job`): `frame`
-    is what the page shows, and holds the panel of the day.
+    closed. A session may also be replaced while its panels are on the page (`open_job`): the page
+    shows `frame`, which holds the current panel.
     """
 
     text = ""
@@ -110,10 +110,10 @@ _shown_in_cells: dict[tuple[str, str], CellWidget[Any, Any]] = {}
 
 
 def session_of_cell(job: Job) -> Session:
-    """Make a session for a job; it goes on with what was done by hand, as `session.json` has it.
+    """Make a session for a job, and continue with the changes by hand in `session.json`.
 
-    A parameter that was edited in the cell since then wins over the change by hand. With another
-    source all changes are dropped: area and thresholds were meant for the one before.
+    A parameter that was edited in the cell since then wins over the change by hand. If the source
+    is another one, all changes are dropped: area and thresholds were meant for the old source.
     """
     cell = _cell()
     _, earlier = _of_cells.get(cell, (job, None))
@@ -131,9 +131,9 @@ def session_of_cell(job: Job) -> Session:
 
 
 def job_of(path: Path, cell: Job) -> Job:
-    """The job that a person means by a raster, a job file or a run folder.
+    """The job for a raster, a job file or a run folder that a person wants to open.
 
-    A raster is opened with the parameters of the notebook's cell, into a run folder of its own.
+    A raster is opened with the parameters of the notebook's cell, in a run folder of its own.
     Raises `JobError`.
     """
     job_file = path / "job.yaml" if path.is_dir() else path
@@ -150,11 +150,11 @@ def job_of(path: Path, cell: Job) -> Job:
 def open_job(earlier: Session, job: Job | None) -> Session:
     """Show another job in place of a session's, in all its cells; None: that of the notebook.
 
-    A kernel that is restarted opens it again. Raises `WorkbenchError`, and changes nothing, if its
+    After a restart, the kernel opens it again. Raises `WorkbenchError`, and changes nothing, if its
     rasters or its run folder cannot be opened.
     """
     if job is not None:
-        open_scenes(job)  # before anything is given up
+        open_scenes(job)  # before anything is closed
     earlier.let_go()
     write_opened(earlier.home, earlier.cell, job)
     session = Session(earlier.cell)
@@ -169,7 +169,7 @@ def open_job(earlier: Session, job: Job | None) -> Session:
 
 
 def _take_over(session: Session, earlier: Session) -> None:
-    """Spare a session what an earlier one has computed, and end that."""
+    """Reuse in a session what an earlier one has computed, and end the earlier one."""
     if session.scenes == earlier.scenes and all(
         getattr(session.job, name) == getattr(earlier.job, name) for name in SAMPLES_DEPEND_ON
     ):
@@ -181,7 +181,7 @@ def _take_over(session: Session, earlier: Session) -> None:
 
 
 def _close_all(widget: widgets.Widget) -> None:
-    """Close a widget and all that it holds, in the browser, too."""
+    """Close a widget and everything in it, in the browser, too."""
     closing, found = [widget], set()
     while closing:
         one = closing.pop()

@@ -23,13 +23,13 @@ from workbench.widgets.session import Session
 
 KEYS = CLASS_KEYS + NEXT_KEY  # on the map
 MATCHED_LATER = (
-    "Polygons in `examples` count in a run. Here count your verdicts, and examples that bring "
-    "their features along."
+    "Polygons in `examples` count only in a run. Here, your verdicts count, and examples that come "
+    "with features."
 )
 
 
 class ClassTeaching(Labelling):
-    """Verdicts of a person, the lesson that they make, and the classes that follow.
+    """Verdicts of a person, what is learned from them, and the resulting classes.
 
     `tell` shows an error. The tuner asks for `classed` whenever it draws.
     """
@@ -42,10 +42,10 @@ class ClassTeaching(Labelling):
         self.text = SafeHTML()
         self.lesson: Lesson | None = None
         self._teacher = Teacher(session.scenes[0].crs)
-        self._learned_from: tuple[Any, ...] | None = None  # what `lesson` is thorough about
+        self._learned_from: tuple[Any, ...] | None = None  # what `lesson` was learned from
         self._others: tuple[Any, list[Examples], str] | None = None
         self._cycle: list[int] = []  # rows at the place of the last click
-        self._classes: Classes | None = None  # as they were last drawn
+        self._classes: Classes | None = None  # as last drawn
         self._undo: Verdicts | None = None  # before the last click of a cycle
         self.palette.on_edit(self._edit)
         self.palette.on_add(self._add)
@@ -56,7 +56,7 @@ class ClassTeaching(Labelling):
 
     @property
     def active(self) -> bool:
-        """Whether classes are shown: something was said, or the job has examples."""
+        """Whether classes are shown: there are verdicts, or the job has examples."""
         return len(self.session.verdicts) > 0 or self.session.job.examples is not None
 
     # ---- the palette and the line below it
@@ -68,12 +68,12 @@ class ClassTeaching(Labelling):
 
     @property
     def colors(self) -> Mapping[int, str]:
-        """Their colours, as far as somebody has chosen them."""
+        """The colours that somebody has chosen for them."""
         return self.session.colors
 
     @property
     def counts(self) -> Mapping[int, int]:
-        """How often each was said, `NONE` for none of them."""
+        """How often each was given, `NONE` for none of them."""
         return counts_of(self.session.verdicts)
 
     def show_text(self) -> None:
@@ -112,7 +112,7 @@ class ClassTeaching(Labelling):
     # ---- verdicts
 
     def say(self, row: int, number: int, preview: Preview, *, again_undoes: bool = True) -> bool:
-        """Give a row a class, 0 for none; saying the same again takes it back.
+        """Give a row a class, 0 for none; the same class again takes it back.
 
         Returns whether something has changed.
         """
@@ -131,7 +131,7 @@ class ClassTeaching(Labelling):
     def click(
         self, place: tuple[float, float], row: int, again: int, preview: Preview, view: View
     ) -> bool:
-        """Say the palette's class of what lies at a place; clicks `again` go on to the next."""
+        """Give the palette's class to the row at a place; clicks `again` go on to the next."""
         if again and self._cycle and self._undo is not None:
             self._keep(self._undo)
             self._cycle = self._cycle[1:]
@@ -147,7 +147,7 @@ class ClassTeaching(Labelling):
     def look(
         self, place: tuple[float, float], row: int, again: int, preview: Preview, view: View
     ) -> int:
-        """The row that a click without a class points out; clicks `again` go on, or back (-1)."""
+        """The row that a click without a class highlights; clicks `again` go on, or back (-1)."""
         if again and len(self._cycle) > 1:
             self._cycle = self._cycle[again:] + self._cycle[:again]
         else:
@@ -170,7 +170,7 @@ class ClassTeaching(Labelling):
         return rows if row < 0 else [row, *(other for other in rows if other != row)]
 
     def next(self, preview: Preview, view: View) -> int:
-        """The row that would teach most, -1 if all are judged; keys mean it from now on."""
+        """The row whose verdict would teach most, -1 if all are judged; keys now act on it."""
         thresh = 0.5 if self.lesson is None else self.lesson.class_thresh
         self.target = most_telling(preview, view, self._classes, thresh, self.session.verdicts)
         return self.target
@@ -194,7 +194,7 @@ class ClassTeaching(Labelling):
             thresh = before.class_thresh
         self.lesson = self._teacher.quick(verdicts, others, thresh)
         if self.lesson is not None and before is not None and before.expected is not None:
-            # until tiles are held out anew, what was expected before is the best guess
+            # until tiles are held out again, the last expectation is the best guess
             self.lesson = Lesson(
                 self.lesson.classifier, self.lesson.class_thresh, self.lesson.said, before.expected
             )
@@ -205,11 +205,11 @@ class ClassTeaching(Labelling):
     # ---- classes
 
     def forget_rows(self) -> None:
-        """Forget what was said of rows: the samples change, and their numbers with them."""
+        """Forget row numbers, which change with the samples."""
         self.target, self._cycle, self._undo, self._classes = -1, [], None, None
 
     def classed(self, preview: Preview) -> ClassedRows | None:
-        """What the overlay is to draw; None while nothing teaches."""
+        """What the overlay should draw; None while there is nothing to learn from."""
         if not self.active:
             self._classes = None
             return None
@@ -237,13 +237,13 @@ class ClassTeaching(Labelling):
             return False
         lesson = self._teacher.thorough(session.verdicts, others, session.job.class_thresh)
         if session.verdicts is not source[0]:
-            return False  # somebody has gone on; the next time then
+            return False  # the person has gone on: learn next time
         self.lesson, self._learned_from = lesson, source
         self.show_text()
         return True
 
     def _other_examples(self) -> tuple[list[Examples], str]:
-        """Examples of the job besides the verdicts, and what to say of them."""
+        """Examples of the job besides the verdicts, and a note about them."""
         job = self.session.job
         given = [job.examples] if isinstance(job.examples, str) else job.examples or []
         mine = self.session.folder / VERDICTS
@@ -263,7 +263,7 @@ class ClassTeaching(Labelling):
 
 
 def label_of(preview: Preview, row: int) -> str:
-    """The id of a row, as a layer has it."""
+    """The id of a row, as in a layer."""
     source, tile_row, tile_col, ordinal = preview.key(row)
     return f"{tile_name(source, tile_row, tile_col)}/{ordinal}"
 

@@ -1,4 +1,4 @@
-"""A control for each parameter that is tuned, bound to the session's job."""
+"""A control for each tuned parameter, bound to the session's job."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ STEPS: dict[str, Sequence[float]] = {
 class Controls:
     """A control for each tuned parameter; each change replaces the session's job at once.
 
-    If the job refuses a value, the control goes back, and `problem` shows why.
+    If the job refuses a value, the control returns to the old one, and `problem` shows why.
     """
 
     def __init__(self, session: Session) -> None:
@@ -68,7 +68,7 @@ class Controls:
 
     @property
     def cleaning(self) -> widgets.VBox:
-        """The controls of cleaning."""
+        """The controls for cleaning."""
         names = Cleaning.__dataclass_fields__
         return widgets.VBox([*(self.of[name] for name in names), self.problem])
 
@@ -117,7 +117,7 @@ def button(
     return made
 
 
-AUTO = -1.0  # on a slider: the parameter is null, and its value found for each scene
+AUTO = -1.0  # on a slider: the parameter is null, and its value is found for each scene
 
 
 def _shown(name: str, job: Job) -> Any:
@@ -163,7 +163,7 @@ def _show(name: str, control: Any, value: Any) -> None:
         value = value or 0
         if value not in [step for _, step in control.options]:
             control.options = _options(name, value)
-    # do not send back a mere rounding difference: it would undo keys pressed since
+    # do not send back a mere rounding difference: it would undo the latest key presses
     if not _same(name, control.value, value):
         control.value = value
 

@@ -1,4 +1,4 @@
-// A button that copies a text: ipywidgets has none.
+// A button that copies text: ipywidgets has none.
 
 function render({ model, el }) {
   const button = document.createElement("button");

@@ -1,4 +1,4 @@
-"""What the tuner shows of its samples: while a slider moves, and once it rests."""
+"""Drawing the tuner's samples, while a slider moves and once it rests."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from workbench.widgets.drawn_polygons import DrawnPolygons
 from workbench.widgets.quiet import QuietMoments
 from workbench.widgets.session import Session
 
-AHEAD_AT_MOST = 30_000  # candidates that are traced before a slider asks for them
-AHEAD_AT_ONCE = 20  # a slider waits for no more than these
+AHEAD_AT_MOST = 30_000  # candidates that are traced before a slider needs them
+AHEAD_AT_ONCE = 20  # candidates: a slider never waits for more
 
 
 class Display:
-    """Draws what the job's thresholds, cleaning and classes leave of the samples.
+    """Draws the polygons that the job's thresholds, cleaning and classes leave.
 
-    `preview` has the samples, `view` is what is left of them. Sliders and the thread of the quiet
-    moments both change and read them: they hold `lock`.
+    `preview` has the samples, `view` what is left of them. Sliders and the thread of `QuietMoments`
+    both change and read these, so they hold `lock`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Display:
         self.view = self._see()
 
     def refresh(self) -> None:
-        """Draw what the job leaves of the samples now."""
+        """Draw what the current job leaves of the samples."""
         self.view = self._see()
         self.draw()
 
@@ -52,7 +52,7 @@ class Display:
         """Draw the view and its classes; `send` sends all coordinates again."""
         overlay, classed = self._drawn.overlay, self._teaching.classed(self.preview)
         if classed is not None and not overlay.class_colours:
-            overlay.colour_by = "class"  # the first time; then it is a matter of taste
+            overlay.colour_by = "class"  # only the first time; after that the person chooses
         overlay.class_colours = [] if classed is None else self._teaching.colours
         draw = self._drawn.send if send else self._drawn.show
         draw(self.view, self.preview, self._session.judged, classed)
@@ -60,13 +60,13 @@ class Display:
     # -------------------------------------------------------------------------------- at rest
 
     def merge_seams(self) -> None:
-        """Show what a run makes of polygons that several samples see."""
+        """Merge polygons that several samples see, as a run does."""
         before = self.view
-        if not self._teaching.active:  # else classes decide before seams do
+        if not self._teaching.active:  # with classes, a run chooses by class before it merges seams
             self._settle(before, self.preview.merge(before))
 
     def teach_on(self) -> None:
-        """Compute features that are missing, and learn as a run does; draw what follows."""
+        """Compute missing features, learn as a run does, and draw the result."""
         preview = self.preview
         while self._teaching.describe_one(preview):
             with self.lock:
@@ -85,7 +85,7 @@ class Display:
         if preview.n_candidates > AHEAD_AT_MOST:
             return
         while preview.prepare(cleaning, AHEAD_AT_ONCE):
-            time.sleep(0.002)  # let a slider that waits have the lock
+            time.sleep(0.002)  # let a waiting slider take the lock
             if self._quiet.overtaken or self.preview is not preview:
                 return
         with self.lock:
@@ -93,13 +93,13 @@ class Display:
             ahead = self._see()
             if self._drawn.misses(ahead):
                 self._settle(before, replace(before, drawn=ahead.drawn))
-        # who teaches later need not wait for features then
+        # so that nobody has to wait for features when teaching later
         while not self._quiet.overtaken and self.preview is preview:
             if not self._teaching.describe_one(preview):
                 return
 
     def _settle(self, before: View, view: View) -> None:
-        """Draw another view with all coordinates, unless a slider has moved since `before`."""
+        """Draw a new view with all coordinates, unless a slider has moved since `before`."""
         with self.lock:
             if view is not before and self.view is before and not self._quiet.overtaken:
                 self.view = view

@@ -65,12 +65,12 @@ def _is_rectangle(corners: NDArray[np.float64]) -> bool:
     if len(corners) != 4:
         return False
     same = np.abs(corners - np.roll(corners, -1, axis=0)) <= _CLOSE
-    # the sides follow a meridian and a parallel by turns
+    # the sides follow meridians and parallels in turn
     return bool((same[:, 0] == ~same[:, 1]).all() and (same[0] != same[1]).all())
 
 
 def drawn_feature(shape: shapely.Polygon) -> dict[str, Any]:
-    """Return a polygon in degrees as the drawing tools want it."""
+    """Return a polygon in degrees in the format of the drawing tools."""
     properties = {"type": "polygon", "style": STYLE}
     return {"type": "Feature", "properties": properties, "geometry": geojson_of(shape)}
 

@@ -31,7 +31,7 @@ class ClassedRows:
 class DrawnPolygons:
     """Shows views in an overlay, and sends coordinates only if the browser does not have them.
 
-    Rows are those of the preview; a place counts the polygons that the browser has.
+    Rows are those of the preview; places number the polygons that the browser has.
     """
 
     def __init__(self, overlay: PolygonOverlay) -> None:
@@ -52,7 +52,7 @@ class DrawnPolygons:
         judged: Mapping[Key, bool],
         classed: ClassedRows | None = None,
     ) -> None:
-        """Show what a view keeps, and what has a class or was given one."""
+        """Show the polygons that a view keeps, and those that have a class or were given one."""
         shown = _shown(view, classed)
         known = len(self.place) == preview.n_candidates and self._cleaning == view.cleaning
         merged = _merged(view, classed)
@@ -72,7 +72,7 @@ class DrawnPolygons:
         judged: Mapping[Key, bool],
         classed: ClassedRows | None = None,
     ) -> None:
-        """Send all polygons of a view, also those that it does not show now."""
+        """Send all polygons of a view, including those that it does not show now."""
         drawn, merged = view.drawn, _merged(view, classed)
         if classed is not None and classed.classes is not None:
             drawn = classed.classes.drawn
@@ -94,7 +94,7 @@ class DrawnPolygons:
             self.select(self._selected)
 
     def _mark_classes(self, classed: ClassedRows | None) -> None:
-        """Tell the overlay the class of each polygon, and what a person has said of it."""
+        """Tell the overlay the class of each polygon, and a person's verdict on it."""
         overlay = self.overlay
         if classed is None:
             overlay.kinds = overlay.said = overlay.class_scores = b""
@@ -116,7 +116,7 @@ class DrawnPolygons:
         overlay.class_scores = scores.tobytes()
 
     def misses(self, view: View) -> bool:
-        """Whether a view has polygons that the browser does not have."""
+        """Whether a view has polygons that the browser lacks."""
         return any(new is not old for new, old in zip(view.drawn, self.frames, strict=False))
 
     def mark_judged(self, preview: Preview, judged: Mapping[Key, bool]) -> None:
@@ -124,7 +124,7 @@ class DrawnPolygons:
         self.overlay.flags = self._flags(preview, judged)
 
     def select(self, row: int) -> bool:
-        """Point out a polygon, -1: none; returns whether it is drawn."""
+        """Highlight a polygon, -1: none; returns whether it is drawn."""
         self._selected = row
         place = int(self.place[row]) if 0 <= row < len(self.place) else -1
         if place >= 0 and place not in np.frombuffer(self.overlay.shown, "<u4"):
@@ -146,12 +146,12 @@ class DrawnPolygons:
 
 
 def _merged(view: View, classed: ClassedRows | None) -> gpd.GeoDataFrame | None:
-    """What is drawn in place of polygons at seams; with classes, these are decided first."""
+    """The merged polygons at seams; None with classes, which are decided before seams."""
     return view.merged if classed is None else None
 
 
 def _shown(view: View, classed: ClassedRows | None) -> NDArray[np.int64]:
-    """The rows that are shown: what thresholds keep, what has a class, what was given one."""
+    """The rows that are shown: kept by thresholds, with a class, or given one by a person."""
     if classed is None:
         return view.kept
     has_class = view.kept if classed.classes is None else classed.classes.kept

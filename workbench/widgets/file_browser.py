@@ -15,7 +15,7 @@ _UP = ".."
 class FileBrowser:
     """A path to type, and a list of a folder below it that *Browse* opens.
 
-    `path` is what was typed or chosen; a folder in the list is entered, and is chosen by that.
+    `path` is what was typed or chosen. Choosing a folder in the list also opens it.
     """
 
     def __init__(self, start: Path, placeholder: str) -> None:
@@ -67,7 +67,7 @@ class FileBrowser:
 
 
 def _options(folder: Path) -> Iterator[tuple[str, str]]:
-    """What a folder has, its folders first: a label and a name for each."""
+    """The content of a folder, its folders first: a label and a name for each."""
     yield f"⬑ up from {folder}", _UP
     try:
         found = [path for path in folder.iterdir() if not path.name.startswith(".")]

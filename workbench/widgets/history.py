@@ -1,4 +1,4 @@
-"""What a person has done by hand, as one frozen value, and the list of these for undo and redo."""
+"""All that a person has done by hand, as one frozen value, and its history for undo and redo."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_STEPS = 500
 
 @dataclass(frozen=True)
 class State:
-    """All that a person has done by hand; every change makes another one.
+    """All that a person has done by hand; every change makes a new state.
 
     `job` has the area, thresholds and cleaning; `tiles` are the wanted sample tiles; `judged` are
     the candidates called good (true) or bad (false), `verdicts` and `colors` those of the classes;
@@ -39,7 +39,7 @@ STATE = tuple(one.name for one in fields(State))
 
 @dataclass(frozen=True)
 class History:
-    """The state now, those before it, and those that undo has left; `slid` moved it at a time."""
+    """The current state, earlier ones, and undone ones; `slid` are the sliders that moved last."""
 
     now: State
     past: tuple[State, ...] = ()
@@ -48,7 +48,7 @@ class History:
     at: float = 0.0
 
     def then(self, state: State, at: float) -> History:
-        """Add a state at a time in seconds; one drag of a slider is one step."""
+        """Add a state; `at` is the time in seconds. One drag of a slider is one step."""
         slid = _slid(self.now, state)
         if slid and slid == self.slid and at - self.at < DRAG_SECONDS:
             return replace(self, now=state, future=(), at=at)

@@ -1,4 +1,4 @@
-"""The imagery of a map: an overview at once, and what the screen shows at its resolution."""
+"""The imagery of a map: an overview first, then the visible part at screen resolution."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from workbench.tuning.webmap import Bounds, Picture, mosaic, web_bounds
 from workbench.widgets.safe_html import Markup, sentence
 
 MOST_OVERVIEWS = 20
-OVERVIEW_PX = 2048  # longer side of a single overview; several share this number of pixels
-SHARP_PX = 2048  # at most, the longer side of the sharp part
+OVERVIEW_PX = 2048  # longer side of a single overview; several overviews share its number of pixels
+SHARP_PX = 2048  # longer side of the sharp part, at most
 MARGIN = 0.25  # of the screen, added on each side: a short pan shows no gap
 SETTLE_SECONDS = 0.06  # pans and zooms closer together than this count as one
 SWAP_SECONDS = 0.15  # more than a browser needs to decode a picture
@@ -59,9 +59,9 @@ class Screen:
 
 
 class LastWish:
-    """A thread that paints the last wanted screen, once no other wish follows for a moment.
+    """A thread that paints the last requested screen once requests pause for a moment.
 
-    `paint` may check whether it is `overtaken`; the thread calls `end` when it ends.
+    `paint` may check whether it is `overtaken`; the thread calls `end` when it stops.
     """
 
     def __init__(self, paint: Callable[[Screen], None], end: Callable[[], None]) -> None:
@@ -74,11 +74,11 @@ class LastWish:
 
     @property
     def overtaken(self) -> bool:
-        """Whether there is a newer wish, or the thread should end."""
+        """Whether there is a newer request, or the thread should end."""
         return self._wish is not None or self._closed
 
     def wish(self, screen: Screen) -> None:
-        """Ask for a screen; an earlier wish that was not started is dropped."""
+        """Request a screen; an earlier request that has not started is dropped."""
         with self._changed:
             self._wish = screen
             self._changed.notify()
@@ -99,7 +99,7 @@ class LastWish:
         with self._changed:
             self._changed.wait_for(lambda: self.overtaken)
             while self._changed.wait(SETTLE_SECONDS) and not self._closed:
-                pass  # another wish has come
+                pass  # another request has come
             screen, self._wish = self._wish, None
             return None if self._closed else screen
 
@@ -118,7 +118,7 @@ class Imagery:
         self._fresh, self._old = _image(), _image()
         self._shown: dict[int, ipyleaflet.ImageOverlay] = {}  # the overview of each scene
         self._sharp: Screen | None = None
-        self._damaged: list[str] = []  # what the overviews have found
+        self._damaged: list[str] = []  # found by the overviews
         self._painter = LastWish(self._paint, self._close_scenes)
 
     @property

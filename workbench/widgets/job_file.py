@@ -50,7 +50,7 @@ class JobFile:
         self._session.unobserve(self._show_command, "job")
 
     def save(self) -> None:
-        """Write the job file that is named."""
+        """Write the job file."""
         path = Path(self.path.value).expanduser().absolute()
         try:
             with atomic_path(path) as temporary:
@@ -71,13 +71,13 @@ class JobFile:
         job, output = self._job(), f"{self._session.folder.name}.ipynb"
         if self._saved is not None and self._saved[1] == job:
             words = ["papermill", _notebook(), output, "-f", str(self._saved[0])]
-            if job.scheduler is not None:  # which a file does not keep
+            if job.scheduler is not None:  # which is never written to a file
                 words += ["-p", "scheduler", job.scheduler]
             text = shlex.join(words)
         else:
             given = self._session.given.changed(interactive=None)
             text = job.command(_notebook(), output, given)
-        text += " --log-output --no-progress-bar"  # else papermill hides what a run prints
+        text += " --log-output --no-progress-bar"  # otherwise papermill hides what a run prints
         self.copy.text = text
         self.command.value = Markup(
             '<pre style="white-space: pre-wrap; overflow-wrap: anywhere; margin: 0">{}</pre>'

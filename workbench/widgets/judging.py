@@ -1,4 +1,4 @@
-"""Calling polygons good or bad, and the thresholds that these verdicts speak for."""
+"""Calling polygons good or bad, and the thresholds that these verdicts suggest."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ EXPLAIN = "explain"  # a click explains
 
 
 class Judging:
-    """What a click on the map means, and the candidates that were called good or bad by one."""
+    """What a click on the map means, and the candidates that clicks have called good or bad."""
 
     def __init__(self, session: Session, let_go: Callable[[], None]) -> None:
-        """`let_go` is called when clicks begin to judge: they mean nothing else then."""
+        """`let_go` is called when clicks begin to judge, so that they have no other meaning."""
         self._session, self._let_go = session, let_go
         self.mode = widgets.ToggleButtons(
             options=[("Explain", EXPLAIN), ("Good", "good"), ("Bad", "bad")],
@@ -41,7 +41,7 @@ class Judging:
         self.mode.value = EXPLAIN
 
     def judge(self, row: int, preview: Preview) -> None:
-        """Call a candidate what the mode says; saying the same again takes it back."""
+        """Call a candidate good or bad, as the mode says; the same verdict again takes it back."""
         key, judged = preview.key(row), dict(self._session.judged)
         good = self.mode.value == "good"
         if judged.get(key) is good:
@@ -51,7 +51,7 @@ class Judging:
         self._session.judged = judged
 
     def advise(self, preview: Preview) -> Markup:
-        """Move the sliders to the thresholds that fit the judged polygons, and say what it does.
+        """Move the sliders to the thresholds that fit the judged polygons, and say what changes.
 
         Raises `ReviewError` unless some are good and some are bad.
         """

@@ -1,4 +1,4 @@
-"""What the tuner and a review share: a palette of classes, and the label that keys mean."""
+"""What the tuner and a review share: a palette of classes, and the label that keys act on."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ NEXT_KEY = "n"
 class Labelling(ABC):
     """One key a label. A subclass knows the classes and what an answer does; `tell` shows an error.
 
-    `target` is the row that a key means if the mouse is on nothing; -1: none.
+    `target` is the row that a key acts on if the mouse is on nothing; -1: none.
     """
 
-    remedy = " in this run."  # ends the sentence about a class that there is not
+    remedy = " in this run."  # ends the message about a class that does not exist
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
@@ -39,15 +39,15 @@ class Labelling(ABC):
     @property
     @abstractmethod
     def colors(self) -> Mapping[int, str]:
-        """Their colours, as far as somebody has chosen them."""
+        """The colours that somebody has chosen for them."""
 
     @property
     @abstractmethod
     def counts(self) -> Mapping[int, int]:
-        """How often each was said, `NONE` for none of them."""
+        """How often each was given, `NONE` for none of them."""
 
     def show_palette(self) -> None:
-        """Show the classes with how often each was said."""
+        """Show the classes and how often each was given."""
         counts = self.counts
         with self.palette.hold_sync():
             self.palette.classes = [
@@ -67,7 +67,7 @@ class Labelling(ABC):
         return [[one["number"], one["name"], one["color"]] for one in self.palette.classes]
 
     def knows(self, number: int) -> bool:
-        """Whether a class has this number, or it stands for none of them; tells if not."""
+        """Whether a class has this number, or it means none of them; if not, shows an error."""
         if number == NONE or number in self.names:
             return True
         self._tell(f"There is no class {number}{self.remedy}")
@@ -75,7 +75,7 @@ class Labelling(ABC):
 
 
 def point_out(scene_map: SceneMap, overlay: PolygonOverlay, outline: gpd.GeoSeries | None) -> None:
-    """Let keys mean what was pointed out until the mouse is moved; move the map to its outline."""
+    """Let keys act on what was highlighted until the mouse moves; move the map to its outline."""
     if outline is not None:
         scene_map.bring_into_view(outline)
     overlay.pointed += 1

@@ -1,4 +1,4 @@
-"""The review of a finished layer as its panel sees it: steps, and scores that follow answers."""
+"""The state of a review that its panel shows: steps, and scores learned from the answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Steps:
-    """How many steps can be taken back, and how many made again."""
+    """How many steps can be undone, and how many redone."""
 
     past: int = 0
     future: int = 0
@@ -49,13 +49,13 @@ class LayerSession(HasTraits):
         self.scenes: Sequence[Scene] = self.triage.run.scenes
         self.area: Area | None = None
         self.colors = class_colors(self.triage.run.folder, self.triage.run.job)
-        self.lock = threading.RLock()  # buttons, keys and what is learned come in several threads
+        self.lock = threading.RLock()  # buttons, keys and learning run in several threads
         self.ranking: Ranking | None = None
-        self._ranked_at = 0  # how many steps the scores know
+        self._ranked_at = 0  # how many steps the scores were learned from
         self._described = False  # whether there is something new to score
 
     def close(self) -> None:
-        """Nothing is being computed: answers are written as they are made."""
+        """Do nothing: answers are written as they are made."""
 
     # ---- what a person does
 
@@ -72,11 +72,11 @@ class LayerSession(HasTraits):
         self._do(self.triage.skip)
 
     def accept_above(self, score: float) -> int:
-        """Accept all that waits and has this score or more; returns how many."""
+        """Accept all unreviewed labels with at least this score; returns how many."""
         return self._do(lambda: self.triage.accept_above(score))
 
     def reject_rest(self) -> int:
-        """Reject what waits in this tile; returns how many."""
+        """Reject the unreviewed labels of this tile; returns how many."""
         return self._do(self.triage.reject_rest)
 
     def undo(self) -> None:
@@ -84,11 +84,11 @@ class LayerSession(HasTraits):
         self._do(self.triage.undo)
 
     def redo(self) -> None:
-        """Make a step again that was taken back."""
+        """Make the last undone step again."""
         self._do(self.triage.redo)
 
     def choose(self, row: int) -> None:
-        """Show a label that a person has pointed at."""
+        """Show a label that a person has chosen."""
         with self.lock:
             self.triage.row = row
         self._do(lambda: row)
@@ -122,12 +122,12 @@ class LayerSession(HasTraits):
         except WorkbenchError as error:
             self.notice = f"The order does not follow your answers: {error}"
             return False
-        # a score for each tile as it comes would keep the computer busy
+        # scoring again after each tile would keep the computer busy
         self._described |= tile == self.triage.order.tile or self.ranking.is_done
         return tile is not None
 
     def rank(self) -> None:
-        """Score what is left anew, if there is something new to learn from or to score."""
+        """Score what is left again, if there is something new to learn from or to score."""
         ranking, n = self.ranking, len(self.triage.past)
         new = self._described and self._ranked_at > 0
         if ranking is None or (abs(n - self._ranked_at) < FEWEST and not new):

@@ -1,7 +1,7 @@
-// Links to the files of a run. JupyterLab listens at the page for clicks on elements that name one of
-// its commands (`data-commandlinker-command`).
+// Links to the files of a run. JupyterLab listens for clicks on elements that name one of its
+// commands (`data-commandlinker-command`).
 
-/** The path of a file as JupyterLab's server names it, null if it does not show that. */
+/** The path of a file on JupyterLab's server, null if the server does not show it. */
 export function pathOnServer(file, root, home) {
   const top = root.replace(/^~/, home).replace(/\/+$/, "");
   return file.startsWith(`${top}/`) ? file.slice(top.length + 1) : null;
@@ -12,7 +12,7 @@ function serverOf(document) {
     const config = JSON.parse(document.getElementById("jupyter-config-data").textContent);
     return { base: config.baseUrl ?? "/", root: config.serverRoot ?? null };
   } catch {
-    return { base: "/", root: null }; // another program than JupyterLab
+    return { base: "/", root: null }; // not JupyterLab
   }
 }
 

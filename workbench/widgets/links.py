@@ -11,8 +11,8 @@ import traitlets
 class RunLinks(anywidget.AnyWidget):
     """Links to report, QGIS project and folder of a run.
 
-    The browser finds out which part of the disk the server shows; what lies outside of it, and any
-    file in other programs than JupyterLab, is named by its path only.
+    The browser finds out which part of the disk the server shows. Files outside of it are
+    shown only as a path, and so are all files in programs other than JupyterLab.
     """
 
     _esm = Path(__file__).with_suffix(".js")

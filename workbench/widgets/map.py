@@ -1,4 +1,4 @@
-"""The map of a session: imagery, tiles, the place of the cursor, and a basemap on demand."""
+"""The map of a session: imagery, tiles, the position of the cursor, a basemap on demand."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from workbench.widgets.controls import button
 from workbench.widgets.imagery import Imagery, Screen
 from workbench.widgets.safe_html import Markup, SafeHTML, small
 
-MAX_ZOOM = 24  # 7 mm a pixel at the equator: a pixel of 5 cm is seen as a square
+MAX_ZOOM = 24  # 9 mm a pixel at the equator: a pixel of 5 cm is seen as a square
 ZOOM_STEP = 0.25  # with whole steps a scene may fill only half of the map
-HEIGHT = "clamp(320px, 56vh, 1500px)"  # of a map: with its buttons it fits a small screen
+HEIGHT = "clamp(320px, 56vh, 1500px)"  # a map and its buttons fit a small screen
 MOST_TILES = 2000  # outlines that are drawn at once
 WELL_IN_VIEW, LEAST_IN_VIEW = 0.8, 0.08  # shares of the map's width and height
-USUAL_PX = (800, 560)  # of a map that no browser has shown yet
-_NO_ZOOM = 1e-6  # so little that the browser rounds it off
+USUAL_PX = (800, 560)  # size of a map that no browser has shown yet
+_NO_ZOOM = 1e-6  # so little that the browser rounds it away
 _WORLD = 2 * math.pi * 6_378_137.0  # width of EPSG:3857
 _FRAME = {"color": "#757575", "weight": 2, "fill": False, "interactive": False}
 _TILE = {"color": "#ffffff", "weight": 0.7, "opacity": 0.7, "fill": False, "interactive": False}
@@ -46,11 +46,11 @@ class Mapped(Protocol):
 
     @property
     def area(self) -> Area | None:
-        """Where to look first; None: at all scenes."""
+        """The part to show first; None: all scenes."""
 
 
 class MapPage(anywidget.AnyWidget):
-    """Shows nothing; adapts the map beside it to a page that scrolls, and to the keyboard.
+    """Shows nothing itself; adapts its map to a scrolling page and to the keyboard.
 
     The wheel scrolls the page until the map is clicked; Enter clicks at the middle of the map.
     """
@@ -64,7 +64,7 @@ class MapPage(anywidget.AnyWidget):
       filter: invert(1);  /* the tools' icons are dark, and so are the buttons in a dark theme */
     }
     """
-    pixel_ratio = traitlets.Float(1.0, help="of the screen's pixels to the page's").tag(sync=True)
+    pixel_ratio = traitlets.Float(1.0, help="screen pixels per page pixel").tag(sync=True)
 
 
 class SceneMap:
@@ -80,10 +80,10 @@ class SceneMap:
         self.crs: pyproj.CRS = session.scenes[0].crs
         self._from_degrees = pyproj.Transformer.from_crs(4326, self.crs, always_xy=True)
         self._clicks: list[Callable[[float, float], None]] = []
-        self._notes: dict[str, str] = {}  # what is said about imagery and tiles
+        self._notes: dict[str, str] = {}  # by subject: imagery, tiles
         self._tiles = gpd.GeoSeries([], crs=4326)
         self.screen = Screen((0.0, 0.0, 1.0, 1.0), 1.0)
-        self._wanted: Bounds | None = None  # to fit once the browser has told the size of the map
+        self._wanted: Bounds | None = None  # to fit once the size of the map is known
         self._basemap: ipyleaflet.TileLayer | None = None
         self._page = MapPage()
         self.message = SafeHTML()
@@ -121,7 +121,7 @@ class SceneMap:
         self._look_at((x - dx, y - dy, x + dx, y + dy))
 
     def bring_into_view(self, shape: gpd.GeoSeries) -> None:
-        """Move the map to a shape that is not well in view, or too small or large to be seen."""
+        """Move the map to a shape unless it is well in view, neither too small nor too large."""
         x0, y0, x1, y1 = shape.total_bounds.tolist()
         bounds = np.array(to_web(self.crs).transform_bounds(x0, y0, x1, y1))
         left, bottom, right, top = self.screen.bounds
@@ -200,7 +200,7 @@ class SceneMap:
                 max_native_zoom=19,
                 max_zoom=MAX_ZOOM,
             )
-        if wanted:  # added last, though it lies lowest: the other layers need not be made again
+        if wanted:  # it lies lowest even if added last, so the other layers can stay
             self.map.add(self._basemap)
         else:
             self.map.remove(self._basemap)
@@ -241,7 +241,7 @@ class SceneMap:
             [-np.inf, -85, -np.inf, -85], [np.inf, 85, np.inf, 85]
         )
         if self._wanted is not None and self._size() != USUAL_PX:
-            self.fit(self._wanted)  # it was fitted to another size
+            self.fit(self._wanted)  # it was fitted to a map of another size
         else:
             self._look_at((*web_from_degrees(west, south), *web_from_degrees(east, north)))
 

@@ -25,7 +25,7 @@ function keepWheel(root, map, signal) {
   const hide = () => (hint.style.display = "none");
   const wheel = (event) => {
     if (clicked || event.ctrlKey || event.metaKey || !map.contains(event.target)) return;
-    event.stopPropagation(); // in the capture phase: the map does not get it, the page does
+    event.stopPropagation(); // in the capture phase: the page gets it, not the map
     const { left, top } = map.getBoundingClientRect();
     hint.style.left = `${event.clientX - left}px`;
     hint.style.top = `${event.clientY - top}px`;
@@ -49,7 +49,7 @@ function clickByKey(map, signal) {
   );
   const aim = () => (cross.style.display = map.matches(":focus-visible") ? "block" : "none");
   for (const kind of ["focus", "blur", "pointerdown"]) map.addEventListener(kind, aim, { signal });
-  // who moves the mouse there does not aim with the cross
+  // whoever moves the mouse does not aim with the cross
   map.addEventListener("pointermove", () => (cross.style.display = "none"), { signal });
   const pressed = (event) => {
     if (event.target !== map || event.key !== "Enter") return;
@@ -102,7 +102,7 @@ function render({ model, el }) {
       frame = requestAnimationFrame(look);
       return;
     }
-    // else JupyterLab would take the arrow keys, which pan the map, to go to another cell
+    // otherwise the arrow keys, which pan the map, would move JupyterLab to another cell
     map.setAttribute("data-lm-suppress-shortcuts", "true");
     keepWheel(root, map, ended.signal);
     clickByKey(map, ended.signal);

@@ -1,8 +1,8 @@
 // Lists the polygons that an overlay shows in view. The overlay shares what it draws by the id of its
 // map, and says when it has drawn or when the mouse is on a polygon.
 
-const MOST = 200; // rows: more cannot be read, and zooming in lists them
-const SETTLE_MS = 250; // after the last frame: a slider that moves lists nothing
+const MOST = 200; // rows: nobody reads more, and zooming in lists the others
+const SETTLE_MS = 250; // after the last frame: no lists while a slider moves
 
 const STYLE = `
 .sam-workbench-list { font: 12px/1.4 var(--jp-ui-font-family, sans-serif);
@@ -134,7 +134,7 @@ function render({ model, el }) {
     const line = body.querySelector(`tr[data-row="${row}"]`);
     if (!line) return;
     line.classList.add("pointed");
-    // the list alone: if the page scrolled, the map would move away under the mouse
+    // only the list: if the page scrolled, the map would move away under the mouse
     const [inner, outer] = [line.getBoundingClientRect(), scroll.getBoundingClientRect()];
     const under = head.getBoundingClientRect().bottom; // it stays in place
     if (inner.top < under) scroll.scrollTop -= under - inner.top;

@@ -1,4 +1,4 @@
-"""The polygons in view as a list beside the map: sorted, pointed out, gone to."""
+"""The polygons in view as a list beside the map, to sort, highlight and go to them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import traitlets
 class ObjectList(anywidget.AnyWidget):
     """Lists what the `PolygonOverlay` of the map `map_id` shows in view; folded at first.
 
-    The browser has all that is listed, so it asks the kernel for nothing. A row and its polygon
-    point each other out under the mouse.
+    The browser has everything that is listed, so it asks the kernel for nothing. The mouse on a row
+    highlights its polygon, and the other way round.
     """
 
     _esm = Path(__file__).with_suffix(".js")

@@ -4,24 +4,24 @@
 // `_getNewPixelOrigin`), so ipyleaflet is pinned.
 
 const HALF_WORLD = Math.PI * 6378137; // EPSG:3857 runs from -HALF_WORLD to HALF_WORLD, metres
-const PADDING = 0.5; // of the map's size, also drawn on each side: a drag shows no gap
-const DETAIL = 0.5; // px: a vertex closer than this to the one before is skipped
+const PADDING = 0.5; // of the map's size, drawn beyond each side: a drag shows no gap
+const DETAIL = 0.5; // px: a vertex closer than this to the last one is skipped
 const REACH = 3; // px: a click this close hits a polygon that is too small to aim at
 const MANY = 300; // above this, lines are 1 px wide: 5 times faster than any other width
-const MOST_MARKS = 3000; // above this, what a person has said has its colour and no mark
+const MOST_MARKS = 3000; // above this, verdicts of a person have a colour but no mark
 const BLOCK = 1000; // rows that may share a path: a path of thousands fills slowly
 const LOOK_MS = 500; // how often to look for views of the map: there is no event for them
 const PATIENCE_MS = 20000;
 
-const CLICK_MS = 3000; // what the kernel points out this soon after a click is its answer
+const CLICK_MS = 3000; // what the kernel highlights this soon after a click is its answer
 const WHEEL_MS = 150; // between two steps of the wheel: a trackpad sends many
-const STILL = 8; // px: a mouse that has moved less still means what was pointed out
+const STILL = 8; // px: if the mouse has moved less, keys still mean what was highlighted
 
 const [SEAM, GOOD, BAD] = [1, 2, 4]; // overlay.Flag
 const FADED = 255; // overlay.FADED
 const [REFUSED, UNSAID] = [254, 255]; // overlay.REFUSED, overlay.UNSAID
 const FADED_COLOUR = "#e0e0e0";
-const NONE_COLOUR = "#bdbdbd"; // said to be none of the classes
+const NONE_COLOUR = "#bdbdbd"; // for none of the classes
 const SELECTED = "#00ffff";
 // colours that differ in lightness, and marks that need no colour; px from the centre
 const VERDICTS = {
@@ -55,7 +55,7 @@ const VERDICTS = {
 
 // ---------------------------------------------------------------------------------- pure parts
 
-/** Copy a buffer of a message: there it may start at any byte, a typed array may not. */
+/** Copy a buffer of a message, where it may start at any byte: a typed array may not. */
 export function typed(Type, value) {
   if (!value) return new Type(0);
   const view = ArrayBuffer.isView(value) ? value : new DataView(value);
@@ -103,7 +103,7 @@ export function decodeOutlines(outlines) {
 }
 
 /**
- * From metres off `origin` to a canvas whose corner is at `world`, px from the map's corner.
+ * From metres from `origin` to a canvas whose corner is at `world`, px from the map's corner.
  * @param {number} zoom
  * @param {number[]} origin
  * @param {{ x: number, y: number }} world
@@ -146,7 +146,7 @@ export function classOf(bounds, score) {
 }
 
 /**
- * Even-odd, in metres off the origin.
+ * Whether a point is in a polygon (even-odd), in metres from the origin.
  * @param {Outlines} outlines
  * @param {number} row
  * @param {number} x
@@ -166,7 +166,7 @@ export function contains({ coords, vertexOf, ringOf }, row, x, y) {
 }
 
 /**
- * The smallest of `rows` at a place, -1 if none; those too small to aim at from `reach` around.
+ * The smallest of `rows` at a place, -1 if none; `reach` widens those too small to aim at.
  * @param {Outlines} outlines
  * @param {Iterable<number>} rows
  * @param {number} x
@@ -307,7 +307,7 @@ function stroke(ctx, colour, width, ...paths) {
  * @param {Path2D} path
  */
 function strokeCased(ctx, colour, width, path) {
-  ctx.lineCap = "round"; // also where a ring ends
+  ctx.lineCap = "round"; // also at the ends of a ring
   stroke(ctx, "rgba(0, 0, 0, 0.7)", width + 2.5, path);
   stroke(ctx, colour, width, path);
 }
@@ -360,7 +360,7 @@ export function paint(ctx, frame, affine, width, height, look) {
   // Few paths for each colour, filled by the nonzero rule: filling each polygon is slow, and
   // even-odd would leave overlaps open. Holes stay open, as they run against their outer rings.
   const byClass = look.colourBy === "class";
-  // what is faded comes first, so that it lies below
+  // faded polygons first, so that they lie below
   const colours = byClass ? [FADED_COLOUR, ...look.classes.map(([, , c]) => c)] : look.colours;
   /** @type {ReturnType<newPart>[][]} */
   const partsOf = colours.map(() => []);
@@ -406,7 +406,7 @@ export function paint(ctx, frame, affine, width, height, look) {
     ctx.fill(seam);
     ctx.globalAlpha = 1;
   }
-  const shadow = few ? 0 : 1; // px: dark beside bright tells the edge of a bright roof
+  const shadow = few ? 0 : 1; // px: dark beside bright shows on a bright roof
   ctx.translate(shadow, shadow);
   for (const { whole, seam } of parts) stroke(ctx, "rgba(0, 0, 0, 0.4)", few ? 3 : 1, whole, seam);
   ctx.translate(-shadow, -shadow);
@@ -417,7 +417,7 @@ export function paint(ctx, frame, affine, width, height, look) {
     ctx.setLineDash([]);
   }
 
-  // each by itself, which takes long where there are thousands
+  // one by one, which takes long if there are thousands
   for (const row of judged.length > MOST_MARKS ? [] : judged) {
     const { colour, lines } = VERDICTS[flags[row] & GOOD || BAD];
     strokeCased(ctx, colour, 2.5, outline(row));
@@ -456,13 +456,13 @@ function drawOn(map, overlay) {
 
   let placed = null; // how the canvas was drawn: zoom, size, corner in the pane and on the map
   let pointer = null; // the last mouse event on the map
-  let cursor = null; // that of ipyleaflet, while ours is shown
+  let cursor = null; // ipyleaflet's own cursor, while ours is shown
   let last = null; // where the mouse was last, px
-  let anchor = null; // where it was when the kernel pointed something out
+  let anchor = null; // where it was when the kernel highlighted something
   let clicked = null; // where the last click was, until the map moves
   let hovered = -1; // the row under the mouse
   let answeredAt = 0; // when the last click was, ms
-  let answered = null; // the place of the last click, beside which its answer stands
+  let answered = null; // the place of the last click; its answer is shown beside it
   const waiting = new Map(); // at most one animation frame per task: the last value wins
 
   function soon(task) {
@@ -511,7 +511,7 @@ function drawOn(map, overlay) {
 
   const redraw = () => soon(draw);
 
-  // a long drag leaves the padding before it ends
+  // a long drag goes beyond the padding before it ends
   function keepCovered() {
     if (!placed) return;
     const { x, y } = map.containerPointToLayerPoint([0, 0]).subtract(placed.corner);
@@ -570,7 +570,7 @@ function drawOn(map, overlay) {
     soon(point);
   }
 
-  /** Keys are meant for what the mouse is on, unless somebody is typing. */
+  /** Keys act on what the mouse is on, unless somebody is typing. */
   function takeFocus() {
     const there = document.activeElement;
     if (!overlay.keys() || container.contains(there)) return;
@@ -578,12 +578,12 @@ function drawOn(map, overlay) {
     container.focus({ preventScroll: true });
   }
 
-  /** The kernel has pointed something out: keys mean that, until the mouse moves away. */
+  /** The kernel has highlighted something: keys act on it until the mouse moves away. */
   function pointedOut() {
     anchor = last;
   }
 
-  /** Keys may count in the whole panel, but not while somebody types, and no space on a button. */
+  /** Keys may work in the whole panel, but not while somebody types; nor Space on a button. */
   function isMeant({ target, key }) {
     if (target === container || !overlay.everywhere()) return target === container;
     const panel = container.closest(".sam-workbench-panel") ?? container;
@@ -607,7 +607,7 @@ function drawOn(map, overlay) {
     overlay.send({ kind: "key", key, lon, lat, row, sequence });
   }
 
-  /** The kernel has pointed out a polygon: its answer stands beside that, if nobody has clicked. */
+  /** The kernel has highlighted a polygon: show its answer beside it, unless somebody has clicked. */
   function answerAt(row) {
     if (performance.now() - answeredAt < CLICK_MS) return;
     answered = null;
@@ -657,7 +657,7 @@ function drawOn(map, overlay) {
     tellClick(event, again ? 1 : 0);
   }
 
-  /** @param {number} again how much further than the click before, at the same place */
+  /** @param {number} again how many steps after the previous click at the same place */
   function tellClick(event, again) {
     const { lng: lon, lat } = event.latlng;
     const { sequence } = overlay.frame.outlines;
@@ -666,7 +666,7 @@ function drawOn(map, overlay) {
     overlay.send({ kind: "click", lon, lat, row: rowAt(event), sequence, again });
   }
 
-  /** Whether the mouse is where it has clicked, and more than one thing lies there. */
+  /** Whether the mouse is where it last clicked, and more than one thing lies there. */
   function hasMoreHere() {
     if (overlay.alternatives() < 2 || !clicked || !pointer) return false;
     return clicked.distanceTo(pointer.containerPoint) < STILL;
@@ -680,7 +680,7 @@ function drawOn(map, overlay) {
     tellClick(pointer, event.shiftKey ? -1 : 1);
   }
 
-  let turned = 0; // when the wheel was last followed, ms
+  let turned = 0; // when the wheel was last used, ms
   function wheel(event) {
     if (event.ctrlKey || !event.deltaY || !hasMoreHere()) return;
     event.preventDefault();
@@ -722,7 +722,7 @@ function drawOn(map, overlay) {
 export default () => {
   const layers = new Map(); // by Leaflet map
   const elements = new Set(); // of the widget itself
-  let seen = performance.now(); // when a map was last there
+  let seen = performance.now(); // when a map was last seen
   let failure = "";
 
   function tell() {
@@ -752,7 +752,7 @@ export default () => {
           opacity: model.get("opacity"),
         };
         const now = model.get("outlines");
-        if ((now.sequence ?? -1) !== model.get("for_sequence")) return; // the rest follows
+        if ((now.sequence ?? -1) !== model.get("for_sequence")) return; // wait for the rest
         const outlines = now === source ? overlay.frame.outlines : decodeOutlines(now);
         source = now;
         const there = (row) => row >= 0 && row < outlines.count;
@@ -801,7 +801,7 @@ export default () => {
         mapModel = found;
         mapModel.on("change", look); // a map that was just shown sends its bounds
       } catch {
-        // not there yet: try again at the next look
+        // not there yet: try again next time
       }
       asking = false;
     }

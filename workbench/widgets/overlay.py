@@ -32,7 +32,7 @@ REFUSED, UNSAID = 254, 255  # in `PolygonOverlay.said`
 
 @dataclass(frozen=True)
 class Pressed:
-    """A key that was pressed on the map: where the mouse is (None: at what is pointed out)."""
+    """A key that was pressed on the map, and where the mouse was (None: what is marked)."""
 
     key: str
     place: tuple[float, float] | None  # degrees
@@ -40,7 +40,7 @@ class Pressed:
 
 
 class PolygonOverlay(anywidget.AnyWidget):
-    """Polygons on the ipyleaflet map whose `model_id` is `map_id`; the kernel says which ones.
+    """Polygons on the ipyleaflet map whose `model_id` is `map_id`; the kernel decides which.
 
     `outlines` holds all polygons, little-endian and without gaps, and is empty or complete:
 
@@ -53,12 +53,12 @@ class PolygonOverlay(anywidget.AnyWidget):
         sequence    a number that no other `outlines` of this widget has had
 
     Outer rings run counter-clockwise, holes clockwise (x to the right, y up): polygons of a colour
-    are filled in one call, which needs this to leave holes open and to fill overlaps. A polygon may
+    are filled in one call, and this leaves holes open and fills overlaps. A polygon may
     have many parts; the first vertex of a ring may be repeated as its last.
 
     Rows count the polygons of the `outlines` whose `sequence` is `for_sequence`: until both have
     arrived, the map does not change. So assign values that belong together under `hold_sync()`.
-    `flags` replaces the flags of `outlines` if it has the same length, so that a judgement does not
+    `flags` replaces the flags of `outlines` if it has the same length, so that a verdict does not
     send all coordinates again; `kinds`, `said` and `class_scores` count if they have that length.
 
     The canvas (class `sam-workbench-polygons`) describes its last frame: `data-shown`,
@@ -79,14 +79,14 @@ class PolygonOverlay(anywidget.AnyWidget):
         help="uint8, a place in `class_colours` for each polygon, `FADED`: none of the classes"
     ).tag(sync=True)
     said = traitlets.Bytes(
-        help="uint8, what a person has said of each polygon: a place in `class_colours`, "
+        help="uint8, a person's verdict on each polygon: a place in `class_colours`, "
         "`REFUSED`: none of the classes, `UNSAID`: nothing"
     ).tag(sync=True)
     class_scores = traitlets.Bytes(help="float32, one for each polygon").tag(sync=True)
     class_colours: list[list[Any]] = traitlets.List(  # type: ignore[assignment]
         help="[number, name, colour] of each class"
     ).tag(sync=True)
-    hotkeys = traitlets.Unicode(help="keys that are messages while the map has the focus").tag(
+    hotkeys = traitlets.Unicode(help="keys that are sent while the map has the focus").tag(
         sync=True
     )
     keys_everywhere = traitlets.Bool(
@@ -95,7 +95,7 @@ class PolygonOverlay(anywidget.AnyWidget):
     alternatives = traitlets.Int(
         help="how many things lie where the last click was: Tab and the wheel go through them"
     ).tag(sync=True)
-    pointed = traitlets.Int(help="changes whenever the kernel points something out").tag(sync=True)
+    pointed = traitlets.Int(help="changes whenever the kernel highlights something").tag(sync=True)
 
     colour_by = traitlets.Enum(
         ["confidence", "stability", "class", "none"], default_value="confidence"
@@ -153,7 +153,7 @@ class PolygonOverlay(anywidget.AnyWidget):
 
         Degrees in EPSG:4326; `row` is the smallest polygon shown there, -1 if there is none. It is
         also -1 if the outlines were replaced since the click. `again` is 0 at a new place; at the
-        same place it is 1 for the next thing that lies there, or -1 for the one before.
+        same place it is 1 for the next thing there, or -1 for the one before.
         """
 
         def dispatch(widget: PolygonOverlay, message: dict[str, Any], buffers: Any) -> None:
@@ -165,7 +165,7 @@ class PolygonOverlay(anywidget.AnyWidget):
         self.on_msg(dispatch)
 
     def on_key(self, callback: Callable[[Pressed], None]) -> None:
-        """Call `callback` at each of `hotkeys` that is pressed while the map has the focus."""
+        """Call `callback` when one of `hotkeys` is pressed while the map has the focus."""
 
         def dispatch(widget: PolygonOverlay, message: dict[str, Any], buffers: Any) -> None:
             if message["kind"] == "key":

@@ -1,5 +1,5 @@
 // Draws a ClassPalette: a chip for each class with its key, colour, name and count. The kernel owns
-// the classes: this file shows them and says what a person wants.
+// the classes: this file shows them and reports what a person does.
 
 const STYLE = `
 .sam-workbench-palette { display: flex; flex-wrap: wrap; gap: 6px; align-items: center;
@@ -40,7 +40,7 @@ function render({ model, el }) {
   const root = newElement("div", { className: "sam-workbench-palette" }, el);
   root.setAttribute("role", "group");
   root.setAttribute("aria-label", "classes to teach");
-  // else JupyterLab would take what is typed here as commands
+  // otherwise JupyterLab would take letters typed here as commands
   root.setAttribute("data-lm-suppress-shortcuts", "true");
 
   function choose(number) {
@@ -78,7 +78,7 @@ function render({ model, el }) {
   function draw() {
     const typing = root.querySelector("input[type=text]:focus");
     if (typing) {
-      // do not take the field away under somebody's fingers; the rest follows when it is left
+      // do not remove the field while somebody types; redraw when it loses the focus
       typing.addEventListener("blur", () => requestAnimationFrame(draw), { once: true });
       return;
     }

@@ -1,4 +1,4 @@
-"""The palette of classes: which ones there are, how they look, and which one a click means."""
+"""The palette of classes: their names and looks, and the class that a click means."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ LOOK = -1  # a click explains
 
 
 class ClassPalette(anywidget.AnyWidget):
-    """A chip for each class: its key, colour and name, and how often it was said.
+    """A chip for each class: its key, colour and name, and its number of verdicts.
 
     `classes` is a list of `{number, name, color, count}`; `tool` is the class that a click on the
-    map means, 0 for none of the classes, `LOOK` for a look at what lies there. `n_none` counts what
-    was said to be none of them. `on_edit` gets the list that a person wants, `on_add` asks for
-    another class, `on_next` for the object to judge next. Where it is not `editable`, a click on a
-    class answers with it: `on_answer`.
+    map means, 0 for none of the classes, `LOOK` to look at what lies there. `n_none` counts the
+    verdicts for none of them. `on_edit` gets the changed list, `on_add` asks for another class,
+    `on_next` for the object to judge next. If the palette is not `editable`, a click on a class
+    answers with it: `on_answer`.
     """
 
     _esm = Path(__file__).with_suffix(".js")

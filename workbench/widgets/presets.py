@@ -28,7 +28,7 @@ class Settings:
         self.flip = button("A ⇄ B", self._flip, "switch to B and back")
         self.preset = widgets.Combobox(
             placeholder="name of a preset", layout=widgets.Layout(width="150px"),
-            continuous_update=False,  # else a quick click arrives before the last letters
+            continuous_update=False,  # otherwise a quick click arrives before the last letters
         )  # fmt: skip
         self.preset.options = self._preset_names()
         self.widget = widgets.VBox(

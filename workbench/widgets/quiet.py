@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable
 
 QUIET_SECONDS = 0.3  # after the last move of a slider: time for figures and for work ahead
-LOOK_SECONDS = 0.3  # between two looks at what is being computed
+LOOK_SECONDS = 0.3  # between two calls of `look`
 
 
 class QuietMoments:
     """A thread that calls `work` once nothing has been touched for a moment.
 
-    `begin` is called first, a moment after `start`. `look` is called each time that the thread
-    wakes, and regularly while it returns true. Long work asks `overtaken` whether to give up.
+    `begin` is called first, a moment after `start`. `look` is called each time the thread wakes,
+    and regularly while it returns true. Long work checks `overtaken` to know whether to give up.
     """
 
     def __init__(
@@ -23,7 +23,7 @@ class QuietMoments:
         self._begin, self._look, self._work = begin, look, work
         self._wake = threading.Event()
         self._closed = False
-        self._touched = self._worked_for = 0.0  # times; equal: nothing to do
+        self._touched = self._worked_for = 0.0  # times; if they are equal, there is nothing to do
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
@@ -36,21 +36,21 @@ class QuietMoments:
         self._wake.set()
 
     def wake(self) -> None:
-        """Look soon at what is being computed."""
+        """Call `look` soon."""
         self._wake.set()
 
     def close(self) -> None:
-        """End the thread after what it is doing."""
+        """End the thread after its current work."""
         self._closed = True
         self._wake.set()
 
     @property
     def overtaken(self) -> bool:
-        """Whether something was touched since the work in progress began, or the end has come."""
+        """Whether something was touched since the current work began, or the thread should end."""
         return self._closed or self._touched != self._worked_for
 
     def _run(self) -> None:
-        time.sleep(QUIET_SECONDS)  # the maps come first
+        time.sleep(QUIET_SECONDS)  # the maps load first
         if not self._closed:
             self._begin()
         underway = False

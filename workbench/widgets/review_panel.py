@@ -84,7 +84,7 @@ class LabelReview(Labelling):
 
 
 class ReviewPanel:
-    """The widgets of a review: left the map, right how far it is and what decides about many."""
+    """The widgets of a review: the map on the left, progress and bulk decisions on the right."""
 
     def __init__(self, session: LayerSession) -> None:
         self.session = session
@@ -242,7 +242,7 @@ class ReviewPanel:
         self.above.disabled = n == 0
 
     def _line(self, shown: int) -> Markup | str:
-        """What is known of a label, beside it."""
+        """What is known of a label, to be shown beside it."""
         triage = self.session.triage
         if shown < 0:
             return Markup("<b>All labels are reviewed.</b> Run the cells below.")

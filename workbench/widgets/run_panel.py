@@ -40,7 +40,7 @@ TUNED_AT_MOST = 48  # tiles of a finished run that the tuner shows
 
 
 class RunPanel(CellWidget[Session, "JobPanel"]):
-    """Save the job, copy its command, or run it here as a `ThresholdTuner` has left it."""
+    """Save the job as the `ThresholdTuner` has left it, copy its command, or run it here."""
 
     text = "Shown in JupyterLab only: a batch run needs no buttons."
 
@@ -63,18 +63,18 @@ class Progress:
     n_tiles: int
     began: float  # time.monotonic()
     done: int = 0
-    stored: int = 0  # of those done: by an earlier run
+    stored: int = 0  # done by an earlier run
     failed: tuple[Markup, ...] = ()
     frames: tuple[gpd.GeoDataFrame, ...] = ()
     n_polygons: int = 0  # in all frames
 
     def grown(self, polygons: gpd.GeoDataFrame) -> Progress:
-        """Return it with the polygons of another tile."""
+        """Return the progress with the polygons of another tile."""
         n = self.n_polygons + len(polygons)
         return replace(self, frames=(*self.frames, polygons), n_polygons=n)
 
     def text(self, now: float) -> str:
-        """Say which tile is being computed, and how long the others will take."""
+        """Say which tile is being computed, and how long the rest will take."""
         if self.done == self.n_tiles:
             return f"{self.n_tiles} tiles · writing the layer"
         tile = f"tile {self.done + 1} of {self.n_tiles}"
@@ -90,7 +90,7 @@ class JobPanel:
     def __init__(self, session: Session, samples: SampleTiles) -> None:
         self.session, self._samples = session, samples
         self._progress: Progress | None = None  # of the last run
-        self._drawn = 0.0  # when the map was drawn last
+        self._drawn = 0.0  # when the map was last drawn
         self.scene_map: SceneMap | None = None  # made for the first run
         self.overlay: PolygonOverlay | None = None
         self.run_button = button("Run here", self.start, "all tiles of the area, on this machine")
@@ -147,7 +147,7 @@ class JobPanel:
             self.status.value = session.forecast.text(session.area.n_tiles)
 
     def _show_earlier(self) -> None:
-        """Show what became of a run of an earlier session in this run folder."""
+        """Show the result or the state of an earlier run in this run folder."""
         session, folder = self.session, self.session.folder
         if session.interrupted:
             try:
@@ -157,7 +157,7 @@ class JobPanel:
                 return
             self.message.value = paragraph(
                 f"A run was under way when the kernel ended. {done} tile"
-                f"{'' if done == 1 else 's'} are stored: Run here goes on with the others."
+                f"{' is' if done == 1 else 's are'} stored. Press Run here to compute the others."
             )
         elif (folder / "report.html").exists() and (folder / "prelabels.parquet").exists():
             self.links.folder = str(folder)
@@ -184,7 +184,7 @@ class JobPanel:
         self._show_map(area)
 
     def tune(self) -> None:
-        """Show the tiles of the area, which are stored, in the tuner."""
+        """Show the stored tiles of the area in the tuner."""
         area = self.session.area
         if area is None:
             self.tell(self.session.problem)
@@ -199,10 +199,10 @@ class JobPanel:
     # ------------------------------------------------------------------------------ while it runs
 
     def hear(self, event: Event) -> None:
-        """Show what the run says of itself."""
+        """Show an event of the run."""
         try:
             self._follow(event)
-        except Exception as error:  # in a thread of its own, where nobody would see it
+        except Exception as error:  # in a separate thread, where nobody would see it
             self.tell(f"{type(error).__name__}: {error}")
 
     def _follow(self, event: Event) -> None:
@@ -251,10 +251,10 @@ class JobPanel:
                 Markup("").join(failed[:FAILURES_AT_MOST]),
             )
         elif raster_of(record.source) != record.source:
-            return  # a coarser scale shows the same objects again: the layer says which count
+            return  # a coarser scale shows the same objects again; the layer has those that count
         elif progress.n_polygons < DRAWN_AT_MOST:
             preview = Preview([self.session.sample_of(event)], progress.aoi)
-            job = progress.job  # not that of the sliders, which may have moved
+            job = progress.job  # not the session's job: its sliders may have moved
             view = preview.look(job.thresholds, job.cleaning, job.offer)
             self._progress = progress.grown(view.polygons)
             if time.monotonic() - self._drawn > REDRAW_SECONDS:

@@ -1,8 +1,8 @@
 """Text on the page: everything is escaped, except for the HTML that this package writes itself.
 
-Names of files, CRSs and classes, and messages of libraries, come from whoever made the file: a
-browser that gets them as HTML runs what is in them. So no other module makes a `widgets.HTML`, and
-`Markup` is only ever made of a literal: `Markup("<b>{}</b>").format(name)` escapes the name.
+Names of files, CRSs and classes, and messages of libraries, come from whoever made the file. As
+HTML, they could run code in the browser. So no other module makes a `widgets.HTML`, and `Markup` is
+only ever made from a literal: `Markup("<b>{}</b>").format(name)` escapes the name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sample tiles for the tuner: which ones are wanted, and how far the computation is."""
+"""Sample tiles for the tuner: which ones are wanted, and the progress of computing them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from workbench.widgets.controls import button, row
 from workbench.widgets.safe_html import SafeHTML, sentence
 from workbench.widgets.session import Session
 
-USUAL_SECONDS = 10.0  # for a tile, until one was timed
+USUAL_SECONDS = 10.0  # for a tile, until one has been timed
 
 
 class SampleTiles:
@@ -41,7 +41,7 @@ class SampleTiles:
         self._queue: set[Index] = set()
         self._computing: frozenset[Index] = frozenset()
         self._timed: tuple[int, int, float] | None = None  # tiles wanted, done, time of the last
-        self._share = 0.0  # of the tile in progress, as the model reports it
+        self._share = 0.0  # of the current tile, as the model reports it
         self.progress = widgets.FloatProgress(max=1.0, layout={"width": "160px"})
         self._progress_text = SafeHTML()
         cancel = button("Cancel", self.cancel, "stop computing; finished tiles are kept", "stop")
@@ -65,11 +65,11 @@ class SampleTiles:
         self._session.tiles = frozenset()
 
     def catch_up(self) -> None:
-        """Compute the tiles that are wanted and not there: those of an earlier session."""
+        """Compute wanted tiles that are missing: those of an earlier session."""
         self.compute(self._session.known(self._session.tiles))
 
     def _follow_wishes(self, _: Any) -> None:
-        """Remove samples that are not wanted any more, and compute those that are missing."""
+        """Remove samples that are no longer wanted, and compute missing ones."""
         session = self._session
         self._queue &= session.tiles
         if self._timed is not None and not self._computing & session.tiles:
@@ -87,12 +87,12 @@ class SampleTiles:
         wanted = frozenset(self._queue)
         if wanted and self._session.busy and self._timed is None:
             self._message.value = "The run comes first; these tiles follow."
-        with self._session.hold_trait_notifications():  # else another panel may be quicker
+        with self._session.hold_trait_notifications():  # otherwise another panel may be quicker
             self._session.tiles |= wanted
             self._start()
 
     def has(self, x: float, y: float) -> bool:
-        """Whether a place of the working CRS is in a sample tile."""
+        """Whether a point in the working CRS is in a sample tile."""
         for sample in self._session.samples:
             bounds = sample.part.scene.window_polygon(sample.tile.window).bounds
             if bounds[0] <= x <= bounds[2] and bounds[1] <= y <= bounds[3]:
@@ -100,7 +100,7 @@ class SampleTiles:
         return False
 
     def compute_at(self, x: float, y: float) -> None:
-        """Compute the tile of the area at a place of the working CRS, if there is one."""
+        """Compute the tile of the area at a point in the working CRS, if there is one."""
         for part in self._session.area.finest if self._session.area else ():
             for tile in part.tiles:
                 left, bottom, right, top = part.scene.window_polygon(tile.core).bounds
@@ -171,7 +171,7 @@ class SampleTiles:
         session.tiles &= self._queue | {sample.record.index for sample in session.samples}
 
     def _take(self, sample: SegmentedTile | None) -> None:
-        """Add a sample; it replaces what was known of its tile before it was whole."""
+        """Add a sample; it replaces earlier, incomplete versions of its tile."""
         with self._lock:
             whole = tuple(old for old in self._session.samples if old.whole)
             if sample is not None and sample.record.index not in self._session.tiles:
@@ -185,7 +185,7 @@ class SampleTiles:
         self._session.cancel()
 
     def show_progress(self) -> None:
-        """Show the progress: as the model reports it, or by the time that other tiles took."""
+        """Show the progress: reported by the model, or estimated from the time of other tiles."""
         timed = self._timed  # another thread may change it
         if timed is None:
             self.widget.layout.display = "none"
@@ -196,7 +196,7 @@ class SampleTiles:
         if self._share > 0.05:  # the model reports its progress
             usual = passed / self._share
         share = self._share or min(0.95, passed / usual)
-        # a first guess may have been too short: never go backwards
+        # the first estimate may have been too short: never go backwards
         self.progress.value = max((done + share) / max(n, 1), done and self.progress.value)
         left = max(1.0, (n - done - share) * usual)
         self._progress_text.value = f"tile {min(done + 1, n)} of {n} · {duration(left)} left"

@@ -1,4 +1,4 @@
-"""`session.json` in a run folder: what a person has done there by hand, kept as it is done."""
+"""`session.json` in a run folder: what a person has done there by hand, saved at once."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ UNREADABLE = "session-unreadable.json"
 SETTLE_SECONDS = 0.3  # changes closer together are written once
 MOST_BYTES = 20_000_000
 ANOTHER = (
-    "Another window has worked in this run folder since. What is done here is not kept any more: "
+    "Another window has worked in this run folder since. Changes made here are no longer saved: "
     "close one of the two, and run all cells again."
 )
-# what the notebook's cell alone says: a file may come from anybody, and a scheduler is trusted code
+# set only by the notebook's cell: a file may come from anybody, and a scheduler is trusted code
 _OF_CELL = ("source", "out_dir", "scheduler", "interactive", "resume", "device", "checkpoint")
 
 
 class Opened(BaseModel):
-    """A job that was opened in place of the notebook's cell, as long as that names this source."""
+    """A job opened in place of the notebook's cell, valid while the cell names this source."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,7 +42,7 @@ class Opened(BaseModel):
         return cls(instead_of=cell.parameters()["source"], job=job.parameters())
 
     def job_for(self, cell: Job) -> Job:
-        """The opened job, or the cell's if that has another source by now; raises `JobError`."""
+        """The opened job, or the cell's if its source has changed since; raises `JobError`."""
         if self.instead_of != cell.parameters()["source"]:
             return cell
         of_cell = {name: getattr(cell, name) for name in ("scheduler", "interactive", "device")}
@@ -53,8 +53,8 @@ class SavedSession(BaseModel):
     """What `session.json` holds.
 
     `given` are the parameters before any change by hand, `changed` those that a person has changed,
-    `other` the setting B, `opened` a job that was opened in place of that of a notebook whose run
-    folder this is. `running` tells whether a run was under way.
+    `other` is setting B, `opened` a job that was opened in place of the cell's job, if this is the
+    cell's run folder. `running` says whether a run was under way.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -87,12 +87,12 @@ class SavedSession(BaseModel):
         )
 
     def fits(self, job: Job, *names: str) -> bool:
-        """Whether a job still has the same values of some parameters."""
+        """Whether a job still has the same values for some parameters."""
         now = job.parameters()
         return all(self.given.get(name) == now[name] for name in names)
 
     def applied(self, job: Job) -> Job:
-        """A job with the changes by hand; a parameter that was edited in its cell since wins.
+        """A job with the changes by hand; a parameter edited in the cell since then wins.
 
         Raises `JobError` for a bad value.
         """
@@ -106,7 +106,7 @@ class SavedSession(BaseModel):
         )
 
     def other_for(self, job: Job) -> Job | None:
-        """A job with the setting B, None if there is none; raises `JobError`."""
+        """A job with setting B, None if there is none; raises `JobError`."""
         return None if self.other is None else job.changed(**_tuned(self.other))
 
 
@@ -141,7 +141,7 @@ def read_saved(folder: Path) -> SavedSession | None:
 
 
 def write_opened(folder: Path, cell: Job, job: Job | None) -> None:
-    """Say in the run folder of a notebook's cell which job was opened in its place; None: none.
+    """Note in the run folder of a notebook's cell which job was opened in its place; None: none.
 
     Raises `OutputError`.
     """
@@ -166,7 +166,7 @@ def _reason(error: Exception) -> str:
 class Keeper:
     """Writes `session.json` a moment after `touch`, in a thread, and at the end of the process.
 
-    A file that somebody else has written since is left as it is; `tell` then gets a sentence.
+    A file that somebody else has changed since is left alone; `tell` then gets a sentence.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class Keeper:
                 self._timer.start()
 
     def flush(self) -> None:
-        """Write what was not written yet."""
+        """Write pending changes."""
         with self._lock:
             if self._timer is None:
                 return
@@ -210,7 +210,7 @@ class Keeper:
                 self._text, self._told = text, False
 
     def close(self) -> None:
-        """Write what was not written yet, for the last time."""
+        """Write pending changes for the last time."""
         self.flush()
         self._closed = True
         atexit.unregister(self.flush)

@@ -6,8 +6,8 @@ const HEIGHT = 300;
 const MARGIN = { left: 46, top: 44, right: 74, bottom: 66 }; // px around the plot
 const BARS = { top: 24, right: 32 }; // px of the margin for the histograms; the values stand beside them
 const BINS = 50;
-const KNOTS = 32; // of the axes, which follow the scores
-const FEWEST = 20; // scores: fewer do not crowd
+const KNOTS = 32; // of the axes, which adapt to the scores
+const FEWEST = 20; // scores: fewer are not crowded
 const GRID = 0.005; // thresholds are multiples of it, like those of the sliders
 const STEP = 0.01; // of an arrow key; five times that with Shift
 const REACH = 7; // px: how far a click may be from a point
@@ -59,7 +59,7 @@ const STYLE = `
 
 // ---------------------------------------------------------------------------------- pure parts
 
-/** Copy a buffer of a message: there it may start at any byte, a typed array may not. */
+/** Copy a buffer of a message, where it may start at any byte: a typed array may not. */
 export function typed(Type, value) {
   if (!value) return new Type(0);
   const view = ArrayBuffer.isView(value) ? value : new DataView(value);
@@ -68,7 +68,7 @@ export function typed(Type, value) {
 
 /**
  * How an axis of the plane runs from its floor (0) to 1: half by score, half by rank, so that scores
- * that crowd together are told apart. Shares of the axis at ever higher shares of the scores.
+ * that crowd together are spread. Returns positions on the axis, `to`, of ever higher scores, `from`.
  * @param {Float32Array} points
  * @param {number} axis
  * @param {number} floor
@@ -246,7 +246,7 @@ function paint(ctx, frame, scales, colours) {
 
   for (const { number, colour, size } of FATES) {
     ctx.fillStyle = colour;
-    // thousands overlap: show their density, and let those kept stand out
+    // thousands overlap: show their density, and make the kept ones stand out
     ctx.globalAlpha = number === 1 ? 0.9 : 0.6;
     for (let row = 0; row < state.length; row++) {
       if (state[row] !== number) continue;
@@ -280,7 +280,7 @@ function render({ model, el }) {
   let waiting = 0;
   let source = null; // the value that the points were read from
   let [stretchedBy, stretchedTo] = [new Float32Array(0), 0]; // points and width of the scales
-  const unsent = new Map(); // thresholds that were not sent to the kernel yet, by trait
+  const unsent = new Map(); // thresholds not yet sent to the kernel, by trait
 
   function makeLine({ trait, label, orientation }, axis) {
     const line = make("div", `line ${orientation}`, root);
@@ -288,7 +288,7 @@ function render({ model, el }) {
     line.tabIndex = 0;
     const attributes = {
       ...{ role: "slider", "aria-label": `${label} threshold`, "aria-orientation": orientation },
-      // else JupyterLab takes the arrow keys
+      // otherwise JupyterLab takes the arrow keys
       "data-lm-suppress-shortcuts": "true",
     };
     for (const [name, value] of Object.entries(attributes)) line.setAttribute(name, value);
@@ -296,7 +296,7 @@ function render({ model, el }) {
     let [start, grabbed] = [0, 0]; // the value when a drag began, and the score under the pointer
     line.addEventListener("pointerdown", (event) => {
       if (event.button !== 0) return;
-      event.preventDefault(); // selects no text, but does not focus either
+      event.preventDefault(); // no selection of text, but no focus either
       line.focus();
       line.setPointerCapture(event.pointerId);
       [start, grabbed] = [valueOf(trait), scales.scores(...placeOf(event))[axis]];
@@ -359,7 +359,7 @@ function render({ model, el }) {
     AXES.forEach(({ trait }, axis) => {
       const line = lines[axis];
       const value = valueOf(trait);
-      // from the plot to the value beside the histogram
+      // from the plot to the label beside the histogram
       const [left, top] = axis ? [plot.left, scales.y(value)] : [scales.x(value), 2];
       Object.assign(line.style, { left: `${left}px`, top: `${top}px` });
       if (axis) line.style.width = `${plot.width + MARGIN.right - 2}px`;
@@ -399,7 +399,7 @@ function render({ model, el }) {
     const bytes = model.get("points");
     const points = bytes === source ? frame.points : typed(Float32Array, bytes);
     const state = typed(Uint8Array, model.get("state"));
-    // else only one has arrived: keep the last picture until the other one is here
+    // otherwise only one has arrived: keep the last picture until the other one arrives
     if (points.length === 2 * state.length) {
       frame = { ...frame, points, state };
       source = bytes;

@@ -1,4 +1,4 @@
-"""All candidates by their two scores, and the two thresholds as lines that can be dragged."""
+"""All candidates by their two scores, with the two thresholds as lines to drag."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the widgets of one notebook share: the job with all changes, and its opened rasters.
+"""The state that the widgets of a notebook share: the job with all changes, and its rasters.
 
 The state of the user interface is a `Job`. Each widget shows some of its parameters and replaces
 the job when a person changes them. So saving, presets, undo and the command line need no state of
@@ -75,12 +75,12 @@ class Session(HasTraits):
     restarted kernel goes on with it. `restored` counts the states that undo and redo have brought.
 
     `area` is None while the AOI cannot be used; `problem` then says why. `samples` are the computed
-    sample tiles. `notice` is what a person should know of `session.json`. `verdicts_problem` says
-    why verdicts of an earlier session cannot be used, if so. `interrupted` tells whether a run was
-    under way when an earlier session ended.
-    `busy` tells whether something is being computed; `listener` gets the events, in a separate
-    thread, and may be replaced at any time. `cell` is the job of the notebook's cell, `given` the
-    one that was opened in its place, or `cell`, both without later changes.
+    sample tiles. `notice` is a message about `session.json`. `verdicts_problem` says why verdicts
+    of an earlier session cannot be used, or is empty. `interrupted` says whether a run was under
+    way when an earlier session ended.
+    `busy` says whether something is being computed; `listener` gets the events, in a separate
+    thread, and may be replaced at any time. `cell` is the job of the notebook's cell. `given` is
+    the job that was opened in its place, or `cell`; both are without later changes.
     """
 
     job = Instance(Job)
@@ -99,9 +99,9 @@ class Session(HasTraits):
     busy = Bool()
 
     def __init__(self, job: Job, earlier: Session | None = None) -> None:
-        """Open the job's rasters, and go on with what was done in its run folder by hand.
+        """Open the job's rasters, and continue from the changes by hand in its run folder.
 
-        `earlier` is the session of the same notebook cell before, if any.
+        `earlier` is the previous session of the same notebook cell, if any.
         """
         self.cell, self.notice_at_start = job, ""
         scenes = open_scenes(job)
@@ -113,7 +113,7 @@ class Session(HasTraits):
                 there = opened.job_for(job)
                 scenes, job = (scenes, job) if there == job else (open_scenes(there), there)
             except WorkbenchError as error:
-                self.notice_at_start = f"What was opened by hand is not there any more: {error}"
+                self.notice_at_start = f"What was opened by hand is no longer there: {error}"
         self.given = job
         self.folder: Path = folder_of(job, scenes)
         if self.folder != self.home:
@@ -124,7 +124,7 @@ class Session(HasTraits):
         try:
             recorded = read_record(self.folder) if job.resume else None
         except WorkbenchError:
-            recorded = None  # a run refuses the folder and says why
+            recorded = None  # a run will refuse the folder and say why
         self.scenes: tuple[Scene, ...] = tuple(name_scenes(scenes, recorded))
         self._background = Background(self._hear)
         self.listener: Callable[[Event], None] = _ignore
@@ -138,11 +138,11 @@ class Session(HasTraits):
             **{name: value for name in STATE if (value := getattr(state, name)) is not None},
             history=History(state), forecast=Forecast(), notice=self.notice_at_start,
         )  # fmt: skip
-        if kept is not None and kept != self.kept:  # the cell was edited, or a run was interrupted
+        if kept is not None and kept != self.kept:  # the cell was edited, or a run interrupted
             self._keep()
 
     def _read_saved(self, folder: Path) -> SavedSession | None:
-        if not self.cell.is_interactive:  # a batch run does what its parameters say
+        if not self.cell.is_interactive:  # a batch run only follows its parameters
             return None
         try:
             return read_saved(folder)
@@ -188,7 +188,7 @@ class Session(HasTraits):
         self._become(self.history.back())
 
     def redo(self) -> None:
-        """Make a change again that was taken back."""
+        """Make the last undone change again."""
         self._become(self.history.forth())
 
     def _become(self, history: History) -> None:
@@ -221,7 +221,7 @@ class Session(HasTraits):
         self.notice = text
 
     def say(self, verdicts: Verdicts) -> None:
-        """Keep other verdicts, in the run folder too, and let the job learn from them.
+        """Replace the verdicts, also in the run folder, and let the job learn from them.
 
         Raises `WorkbenchError`, and changes nothing, if they cannot be written.
         """
@@ -263,7 +263,7 @@ class Session(HasTraits):
             self.job = job
 
     def known(self, tiles: Collection[Index]) -> set[Index]:
-        """Those of some tiles that the scenes have, in the area or not."""
+        """The given tiles that exist in the scenes, inside the area or not."""
         grids = {scene.name: grid for scene, grid in zip(self.scenes, self.grids, strict=True)}
 
         def has(name: str, row: int, col: int) -> bool:
@@ -298,7 +298,7 @@ class Session(HasTraits):
 
         Raises `WorkbenchError` if something is being computed, or the process cannot be started.
         """
-        if not self._background.busy:  # else `start` raises
+        if not self._background.busy:  # if it is busy, `start` raises
             self.listener, self.busy = listener, True  # before the first event can come
             self._set_running(tiles is None)
         try:
@@ -312,7 +312,7 @@ class Session(HasTraits):
             ) from error
 
     def _set_running(self, running: bool) -> None:
-        """Note whether a run is under way, for the session after a kernel that was lost."""
+        """Note whether a run is under way, for the next session if the kernel dies."""
         if running != self._running:
             self._running = running
             self._keep()
@@ -332,7 +332,7 @@ class Session(HasTraits):
         self._background.notify, other._background = self._hear, mine
 
     def let_go(self) -> None:
-        """Stop what is being computed, and leave `session.json` to the session that follows."""
+        """Stop what is being computed, and leave `session.json` to the next session."""
         self.cancel()
         self._running = False
         self._keep()
@@ -396,7 +396,7 @@ def _taught(job: Job, path: Path, verdicts: Verdicts) -> Job:
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """Something that changes whenever a file does; None without the file."""
+    """A value that changes whenever a file does; None if there is no file."""
     with suppress(OSError):
         found = path.stat()
         return found.st_mtime_ns, found.st_size

@@ -1,12 +1,12 @@
-// What all panels share: their keys belong to them and not to JupyterLab, `?` lists them, `f` shows
-// the panel on the full screen, and controls have names and values for screen readers.
+// What all panels share: JupyterLab does not take their keys, `?` lists the keys, `f` shows the panel
+// in full screen, and controls have names and values for screen readers.
 
 const SUPPRESS = "data-lm-suppress-shortcuts"; // of JupyterLab
 const TEXT = "textarea, select, [contenteditable], input:not([type=checkbox]):not([type=radio])";
 
 const TITLES = {
   undo: "take the last change back: area, sliders, verdicts, tiles (Ctrl+Z)",
-  redo: "make it again (Ctrl+Shift+Z)",
+  redo: "make the undone change again (Ctrl+Shift+Z)",
   screen: "this panel alone on the whole screen, and back (f)",
   keys: "list of the keys (?)",
 };
@@ -19,8 +19,8 @@ function setAttribute(element, attribute, text) {
 }
 
 /**
- * Name what has no name for screen readers: a box with a tooltip alone, and noUiSlider's handles,
- * whose value is rounded besides, or an index in a list of steps.
+ * Name controls that screen readers cannot name: boxes with only a tooltip, and noUiSlider's
+ * handles, whose value is also rounded, or an index in a list of steps.
  */
 function nameControls(root) {
   for (const box of root.querySelectorAll("input[title]")) {
@@ -61,13 +61,13 @@ function keepFocus(root, signal) {
     if (relatedTarget && !nobody(relatedTarget)) mine = root.contains(relatedTarget);
     else setTimeout(claim);
   }, { signal });
-  // before JupyterLab, which listens at the document
+  // before JupyterLab, which listens on the document
   window.addEventListener("keydown", (event) => {
-    // its selectors match the element with the focus, so that has to say no by itself
+    // its selectors match the focused element, so that one must carry the attribute
     if (event.target instanceof Element && root.contains(event.target)) {
       event.target.setAttribute(SUPPRESS, "true");
     }
-    // nobody has the focus, and so the panel has
+    // nothing has the focus: count it as the panel's
     if (!mine || root.contains(event.target) || !nobody(document.activeElement)) return;
     event.preventDefault();
     event.stopImmediatePropagation();
@@ -91,7 +91,7 @@ function newElement(tag, className, parent, text = "") {
   return element;
 }
 
-/** Show the list of keys, or take it away; a modal dialog is not cut off by JupyterLab's cells. */
+/** Show or hide the list of keys; a modal dialog is not cut off by JupyterLab's cells. */
 function toggleKeys(root, keys) {
   const before = root.querySelector(".sam-workbench-keys");
   if (before) {
@@ -132,12 +132,12 @@ function render({ model, el }) {
     const typing = event.target.closest(TEXT);
     const letter = key.length === 1 ? key.toLowerCase() : key;
     if (command && letter === "s") {
-      // to save the notebook is no command to a cell
+      // saving the notebook is not a command to a cell
       document.body.dispatchEvent(copyOf(event));
     } else if (typing) {
       return;
     } else if (command && (letter === "z" || letter === "y")) {
-      // else the browser takes back what was typed last, in some cell
+      // otherwise the browser undoes the last typing, in some cell
       model.send({ kind: shiftKey || letter === "y" ? "redo" : "undo" });
     } else if (command && letter === "a") {
       // nothing: the browser would select the text of the whole page

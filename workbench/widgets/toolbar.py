@@ -1,4 +1,4 @@
-"""What all panels share: undo and redo, keys of their own with a list, and the full screen."""
+"""What all panels share: undo and redo, their keys with a list, and full screen."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import traitlets
 
 from workbench.errors import WorkbenchError
 
-PANEL = "sam-workbench-panel"  # the class of what JupyterLab's shortcuts are kept out of
-MAIN, SIDE = "sam-workbench-main", "sam-workbench-side"  # of its map, and of its controls
+PANEL = "sam-workbench-panel"  # a CSS class; JupyterLab's shortcuts do nothing inside
+MAIN, SIDE = "sam-workbench-main", "sam-workbench-side"  # CSS classes of its map and its controls
 COMMON_KEYS = (
     ("Ctrl+Z", "undo: whatever was changed or answered in this panel"),
     ("Ctrl+Shift+Z", "redo"),
@@ -29,7 +29,7 @@ MAP_KEYS = (
 
 
 def panel_of(kind: str, main: widgets.Widget, side: widgets.Widget) -> widgets.Widget:
-    """Put controls beside a map, or under it where there is no room; `kind` is its CSS class."""
+    """Put controls beside a map, or below it if there is no room; `kind` is a CSS class."""
     main.add_class(MAIN)
     side.add_class(SIDE)
     box = widgets.Box([main, side])
@@ -39,7 +39,7 @@ def panel_of(kind: str, main: widgets.Widget, side: widgets.Widget) -> widgets.W
 
 
 class Undoable(Protocol):
-    """What has undo and redo: traits of which `history` has a `past` and a `future`."""
+    """Traits with undo and redo: `history` has a `past` and a `future`."""
 
     history: Any
 
@@ -47,13 +47,13 @@ class Undoable(Protocol):
         """Take the last change back."""
 
     def redo(self) -> None:
-        """Make a change again that was taken back."""
+        """Make the last undone change again."""
 
     def observe(self, handler: Any, names: Any = ..., type: str = ...) -> None:
         """Call `handler` when a trait changes."""
 
     def unobserve(self, handler: Any, names: Any = ..., type: str = ...) -> None:
-        """Do not call it any more."""
+        """Stop calling `handler`."""
 
 
 class Toolbar(anywidget.AnyWidget):

@@ -66,7 +66,7 @@ class ThresholdTuner(CellWidget[Session, "TunerPanel"]):
 
 
 class TunerPanel:
-    """The tuner's widgets: left the map and what is said of it, right all controls."""
+    """The tuner's widgets: the map and texts on the left, all controls on the right."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -140,9 +140,7 @@ class TunerPanel:
     # ------------------------------------------------------------------------------ what is shown
 
     def _layout(self) -> widgets.Widget:
-        propose = button(
-            "Propose tiles", self.propose, "spread over the area and over what it looks like"
-        )
+        propose = button("Propose tiles", self.propose, "some that differ in place and appearance")
         clear = button("Clear tiles", self.tiles.clear, "start over with other sample tiles")
         advise = button(
             "Advise",
@@ -215,7 +213,7 @@ class TunerPanel:
                 self.plane.state = np.zeros(len(scores), np.uint8).tobytes()
         self.scene_map.show_tiles(None if session.area is None else tile_cores(session.area))
         windows = [s.part.scene.window_polygon(s.tile.window) for s in session.samples]
-        # around all of them: the edges of each, where they overlap, would be a mesh of lines
+        # one outline around all: where they overlap, the edges of each would be a mesh of lines
         around = [shapely.union_all(windows)] if windows else []
         self.frames.data = feature(gpd.GeoSeries(around, crs=crs), _WINDOW)
         self.area.data = feature(gpd.GeoSeries([] if aoi is None else [aoi], crs=crs), _AREA)
@@ -236,7 +234,7 @@ class TunerPanel:
             self._refresh()
 
     def _restored(self, _: Any) -> None:
-        """Show a state that undo or redo has brought, verdicts included."""
+        """Show the state after undo or redo, including its verdicts."""
         self.message.value = ""
         self.teaching.follow()
         self._refresh()
@@ -293,7 +291,7 @@ class TunerPanel:
     # --------------------------------------------------------------------------- buttons and clicks
 
     def propose(self) -> None:
-        """Have tiles computed that differ from one another."""
+        """Compute tiles that differ from one another."""
         area = self.session.area
         if area is None:
             self.tell(self.session.problem)
@@ -303,7 +301,7 @@ class TunerPanel:
         self.tiles.compute({part.index(tile) for part, tile in chosen})
 
     def clicked(self, lon: float, lat: float, place: int, again: int = 0) -> None:
-        """Explain or judge the polygon at a place of the overlay, or have the tile computed.
+        """Explain or judge the polygon at a place of the overlay, or compute the tile.
 
         Clicks `again` at the same place, Tab and the wheel go on to what else lies there, shown or
         not; -1 goes back.
@@ -347,7 +345,7 @@ class TunerPanel:
                 self._show_target()
 
     def go_to_next(self) -> None:
-        """Point out the object whose answer would teach most; keys mean it then."""
+        """Highlight the object whose verdict would teach most; keys then act on it."""
         with self._lock:
             row = self.teaching.next(self.preview, self.view)
         if row < 0:
@@ -357,7 +355,7 @@ class TunerPanel:
         self._show_target(go=True)
 
     def go_to(self, place: int, sequence: int) -> None:
-        """Point out the polygon at a place of the overlay; keys mean it then."""
+        """Highlight the polygon at a place of the overlay; keys then act on it."""
         row = self.drawn.row_at(place)
         if row >= 0 and sequence == self.overlay.for_sequence:
             self.teaching.target = row
@@ -365,7 +363,7 @@ class TunerPanel:
             self._show_target(go=True)
 
     def _show_target(self, go: bool = False) -> None:
-        """Mark the object that keys mean, whether it is shown or not; `go` moves the map to it."""
+        """Mark the object that keys act on, shown or not; `go` moves the map to it."""
         row, crs = self.teaching.target, self.session.scenes[0].crs
         with self._lock:
             shown = self.drawn.select(row)

@@ -1,4 +1,4 @@
-"""What the tuner says of polygons: figures, reasons and the legend."""
+"""What the tuner says about polygons: figures, reasons and the legend."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ IN_PLANE = np.arange(len(Fate), dtype=np.uint8)
 IN_PLANE[[Fate.WHOLE_TILE, Fate.DUPLICATE, Fate.OVERLAP, Fate.MERGED]] = Fate.SUPPRESSED
 _SCORES = {"pred_iou_thresh": "predicted IoU", "stability_score_thresh": "stability"}
 TUNER_KEYS = (
-    ("1 … 9", "on the map: the polygon under the mouse is of this class; again takes it back"),
-    ("0", "on the map: it is none of the classes"),
+    ("1 … 9", "on the map: give the polygon under the mouse this class; again takes it back"),
+    ("0", "on the map: mark it as none of the classes"),
     ("n", "on the map: go to the object whose answer would teach most"),
     ("Tab, wheel", "after a click: what else lies there, shown or not, the smallest first"),
 )
@@ -83,7 +83,7 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> str:
 
 
 def advice_text(advice: JudgedAdvice) -> Markup:
-    """Say what advice has changed, what that gains, and what to do next."""
+    """Say what the advice has changed, what it gains, and what to do next."""
     n = advice.n_good + advice.n_bad
     before, now = (
         round(100 * (good + advice.n_bad - bad) / n)
@@ -93,9 +93,9 @@ def advice_text(advice: JudgedAdvice) -> Markup:
     )  # fmt: skip
     if not advice.is_change:
         return paragraph(
-            f"The sliders stay. They treat {now} of 100 polygons that you judged as you said, and "
-            "no other thresholds are shown to do better. Next: judge more, on other tiles, too; or "
-            "let cleaning remove what the bad ones have in common, such as a small area."
+            f"The sliders stay: they treat {now} of 100 judged polygons as you said, and no other "
+            "thresholds are clearly better. Next: judge more, on other tiles, too; or let cleaning "
+            "remove what the bad ones have in common, for example a small area."
         )
     moved = [
         f"{name} {getattr(advice.current, trait):.3f} → {getattr(advice.advised, trait):.3f}"
@@ -105,8 +105,8 @@ def advice_text(advice: JudgedAdvice) -> Markup:
     return paragraph(
         f"Moved: {', '.join(moved)}. Good ones shown: {advice.shown_good} of {advice.n_good} "
         f"({advice.before_good} before); bad ones shown: {advice.shown_bad} of {advice.n_bad} "
-        f"({advice.before_bad} before). Of 100 polygons that you judged, {now} are now treated as "
-        f"you said ({before} before). Next: look at other tiles. If they look worse, press Undo."
+        f"({advice.before_bad} before). Of 100 judged polygons, {now} are now treated as you "
+        f"said ({before} before). Next: look at other tiles. If they look worse, press Undo."
     )
 
 
@@ -143,7 +143,7 @@ MEANINGS = {
 
 
 def legend(colour_by: str, colours: Markup, area_colour: str) -> Markup:
-    """Say what the colours of polygons mean, and the lines on the map."""
+    """Say what the colours of polygons and the lines on the map mean."""
     if colour_by == "none":
         colours = Markup("")
     return paragraph(

@@ -1,4 +1,4 @@
-"""Why the polygon that was clicked is there, and what else there is at its place."""
+"""Why a clicked polygon is shown, and what else lies at its place."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The hand-off to QGIS: styles and the review project, written without QGIS.
 
-`style` has forms and symbols (in the colours of `_support.palette`), `project` the `.qgz`,
-`buttons` the buttons for reviewers and `actions` the code that QGIS runs for them, `order` what is
-reviewed next, `marks` who has a file open, `xml` and `expressions` what must be escaped.
+`style` makes forms and symbols (all colours are in `_support.palette`), `project` the `.qgz`.
+`buttons` makes the buttons for reviewers, `actions` is the code that QGIS runs for them. `order`
+decides which label is next, `marks` shows who has a file open, `xml` and `expressions` escape.
 """
 
 from workbench.layer.qgis.project import AREA, ProjectRaster, scene_raster, write_project

@@ -1,8 +1,8 @@
 """The rules of a review inside QGIS: what a decision is, what comes next, and how it is shown.
 
 `style` puts the text of this module into the style of the labels, followed by one call. The plugin
-in `qgis_plugin/` has a copy of it, which is used where the plugin is installed. So it runs in QGIS
-3.22 and later, with the Python of QGIS, and without this package.
+in `qgis_plugin/` has a copy, which is used if the plugin is installed. So the module must run in
+QGIS 3.22 and later, with the Python of QGIS, and without this package.
 """
 # mypy: ignore-errors
 
@@ -23,7 +23,7 @@ from qgis.utils import iface
 
 VERBS = {"accepted": "Accept", "rejected": "Reject", "unreviewed": "Reopen"}
 TAKE_BACK = "Take back: "
-SHARE = 0.2  # of the view is filled by the label that is shown
+SHARE = 0.2  # of the view, filled by the label that is shown
 WIDEST = 0.8  # of a side of the view, for labels that are long and thin
 
 
@@ -33,9 +33,9 @@ WIDEST = 0.8  # of a side of the view, for labels that are long and thin
 def review(layer_id, fid, status, *, classes_matter=False):
     """Give the label of a button a status, and go to the next one that waits for review.
 
-    `fid` is a number or its text. A button in a form decides about the label that is highlighted
-    on the map, because the form may lag behind. `classes_matter` warns, once for each open layer,
-    when a label without a class is accepted.
+    `fid` is a number, or a number as text. A button in a form decides about the label that is
+    highlighted on the map, because the form may lag behind. `classes_matter` warns, once for each
+    open layer, when a label without a class is accepted.
     """
     layer = editable(layer_id)
     if layer is None:
@@ -72,7 +72,7 @@ def review_selected(layer_id, status, *, classes_matter=False):
 def switch_zoom():
     """Let the map zoom to each label, or only move to it."""
     set_zoom(not _zooms())
-    say("Zoom to each label", "is on" if _zooms() else "is off: the map only moves to the label")
+    say("Zoom to each label", "On" if _zooms() else "Off: the map only moves to the label")
 
 
 # ------------------------------------------------------------------------------ decisions
@@ -101,7 +101,7 @@ def decide(layer, fids, status, class_id=None):
     name = f"{VERBS[status]} {what}"
     layer.beginEditCommand(name)
     for feature in layer.getFeatures(only(fids, [status_field, class_field])):
-        # without the defaults: nothing but the decision changes
+        # without field defaults, so that nothing else changes
         if not (status == "accepted" and feature["status"] == "edited"):
             layer.changeAttributeValue(feature.id(), status_field, status, feature["status"], True)
         if class_id is not None:
@@ -113,7 +113,7 @@ def decide(layer, fids, status, class_id=None):
 
 
 def restore(layer, name, before):
-    """Give labels back the status and the class that they had: `{fid: (status, class)}`."""
+    """Restore the status and the class that labels had before: `{fid: (status, class)}`."""
     fields = layer.fields()
     layer.beginEditCommand(f"{TAKE_BACK}{name}")
     for fid, (status, class_id) in before.items():
@@ -129,13 +129,13 @@ def next_label(layer):
     return plan(layer)
 
 
-PLANS = {}  # by layer id: names the next label of a layer; the plugin puts its order here
+PLANS = {}  # by layer id: functions that return the next label; the plugin adds its own
 
 
 def least_certain(layer):
     """Return the id of the unreviewed label that is least certain, or None.
 
-    How certain it is says its class score, or its confidence if no classes were learned.
+    Its certainty is its class score, or its confidence if no classes were learned.
     """
     edits = layer.editBuffer()
     status = layer.fields().indexOf("status")
@@ -155,12 +155,12 @@ def least_certain(layer):
 
 
 def _stored_unreviewed(layer, limit):
-    """Return certainty and id of at least so many stored labels, the least certain first."""
+    """Return certainty and id of at least `limit` stored labels, the least certain first."""
     if layer.storageType() != "GPKG":
         request = QgsFeatureRequest().setFilterExpression("\"status\" = 'unreviewed'")
         found = layer.dataProvider().getFeatures(request)
         return [(f["class_score"] or f["confidence"], f.id()) for f in found]
-    # by the index of the table: a loop over 200,000 labels takes a second
+    # by SQL, which uses the table's index: a loop over 200,000 labels takes a second
     return stored(
         layer,
         "coalesce(class_score, confidence) AS certainty, fid + 0",
@@ -187,7 +187,7 @@ def only(fids, fields):
 
 
 def _number(fid):
-    """Return the id of a label that is in the layer; a polygon just drawn has none yet."""
+    """Return the id of a label as a number; None for a polygon just drawn, which has none yet."""
     text = str(fid).strip()
     negative = text.startswith("-")
     return int(text) if text[negative:].isdigit() and abs(int(text)) < 2**62 else None
@@ -208,14 +208,14 @@ def say(title, text):
 
 def ask_for_class(layer, fids):
     """Warn, once for each open layer, if one of these labels has no class."""
-    if iface is None or layer.property("said_no_class"):  # kept with the open layer only
+    if iface is None or layer.property("said_no_class"):  # lasts while the layer is open
         return
     classes = layer.fields().indexOf("class_id")
     if any(f["class_id"] == NULL for f in layer.getFeatures(only(fids, [classes]))):
         iface.messageBar().pushWarning(
             "No class",
-            "Set it in the form, or in the plugin by its number. All labels that have none get "
-            "the default_class, if one is given at the import.",
+            "Set it in the form, or press its number in the plugin. At the import, labels without "
+            "a class get the default_class, if there is one.",
         )
         layer.setProperty("said_no_class", True)
 
@@ -223,8 +223,8 @@ def ask_for_class(layer, fids):
 def highlighted(layer, fid):
     """Return the id of the label that a button means: that of its row, or the highlighted one.
 
-    A form shows one label and the map may highlight another one. People look at the map. None for
-    a polygon that is not in the layer.
+    A form may show one label while the map highlights another: people look at the map. None for a
+    polygon that is not in the layer.
     """
     if fid is None or not layer.getFeature(fid).isValid():
         return None
@@ -254,7 +254,7 @@ def show(layer, fid, *, instead_of=None):
     elif not canvas.extent().contains(box):
         canvas.setCenter(box.center())
         canvas.refresh()
-    # a line: flashing the area would hide what is to be judged
+    # only the outline: a flashing area would hide what is to be judged
     outline = QgsGeometry(feature.geometry().constGet().boundary())
     canvas.flashGeometries(
         [outline], layer.crs(), QColor(255, 255, 255, 255), QColor(255, 255, 255, 0), 2, 250
@@ -262,7 +262,7 @@ def show(layer, fid, *, instead_of=None):
 
 
 def view_of(box, width, height):
-    """Return the view, of a window with these sides, in which a box fills its share."""
+    """Return the extent of a window with these sides in which a box fills `SHARE`."""
     longest = max(box.width(), box.height()) or 1.0
     w, h = max(box.width(), longest / 8), max(box.height(), longest / 8)
     scale = min((SHARE * width * height / (w * h)) ** 0.5, WIDEST * width / w, WIDEST * height / h)
@@ -281,7 +281,7 @@ def _zooms():
 
 
 def _widgets(*kinds):
-    """Return the widgets of classes of QGIS, which Python knows only as those of Qt."""
+    """Return the widgets of QGIS classes, which Python lists only as Qt widgets."""
     by_name = {kind.__name__: kind for kind in kinds}
     named = ((w, w.metaObject().className()) for w in QgsApplication.allWidgets())
     return [sip.cast(widget, by_name[name]) for widget, name in named if name in by_name]
@@ -292,7 +292,7 @@ def _shows(form, layer, fid):
 
 
 def _forms_go_to(layer, fid, instead_of):
-    """Let the forms show a label: those of the tables, and those that showed another one."""
+    """Show a label in the forms of the tables, and in those that showed `instead_of`."""
     for widget in _widgets(QgsDualView, QgsAttributeForm):
         if isinstance(widget, QgsDualView):
             if widget.masterModel().layer() is layer:
@@ -306,13 +306,13 @@ def _forms_go_to(layer, fid, instead_of):
 
 def follow_undo(layer):
     """From now on, when a step is undone, say which and go back to its label."""
-    if not layer.property("workbench_undo"):  # kept with the open layer only
+    if not layer.property("workbench_undo"):  # lasts while the layer is open
         _Undo(layer)
         layer.setProperty("workbench_undo", True)
 
 
 class _Undo:
-    """Watches the steps of a layer that is edited."""
+    """Watches the editing steps of a layer."""
 
     def __init__(self, layer):
         self.layer, self.touched = layer, set()
@@ -325,7 +325,7 @@ class _Undo:
     def moved(self, index):
         stack, before, touched = self.layer.undoStack(), self.index, self.touched
         self.index, self.touched = index, set()
-        # saving empties the stack, which is no undo
+        # saving empties the stack, but undoes nothing
         if index >= before or index >= stack.count():
             return
         steps = before - index

@@ -15,7 +15,7 @@ _IDS = uuid.UUID("5b0b2f3a-0f0c-4a26-9d4e-2f5c6c1f7d10")  # action ids are the s
 class Action:
     """A button of the form and the table, also for a click on the map; `code` is Python.
 
-    One for the `selection` is in the menu of actions of the attribute table instead.
+    With `selection`, it is in the actions menu of the attribute table instead.
     """
 
     name: str

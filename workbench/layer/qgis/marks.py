@@ -1,8 +1,8 @@
-"""The marks by which those who have a GeoPackage open in QGIS tell others that they are there.
+"""Marks that tell others who has a GeoPackage open in QGIS.
 
-The plugin in `qgis_plugin/` leaves a small file beside the GeoPackage and touches it again and
-again; it has a copy of this module. So it runs with the Python of QGIS 3.22 and later, and without
-this package.
+A mark is a small file beside the GeoPackage. The plugin in `qgis_plugin/` writes it and touches it
+regularly. It has a copy of this module, so the module must run with the Python of QGIS 3.22 and
+later, and without this package.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-MARK = ".reviewer-"  # and who; follows the name of the GeoPackage
-BEAT, GONE = 20, 90  # seconds: how often they show that they are there, and when they count as gone
+MARK = ".reviewer-"  # between the name of the GeoPackage and that of computer and process
+BEAT, GONE = 20, 90  # seconds: how often a mark is touched, and when its owner counts as gone
 
 
 def marks_beside(file: Path, now: float) -> Iterator[tuple[Path, dict[str, Any] | None]]:
-    """Yield the mark of each one who has a file open: its path, and what it says.
+    """Yield the path of each mark beside a file, and its content; None if its owner has gone.
 
-    `now` is the time by the clock of the disk. What somebody who has gone left is None.
+    `now` is the time by the clock of the disk.
     """
     for path in sorted(file.parent.glob(f"{file.name}{MARK}*")):
         try:

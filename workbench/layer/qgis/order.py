@@ -1,11 +1,11 @@
-"""The order of a review: one tile to its end before the next.
+"""The order of a review: each tile is finished before the next one begins.
 
 Within a tile, labels that reach into other tiles come first, because they decide about those, too.
-The others follow by their score, so that what surely is nothing comes last and can be rejected
+The others follow by score, highest first, so that clear mistakes come last and can be rejected
 together.
 
-The notebook and the plugin in `qgis_plugin/`, which has a copy of this module, go by it. So it runs
-with the Python of QGIS 3.22 and later, and without this package.
+The notebook uses it, and so does the plugin in `qgis_plugin/`, which has a copy of this module. So
+it must run with the Python of QGIS 3.22 and later, and without this package.
 """
 
 from __future__ import annotations
@@ -14,27 +14,26 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-PACE_OVER = 120  # seconds; the pace is that of the last decisions
+PACE_OVER = 120  # seconds; the pace is measured over the last decisions
 
 
 class Order(ABC):
     """Leads through the unreviewed labels of a layer.
 
-    `tiles` are pairs of a name and of what `labels_in` knows the tile by. Subclasses know the
+    `tiles` are pairs of a name and a place, which is passed to `labels_in`. Subclasses know the
     labels: `labels_in(place)` yields id, status and score of each label of a tile, and whether it
-    reaches beyond the tile; `statuses(fids)` gives pairs of id and status, without those that are
-    gone.
+    reaches beyond the tile; `statuses(fids)` gives pairs of id and status, without deleted labels.
     """
 
     def __init__(self, tiles: Iterable[tuple[str, Any]]) -> None:
         self.tiles = list(tiles)
         self.tile: str | None = None  # the name of the tile that is being reviewed
-        self.place: Any = None  # what `labels_in` knows it by
+        self.place: Any = None  # its place, for `labels_in`
         self.fids: list[int] = []  # all labels of that tile
         self.waiting: list[int] = []  # those still to be shown
-        self.skipped: dict[int, int] = {}  # how often
+        self.skipped: dict[int, int] = {}  # how often each was skipped
         self.done: set[str] = set()  # tiles that need not be looked at again
-        self.entered: Callable[[], None] | None = None  # is called when a tile begins
+        self.entered: Callable[[], None] | None = None  # called when a tile begins
 
     @abstractmethod
     def labels_in(self, place: Any) -> Iterator[tuple[int, str, float, bool]]:
@@ -42,10 +41,10 @@ class Order(ABC):
 
     @abstractmethod
     def statuses(self, fids: Sequence[int]) -> list[tuple[int, str]]:
-        """Return pairs of id and status of those labels that are there."""
+        """Return pairs of id and status of the labels that still exist."""
 
     def sort(self, names: Iterable[str]) -> None:
-        """Set the order of the tiles; the current one is still reviewed to its end."""
+        """Set the order of the tiles; the current one is still finished first."""
         place = {name: i for i, name in enumerate(names)}
         self.tiles.sort(key=lambda tile: place.get(tile[0], len(place)))
 
@@ -64,7 +63,7 @@ class Order(ABC):
                         self.entered()
                     return self._of_this_tile()
                 self.done.add(name)
-        if look_again:  # a label may have come back, or was skipped twice
+        if look_again:  # a label may have come back, or have been skipped twice
             self.done.clear()
             self.skipped.clear()
             return self.next(look_again=False)
@@ -72,14 +71,14 @@ class Order(ABC):
         return None
 
     def skip(self, fid: int) -> None:
-        """Show a label later: at the end of its tile, and if skipped again, at the very end."""
+        """Show a label later: at the end of its tile, or at the very end if skipped again."""
         self.skipped[fid] = self.skipped.get(fid, 0) + 1
         self.waiting = [other for other in self.waiting if other != fid]
         if self.skipped[fid] < 2:
             self.waiting.append(fid)
 
     def rank_again(self) -> None:
-        """Sort anew what waits in the current tile: scores have changed."""
+        """Sort what waits in the current tile again, because scores have changed."""
         if self.tile is not None:
             self._enter(self.tile, self.place)
 
@@ -116,12 +115,12 @@ class Order(ABC):
 
 
 def most_doubt_first(doubts: Mapping[str, float]) -> list[str]:
-    """Return the names of tiles, first those with most doubt: the sum of `score * (1 - score)`."""
+    """Return the names of tiles by doubt, most first: the sum of `score * (1 - score)`."""
     return sorted(doubts, key=lambda tile: -doubts[tile])
 
 
 def pace_of(times: Iterable[float], now: float) -> str:
-    """Say how many labels a minute were decided about lately; `times` are seconds, in order."""
+    """Say how many labels a minute were decided lately; `times` are seconds, in order."""
     recent = [t for t in times if now - t < PACE_OVER]
     if len(recent) < 3 or recent[-1] == recent[0]:
         return ""

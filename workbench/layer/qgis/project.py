@@ -29,7 +29,7 @@ from workbench.raster.sources import gdal_environment, gdal_name, is_local
 _IDS = uuid.UUID("0a4f6f0e-52a0-4a56-a8b5-6f7f1a6d1c55")  # layer ids are the same in every run
 MAX_BOOKMARKS = 2000  # nobody scrolls through more, and each one costs QGIS some kB
 AREA = "area (aoi)"
-_SNAP_TOLERANCE = 12.0  # pixels of the screen: in map units it would be too much when zoomed in
+_SNAP_TOLERANCE = 12.0  # screen pixels: in map units it would be too large when zoomed in
 _SELECTED = (255, 255, 0, 18)  # QGIS's own yellow would hide what is to be judged
 # names of rules in the plugin Topology Checker of English QGIS, run by hand from its panel
 _TOPOLOGY_RULES = ("must not have invalid geometries", "must not have duplicates")
@@ -40,10 +40,10 @@ _PLANAR_RULES = ("must not overlap", "must not have gaps")
 class ProjectRaster:
     """How the project shows a raster.
 
-    `source` is a local path or a GDAL name (`/vsicurl/…`). `bands` are one or three 1-based band
-    numbers; `()` leaves the colours to QGIS (palettes). `stretch` has `(low, high)` for each band,
-    or is None if the values are 0..255 already. `alpha` is the band that hides pixels; QGIS counts
-    a mask as one more band after the last.
+    `source` is a local path or a GDAL name (`/vsicurl/…`). `bands` are one or three band numbers,
+    counted from 1; `()` leaves the colours to QGIS (palettes). `stretch` has `(low, high)` for each
+    band, or is None if the values are 0..255 already. `alpha` is the band that hides pixels; QGIS
+    counts a mask as one more band, after the last one.
     """
 
     source: Path | str
@@ -143,7 +143,7 @@ def write_project(
             projectlayers, ids[name], name, f"{source}|layername={name}", "ogr", "vector", crs
         )
         node.attrib.update(geometry="Polygon", wkbType=wkb, labelsEnabled="0")
-        if name == schema.TILES:  # saved labels change how many wait in a tile: draw it anew
+        if name == schema.TILES:  # saved labels change how many wait in a tile: draw it again
             el(el(node, "dataDependencies"), "layer", id=ids[schema.LABELS])
         if name == schema.LABELS:
             _style_manager(node, looks)
@@ -170,7 +170,7 @@ def write_project(
     # QGIS: without it, <projectCrs> is ignored
     _property(properties, "SpatialRefSys/ProjectionsEnabled", "int", "1")
     _property(properties, "Paths/Absolute", "bool", "false")
-    # it moves the corners of all labels that share one, which only a planar layer wants
+    # topological editing moves a corner of all labels that share it: only for planar layers
     _property(properties, "Digitizing/TopologicalEditing", "int", str(int(planar)))
     for part, value in zip(("Red", "Green", "Blue", "Alpha"), _SELECTED, strict=True):
         _property(properties, f"Gui/SelectionColor{part}Part", "int", str(value))
@@ -272,13 +272,13 @@ def _map_layer(
     el(node, "id", id)
     el(node, "datasource", source)
     el(node, "layername", name)
-    _spatial_reference(el(node, "srs"), crs)  # QGIS: a project does not ask the file
+    _spatial_reference(el(node, "srs"), crs)  # QGIS: a project does not take it from the file
     el(node, "provider", provider, **({"encoding": "UTF-8"} if kind == "vector" else {}))
     return node
 
 
 def _layer_id(name: str, key: str) -> str:
-    # QGIS: an id of 10 characters or less is thrown away, and the layer tree loses the layer
+    # QGIS: an id of 10 characters or fewer is discarded, and the layer tree loses the layer
     return f"{re.sub(r'[^A-Za-z0-9]', '_', name)}_{uuid.uuid5(_IDS, key)}"
 
 

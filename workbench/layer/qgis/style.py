@@ -30,7 +30,7 @@ from workbench.layer.qgis.buttons import Action, actions_of
 from workbench.layer.qgis.expressions import column, html, is_one_of, text
 from workbench.layer.qgis.xml import el, option, qml
 
-NO_SCORE = 99  # the confidence that a polygon drawn by hand is classified by
+NO_SCORE = 99  # stands for the confidence of polygons that were drawn by hand
 
 _REVIEWED = "reviewed"
 # A GeoPackage counts the labels of a tile that wait (workbench.layer.progress). Elsewhere, as in a
@@ -53,10 +53,10 @@ STATUSES: Mapping[schema.Status, str] = {
     "edited": "Edited",
 }
 KEPT: tuple[schema.Status, ...] = ("accepted", "edited")
-# what waits for review is strong, what is decided is quiet
+# labels that wait for review are strong, decided ones are faint
 _FADE = f"if({is_one_of('status', 'rejected')}, 20, if({is_one_of('status', *KEPT)}, 45, 100))"
 
-# The layer of the project that shows the labels as they were saved last, also while they are edited
+# The layer of the project that has the labels as last saved, even while they are being edited
 SAVED_ID = "prelabels_as_saved_5b0b2f3a"
 
 
@@ -68,9 +68,9 @@ def _saved(field: str) -> str:
 
 
 # A label becomes `edited` when its own shape is changed, or when somebody draws it. QGIS evaluates
-# this at every change, also of a class or a status, so it compares the shape with the saved one.
+# this at every change, even of a class or a status, so the shape is compared with the saved one.
 # QGIS: the fields of a new feature are filled in from left to right, so only `id` is known here.
-# Where the saved layer is missing (a GeoPackage opened alone), reading the review finds the change.
+# If the saved layer is missing (a GeoPackage opened alone), the import finds the change.
 _STATUS = (
     f"if({is_one_of('status', 'accepted', 'rejected', 'edited')}, {column('status')}, "
     f"if(coalesce({column('id')}, {text(schema.DRAWN)}) like {text(schema.DRAWN + '%')}, 'edited', "
@@ -81,7 +81,7 @@ _STATUS = (
 
 
 def _of_its_tile(name: str) -> str:
-    """Look up a field of the tile that holds the middle of a polygon."""
+    """Look up a field of the tile that contains the middle of a polygon."""
     middle = "point_on_surface(geometry(@parent))"
     return (
         f"aggregate(layer:={text(schema.TILES)}, aggregate:='min', expression:={column(name)}, "
@@ -115,8 +115,8 @@ def label_styles(
     """Return the looks of the pre-labels, which share their form, actions and table.
 
     `confidence` are the classes of confidence and their colours. `learned` are the colours of
-    classes that the run has learned; the look by class is the first one then. None: it has learned
-    none. `more` are the columns that the layer has besides those of every layer.
+    classes that the run has learned; then the look by class comes first. None: it has learned none.
+    `more` are the columns that the layer has besides those of every layer.
 
     `planar` also makes QGIS check for overlaps when it saves; other layers may have overlaps.
     """
@@ -145,7 +145,7 @@ def _class_label(number: int, name: str) -> str:
 
 def _review(classes: Mapping[int, str], planar: bool, more: Sequence[str] = ()) -> list[ET.Element]:
     """Make forms, actions, table, checks and map tips of the pre-labels."""
-    # QGIS: no slider, which shows a real number as 0 and may write that (qgis/QGIS#49127)
+    # QGIS: not a slider, which shows a real number as 0 and may write it (qgis/QGIS#49127)
     score = {"Style": "SpinBox", "Min": 0.0, "Max": 1.0, "Step": 0.01, "Precision": 3,
              "AllowNull": True}  # fmt: skip
     form = [
@@ -235,7 +235,7 @@ def tile_style() -> list[ET.Element]:
 
 
 def saved_style() -> list[ET.Element]:
-    """Make the style of the labels as they were saved, which are there to compare with."""
+    """Make the style of the saved labels, which are only there for comparison."""
     renderer = el(None, "renderer-v2", type="nullSymbol", forceraster=0)
     return [renderer]
 
@@ -248,7 +248,7 @@ def area_symbol(item: ET.Element) -> None:
 
 
 def _confidence_renderer(classes: ConfidenceClasses) -> ET.Element:
-    # QGIS: NULL is in no range, so a polygon that was just drawn would be invisible
+    # QGIS: NULL is in no range, so a polygon just drawn would be invisible
     renderer = el(None, "renderer-v2", type="graduatedSymbol", graduatedMethod="GraduatedColor",
                    attr=f'coalesce("confidence", {NO_SCORE})', forceraster=0)  # fmt: skip
     ranges, symbols = el(renderer, "ranges"), el(renderer, "symbols")
@@ -256,7 +256,7 @@ def _confidence_renderer(classes: ConfidenceClasses) -> ET.Element:
     edges = [-NO_SCORE, *lows[1:], NO_SCORE - 1]
     colors = [color for _, color in classes]
     rows = [*zip(edges, edges[1:], confidence_labels(classes), colors, strict=False)]
-    # QGIS takes the first range that fits, both ends included: 0.9 belongs to "0.9 – 0.95"
+    # QGIS takes the first range that fits, ends included: 0.9 must be in "0.9 – 0.95"
     rows = [*reversed(rows), (NO_SCORE - 0.5, NO_SCORE + 0.5, "no score", NO_SCORE_COLOR)]
     for number, (low, high, label, color) in enumerate(rows):
         el(ranges, "range", symbol=number, lower=float(low), upper=float(high), label=label,
@@ -269,7 +269,7 @@ def _confidence_renderer(classes: ConfidenceClasses) -> ET.Element:
 def _categorized(field: str, rows: Sequence[tuple[Any, str, str]]) -> ET.Element:
     renderer = el(None, "renderer-v2", type="categorizedSymbol", attr=field, forceraster=0)
     categories, symbols = el(renderer, "categories"), el(renderer, "symbols")
-    # QGIS: the empty value stands for all that is in no other class, also NULL
+    # QGIS: the empty value stands for everything that is in no other class, also NULL
     for number, (value, label, color) in enumerate([*rows, ("", "none or other", OTHER_COLOR)]):
         kind = "long" if isinstance(value, int) else "string"
         el(categories, "category", symbol=number, value=value, label=label, type=kind,
@@ -428,7 +428,7 @@ def _filters(filters: Mapping[str, str]) -> ET.Element:
 
 
 def _checks(names: Iterable[str]) -> ET.Element:
-    """Make QGIS check shapes while a layer is edited: a bad one is not saved."""
+    """Make QGIS check shapes while a layer is edited; it does not save bad ones."""
     options = el(None, "geometryOptions", removeDuplicateNodes=1, geometryPrecision=0)
     active = el(options, "activeChecks", type="StringList")
     for name in names:

@@ -1,4 +1,4 @@
-"""XML as QGIS reads it. Comments that begin with `QGIS:` tell what QGIS insists on."""
+"""XML as QGIS reads it. Comments in this room that begin with `QGIS:` explain its quirks."""
 
 from __future__ import annotations
 
