@@ -1,6 +1,8 @@
 """What a file names is not asked for over a network, and none of its code is run."""
 
+import gzip
 import json
+import zipfile
 
 import pytest
 from known_objects import objects, write_labels
@@ -74,6 +76,68 @@ def test_a_shape_of_an_area_does_not_fetch_its_crs(server, tmp_path):
     assert server.requests == []
 
 
+@pytest.fixture
+def hostile(tmp_path, monkeypatch):
+    """A server of areas that are not asked for by path but by address."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    (tmp_path / "hostile").mkdir()
+    with serve(tmp_path / "hostile", tmp_path / "hostile.log") as served:
+        yield served
+
+
+def linked(address):
+    """A GeoJSON, a TopoJSON and lines of JSON whose CRS is at an address, by file name."""
+    crs = {"type": "link", "properties": {"href": f"{address}/crs"}}
+    feature = {"type": "Feature", "properties": {}, "geometry": SQUARE}
+    topology = {
+        "type": "Topology", "objects": {"a": {"type": "Polygon", "arcs": [[0]]}},
+        "arcs": SQUARE["coordinates"], "crs": crs,
+    }  # fmt: skip
+    line = json.dumps(feature | {"geometry": SQUARE | {"crs": crs}})
+    return {
+        "a.geojson": json.dumps(
+            {"type": "FeatureCollection", "crs": crs, "features": [feature] * 500}
+        ),
+        "b.json": json.dumps(topology),
+        "c.geojsonl": f"{line}\n{line}\n",
+        "d.gpkg": f"{line}\n",  # GDAL goes by the content
+    }
+
+
+def test_an_area_at_an_address_does_not_fetch_its_crs_elsewhere(server, hostile, tmp_path):
+    for name, text in linked(server.url).items():
+        (tmp_path / "hostile" / name).write_text(text)
+        for address in (f"{hostile.url}/{name}", f"/vsicurl/{hostile.url}/{name}?sig=s3cret"):
+            with pytest.raises(AOIError, match="has its CRS at an address, which is not") as error:
+                load_aoi(address)
+            assert "s3cret" not in str(error.value)
+    assert server.requests == []
+
+
+def test_an_area_in_an_archive_does_not_fetch_its_crs(server, hostile, tmp_path):
+    folder = tmp_path / "hostile"
+    text = linked(server.url)["a.geojson"]
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        archive.writestr("a.geojson", text)
+    (folder / "a.geojson.gz").write_bytes(gzip.compress(text.encode()))
+    for name in (
+        folder / "a.zip", f"/vsizip/{folder}/a.zip/a.geojson", f"/vsigzip/{folder}/a.geojson.gz",
+        f"/vsizip//vsicurl/{hostile.url}/a.zip/a.geojson", f"zip://{folder}/a.zip",
+        f"GeoJSON:/vsizip/{folder}/a.zip/a.geojson",
+    ):  # fmt: skip
+        with pytest.raises(AOIError, match="has its CRS at an address, which is not asked"):
+            load_aoi(str(name))
+    assert server.requests == []
+
+
+def test_a_text_at_an_address_is_fetched_once(hostile, tmp_path):
+    feature = {"type": "Feature", "properties": {}, "geometry": SQUARE}
+    text = json.dumps({"type": "FeatureCollection", "features": [feature] * 2000})
+    (tmp_path / "hostile" / "a.geojson").write_text(text)
+    assert load_aoi(f"{hostile.url}/a.geojson|layername=a").union_all().area == 1
+    assert sum(n for _, n in hostile.requests) < 1.1 * len(text)
+
+
 def test_lines_of_json_with_a_type_of_link_are_read(tmp_path):
     path = tmp_path / "area.geojsonl"
     feature = {"type": "Feature", "properties": {"type": "link"}, "geometry": SQUARE}
@@ -93,12 +157,33 @@ def test_an_attribute_that_is_an_address_is_no_reference(server, tmp_path):
     assert server.requests == []
 
 
-def test_a_description_of_a_service_is_no_area(server, tmp_path):
-    path = tmp_path / "area.gml"
-    path.write_text(f"<OGRWFSDataSource><URL>{server.url}/wfs?</URL></OGRWFSDataSource>")
-    with pytest.raises(AOIError, match="describes a service and holds no features"):
-        load_aoi(str(path))
+def test_a_description_of_features_elsewhere_is_no_area(server, hostile, tmp_path):
+    (tmp_path / "served" / "a.geojson").write_text(json.dumps(SQUARE))
+    remote = f"/vsicurl/{server.url}/a.geojson"
+    for name, text in {
+        "a.gml": f"<OGRWFSDataSource><URL>{server.url}/wfs?</URL></OGRWFSDataSource>",
+        "b.geojson": f'<OGRVRTDataSource><OGRVRTLayer name="a"><SrcDataSource>{remote}'
+        "</SrcDataSource></OGRVRTLayer></OGRVRTDataSource>",
+        "c.json": json.dumps({
+            "type": "gdal_streamed_alg",
+            "command_line": f"gdal vector pipeline ! read {remote} ! reproject --dst-crs EPSG:3857",
+        }),
+    }.items():  # fmt: skip
+        path = tmp_path / "hostile" / name
+        path.write_text(text)
+        for place in (str(path), f"{hostile.url}/{name}"):
+            with pytest.raises(AOIError, match="describes features elsewhere and holds none"):
+                load_aoi(place)
     assert server.requests == []
+
+
+def test_a_virtual_layer_of_your_own_is_an_area(tmp_path):
+    (tmp_path / "a.geojson").write_text(json.dumps(SQUARE))
+    (tmp_path / "a.vrt").write_text(
+        '<OGRVRTDataSource><OGRVRTLayer name="a"><SrcDataSource relativeToVRT="1">a.geojson'
+        "</SrcDataSource></OGRVRTLayer></OGRVRTDataSource>"
+    )
+    assert load_aoi(str(tmp_path / "a.vrt")).union_all().area == 1
 
 
 def test_a_raster_is_no_description_of_others(server, tmp_path):
@@ -112,6 +197,24 @@ def test_a_raster_is_no_description_of_others(server, tmp_path):
         path.write_text(text)
         with pytest.raises(SceneError, match=r"is a text that describes rasters elsewhere"):
             open_scene(path)
+    assert server.requests == []
+
+
+def test_a_raster_at_an_address_is_no_description_of_others(server, hostile, tmp_path):
+    write_labels(tmp_path / "served" / "plain.tif", objects((64, 64), 1))
+    remote = VRT.format(crs="EPSG:32633", band=BAND).replace(
+        '"1">plain', f'"0">/vsicurl/{server.url}/plain'
+    )
+    for number, text in enumerate((TILES.format(server.url), remote)):
+        (tmp_path / "hostile" / f"{number}.tif").write_text(text)
+        with zipfile.ZipFile(tmp_path / "hostile" / f"{number}.zip", "w") as archive:
+            archive.writestr("a.tif", text)
+        for place in (
+            f"{hostile.url}/{number}.tif?id=7",
+            f"/vsizip/{tmp_path}/hostile/{number}.zip/a.tif",
+        ):
+            with pytest.raises(SceneError, match=r"is a text that describes rasters elsewhere"):
+                open_scene(place)
     assert server.requests == []
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from xml.etree import ElementTree
 
 import geopandas as gpd
 import numpy as np
@@ -23,6 +24,7 @@ from rasterio.windows import Window
 from workbench import Job, run
 from workbench.errors import SceneError
 from workbench.raster import sources
+from workbench.raster.attribution import attribution_of
 from workbench.raster.open import open_scene
 from workbench.runs.plan import open_scenes
 from workbench.runs.result import read_run
@@ -57,6 +59,15 @@ def area(tmp_path, columns=3):
     return str(tmp_path / "aoi.gpkg")
 
 
+def description_of(made):
+    """What the metadata of a layer say of it."""
+    with closing(sqlite3.connect(made.folder / "prelabels.gpkg")) as gpkg:
+        (text,) = gpkg.execute(
+            "SELECT description FROM gpkg_contents WHERE table_name = 'prelabels'"
+        ).fetchone()
+    return text
+
+
 @pytest.mark.usefixtures("known_objects_only")
 def test_tiles_give_the_objects_of_the_raster_that_they_are_cut_from(tiles, tmp_path):
     transform = Affine(PIXEL, 0, ORIGIN[0], 0, -PIXEL, ORIGIN[1])
@@ -79,11 +90,7 @@ def test_tiles_give_the_objects_of_the_raster_that_they_are_cut_from(tiles, tmp_
     assert all(asked.count(path) == 1 for path in there)
     assert max(int(path.split("/")[2]) for path in asked) < LEFT + 8
     # the attribution is kept with the layer, and a reloaded run opens the same
-    with closing(sqlite3.connect(made.folder / "prelabels.gpkg")) as gpkg:
-        (text,) = gpkg.execute(
-            "SELECT description FROM gpkg_contents WHERE table_name = 'prelabels'"
-        ).fetchone()
-    assert text == "Imagery: © somebody"
+    assert description_of(made) == "Imagery: © somebody"
     assert read_run(made.folder).scenes[0].problem() is None
     assert (made.folder / "review.qgz").exists()
     assert "Not made" not in (made.folder / "report.html").read_text()
@@ -121,7 +128,10 @@ def capabilities(url):
         for z in range(ZOOM + 1)
     )
     return f"""<?xml version="1.0"?><Capabilities xmlns="http://www.opengis.net/wmts/1.0"
-    xmlns:ows="http://www.opengis.net/ows/1.1" version="1.0.0"><Contents>
+    xmlns:ows="http://www.opengis.net/ows/1.1" version="1.0.0">
+    <ows:ServiceIdentification><ows:AccessConstraints>NONE</ows:AccessConstraints>
+    </ows:ServiceIdentification><ows:ServiceProvider><ows:ProviderName>Land survey
+    </ows:ProviderName></ows:ServiceProvider><Contents>
     <Layer><ows:Title>Ortho</ows:Title><ows:Identifier>ortho 2025</ows:Identifier>
     <Style isDefault="true"><ows:Identifier>default</ows:Identifier></Style>
     <Format>image/png</Format>
@@ -151,9 +161,25 @@ def test_a_wmts_gives_the_objects_of_its_tiles(tiles, tmp_path):
         a.symmetric_difference(b).area < 0.05 * b.area for a, b in zip(one, other, strict=True)
     )
     assert made.layer["source"].unique().tolist() == ["ortho_2025"]
+    assert description_of(made) == "Imagery: Land survey"  # as the capabilities say
     asked = [path for path, _ in tiles.requests if path.startswith(f"/{ZOOM}/")]
     assert {int(path.split("/")[2]) for path in asked} <= set(range(LEFT - 2, LEFT + 8))
     assert "Not made" not in (made.folder / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("known_objects_only")
+def test_the_attribution_of_a_wmts_can_be_given_by_hand_or_missing(tiles, tmp_path):
+    path = tmp_path / "served" / "wmts.xml"
+    path.write_text(capabilities(tiles.url))
+    source = f"WMTS:{tiles.url}/wmts.xml,layer=ortho 2025"
+    job = job_for(f"{source}|attribution=© me", tmp_path / "run", aoi=area(tmp_path))
+    made = run(job)
+    assert made.layer["source"].unique().tolist() == ["ortho_2025"]
+    assert description_of(made) == "Imagery: © me"
+    path.write_text("gone")
+    with pytest.raises(ElementTree.ParseError):
+        attribution_of(source)
+    assert attribution_of("https://h/a.tif") == ""
 
 
 def test_a_key_of_a_tile_server_is_in_no_name(tiles, tmp_path, monkeypatch):
@@ -186,6 +212,9 @@ def test_a_wms_gives_the_objects_of_its_image(tiles, tmp_path):
             f"&BBOX=-{half},-{half},{half},{half}&FORMAT=image/png&MINRESOLUTION={PIXEL}"
         )
         made = run(job_for(source, tmp_path / "wms", aoi=area(tmp_path)))
+        assert description_of(made) == "Imagery: Land survey; CC BY 4.0"  # of the layer above
+        assert attribution_of(source.replace("town", "other")) == "Somebody; CC BY 4.0"
+        assert attribution_of(source.replace("town", "third")) == "Town hall; CC BY 4.0"
     finally:
         server.kill()
         server.wait()

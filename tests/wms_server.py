@@ -2,7 +2,8 @@
 
     python wms_server.py IMAGE LEFT TOP PIXEL
 
-prints its port. It answers GetMap in EPSG:3857, with nothing (black) beside the image.
+prints its port. It answers GetMap in EPSG:3857, with nothing (black) beside the image, and
+GetCapabilities.
 """
 
 import functools
@@ -14,6 +15,14 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 from PIL import Image
 
+CAPABILITIES = b"""<?xml version="1.0"?>
+<WMS_Capabilities version="1.3.0" xmlns="http://www.opengis.net/wms"><Service><Name>WMS</Name>
+<ContactInformation><ContactPersonPrimary><ContactOrganization>Town hall</ContactOrganization>
+</ContactPersonPrimary></ContactInformation><AccessConstraints>CC BY 4.0</AccessConstraints>
+</Service><Capability><Layer><Title>All</Title><Attribution><Title>Land survey</Title></Attribution>
+<Layer><Name>town</Name></Layer><Layer><Name>other</Name><Attribution><Title>Somebody</Title>
+</Attribution></Layer></Layer></Capability></WMS_Capabilities>"""
+
 
 class Wms(http.server.BaseHTTPRequestHandler):
     """One request."""
@@ -24,6 +33,9 @@ class Wms(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         query = {key.lower(): each[0] for key, each in parse_qs(urlsplit(self.path).query).items()}
+        if query["request"] == "GetCapabilities":
+            self.answer("text/xml", CAPABILITIES)
+            return
         west, south, east, north = map(float, query["bbox"].split(","))
         width, height = int(query["width"]), int(query["height"])
         x = west + (np.arange(width) + 0.5) * (east - west) / width
@@ -35,11 +47,14 @@ class Wms(http.server.BaseHTTPRequestHandler):
         found = self.image[row.clip(0, tall - 1)[:, None], column.clip(0, wide - 1)]
         body = io.BytesIO()
         Image.fromarray(np.where(inside[..., None], found, 0).astype(np.uint8)).save(body, "png")
+        self.answer("image/png", body.getvalue())
+
+    def answer(self, kind, content):
         self.send_response(200)
-        self.send_header("Content-Type", "image/png")
-        self.send_header("Content-Length", str(body.tell()))
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(body.getvalue())
+        self.wfile.write(content)
 
     def log_message(self, *_):
         pass

@@ -99,6 +99,23 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Yield an empty folder in `parent`, for this process and those that work for it.
+
+    It is removed at the end, or by `remove_stale` if the process was killed. Raises `OutputError`
+    if it cannot be made.
+    """
+    folder = Path(parent) / f".tmp-{_HOST}-{os.getpid()}-{name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with naming(folder):
+            folder.mkdir(parents=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def remove_stale(folder: Path, name: str | None = None) -> None:
     """Remove the temporary files and folders that killed processes have left in `folder`.
 

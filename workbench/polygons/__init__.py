@@ -5,5 +5,6 @@ simplifies, `planar` does so for a layer without overlaps in parts, `regularize`
 `continuation` finds the rest of what a tile's edge has cut, `seams` joins what several tiles saw
 (`seam_pairs` compares two tiles, `objects` says which polygons are one object, `on_disk` keeps
 polygons out of memory), `scales` chooses between scales, `overlap` says what two polygons share
-(`pixel_area` counts it along pixel edges), `areas` holds areas and points of polygons.
+(`pixel_area` counts it along pixel edges), `areas` holds areas and points of polygons. `portions`
+hands some of that work to other processes.
 """

@@ -36,6 +36,9 @@ class _Part:
     cut: NDArray[np.bool_]
 
 
+ShownBeside = dict[RowCol, _Part]  # by neighbour
+
+
 @dataclass(frozen=True)
 class _Piece:
     """A mask inside an overlap, and where the overlap lies in the tile that may continue it.
@@ -74,11 +77,13 @@ class Continuations:
 
     def see(self, tile: Tile, chosen: Candidates) -> None:
         """Take note of the masks that become labels of a tile."""
-        boxes = _exclusive(chosen.boxes)
+        self.note(tile, shown_to_neighbours(tile, chosen, self._grid))
+
+    def note(self, tile: Tile, shown: ShownBeside) -> None:
+        """Take note of what a tile's labels show; `see` does both."""
         here = (tile.row, tile.col)
-        for neighbour in self._neighbours(tile):
-            there = (neighbour.row, neighbour.col)
-            part = _part(chosen, boxes, _overlap(tile, neighbour), tile, neighbour)
+        for there, part in shown.items():
+            neighbour = self._grid.tile(*there)
             other = self._waiting.pop((there, here), None)
             if other is None:
                 self._waiting[here, there] = part
@@ -134,10 +139,8 @@ class Continuations:
         """Note masks that continue something."""
         taken = self._taken.setdefault((tile.row, tile.col), set())
         taken |= set(more.column("ordinal").tolist())
-        boxes = _exclusive(more.boxes)
-        for neighbour in self._neighbours(tile):
-            part = _part(more, boxes, _overlap(tile, neighbour), tile, neighbour)
-            self._note(neighbour, tile, part, np.ones(len(part.rles), bool))
+        for there, part in shown_to_neighbours(tile, more, self._grid).items():
+            self._note(self._grid.tile(*there), tile, part, np.ones(len(part.rles), bool))
 
     def _note(self, tile: Tile, cut_by: Tile, part: _Part, alone: NDArray[np.bool_]) -> None:
         """Remember the pieces of `cut_by` that are `alone`, for a tile to continue."""
@@ -155,12 +158,22 @@ class Continuations:
         }
         return len(sides) >= SIDES
 
-    def _neighbours(self, tile: Tile) -> Iterator[Tile]:
-        """Those beside a tile; what lies in the windows of others lies in theirs, too."""
-        for row, col in ((0, -1), (-1, 0), (0, 1), (1, 0)):
-            r, c = tile.row + row, tile.col + col
-            if 0 <= r < self._grid.n_rows and 0 <= c < self._grid.n_cols:
-                yield self._grid.tile(r, c)
+
+def shown_to_neighbours(tile: Tile, chosen: Candidates, grid: TileGrid) -> ShownBeside:
+    """What the masks that become labels of a tile show in its overlap with each neighbour."""
+    boxes = _exclusive(chosen.boxes)
+    return {
+        (there.row, there.col): _part(chosen, boxes, _overlap(tile, there), tile, there)
+        for there in _neighbours(tile, grid)
+    }
+
+
+def _neighbours(tile: Tile, grid: TileGrid) -> Iterator[Tile]:
+    """Those beside a tile; what lies in the windows of others lies in theirs, too."""
+    for row, col in ((0, -1), (-1, 0), (0, 1), (1, 0)):
+        r, c = tile.row + row, tile.col + col
+        if 0 <= r < grid.n_rows and 0 <= c < grid.n_cols:
+            yield grid.tile(r, c)
 
 
 def _overlap(tile: Tile, neighbour: Tile) -> Box:

@@ -28,17 +28,18 @@ from workbench.polygons.clean import (
     tolerances,
 )
 from workbench.polygons.on_disk import SpilledPolygons
+from workbench.polygons.portions import Each, Portion, Step, do_here, polygons_of
 from workbench.polygons.seam_pairs import BATCH
 
 PART_BYTES = 2_000_000  # of polygons that are cut at once, not counting those that meet them
 MARGIN_PX = 64  # corners of others that are closer to a part may affect its edges
 
-# polygons and their rows to as many polygons
-Act = Callable[[NDArray[np.object_], NDArray[np.int64]], NDArray[np.object_]]
-
 
 def clean_planar(
-    polygons: Iterable[gpd.GeoDataFrame], cleaning: Cleaning, folder: Path | None = None
+    polygons: Iterable[gpd.GeoDataFrame],
+    cleaning: Cleaning,
+    folder: Path | None = None,
+    each: Each = do_here,
 ) -> Iterator[gpd.GeoDataFrame]:
     """Do what `clean` does for a planar layer, in batches that are never in memory together.
 
@@ -46,6 +47,7 @@ def clean_planar(
         polygons: Exact polygons of `merge_seams`, at least one batch.
         cleaning: What to drop, fill and simplify, with `planar`.
         folder: Where to put temporary files; None is the system's folder for such files.
+        each: Who cuts and simplifies the parts.
 
     Yields:
         Batches of the layer, at least one, in the order of the rows; see `clean`.
@@ -60,20 +62,40 @@ def clean_planar(
         )
         parts = list(_parts(whole.bounds, whole.sizes))
 
-        def cut(shapes: NDArray[np.object_], at: NDArray[np.int64]) -> NDArray[np.object_]:
-            return cut_overlaps(shapes, pixel[at], cleaning, crs)
+        def to_cut(at: NDArray[np.int64], own: NDArray[np.int64]) -> Portion:
+            frame = gpd.GeoDataFrame({"pixel": pixel[at]}, geometry=whole[at], crs=crs)
+            return Portion(frame, (cleaning, own))
 
-        flat = _made(whole, parts, cut, 0.0, folder)
+        flat = _made(whole, parts, _cut, to_cut, 0.0, folder, each)
     tolerance = shared_tolerance(metres, scale)
     margin = MARGIN_PX * float(np.sqrt(np.median(pixel))) if len(pixel) else 0.0
     rows["area_px"] = np.rint(flat.area / pixel).astype(np.int64)
     with closing(flat):
-        done = _made(flat, parts, lambda s, _: simplified_together(s, tolerance), margin, folder)
+
+        def to_simplify(at: NDArray[np.int64], own: NDArray[np.int64]) -> Portion:
+            return Portion(gpd.GeoDataFrame(geometry=flat[at], crs=crs), (tolerance, own))
+
+        done = _made(flat, parts, _simplify, to_simplify, margin, folder, each)
     with closing(done):
         left = np.flatnonzero(done.area > 0)
         for batch in np.split(left, np.arange(BATCH, len(left), BATCH)):
             frame = rows.iloc[batch].reset_index(drop=True)
             yield measured(gpd.GeoDataFrame(frame, geometry=done[batch], crs=crs))
+
+
+def _cut(given: Portion) -> Portion:
+    """Cut the overlaps of a part's own polygons with each other and with its neighbours."""
+    frame, (cleaning, own) = polygons_of(given), given.more
+    geometry, pixel = frame.geometry.to_numpy(), frame["pixel"].to_numpy()
+    flat = cut_overlaps(geometry, pixel, cleaning, frame.crs)
+    return Portion(gpd.GeoDataFrame(geometry=flat[own], crs=frame.crs))
+
+
+def _simplify(given: Portion) -> Portion:
+    """Simplify a part's own polygons together with its neighbours."""
+    frame, (tolerance, own) = polygons_of(given), given.more
+    simple = simplified_together(frame.geometry.to_numpy(), tolerance)
+    return Portion(gpd.GeoDataFrame(geometry=simple[own], crs=frame.crs))
 
 
 def _put_away(
@@ -117,16 +139,26 @@ def _parts(bounds: NDArray[np.float64], size: NDArray[np.int64]) -> Iterator[NDA
 def _made(
     shapes: SpilledPolygons,
     parts: Sequence[NDArray[np.int64]],
-    act: Act,
+    step: Step,
+    portion: Callable[[NDArray[np.int64], NDArray[np.int64]], Portion],
     margin: float,
     folder: Path | None,
+    each: Each,
 ) -> SpilledPolygons:
-    """What becomes of each part beside all that meets it, or comes as near as `margin`."""
+    """What becomes of each part beside all that meets it, or comes as near as `margin`.
+
+    `portion` gives the polygons of some rows, of which those at some places are the part's own.
+    """
     made = SpilledPolygons(folder)
-    for part in parts:
-        at = _with_neighbours(shapes, part, margin)
-        result = act(shapes[at], at)
-        made.append(result[np.searchsorted(at, part)])
+
+    def portions() -> Iterator[Portion]:
+        for part in parts:
+            at = _with_neighbours(shapes, part, margin)
+            yield portion(at, np.searchsorted(at, part))
+
+    with closing(each(step, portions())) as results:
+        for result in results:
+            made.append(polygons_of(result).geometry.to_numpy())
     if not parts:
         made.append(np.empty(0, object))
     made.settle(np.argsort(np.concatenate([np.empty(0, np.int64), *parts]), kind="stable"))

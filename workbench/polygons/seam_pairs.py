@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,13 +19,17 @@ from numpy.typing import NDArray
 from workbench._support.cores import usable_cores
 from workbench.candidates.offer import TOUCH_PX
 from workbench.polygons.areas import middle_of
+from workbench.polygons.clean import only_polygons
 from workbench.polygons.on_disk import SpilledPolygons
 from workbench.polygons.overlap import common_area, common_frame, iou, may_reach, most_common
 from workbench.polygons.pixel_area import Lattice, Lattices
+from workbench.polygons.portions import Each, Portion, do_here, polygons_of
 
 AGREE = 0.5  # IoU inside the shared overlap from which two polygons are the same object
 SEEN = 0.95  # share of a polygon inside the neighbour's window that counts as all of it
-BATCH = 1024  # polygons, or pairs of windows, that are looked at together: memory goes with them
+BATCH = 1024  # polygons that are looked at together: memory goes with them
+PAIRS_AT_ONCE = 128  # of windows; as they come row by row, most polygons are in two such portions
+OBJECTS_AT_ONCE = 64  # that are united together
 
 _THREADS = ThreadPoolExecutor(usable_cores(), "seams")
 
@@ -58,7 +63,7 @@ class _Side:
 
 
 class Comparison(NamedTuple):
-    """What two windows say of their polygons."""
+    """What pairs of windows say of their polygons."""
 
     matches: NDArray[Any]  # of MATCH
     foreign: NDArray[np.int64]  # (n, 2), row and other window: that window decides about the row
@@ -66,52 +71,130 @@ class Comparison(NamedTuple):
 
 
 def compare_neighbours(
-    shapes: SpilledPolygons, tile: NDArray[np.int64], windows: gpd.GeoDataFrame
+    shapes: SpilledPolygons,
+    tile: NDArray[np.int64],
+    windows: gpd.GeoDataFrame,
+    each: Each = do_here,
 ) -> Iterator[Comparison]:
-    """Compare all pairs of overlapping windows of one scale.
+    """Compare all pairs of overlapping windows of one scale, some at a time.
 
-    What is held in memory is that of a few pairs.
+    `each` is who compares. What is held in memory is that of some pairs.
     """
-    boxes, touch = windows.geometry.to_numpy(), TOUCH_PX * windows["pixel"].to_numpy()
-    lattices = Lattices(windows)
+    boxes = windows.geometry.to_numpy()
     a, b = shapely.STRtree(boxes).query(boxes)
     scale = windows["scale"].to_numpy()
     a, b = a[scale[a] == scale[b]], b[scale[a] == scale[b]]
-    bounds = shapes.bounds
+    pairs = np.column_stack((a, b))[a < b]
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
     starts = np.searchsorted(tile, np.arange(len(boxes) + 1))
+
+    def portions() -> Iterator[Portion]:
+        for start in range(0, len(pairs), PAIRS_AT_ONCE):
+            some = pairs[start : start + PAIRS_AT_ONCE]
+            number, of_some = np.unique(some, return_inverse=True)
+            row = np.concatenate([np.arange(starts[n], starts[n + 1]) for n in number])
+            # most polygons lie in one window alone, and are of no interest here
+            tree, frames = shapely.STRtree(boxes[number]), shapely.box(*shapes.bounds[row].T)
+            row = row[np.bincount(tree.query(frames)[0], minlength=len(row)) > 1]
+            seen_in = np.searchsorted(number, tile[row])
+            frame = gpd.GeoDataFrame(
+                {"row": row, "window": seen_in}, geometry=shapes[row], crs=windows.crs
+            )
+            yield Portion(frame, (number, windows.iloc[number], of_some.reshape(-1, 2)))
+
+    with closing(each(_compare, portions())) as results:
+        for result in results:
+            yield result.more
+
+
+def _compare(given: Portion) -> Portion:
+    """Compare pairs of windows; returns one `Comparison` for all of them.
+
+    `window` of the polygons, and the pairs, count the windows of the portion.
+    """
+    frame, (number, windows, pairs) = polygons_of(given), given.more
+    geometry, row = frame.geometry.to_numpy(), frame["row"].to_numpy()
+    bounds, area = shapely.bounds(geometry).reshape(-1, 4), shapely.area(geometry)
+    boxes, touch = windows.geometry.to_numpy(), TOUCH_PX * windows["pixel"].to_numpy()
+    lattices = Lattices(windows)
+    starts = np.searchsorted(frame["window"].to_numpy(), np.arange(len(boxes) + 1))
 
     def side(here: int, there: int, overlap: shapely.Polygon) -> _Side:
         x0, y0, x1, y1 = overlap.bounds
-        rows = np.arange(starts[here], starts[here + 1])
-        inside = (bounds[rows, 0] < x1) & (bounds[rows, 2] > x0)
-        inside &= (bounds[rows, 1] < y1) & (bounds[rows, 3] > y0)
-        rows = rows[inside]
-        whole = shapes[rows]
+        at = np.arange(starts[here], starts[here + 1])
+        inside = (bounds[at, 0] < x1) & (bounds[at, 2] > x0)
+        inside &= (bounds[at, 1] < y1) & (bounds[at, 3] > y0)
+        at = at[inside]
+        whole = geometry[at]
         shared = whole.copy()
-        reach = bounds[rows] @ np.diag([-1, -1, 1, 1]) > [-x0, -y0, x1, y1]
+        reach = bounds[at] @ np.diag([-1, -1, 1, 1]) > [-x0, -y0, x1, y1]
         beyond = reach.any(axis=1)
         shared[beyond] = shapely.intersection(whole[beyond], overlap)
         # a polygon lies in its own window: what the other window sees of it is in the overlap
-        seen = shapely.area(shared) >= SEEN * shapes.area[rows]
+        seen = shapely.area(shared) >= SEEN * area[at]
         edge = _cut_strip(boxes[there], boxes[here], touch[there])
         seen[seen] = ~shapely.intersects(whole[seen], edge)
         cut = shapely.intersects(whole, _cut_strip(boxes[here], boxes[there], touch[here]))
-        return _Side(boxes[here], rows, whole, shared, cut, seen)
+        return _Side(boxes[here], row[at], whole, shared, cut, seen)
 
     def compare(i: int, j: int) -> Comparison:
         overlap = shapely.intersection(boxes[i], boxes[j])
         if overlap.area == 0:
             return Comparison(np.empty(0, MATCH), _pairs(), _pairs())
         one, other = side(i, j, overlap), side(j, i, overlap)
-        foreign = _pairs((_others_to_decide(one, other), j), (_others_to_decide(other, one), i))
-        cut = _pairs((one.rows[one.cut], j), (other.rows[other.cut], i))
+        first, second = number[[i, j]].tolist()
+        foreign = _pairs(
+            (_others_to_decide(one, other), second), (_others_to_decide(other, one), first)
+        )
+        cut = _pairs((one.rows[one.cut], second), (other.rows[other.cut], first))
         return Comparison(_agreeing(one, other, lattices[i]), foreign, cut)
 
-    pairs = np.column_stack((a, b))[a < b]
-    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-    for start in range(0, len(pairs), BATCH):
-        # shapely does not hold Python's lock while it works
-        yield from _THREADS.map(compare, *pairs[start : start + BATCH].T.tolist())
+    # shapely does not hold Python's lock while it works
+    compared = list(_THREADS.map(compare, *pairs.T.tolist()))
+    return Portion(None, Comparison(*map(np.concatenate, zip(*compared, strict=True))))
+
+
+def united(
+    pieces: Sequence[NDArray[np.int64]],
+    shapes: SpilledPolygons,
+    tile: NDArray[np.int64],
+    kept: NDArray[np.bool_],
+    windows: gpd.GeoDataFrame,
+    each: Each = do_here,
+) -> Iterator[shapely.MultiPolygon]:
+    """Unite the pieces of each object, given as rows, without the stubs.
+
+    `tile` and `kept` are those of all rows; `each` is who unites.
+    """
+    boxes, pixel = windows.geometry.to_numpy(), windows["pixel"].to_numpy()
+
+    def portions() -> Iterator[Portion]:
+        for start in range(0, len(pieces), OBJECTS_AT_ONCE):
+            some = pieces[start : start + OBJECTS_AT_ONCE]
+            row = np.concatenate(some)
+            number, seen_in = np.unique(tile[row], return_inverse=True)
+            columns = {"window": seen_in, "kept": kept[row]}
+            frame = gpd.GeoDataFrame(columns, geometry=shapes[row], crs=windows.crs)
+            yield Portion(frame, ([len(rows) for rows in some], boxes[number], pixel[number]))
+
+    with closing(each(_unite, portions())) as results:
+        for result in results:
+            yield from polygons_of(result).geometry
+
+
+def _unite(given: Portion) -> Portion:
+    """Unite the pieces of objects, of which each has as many as is said."""
+    frame, (sizes, boxes, pixel) = polygons_of(given), given.more
+    geometry, window = frame.geometry.to_numpy(), frame["window"].to_numpy()
+    ends = np.cumsum(sizes)
+    wholes = [
+        shapely.union_all(
+            without_stubs(geometry[own], window[own], frame["kept"].to_numpy()[own], boxes, pixel)
+        )
+        for own in map(slice, ends - sizes, ends)
+    ]
+    whole = only_polygons(np.array(wholes, object))
+    return Portion(gpd.GeoDataFrame(geometry=whole, crs=frame.crs))
 
 
 def without_stubs(

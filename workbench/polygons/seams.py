@@ -38,19 +38,13 @@ import shapely
 from numpy.typing import NDArray
 
 from workbench.candidates.offer import SIDES, TOUCH_PX, Offer, Reason, Shared, one_label_per_object
-from workbench.polygons.clean import only_polygons
 from workbench.polygons.objects import Objects
 from workbench.polygons.on_disk import SpilledPolygons
 from workbench.polygons.overlap import common_area, may_conflict, may_repeat
 from workbench.polygons.pixel_area import Lattices
+from workbench.polygons.portions import Each, do_here
 from workbench.polygons.scales import not_at_their_scale
-from workbench.polygons.seam_pairs import (
-    BATCH,
-    MATCH,
-    Comparison,
-    compare_neighbours,
-    without_stubs,
-)
+from workbench.polygons.seam_pairs import BATCH, MATCH, compare_neighbours, united
 from workbench.raster.scene import raster_of
 
 KEY = ["source", "tile_row", "tile_col"]
@@ -61,6 +55,7 @@ def merge_seams(
     windows: gpd.GeoDataFrame,
     folder: Path | None = None,
     offer: Offer = Offer(),  # noqa: B008  a plain value
+    each: Each = do_here,
 ) -> Iterator[gpd.GeoDataFrame]:
     """Make one polygon of each object that several tiles saw.
 
@@ -75,6 +70,7 @@ def merge_seams(
         windows: The windows of all tiles that were segmented, at all scales, from `tile_windows`.
         folder: Where to put the temporary file; None is the system's folder for such files.
         offer: Which duplicates, overlaps and tile-wide shapes to leave out.
+        each: Who compares the windows of neighbours, and unites pieces.
 
     Yields:
         Batches of the layer, at least one, sorted by source, tile and ordinal. `n_tiles` is the
@@ -93,12 +89,12 @@ def merge_seams(
         tile, roles = rows.pop("tile").to_numpy(), _Roles.of(rows)
         rows = rows.drop(columns=["continues", "too_large"], errors="ignore")
         rank = _ranks(rows)
-        said = _Said.of(shapes, tile, windows).of_one_class(rows)
+        said = _Said.of(compare_neighbours(shapes, tile, windows, each)).of_one_class(rows)
         decided = _decide(said, shapes, tile, rank, roles, windows)
         objects, keep = decided.objects, decided.keep
         ends = decided.unfinished | _reach_the_end(shapes, tile, windows)
         rows = rows.assign(n_tiles=1, at_edge=rows["at_edge"].to_numpy() | ends)
-        rows = _unite(rows, shapes, objects, keep, roles.kept, tile, rank, windows)
+        rows = _unite(rows, shapes, objects, keep, roles.kept, tile, rank, windows, each)
         if offer.max_area_share is not None:
             keep &= roles.kept | ~_spans_its_tile(shapes, objects, tile, windows)
         seen_by = partial(_seen_by, objects, tile)
@@ -169,13 +165,11 @@ class _Said:
     cut: NDArray[np.int64]  # the other window sees what lies beyond
 
     @classmethod
-    def of(
-        cls, shapes: SpilledPolygons, tile: NDArray[np.int64], windows: gpd.GeoDataFrame
-    ) -> _Said:
-        """Compare all windows with their neighbours."""
+    def of(cls, comparisons: Iterable[tuple[NDArray[Any], ...]]) -> _Said:
+        """Keep what comparisons of neighbours have found."""
         # most pairs yield no verdict, so only verdicts are kept
-        said = [bytearray() for _ in Comparison._fields]
-        for verdicts in compare_neighbours(shapes, tile, windows):
+        said = [bytearray() for _ in range(3)]
+        for verdicts in comparisons:
             for all_of, of_pair in zip(said, verdicts, strict=True):
                 all_of += of_pair.tobytes()
         foreign, cut = (np.frombuffer(pairs, np.int64).reshape(-1, 2) for pairs in said[1:])
@@ -299,10 +293,11 @@ def _unite(
     tile: NDArray[np.int64],
     rank: NDArray[np.int64],
     windows: gpd.GeoDataFrame,
+    each: Each,
 ) -> pd.DataFrame:
     """Unite the kept rows of each object in its best row; clears `keep` for the others."""
     columns = {name: rows[name].to_numpy().copy() for name in ("at_edge", "area_px", "n_tiles")}
-    boxes, pixel = windows.geometry.to_numpy(), windows["pixel"].to_numpy()
+    several: dict[int, NDArray[np.int64]] = {}  # the pieces of objects, by their best row
     for members in objects:
         left = members[keep[members]]
         if not len(left):
@@ -311,12 +306,13 @@ def _unite(
         columns["n_tiles"][best] = len(np.unique(tile[members]))
         columns["at_edge"][best] = columns["at_edge"][left].any()
         if len(left) > 1:
-            per_area = columns["area_px"][best] / shapes.area[best]
-            pieces = without_stubs(shapes[left], tile[left], kept[left], boxes, pixel)
-            whole = shapely.union_all(pieces)
-            shapes.replace(best, only_polygons(np.array([whole]))[0])
-            columns["area_px"][best] = round(shapes.area[best] * per_area)
+            several[best] = left
         keep[left] = left == best
+    wholes = united(list(several.values()), shapes, tile, kept, windows, each)
+    for best, whole in zip(several, wholes, strict=True):
+        per_area = columns["area_px"][best] / shapes.area[best]
+        shapes.replace(best, whole)
+        columns["area_px"][best] = round(shapes.area[best] * per_area)
     return rows.assign(**columns)
 
 

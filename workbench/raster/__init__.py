@@ -4,6 +4,7 @@
 remote ones patiently. `open_scene` (`open`) chooses working grid, bands (`bands`, `separate_bands`)
 and stretch (`stretch`), `Scene` (`scene`) reads windows, `fingerprint` tells whether a raster is
 still the same, `sheets` lets each sheet of a mosaic see its neighbours. `TileGrid` (`tiles`) lays
-overlapping windows over a scene. `vectors` reads vector files, `aoi` areas of interest. `crs` holds
-ground metres and names of reference systems.
+overlapping windows over a scene. `vectors` reads vector files, `aoi` areas of interest. `texts`
+reads other files wherever they are, `attribution` says whom imagery is to be attributed to. `crs`
+holds ground metres and names of reference systems.
 """

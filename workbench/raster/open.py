@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,15 +44,18 @@ from workbench.raster.sources import (
     GDAL_ERRORS,
     absolute,
     cause,
+    gdal_name,
     harmless,
     is_local,
     is_remote,
     is_url,
     patiently,
+    refuse_description,
     refuse_impostors,
     signed,
 )
 from workbench.raster.stretch import choose_stretch, fill_value, is_eight_bit, sample
+from workbench.raster.texts import head_of
 from workbench.raster.web_tiles import is_map_service, is_web_tiles
 
 
@@ -91,6 +95,9 @@ def open_scene(
     refuse_impostors(name)
 
     def attempt() -> Scene:
+        if not is_local(name) and not is_map_service(name):
+            with suppress(*GDAL_ERRORS):  # which opening it will tell better
+                refuse_description(name, head_of(gdal_name(address)))
         with open_dataset(address) as dataset:
             return _plan(dataset, name, address, bands, stretch, crs, resolution_m, nodata)
 
@@ -203,7 +210,7 @@ def _several(dataset: rasterio.DatasetReader, name: str) -> str:
 
 
 def _stem(name: str) -> str:
-    layer = re.search(r"[?&,]layers?=([^,&]+)", name, re.IGNORECASE)
+    layer = re.search(r"[?&,]layers?=([^,&|]+)", name, re.IGNORECASE)
     if is_map_service(name) and layer is not None:
         return re.sub(r"[^\w.-]+", "_", layer[1]).strip("._") or "scene"
     if not (is_local(name) or is_url(name) or name.startswith("/vsi")):

@@ -16,7 +16,12 @@ from rasterio.errors import RasterioError
 
 from workbench._support.secrets import has_secrets, without_secrets
 from workbench.errors import SceneError
-from workbench.raster.web_tiles import document, is_map_service, is_web_tiles
+from workbench.raster.web_tiles import (
+    document,
+    is_map_service,
+    is_web_tiles,
+    without_attribution,
+)
 
 _RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".j2k", ".img", ".ntf", ".ecw", ".sid", ".bil", ".asc"}
 _PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}  # georeferenced only by a sidecar
@@ -161,7 +166,7 @@ def gdal_name(name: str) -> str:
     for scheme, prefix in _REMOTE.items():
         if name.startswith(scheme):
             return prefix + name.removeprefix(scheme)
-    return name
+    return without_attribution(name)
 
 
 def signed(name: str) -> str:
@@ -317,8 +322,15 @@ def refuse_impostors(name: str) -> None:
         raise SceneError(
             f"{name} is a Git LFS pointer, not the raster itself. Fetch it with `git lfs pull`."
         )
-    # GDAL goes by the content: such a text may name any file, program or server to read from
-    if Path(name).suffix.lower() in _RASTER_SUFFIXES | _PICTURE_SUFFIXES and re.match(
+    refuse_description(name, head)
+
+
+def refuse_description(name: str, head: bytes) -> None:
+    """Refuse a text that has the name of a raster, given the beginning of the file.
+
+    GDAL goes by the content: such a text may name any file, program or server to read from.
+    """
+    if Path(name.split("?")[0]).suffix.lower() in _RASTER_SUFFIXES | _PICTURE_SUFFIXES and re.match(
         rb"\s*(<[?!A-Za-z]|[{\[]\s*[\"{\[])", head
     ):
         raise SceneError(

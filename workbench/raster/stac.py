@@ -6,18 +6,16 @@ import http.client
 import json
 import math
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urljoin
 
 from workbench._support.secrets import without_secrets
 from workbench.errors import SceneError
-from workbench.raster.sources import is_local, is_url, signed
+from workbench.raster.sources import is_local, is_url
+from workbench.raster.texts import fetched
 
 KEYS = ("stac", "collections", "bbox", "datetime", "max_cloud", "asset", "max_items")
-_TIMEOUT = 60
 _MAX_ITEMS = 1000
 _RASTERS = ("image/tiff", "image/jp2", "image/vnd.stac.geotiff")
 _ENDINGS = (".tif", ".tiff", ".jp2")
@@ -216,14 +214,10 @@ def _read(place: str) -> dict[str, Any]:
     name = without_secrets(place)
     try:
         if is_url(place):
-            with urllib.request.urlopen(signed(place), timeout=_TIMEOUT) as answer:
-                found = json.load(answer)
+            found = json.loads(fetched(place))
         else:
             with open(place, encoding="utf-8") as file:
                 found = json.load(file)
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise SceneError(f"{name} cannot be read: HTTP {error.code}. Check the address.") from None
     except (OSError, ValueError, http.client.HTTPException, RecursionError) as error:
         raise SceneError(f"{name} cannot be read as STAC: {error}. Check the address.") from None
     if not isinstance(found, dict):

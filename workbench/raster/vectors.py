@@ -7,22 +7,30 @@ import json
 import mmap
 import os
 import re
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import geopandas as gpd
 import pyogrio
+from pyogrio.util import vsi_path
 
 from workbench._support.secrets import has_secrets, without_secrets
 from workbench.errors import WorkbenchError
-from workbench.raster.sources import gdal_name, is_local, signed
+from workbench.raster.sources import GDAL_ERRORS, gdal_name, is_local, signed
+from workbench.raster.texts import HEAD_BYTES, copy_text, fetched, head_of
 
+# what GDAL takes for a description of features that are elsewhere; it goes by the content
+_ELSEWHERE = re.compile(rb"<OGRWFS|<OGRVRTDataSource|gdal_streamed_alg", re.IGNORECASE)
+# how a JSON begins: an object, a comment or a call before it
+_JSON = re.compile(rb"[{/]|\w+\(")
+# a driver named before the path; GDAL finds it by the content anyway
+_DRIVER = re.compile(r"(?:geojson|geojsonseq|topojson|esrijson|jsonfg|gdalg):", re.IGNORECASE)
 # what a JSON file has if its CRS is at an address
 _LINKED = re.compile(rb"""["']type["']\s*:\s*["'](?:link|url)["']|\\u00[4-7]""", re.IGNORECASE)
 _LINK = object()  # in place of a part of such a file that names an address
 _PARQUET = (".parquet", ".geoparquet", ".pq")
-_TIMEOUT = 60  # seconds of silence of a server
 # what a layer says of itself if it may hold polygons
 _POLYGONAL = ("Polygon", "Unknown", "GeometryCollection", "Surface")
 
@@ -84,6 +92,7 @@ class _LayerError(Exception):
 
 def _parts(address: str) -> tuple[str, dict[str, str]]:
     """Split `file.gpkg|layername=aoi` into the file and its options."""
+    address = _DRIVER.sub("", address, count=1) if _DRIVER.match(address) else address
     if "|" not in address or os.path.exists(address):
         return address, {}
     path, *options = address.split("|")
@@ -99,47 +108,74 @@ def _read(
 ) -> gpd.GeoDataFrame:
     plain = without_secrets(path).split("?")[0]
     if plain.lower().endswith(_PARQUET):
-        frame = gpd.read_parquet(path if is_local(path) else io.BytesIO(_fetched(signed(path))))
+        frame = gpd.read_parquet(path if is_local(path) else io.BytesIO(fetched(path)))
         kept = frame.columns if columns is None else [*columns, frame.geometry.name]
         return frame[[name for name in frame if name in kept]]
-    if is_local(path):
-        _refuse_references(path, what)
-    place = gdal_name(signed(path))
-    named = {str(name): kind for name, kind in pyogrio.list_layers(place).tolist()}
-    layer = options.get("layername")
-    number = options.get("layerid", "")
-    if layer is None and number.isdecimal() and int(number) < len(named):
-        layer = list(named)[int(number)]
-    if layer is not None and layer not in named:
-        raise _LayerError(f"{what} has no layer {layer}. {_choice(path, list(named))}")
-    if layer is None:
-        layer = meant if meant in named else _only_polygons(path, named, what)
-    return gpd.read_file(
-        place,
-        layer=layer,
-        columns=None if columns is None else list(columns),
-        where=options.get("subset"),
-        fid_as_index=True,
-    )
+    with _at_hand(path) as place:
+        if os.path.isfile(place):
+            _refuse_references(place, path, what)
+        named = {str(name): kind for name, kind in pyogrio.list_layers(place).tolist()}
+        layer = options.get("layername")
+        number = options.get("layerid", "")
+        if layer is None and number.isdecimal() and int(number) < len(named):
+            layer = list(named)[int(number)]
+        if layer is not None and layer not in named:
+            raise _LayerError(f"{what} has no layer {layer}. {_choice(path, list(named))}")
+        if layer is None:
+            layer = meant if meant in named else _only_polygons(path, named, what)
+        return gpd.read_file(
+            place,
+            layer=layer,
+            columns=None if columns is None else list(columns),
+            where=options.get("subset"),
+            fid_as_index=True,
+        )
 
 
-def _refuse_references(path: str, what: str) -> None:
-    """Refuse a file by which GDAL would ask a server that the file names.
+@contextmanager
+def _at_hand(path: str) -> Iterator[str]:
+    """Give the name by which GDAL opens a vector file.
 
-    That is a description of a service (WFS), or a GeoJSON or TopoJSON with a CRS at an address: of
-    the whole, of a feature or of a shape.
+    A text at an address or in an archive is copied to this disk first, so that what is checked is
+    what GDAL reads.
     """
-    if os.path.isdir(path):
+    place = vsi_path(gdal_name(signed(path)))
+    try:
+        head = b"" if os.path.exists(place) else head_of(place)
+    except GDAL_ERRORS:
+        head = b""  # a folder, a database, or nothing: GDAL will tell
+    if not _may_refer(head):
+        yield place
         return
+    name = os.path.basename(without_secrets(path).split("?")[0]) or "text"
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / name.removesuffix(".zip")
+        copy_text(place, copy)
+        yield str(copy)
+
+
+def _may_refer(head: bytes) -> bool:
+    """Whether a file that begins so may name an address that GDAL would ask."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    return _JSON.match(text) is not None or _ELSEWHERE.search(text) is not None
+
+
+def _refuse_references(path: str, given: str, what: str) -> None:
+    """Refuse a file on disk, which was `given` as a path or address, if it names an address.
+
+    That is a description of features elsewhere (a service, a virtual layer, a command of GDAL), or
+    a GeoJSON or TopoJSON with a CRS at an address: of the whole, of a feature or of a shape.
+    """
     with open(path, "rb") as file:
-        head = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
-        if re.match(rb"<OGRWFS", head, re.IGNORECASE) or b"<OGRWFSDataSource" in head:
+        head = file.read(HEAD_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
+        own = is_local(given) and given.lower().endswith(".vrt")  # somebody knows what it names
+        if path.lower().endswith(".gdalg.json") or (_ELSEWHERE.search(head) and not own):
             raise _LayerError(
-                f"{what} describes a service and holds no features. Save those that are wanted as "
-                "a file, for example with QGIS."
+                f"{what} describes features elsewhere and holds none. Save those that are wanted "
+                "as a file, for example with QGIS."
             )
         # any name may be written with escapes, which only a parser undoes
-        if not re.match(rb"[{/]|\w+\(", head):  # an object, a comment or a call before it
+        if not _JSON.match(head):
             return
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
             if not _LINKED.search(whole):
@@ -183,14 +219,3 @@ def _choice(path: str, layers: Sequence[str]) -> str:
     path = without_secrets(path)
     lines = "\n".join(f"  {path}|layername={layer}" for layer in layers)
     return f"Name one of them:\n{lines}"
-
-
-def _fetched(url: str) -> bytes:
-    """The bytes of a file at an `https` address."""
-    try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
-            content: bytes = answer.read()
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise OSError(f"HTTP response code: {error.code}") from None
-    return content

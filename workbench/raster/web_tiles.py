@@ -67,9 +67,14 @@ def cut_to_area(name: str, aoi: gpd.GeoSeries, resolution_m: float | None) -> st
     return "|".join([url, *(f"{key}={value}" for key, value in (options | more).items())])
 
 
-def attribution_of(name: str) -> str:
-    """Whom the imagery is to be attributed to, as the source says: `…|attribution=© …`."""
-    return _parts(name)[1].get("attribution", "") if is_web_tiles(name) else ""
+def given_attribution(name: str) -> str:
+    """Whom the imagery of a map service is to be attributed to, by hand: `…|attribution=© …`."""
+    return _parts(name)[1].get("attribution", "") if is_map_service(name) else ""
+
+
+def without_attribution(name: str) -> str:
+    """The name of a WMTS or WMS as GDAL knows it."""
+    return re.sub(r"\|attribution=[^|]*", "", name) if is_map_service(name) else name
 
 
 def document(name: str) -> str:

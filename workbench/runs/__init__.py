@@ -1,8 +1,9 @@
 """From a job to its run folder: parameters come in, candidates, layer and report go out.
 
 `run` does all of it: `plan` checks everything before long work starts, `segment` computes the tiles
-(with `tile_stream` here, with `cluster` on Dask workers), `finish` makes the layer, `by_products`
-the other files; `forecast` says what a run takes. `job` holds the parameters (`parameters` reads
+(with `tile_stream` here, with `cluster` on Dask workers), `finish` makes the layer (`trace` the
+polygons of each tile, `share_out` lets workers do their share), `by_products` the other files;
+`forecast` says what a run takes. `job` holds the parameters (`parameters` reads
 what papermill delivers, `given` the text that was typed, `values` checks each value, `together`
 what must fit together, `trust` who may name a scheduler), `folder` and `record` the run folder,
 `refresh` what stays of a reviewed layer, `by_hand` what was drawn in the tuner, `choose` the model,

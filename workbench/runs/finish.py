@@ -12,14 +12,9 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import shapely
-from numpy.typing import NDArray
 
 from workbench._support.attempts import Attempts
 from workbench._support.files import atomic_path
-from workbench.candidates.offer import TileMasks, offered
-from workbench.candidates.select import select
-from workbench.candidates.store import valid_masks
-from workbench.candidates.table import Candidates, concat
 from workbench.errors import RunFailedError
 from workbench.evaluation.against import AgainstReference
 from workbench.layer import qgis
@@ -27,24 +22,17 @@ from workbench.layer.files import describe_layer, write_layer
 from workbench.layer.report.tally import Tally, Topology, counted
 from workbench.layer.schema import as_layer, as_tiles, coarser, finest, with_left_out
 from workbench.polygons.areas import inside, lies_in
-from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import clean
-from workbench.polygons.continuation import Continuations
 from workbench.polygons.planar import clean_planar
+from workbench.polygons.portions import Each, Portion, do_here, polygons_of
 from workbench.polygons.regularize import regularized
 from workbench.polygons.seams import merge_seams
+from workbench.raster.attribution import attribution_of
 from workbench.raster.scene import raster_of
 from workbench.raster.tiles import tile_names, tile_windows
-from workbench.raster.web_tiles import attribution_of
 from workbench.runs.by_hand import kept_by_hand
 from workbench.runs.by_products import QUALITY, TOPOLOGY, FinishedLayer, write_by_products
-from workbench.runs.classes import (
-    Taught,
-    classed_polygons,
-    keep_examples,
-    teach,
-    without_class,
-)
+from workbench.runs.classes import Taught, keep_examples, teach
 from workbench.runs.folder import refuse_to_lose_review
 from workbench.runs.labels import refuse_to_lose_examples
 from workbench.runs.looks import class_colors
@@ -59,7 +47,8 @@ from workbench.runs.prompted import (
 from workbench.runs.record import write_job
 from workbench.runs.refresh import Refresh
 from workbench.runs.result import Run
-from workbench.runs.tile_stream import ScenePlan
+from workbench.runs.share_out import sharing
+from workbench.runs.trace import describe_all, nothing_of, traced
 from workbench.samples.demo import sample_truth
 
 
@@ -70,7 +59,11 @@ def finish(plan: Plan) -> Run:
     change any other. Raises `RunFailedError` after everything is written if tiles have
     failed.
     """
+    with sharing(plan) as each:
+        return _finish(plan, each)
 
+
+def _finish(plan: Plan, each: Each) -> Run:
     def with_counts(found: Mapping[str, int]) -> gpd.GeoDataFrame:
         if refresh is None:
             # the last moment: a review may have begun during a long run
@@ -88,6 +81,7 @@ def finish(plan: Plan) -> Run:
         )
 
     start = time.perf_counter()
+    describe_all(plan, each)
     taught = teach(plan)
     if taught is not None:
         refuse_to_lose_examples(plan.job, plan.folder)
@@ -102,7 +96,7 @@ def finish(plan: Plan) -> Run:
         counting = [tally.add, attempts.each(TOPOLOGY, topology.add)]
         if against is not None:
             counting.append(attempts.each(QUALITY, against.add))
-        made = layer_batches(plan, taught)
+        made = layer_batches(plan, taught, each)
         known = prompted(plan)
         if known is not None:
             made = known.among(made, offer_beside_prompts(plan))
@@ -116,9 +110,13 @@ def finish(plan: Plan) -> Run:
                 layer, with_counts, folder, styles=styles, attempts=attempts, kept=kept
             ).tiles
             scenes = tuple(part.scene for part in plan.area.finest)
-            credits = sorted({attribution_of(scene.source) for scene in scenes} - {""})
+            named = {scene.opened_as for scene in scenes}
+            credits = attempts.make(
+                "the attribution of the imagery", lambda: set(map(attribution_of, named)) - {""}
+            )
             if credits:
-                describe_layer(folder / "prelabels.gpkg", f"Imagery: {', '.join(credits)}")
+                text = f"Imagery: {', '.join(sorted(credits))}"
+                describe_layer(folder / "prelabels.gpkg", text)
             coarse = _counted(coarser(ledger), counts)
             result = Run(plan.job, plan.folder, scenes, tiles, plan.area.aoi, tally, coarse)
             if taught is not None:
@@ -158,24 +156,27 @@ def _tell_failures(plan: Plan, tiles: gpd.GeoDataFrame) -> None:
         )
 
 
-def layer_batches(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
+def layer_batches(
+    plan: Plan, taught: Taught | None, each: Each = do_here
+) -> Iterator[gpd.GeoDataFrame]:
     """Select, trace, merge, clean and square: the layer in batches, by source, tile and ordinal.
 
     Without tiles in which everything is segmented, it is one empty batch.
     """
     if not plan.by_grid:
         yield _as_layer(
-            _with_class(_nothing(plan, plan.scenes[0]).assign(n_tiles=1, area_m2=0.0), plan)
+            _with_class(nothing_of(plan, plan.scenes[0]).assign(n_tiles=1, area_m2=0.0), plan)
         )
         return
     offer = plan.job.offer
     if taught is not None:  # which class lies where has been decided tile by tile
         offer = replace(offer, overlaps="all")
-    merged = merge_seams(_traced(plan, taught), _windows(plan), plan.folder, offer)
+    merged = merge_seams(traced(plan, taught, each), _windows(plan), plan.folder, offer, each)
     if plan.job.planar:  # any polygon may cut any other
-        cleaned = clean_planar(merged, plan.job.cleaning, plan.folder)
+        cleaned = clean_planar(merged, plan.job.cleaning, plan.folder, each)
     else:
-        cleaned = (clean(batch, plan.job.cleaning) for batch in merged)
+        portions = (Portion(batch, plan.job.cleaning) for batch in merged)
+        cleaned = (polygons_of(made) for made in each(_clean, portions))
     cleaned = (_with_class(batch, plan) for batch in cleaned)
     if plan.job.regularize is not None:  # a squared polygon may overlap any other
         whole = pd.concat(cleaned, ignore_index=True)
@@ -184,52 +185,8 @@ def layer_batches(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFram
         yield _as_layer(_with_status(_in_aoi(batch, plan)))
 
 
-def _traced(plan: Plan, taught: Taught | None) -> Iterator[gpd.GeoDataFrame]:
-    """The polygons of all wanted tiles as the tiles saw them, a few tiles at a time.
-
-    First what becomes labels, then what continues it beyond the edge of a tile.
-    """
-    job = plan.job
-    known = plan.store.ledger()  # once: to look through the folder takes as long as it has files
-    for part in plan.scenes:
-        nothing = _nothing(plan, part)
-        if taught is not None:
-            yield without_class(nothing)
-            for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
-                yield classed_polygons(plan, taught, part, candidates, records)
-            continue
-        yield nothing.assign(continues=False, too_large=False)
-        cut = Continuations(part.grid)
-        labels: dict[tuple[int, int], NDArray[np.int64]] = {}  # ordinals
-        for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
-            valid = valid_masks(records, candidates.rules)
-            chosen = offered(select(candidates, job.thresholds), part.grid, valid, job.offer)
-            for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
-                of_tile = chosen.of_tile(tile.row, tile.col)
-                labels[tile.row, tile.col] = of_tile.column("ordinal")
-                cut.see(tile, of_tile)
-            polygons = to_polygons(chosen, part.scene, part.grid, valid)
-            yield polygons.assign(continues=False, too_large=False)
-        while wanted := [(part.scene.name, *index) for index in cut.turn()]:
-            for candidates, records in plan.store.read(wanted, known):
-                valid = valid_masks(records, candidates.rules)
-                more, too_large = ([Candidates.empty(candidates.rules)] for _ in range(2))
-                for tile in (part.grid.tile(r.tile_row, r.tile_col) for r in records):
-                    index = (tile.row, tile.col)
-                    stored = candidates.of_tile(*index)
-                    masks = TileMasks(stored, tile, part.grid, valid.get(index))
-                    rows = np.flatnonzero(np.isin(stored.column("ordinal"), labels[index]))
-                    found = cut.found(tile, stored, rows, masks, job.offer)
-                    more.append(stored.take(found.continues))
-                    too_large.append(stored.take(found.too_large))
-                for some, no_label in ((more, False), (too_large, True)):
-                    polygons = to_polygons(concat(some), part.scene, part.grid, valid)
-                    yield polygons.assign(continues=True, too_large=no_label)
-
-
-def _nothing(plan: Plan, part: ScenePlan) -> gpd.GeoDataFrame:
-    """No polygons, with all columns that they have."""
-    return to_polygons(Candidates.empty(plan.job.rules), part.scene, part.grid, {})
+def _clean(given: Portion) -> Portion:
+    return Portion(clean(polygons_of(given), given.more))
 
 
 def _windows(plan: Plan) -> gpd.GeoDataFrame:
