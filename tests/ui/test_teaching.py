@@ -3,6 +3,7 @@
 import json
 
 import geopandas as gpd
+import numpy as np
 import pytest
 from lab import jupyterlab, open_notebook, prelabel_notebook
 from test_prelabel import EXPECTED_COMPLAINTS, button, map_of
@@ -17,7 +18,7 @@ POINTS = """
 import json, numpy as np, shapely
 from workbench.raster.crs import to_lonlat
 from workbench.widgets.classes import label_of
-def point(least, most, n):
+def spots(least, most):
     panel, found = tuner.panel, []
     kept = panel.drawn.rows[np.frombuffer(panel.overlay.shown, "<u4")].tolist()
     said = panel.session.verdicts.frame
@@ -32,8 +33,14 @@ def point(least, most, n):
         label = label_of(panel.preview, kept[i])
         tile, _, ordinal = label.rpartition("/")
         if (tile, int(ordinal)) not in said:
-            found.append((float(lon), float(lat), label))
-    return found[n * 37 % len(found)]
+            solidity = area[i] / shapely.area(shapely.convex_hull(shapes[i]))
+            found.append((float(lon), float(lat), label, float(solidity)))
+    return found
+def point(least, most, n):
+    found = spots(least, most)
+    return found[n * 37 % len(found)][:3]
+def plainest(least, most):
+    return max(spots(least, most), key=lambda spot: spot[3])[:3]
 """
 SIZES = {"1": (30, 150), "2": (700, 20_000), "0": (180, 600)}  # m² of what is called so
 
@@ -169,14 +176,17 @@ def test_4_what_is_missing_is_drawn_and_corners_are_moved(opened):
     map_of(opened, 1).get_by_title("the whole area, or the whole raster").click()
     opened.page.wait_for_timeout(1500)
     map_of(opened, 1).focus()  # it was on the button
-    lon, lat, label = json.loads(opened.ask("print(json.dumps(point(700, 20_000, 5)))"))
+    lon, lat, label = json.loads(opened.ask("print(json.dumps(plainest(700, 20_000)))"))
     point_and_press(opened, lon, lat, "e")
     handles = opened.page.locator(".sam-workbench-tuner .marker-icon:not(.marker-icon-middle)")
     handles.first.wait_for(timeout=10_000)
-    at = handles.first.bounding_box()
-    mouse.move(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+    boxes = [handle.bounding_box() for handle in handles.all()]
+    corners = np.array([(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2) for at in boxes])
+    away = corners - corners.mean(axis=0)
+    far = int(np.linalg.norm(away, axis=1).argmax())  # pulled outwards, no edges cross
+    mouse.move(*corners[far])
     mouse.down()
-    mouse.move(at["x"] + 12, at["y"] - 8, steps=5)
+    mouse.move(*(corners[far] + 10 * away[far] / np.linalg.norm(away[far])), steps=5)
     mouse.up()
     opened.picture("teaching-5-corners")
     keyboard.press("Enter")
