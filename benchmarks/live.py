@@ -277,11 +277,11 @@ def measure_verdicts(notebook: Notebook) -> None:
         page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"], steps=2)
         page.wait_for_timeout(1500)  # what a run would learn has been learned, and is drawn
         seen = page.evaluate("frames.length")
-        n_before = notebook.ask("print(len(tuner.session.verdicts))")
+        before = notebook.ask("print(id(tuner.session.verdicts))")  # kept by the history
         page.keyboard.press(str(i % 3))
         page.wait_for_function(f"frames.length > {seen}", timeout=20_000)
         times.append(page.evaluate(f"frames.at({seen}) - keys.at(-1)"))
-        notebook.until(f"len(tuner.session.verdicts) != {n_before}")
+        notebook.until(f"id(tuner.session.verdicts) != {before}")
     n = int(notebook.ask("print(tuner.panel.preview.n_candidates)"))
     _print(f"verdict by a key, {n:,} candidates", times)
 
