@@ -129,6 +129,8 @@ def main() -> None:
     parser.add_argument("--speed", type=int, metavar="CANDIDATES")
     given = parser.parse_args()
     if given.speed:
+        if not given.labelled:
+            parser.error("--speed needs a RASTER=LABELS")
         for pair in given.labelled:
             print(speed(given.speed, *map(Path, pair.split("=", 1)), given), flush=True)
         return

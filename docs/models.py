@@ -23,7 +23,7 @@ import torch
 from workbench._support.cores import usable_cores
 from workbench.candidates.table import Rules
 from workbench.segmenters.defaults import defaults_of
-from workbench.segmenters.sam import MODELS, ByHand, Download, SamSegmenter
+from workbench.segmenters.sam import MODELS, Download, ManualDownload, SamSegmenter
 from workbench.segmenters.sam.network import InputFrame
 
 PAGE, TIMES = (Path(__file__).with_name(name) for name in ("models.md", "models.json"))
@@ -49,7 +49,7 @@ def table() -> str:
         download = "comes with it"
         if isinstance(weights, Download):
             download = f"{weights.megabytes or '?'} MB"
-        elif isinstance(weights, ByHand):
+        elif isinstance(weights, ManualDownload):
             download = f"{weights.megabytes} MB, by hand"
         boxes = "points, boxes" if defaults_of(name).takes_boxes else "points"
         needs = EXTRA.get(name, "transformers" if name.startswith(("sam2", "sam_hq")) else "–")

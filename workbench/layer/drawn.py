@@ -19,9 +19,13 @@ DRAWN_COLUMNS = ("id", "class_id", "status", "area_m2", "source_tile", "source")
 
 
 def drawn_label(
-    shape: shapely.MultiPolygon, class_id: int | None, tiles: gpd.GeoDataFrame, crs: CRS
+    shape: shapely.MultiPolygon,
+    class_id: int | None,
+    tiles: gpd.GeoDataFrame,
+    crs: CRS,
+    id: str | None = None,
 ) -> gpd.GeoDataFrame:
-    """Make a layer of one label that somebody has drawn: it has an id of its own, and is `edited`.
+    """Make a layer of one label that somebody has drawn: `edited`, with this `id` or a new one.
 
     Its tile and source are those of its middle, empty outside of all tiles.
     """
@@ -29,7 +33,7 @@ def drawn_label(
     home = home_in(tiles, drawn)[0]
     tile, source = ("", "") if home < 0 else tiles[["tile", "source"]].iloc[home]
     values = {
-        "id": f"{DRAWN}{uuid.uuid4()}",
+        "id": id or f"{DRAWN}{uuid.uuid4()}",
         "class_id": pd.array([class_id], "Int64"),
         "status": "edited",
         "confidence": np.nan,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,8 @@ from workbench._support.files import atomic_path
 from workbench.errors import ExamplesError, RunFolderError
 from workbench.layer.drawn import drawn_label
 from workbench.layer.kept import Kept
-from workbench.layer.schema import DRAWN, finest
+from workbench.layer.schema import DRAWN
 from workbench.polygons.areas import lies_in
-from workbench.runs.plan import Plan
 
 BY_HAND = "drawn.parquet"  # in a run folder
 _COLUMNS = ["id", "class_id", "label", "outline"]
@@ -99,32 +98,47 @@ def read_by_hand(path: Path, crs: pyproj.CRS) -> ShapesByHand:
         ) from error
 
 
-def kept_by_hand(plan: Plan, ledger: gpd.GeoDataFrame, reviewed: Collection[str]) -> Kept | None:
-    """What a layer keeps of the shapes by hand of its run folder; None: it has none.
+def usable_by_hand(folder: Path, crs: pyproj.CRS, classes: Mapping[int, str]) -> gpd.GeoDataFrame:
+    """Read the shapes by hand of a run folder that a run can use, by id.
 
-    `ledger` is the layer of its tiles, `reviewed` are the ids of labels that stay anyway: a later
-    review counts. Raises `RunFolderError` for a class that the job does not name.
+    Raises `ExamplesError` as `read_by_hand` does, and `RunFolderError` for a class that the job
+    does not name.
     """
-    path = plan.folder / BY_HAND
-    frame = read_by_hand(path, plan.crs).frame.sort_values("id", ignore_index=True)
-    unknown = frame["class_id"][~frame["class_id"].isin(list(plan.job.classes))]
+    path = folder / BY_HAND
+    frame = read_by_hand(path, crs).frame.sort_values("id", ignore_index=True)
+    unknown = frame["class_id"][~frame["class_id"].isin(list(classes))]
     if len(unknown):
         raise RunFolderError(
             f"{path} holds {len(unknown)} drawn shapes of class {unknown.iloc[0]}, which is not "
-            f"one of classes {plan.job.classes}. Add it there, or give them another class in the "
-            "tuner."
+            f"one of classes {classes}. Add it there, or give them another class in the tuner."
         )
-    tiles = finest(ledger)
+    return frame
+
+
+def kept_by_hand(
+    frame: gpd.GeoDataFrame,
+    tiles: gpd.GeoDataFrame,
+    aoi: shapely.Geometry | None,
+    reviewed: Collection[str],
+) -> Kept | None:
+    """What a layer keeps of shapes by hand, as `usable_by_hand` returns them; None: there are none.
+
+    `tiles` are those of the layer, `reviewed` are the ids of labels that stay anyway: a later
+    review counts.
+    """
     if not len(frame):
         return None
+    crs = frame.crs
     columns = frame["id"], frame["class_id"], frame.geometry
-    rows = [drawn_label(shape, int(number), tiles, plan.crs).assign(id=id)
-            for id, number, shape in zip(*columns, strict=True)]  # fmt: skip
+    rows = [
+        drawn_label(shape, int(number), tiles, crs, id)
+        for id, number, shape in zip(*columns, strict=True)
+    ]
     now = pd.concat(rows, ignore_index=True)
     there = now["source"].ne("").to_numpy(bool)  # in a tile of this run
-    if plan.area.aoi is not None:
-        there = there & lies_in(now.geometry.to_numpy(), plan.area.aoi)
+    if aoi is not None:
+        there = there & lies_in(now.geometry.to_numpy(), aoi)
     replaced = there & ~frame["outline"].is_empty.to_numpy(bool)
-    before = now[replaced].set_geometry(frame["outline"][replaced].to_numpy(), crs=plan.crs)
+    before = now[replaced].set_geometry(frame["outline"][replaced].to_numpy(), crs=crs)
     there = there & ~now["id"].isin(list(reviewed)).to_numpy(bool)
     return Kept(now[there].reset_index(drop=True), before.reset_index(drop=True))

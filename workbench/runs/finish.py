@@ -30,7 +30,7 @@ from workbench.polygons.seams import merge_seams
 from workbench.raster.attribution import attribution_of
 from workbench.raster.scene import raster_of
 from workbench.raster.tiles import tile_names, tile_windows
-from workbench.runs.by_hand import kept_by_hand
+from workbench.runs.by_hand import kept_by_hand, usable_by_hand
 from workbench.runs.by_products import QUALITY, TOPOLOGY, FinishedLayer, write_by_products
 from workbench.runs.classes import Taught, keep_examples, teach
 from workbench.runs.folder import refuse_to_lose_review
@@ -100,7 +100,9 @@ def _finish(plan: Plan, each: Each) -> Run:
         known = prompted(plan)
         if known is not None:
             made = known.among(made, offer_beside_prompts(plan))
-        by_hand = kept_by_hand(plan, ledger, () if refresh is None else refresh.kept.ids)
+        shapes = usable_by_hand(plan.folder, plan.crs, plan.job.classes)
+        reviewed = () if refresh is None else refresh.kept.ids
+        by_hand = kept_by_hand(shapes, finest(ledger), plan.area.aoi, reviewed)
         if by_hand is not None:  # they stay as labels of a review do
             made = Refresh(plan.folder, by_hand, (0, 0)).among(made, plan.job)
         layer = counted(made if refresh is None else refresh.among(made, plan.job), *counting)

@@ -26,6 +26,7 @@ from workbench.raster.stac import is_stac_file, rasters_of
 from workbench.raster.tiles import Tile, TileGrid, tiles_over
 from workbench.raster.web_tiles import cut_to_area, is_map_service, is_web_tiles
 from workbench.runs import choose
+from workbench.runs.by_hand import usable_by_hand
 from workbench.runs.cluster import SharedRun, segmenter_there
 from workbench.runs.folder import FolderLock, refuse_foreign, store_in
 from workbench.runs.job import Job
@@ -179,6 +180,8 @@ def prepare(
         if tiles is None or before is None:  # without resume, a review would lose its candidates
             protect_review(job, folder, scenes[0].crs)
             refuse_to_lose_examples(job, folder)
+        if tiles is None:
+            usable_by_hand(folder, scenes[0].crs, job.classes)
         plan = Plan(job, folder, area, segmenter, record, lock, len(scenes), left_out, asked)
         if before is None or pending(plan):
             segmenter.load()

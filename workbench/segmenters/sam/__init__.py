@@ -17,9 +17,9 @@ from segment_anything import SamPredictor  # noqa: E402
 
 from workbench.segmenters.sam.checkpoints import (  # noqa: E402
     MODELS,
-    ByHand,
     Download,
     Embedded,
+    ManualDownload,
     Model,
     cache_folder,
     fetch_checkpoint,
@@ -30,9 +30,9 @@ from workbench.segmenters.sam.segmenter import SamSegmenter, sam_segmenter  # no
 
 __all__ = [
     "MODELS",
-    "ByHand",
     "Download",
     "Embedded",
+    "ManualDownload",
     "Model",
     "SamPredictor",
     "SamSegmenter",

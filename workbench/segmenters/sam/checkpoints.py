@@ -101,7 +101,7 @@ class Download:
 
 
 @dataclass(frozen=True)
-class ByHand:
+class ManualDownload:
     """Weights that a person must fetch, because no sha256 of them is published."""
 
     file: str
@@ -135,7 +135,7 @@ class Model:
     """
 
     build: Callable[[], nn.Module]
-    weights: Embedded | Download | ByHand
+    weights: Embedded | Download | ManualDownload
     network_of: Callable[[Any], Network] = SegmentAnything
     names: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     require: Callable[[], None] = lambda: None  # raises `CheckpointError` without its packages
@@ -169,7 +169,7 @@ def _sam_hq(size: str, megabytes: int) -> Model:
     page = "https://github.com/SysCV/sam-hq#model-checkpoints"
     return Model(
         partial(build_sam_hq, VITS[size]),
-        ByHand(f"sam_hq_{size}.pth", page, megabytes),
+        ManualDownload(f"sam_hq_{size}.pth", page, megabytes),
         SamHq,
         names_of_hq,
         require_for_hq,
