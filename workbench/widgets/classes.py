@@ -51,8 +51,8 @@ class ClassTeaching(Labelling):
         self.palette.on_add(self._add)
         self.show_palette()
         self.show_text()
-        if session.verdicts_problem:
-            tell(session.verdicts_problem)
+        if session.files_problem:
+            tell(session.files_problem)
 
     @property
     def active(self) -> bool:

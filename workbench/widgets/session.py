@@ -77,7 +77,7 @@ class Session(HasTraits):
     brought.
 
     `area` is None while the AOI cannot be used; `problem` then says why. `samples` are the computed
-    sample tiles. `notice` is a message about `session.json`. `verdicts_problem` says why verdicts
+    sample tiles. `notice` is a message about `session.json`. `files_problem` says why verdicts or drawn shapes
     of an earlier session cannot be used, or is empty. `interrupted` says whether a run was under
     way when an earlier session ended.
     `busy` says whether something is being computed; `listener` gets the events, in a separate
@@ -132,7 +132,7 @@ class Session(HasTraits):
         self._background = Background(self._hear)
         self.listener: Callable[[Event], None] = _ignore
         self._stamps = {name: _stamp(self.folder / name) for name in (VERDICTS, BY_HAND)}
-        self.verdicts_problem = ""
+        self.files_problem = ""
         self._running = False
         state = self._state_of(job, kept)
         self.interrupted = kept is not None and kept.running
@@ -160,7 +160,7 @@ class Session(HasTraits):
             verdicts, by_hand = read_verdicts(path, crs), read_by_hand(self.folder / BY_HAND, crs)
         except ExamplesError as error:
             verdicts, by_hand = Verdicts.none(crs), ShapesByHand.none(crs)
-            self.verdicts_problem = str(error)
+            self.files_problem = str(error)
         tiles, judged, other = frozenset[Index](), dict[Key, bool](), None
         if kept is not None and kept.fits(job, "source"):
             try:
@@ -253,8 +253,8 @@ class Session(HasTraits):
     def _write(self, name: str, kept: Verdicts | ShapesByHand) -> None:
         """Write a file of the run folder, unless it cannot be read or another window wrote it."""
         path = self.folder / name
-        if self.verdicts_problem:
-            raise ExamplesError(self.verdicts_problem)
+        if self.files_problem:
+            raise ExamplesError(self.files_problem)
         if _stamp(path) != self._stamps[name]:
             raise ExamplesError(
                 f"{path} was changed by another window. Nothing is written over it: run all cells "

@@ -192,17 +192,9 @@ def _attention(attention: Any) -> SimpleNamespace:
 _OF_VIDEO = re.compile(
     r"memory_|maskmem|spatial_perceiver|no_mem_pos|mask_downsample|obj_ptr|no_obj_"
 )
-# Meta's names as transformers has them, changed one after the other
-_RENAMED = (
-    (r"^no_mem_embed$", "no_memory_embedding"),
-    (r"^image_encoder\.trunk\.body\.", "vision_encoder.backbone.timm_model."),  # EdgeTAM
-    (r"^image_encoder\.trunk\.", "vision_encoder.backbone."),
-    (r"^image_encoder\.neck\.convs\.(\d+)\.conv\.", r"vision_encoder.neck.convs.\1."),
-    (r"^sam_prompt_encoder\.", "prompt_encoder."),
-    (r"^sam_mask_decoder\.", "mask_decoder."),
-    (r"patch_embed\.proj\.", "patch_embed.projection."),
+# names in prompt encoder and mask decoder that all families share, as transformers has them
+SHARED_NAMES = (
     (r"\.norm(\d|_final)", r".layer_norm\1"),
-    (r"\.out_proj\.", ".o_proj."),
     (r"pe_layer\.positional_encoding_gaussian_matrix", "shared_embedding.positional_embedding"),
     (r"mask_downscaling\.0\.", "mask_embed.conv1."),
     (r"mask_downscaling\.1\.", "mask_embed.layer_norm1."),
@@ -212,6 +204,17 @@ _RENAMED = (
     (r"output_upscaling\.0\.", "upscale_conv1."),
     (r"output_upscaling\.1\.", "upscale_layer_norm."),
     (r"output_upscaling\.3\.", "upscale_conv2."),
+)
+# Meta's other names, changed one after the other
+_RENAMED = (
+    (r"^no_mem_embed$", "no_memory_embedding"),
+    (r"^image_encoder\.trunk\.body\.", "vision_encoder.backbone.timm_model."),  # EdgeTAM
+    (r"^image_encoder\.trunk\.", "vision_encoder.backbone."),
+    (r"^image_encoder\.neck\.convs\.(\d+)\.conv\.", r"vision_encoder.neck.convs.\1."),
+    (r"^sam_prompt_encoder\.", "prompt_encoder."),
+    (r"^sam_mask_decoder\.", "mask_decoder."),
+    (r"patch_embed\.proj\.", "patch_embed.projection."),
+    (r"\.out_proj\.", ".o_proj."),
     # two layers in image encoder and transformer, three in the heads
     (r"\.mlp\.layers\.0\.", ".mlp.proj_in."),
     (r"\.mlp\.layers\.1\.", ".mlp.proj_out."),
@@ -247,6 +250,6 @@ def positions_twice(renamed: dict[str, Any]) -> dict[str, Any]:
 
 
 def _renamed(name: str) -> str:
-    for pattern, new in _RENAMED:
+    for pattern, new in (*_RENAMED, *SHARED_NAMES):
         name = re.sub(pattern, new, name)
     return name

@@ -22,6 +22,7 @@ from workbench.segmenters.sam.decoder import ImageDecoder, LogitsOf
 from workbench.segmenters.sam.extras import require
 from workbench.segmenters.sam.network import Ask
 from workbench.segmenters.sam.sam2 import (
+    SHARED_NAMES,
     embedded,
     in_its_square,
     parts_of_transformers,
@@ -159,7 +160,7 @@ def _product(weights: Tensor, image: Tensor) -> Tensor:
     return (weights[:, None] @ image.flatten(2)).view(len(image), *image.shape[2:])
 
 
-# the authors' names as transformers has them, changed one after the other
+# the authors' other names as transformers has them, changed one after the other
 _RENAMED = (
     (r"^image_encoder\.", "vision_encoder."),
     (r"\.blocks\.", ".layers."),
@@ -168,17 +169,7 @@ _RENAMED = (
     (r"neck\.1\.", "neck.layer_norm1."),
     (r"neck\.2\.", "neck.conv2."),
     (r"neck\.3\.", "neck.layer_norm2."),
-    (r"\.norm(\d|_final)", r".layer_norm\1"),
-    (r"pe_layer\.positional_encoding_gaussian_matrix", "shared_embedding.positional_embedding"),
     (r"point_embeddings\.", "point_embed."),
-    (r"mask_downscaling\.0\.", "mask_embed.conv1."),
-    (r"mask_downscaling\.1\.", "mask_embed.layer_norm1."),
-    (r"mask_downscaling\.3\.", "mask_embed.conv2."),
-    (r"mask_downscaling\.4\.", "mask_embed.layer_norm2."),
-    (r"mask_downscaling\.6\.", "mask_embed.conv3."),
-    (r"output_upscaling\.0\.", "upscale_conv1."),
-    (r"output_upscaling\.1\.", "upscale_layer_norm."),
-    (r"output_upscaling\.3\.", "upscale_conv2."),
     (r"hf_token\.", "hq_token."),
     (r"hf_mlp\.", "hq_mask_mlp."),
     (r"compress_vit_feat\.0\.", "compress_vit_conv1."),
@@ -202,7 +193,7 @@ def names_of_transformers(weights: Mapping[str, Any]) -> dict[str, Any]:
         return dict(weights)
     renamed = {}
     for name, value in weights.items():
-        for pattern, new in _RENAMED:
+        for pattern, new in (*_RENAMED, *SHARED_NAMES):
             name = re.sub(pattern, new, name)
         renamed[name] = value
     return positions_twice(renamed)
