@@ -77,9 +77,9 @@ class Session(HasTraits):
     brought.
 
     `area` is None while the AOI cannot be used; `problem` then says why. `samples` are the computed
-    sample tiles. `notice` is a message about `session.json`. `files_problem` says why verdicts or drawn shapes
-    of an earlier session cannot be used, or is empty. `interrupted` says whether a run was under
-    way when an earlier session ended.
+    sample tiles. `notice` is a message about `session.json`. `files_problem` says why
+    verdicts or drawn shapes of an earlier session cannot be used, or is empty. `interrupted` says
+    whether a run was under way when an earlier session ended.
     `busy` says whether something is being computed; `listener` gets the events, in a separate
     thread, and may be replaced at any time. `cell` is the job of the notebook's cell. `given` is
     the job that was opened in its place, or `cell`; both are without later changes.
