@@ -13,10 +13,12 @@ import shapely
 import traitlets
 from numpy.typing import NDArray
 
+from workbench.errors import WorkbenchError
 from workbench.raster.crs import from_lonlat, to_lonlat
+from workbench.review.redraw import sound
 from workbench.widgets.drawn_area import geojson_of
 
-TakeShape = Callable[[shapely.Geometry], None]
+TakeShape = Callable[[shapely.MultiPolygon], None]
 
 
 class ShapeTool(anywidget.AnyWidget):
@@ -24,6 +26,9 @@ class ShapeTool(anywidget.AnyWidget):
 
     Shapes are in the working CRS. Corners that nobody has moved keep their coordinates to the last
     bit. While it is `busy`, mouse and keys of the map mean nothing else.
+
+    If `keep` raises a `WorkbenchError`, the shape stays on the map with its corners, so that it can
+    be mended, and `tell` says why.
     """
 
     _esm = Path(__file__).with_suffix(".js")
@@ -35,9 +40,9 @@ class ShapeTool(anywidget.AnyWidget):
         sync=True
     )
 
-    def __init__(self, map_id: str, crs: pyproj.CRS) -> None:
+    def __init__(self, map_id: str, crs: pyproj.CRS, tell: Callable[[str], None]) -> None:
         super().__init__(map_id=map_id)
-        self._crs = crs
+        self._crs, self._tell = crs, tell
         self._keep: TakeShape = _nothing
         self._was: shapely.Geometry | None = None
         self._corners: dict[tuple[float, float], tuple[float, float]] = {}  # by degrees
@@ -97,8 +102,18 @@ class ShapeTool(anywidget.AnyWidget):
         if self._was is not None and shapely.equals_exact(shape, self._was, normalize=True):
             self.drop()
         else:
-            self._keep(shape)
+            self._offer(shape)
+
+    def _offer(self, shape: shapely.Geometry) -> None:
+        try:
+            self._keep(sound(shape))
+        except WorkbenchError as error:
+            if self.mode == "draw":  # the browser has let go of it
+                self.mend(shape, self._keep)
+            self._tell(str(error))
+        else:
+            self._tell("")
 
 
-def _nothing(shape: shapely.Geometry) -> None:
+def _nothing(shape: shapely.MultiPolygon) -> None:
     """Nobody has asked for a shape."""

@@ -93,11 +93,10 @@ class TunerPanel:
             style={"description_width": "initial"},
         )  # fmt: skip
         self.teaching = ClassTeaching(session, self.tell)
-        self.tool = ShapeTool(self.scene_map.map.model_id, self.scene_map.crs)
+        self.tool = ShapeTool(self.scene_map.map.model_id, self.scene_map.crs, self.tell)
         self.shapes = TunerShapes(
-            session, self.teaching, self.tool, lambda: (self.preview, self.view), self._redrawn,
-            self.tell,
-        )  # fmt: skip
+            session, self.teaching, self.tool, lambda: (self.preview, self.view), self._redrawn
+        )
         by_hand, explained = self.shapes.layer, self.verdicts.alternatives
         for layer in (self.area, self.frames, explained, by_hand, self.hidden):
             self.scene_map.map.add(layer)
@@ -127,8 +126,8 @@ class TunerPanel:
         return self.display.view
 
     def tell(self, text: str) -> None:
-        """Show an error over the map."""
-        self.message.value = sentence(text)
+        """Show an error over the map, none if it is empty."""
+        self.message.value = sentence(text) if text else ""
 
     def close(self) -> None:
         """Stop following the session, and end the threads."""
