@@ -17,6 +17,8 @@ from workbench.widgets.palette import ClassPalette
 CLASS_KEYS = "0123456789"  # on the map: a class, 0 for none of them
 NEXT_KEY = "n"
 DRAW, EDIT = "d", "e"  # a shape
+PROMPT, CORRECT = "p", "m"  # a shape by clicks, with the model
+SHAPE_KEYS = DRAW + EDIT + PROMPT + CORRECT
 
 
 class Labelling(ABC):

@@ -18,6 +18,7 @@ from workbench.runs.by_hand import ShapesByHand
 from workbench.runs.looks import color_of
 from workbench.tuning.preview import Preview, View
 from workbench.widgets.classes import ClassTeaching, label_of
+from workbench.widgets.labelling import EDIT
 from workbench.widgets.map import feature
 from workbench.widgets.session import Session
 from workbench.widgets.shapes import ShapeTool
@@ -72,21 +73,29 @@ class TunerShapes:
 
     def draw(self) -> None:
         """Let a person draw a shape of the palette's class; raises `ReviewError` without one."""
-        number = self._number()
-        self._tool.draw(partial(self._add, number))
+        self._tool.draw(partial(self._add, self._number()))
 
-    def edit(self, row: int) -> None:
-        """Let a person move the corners of a candidate; raises `ReviewError` without a class."""
+    def prompt(self) -> None:
+        """Let a person click an object of this class, which the model outlines.
+
+        Raises as `draw` does, and `JobError` if the model takes no clicks.
+        """
+        self._tool.prompt(partial(self._add, self._number()))
+
+    def change(self, key: str, row: int, place: int) -> None:
+        """Let a person change the shape by hand at a place, or if that is -1, a candidate.
+
+        `EDIT` moves its corners, `CORRECT` takes clicks. Raises as `prompt` does.
+        """
+        begin = self._tool.edit if key == EDIT else self._tool.correct
+        if place >= 0:
+            begin(self._shapes.frame.geometry.iloc[place], partial(self._reshape, place))
+            return
         preview, view = self._seen()
         label = label_of(preview, row)
         number = self._session.verdicts.said.get(label, NONE) or self._number()
         keep = partial(self._stand_for, row, number, preview)
-        self._tool.edit(_drawn(row, preview, view), keep)
-
-    def edit_again(self, place: int) -> None:
-        """Let a person move the corners of a shape by hand."""
-        shape = self._shapes.frame.geometry.iloc[place]
-        self._tool.edit(shape, partial(self._reshape, place))
+        begin(_drawn(row, preview, view), keep)
 
     def say(self, place: int, number: int) -> None:
         """Give a shape by hand another class; `NONE` takes it away."""
