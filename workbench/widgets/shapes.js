@@ -5,6 +5,7 @@
 const BUSY = "sam-workbench-shaping"; // of a map: its mouse and keys are taken
 const AIMING = "sam-workbench-aiming"; // of a map: each click is for the model
 const STYLE = { color: "#d500f9", weight: 3, fillColor: "#d500f9", fillOpacity: 0.08 }; // of areas, too
+const OUTLINE = { ...STYLE, className: "sam-workbench-outlined" };
 const BOX = { weight: 2, fill: false, dashArray: "6 4" };
 const MANY = 300; // corners: of more, only those near the mouse can be taken, or the page gets slow
 const DRAG = 4; // px: a mouse that moves further drags a box
@@ -127,7 +128,7 @@ function prompt(map, geometry, tell) {
   function show(shape) {
     outline?.remove();
     outline = null;
-    if (shape.type) outline = leaflet().geoJSON(shape, { style: STYLE, interactive: false }).addTo(map);
+    if (shape.type) outline = leaflet().geoJSON(shape, { style: OUTLINE, interactive: false }).addTo(map);
   }
   function ask() {
     const { points, box } = questionOf(done);

@@ -136,18 +136,17 @@ class ShapeTool(anywidget.AnyWidget):
         ).reshape(-1, 2)  # fmt: skip
 
     def _hear(self, widget: ShapeTool, message: dict[str, Any], buffers: Any) -> None:
-        with self._lock:
-            if message["number"] != self.number:
-                return
-            match message["kind"]:
-                case "drop":
-                    self.drop()
-                case "ask":
-                    self._ask(message["points"], message["box"])
-                case "keep":
-                    self._keep_answer(message["again"])
-                case "shape":
-                    self._take(message["geometry"])
+        if message["number"] != self.number:
+            return
+        match message["kind"]:
+            case "drop":
+                self.drop()
+            case "ask":
+                self._ask(message["points"], message["box"])
+            case "keep":
+                self._keep_answer(message["again"])
+            case "shape":
+                self._take(message["geometry"])
 
     def _take(self, geometry: dict[str, Any]) -> None:
         shape = shapely.transform(shapely.geometry.shape(geometry), self._to_places)
@@ -172,7 +171,7 @@ class ShapeTool(anywidget.AnyWidget):
         """Ask about all clicks so far: degrees, and 1 on the object; `box` is W, S, E, N."""
         self._forget_answer()
         if not points and box is None:
-            self.geometry = {} if self._corrected is None else self._geojson(self._corrected)
+            self.geometry = self._at_first
             return
         places, corners = np.array(points, np.float64).reshape(-1, 3), None
         if box is not None:
@@ -187,41 +186,50 @@ class ShapeTool(anywidget.AnyWidget):
         else:
             self._waits, self.said = True, ASKING
 
+    @property
+    def _at_first(self) -> dict[str, Any]:
+        return {} if self._corrected is None else self._geojson(self._corrected)
+
     def _forget_answer(self) -> None:
-        self._n_asked += 1  # a reply on its way is to another question
-        self._answer, self._waits, self._then, self.said = None, False, None, ""
+        with self._lock:
+            self._n_asked += 1  # a reply on its way is to another question
+            self._answer, self._waits, self._then, self.said = None, False, None, ""
 
     def _hear_reply(self, number: int, reply: Reply) -> None:
-        with self._lock:
+        with self._lock, self.hold_sync():
             if number != self._n_asked:
                 return
             if isinstance(reply, Encoding):
                 self.said = ENCODING
                 return
             self._waits = False
-            if not isinstance(reply, Answer):
-                self.said = reply.reason
-                return
-            with self.hold_sync():
+            if isinstance(reply, Answer):
                 empty = shapely.is_empty(reply.shape)
                 self._answer = None if empty else reply.shape
                 self.geometry = {} if empty else self._geojson(reply.shape)
                 self.said = NOTHING_HERE if empty else ""
+            else:
+                self.geometry, self.said = self._at_first, reply.reason
             then, self._then = self._then, None
-            if then is not None:
-                then()
+        if then is not None:
+            then()
 
     def _keep_answer(self, again: bool) -> None:
         """Keep the outline, or the one that is about to come; `again`: the next object follows."""
-        keep = self._keep
-        if self._waits:
-            self._then = partial(self._keep_answer, again)
-        elif self._answer is None:
-            self.said = NOTHING_YET
-        else:
-            self._offer(self._answer)
+        with self._lock:
+            keep, answer = self._keep, self._answer
+            if self._waits:
+                self._then = partial(self._keep_answer, again)
+                return
+        # without the lock: what keeps it has locks of its own
+        if answer is not None:
+            self._offer(answer)
             if again and not self.busy:
                 self.prompt(keep)
+        elif self._corrected is not None:
+            self.drop()
+        elif not self.said:
+            self.said = NOTHING_YET
 
 
 def _nothing(shape: shapely.MultiPolygon) -> None:
