@@ -113,9 +113,7 @@ class ReviewPanel:
         self.overlay = PolygonOverlay(map_id=self.scene_map.map.model_id)
         self.overlay.hotkeys = ACCEPT + REJECT + BACK + SKIP + CLASS_KEYS + NEXT_KEY + SHAPE_KEYS
         self.overlay.keys_everywhere = True
-        self.tool = ShapeTool(
-            self.scene_map.map.model_id, self.scene_map.crs, session.asking, self.tell
-        )
+        self.tool = ShapeTool(self.scene_map, session.asking, self.tell)
         self.shapes = ReviewShapes(session, self.tool)
         self._sent = -1  # which shapes the map has
         self.list = ObjectList(map_id=self.scene_map.map.model_id)

@@ -93,9 +93,7 @@ class TunerPanel:
             style={"description_width": "initial"},
         )  # fmt: skip
         self.teaching = ClassTeaching(session, self.tell)
-        self.tool = ShapeTool(
-            self.scene_map.map.model_id, self.scene_map.crs, session.asking, self.tell
-        )
+        self.tool = ShapeTool(self.scene_map, session.asking, self.tell)
         self.shapes = TunerShapes(
             session, self.teaching, self.tool, lambda: (self.preview, self.view), self._redrawn
         )
