@@ -70,11 +70,19 @@ class Hand:
         x, y = self.on_page(place)
         self.notebook.page.mouse.move(x - 3, y - 3)
         self.notebook.page.mouse.move(x, y, steps=2)
+        self.notebook.page.wait_for_timeout(60)
 
     def press(self, key, place):
         self.point(place)
         self.notebook.page.keyboard.press(key)
-        self.hint.wait_for(timeout=20_000)
+        try:
+            self.hint.wait_for(timeout=20_000)
+        except Exception:
+            self.notebook.picture("prompts-debug")
+            print(self.notebook.ask(f"print({self.tool}.mode, {self.panel}.message.value)"))
+            print(self.notebook.page.evaluate("document.activeElement.outerHTML.slice(0, 300)"))
+            print(self.notebook.complaints)
+            raise
 
     def click(self, place, button="left", alt=False):
         """Click, and wait for the answer; returns after how many ms its outline was there."""

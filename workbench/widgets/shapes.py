@@ -179,12 +179,11 @@ class ShapeTool(anywidget.AnyWidget):
             corners = np.concatenate([around.min(axis=0), around.max(axis=0)])
         clicks = Clicks(self._to_places(places[:, :2]), places[:, 2] > 0, corners, self._corrected)
         number = self._n_asked
+        self._waits, self.said = True, ASKING
         try:
             self._asking.ask(clicks, lambda reply: self._hear_reply(number, reply))
         except WorkbenchError as error:
-            self.said = str(error)
-        else:
-            self._waits, self.said = True, ASKING
+            self._waits, self.said = False, str(error)
 
     @property
     def _at_first(self) -> dict[str, Any]:
