@@ -9,6 +9,7 @@ import shapely
 
 from workbench.errors import JobError, ReviewError
 from workbench.raster.open import open_scene
+from workbench.runs.choose import loaded_segmenter
 from workbench.runs.job import Job
 from workbench.samples.demo import make_sample, write_sample
 from workbench.segmenters.classic import ClassicSegmenter
@@ -75,6 +76,12 @@ def test_a_tile_is_encoded_once_and_the_loaded_model_is_used_again(job: Job) -> 
     other = ClassicSegmenter(job.rules)
     asked.answer(question(job.changed(device="cpu"), 4, (120, 120)), other, told.append)
     assert asked.segmenter is not loaded
+
+
+def test_a_model_that_is_loaded_is_not_loaded_again(job: Job) -> None:
+    first = loaded_segmenter(job)
+    assert loaded_segmenter(job, first) is first
+    assert loaded_segmenter(job.changed(model="classic"), first) is not first
 
 
 def test_the_outline_is_cleaned_as_labels_are_but_never_too_small(job: Job) -> None:

@@ -29,6 +29,7 @@ from workbench.tuning.questions import (
     Encoding,
     Question,
     Reply,
+    model_of,
     refuse_without_clicks,
 )
 
@@ -87,7 +88,7 @@ class AskedByHand:
         """
         job, scene, window = question.job, question.scene, question.window
         name = (scene.fingerprint, scene.transform, window.flatten())
-        if self._model != _named(job) or name not in self._tiles:
+        if self._model != model_of(job) or name not in self._tiles:
             tell(Encoding(question.number))
         segmenter = self._chosen(job, loaded)
         if name not in self._tiles:
@@ -100,7 +101,7 @@ class AskedByHand:
         return Answer(question.number, as_label(shape, question), pred_iou)
 
     def _chosen(self, job: Job, loaded: Segmenter | None) -> SamSegmenter:
-        if self.segmenter is None or self._model != _named(job):
+        if self.segmenter is None or self._model != model_of(job):
             self.forget()
             refuse_without_clicks(job)
             wanted = segmenter_for(job, {})
@@ -108,7 +109,7 @@ class AskedByHand:
             if isinstance(loaded, SamSegmenter) and _weights(loaded) == _weights(wanted):
                 wanted = loaded
             wanted.load()
-            self.segmenter, self._model = wanted, _named(job)
+            self.segmenter, self._model = wanted, model_of(job)
         return self.segmenter
 
     def forget(self) -> None:
@@ -142,10 +143,6 @@ def as_label(shape: shapely.MultiPolygon, question: Question) -> shapely.MultiPo
     )
     cleaned = clean(frame, gently)
     return cleaned.geometry.iloc[0] if len(cleaned) else whole
-
-
-def _named(job: Job) -> tuple[Any, ...]:
-    return job.model, job.checkpoint, job.device, job.precision
 
 
 def _weights(segmenter: SamSegmenter) -> tuple[Any, ...]:

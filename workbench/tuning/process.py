@@ -352,7 +352,7 @@ def _serve(connection: Connection) -> None:
             continue
         if isinstance(work, Ahead):
             with suppress(Exception):
-                segmenter = loaded_segmenter(work.job)
+                segmenter = loaded_segmenter(work.job, segmenter)
             continue
         try:
             signal.signal(signal.SIGINT, line.interrupt)

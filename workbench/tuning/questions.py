@@ -95,6 +95,11 @@ class NoAnswer:
 Reply = Encoding | Answer | NoAnswer
 
 
+def model_of(job: Job) -> tuple[str | None, ...]:
+    """What a job says about its model, and where that runs."""
+    return job.model, job.checkpoint, job.device, job.precision
+
+
 def refuse_without_clicks(job: Job) -> None:
     """Raise `JobError` if the job's model cannot be asked by clicks."""
     if not defaults_of(job.model).takes_clicks:

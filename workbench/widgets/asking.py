@@ -8,7 +8,7 @@ from itertools import count
 from workbench.raster.scene import Scene
 from workbench.runs.job import Job
 from workbench.tuning.process import Background
-from workbench.tuning.questions import Clicks, Question, Reply, refuse_without_clicks
+from workbench.tuning.questions import Clicks, Question, Reply, model_of, refuse_without_clicks
 
 Hear = Callable[[Reply], None]
 _NUMBERS = count(1)  # a process may outlive the session that has asked it
@@ -22,11 +22,15 @@ class Asking:
     ) -> None:
         self._job, self._scenes, self._process = job, scenes, process
         self._number, self._hear = 0, _nobody
+        self._ready: tuple[str | None, ...] = ()
 
     def get_ready(self) -> None:
         """Load the model ahead of time; raises `JobError` if it cannot be asked by clicks."""
-        refuse_without_clicks(self._job())
-        self._process().get_ready(self._job())
+        job = self._job()
+        refuse_without_clicks(job)
+        if self._ready != model_of(job):  # once: a large file of weights is read for its hash
+            self._process().get_ready(job)
+            self._ready = model_of(job)
 
     def ask(self, clicks: Clicks, hear: Hear) -> None:
         """Ask about clicks; `hear` gets the replies, in another thread.
