@@ -1,5 +1,6 @@
 """Clicks of a person become outlines, in the process that has the model."""
 
+from dataclasses import replace
 from pathlib import Path
 from queue import Queue
 
@@ -14,7 +15,7 @@ from workbench.runs.job import Job
 from workbench.samples.demo import make_sample, write_sample
 from workbench.segmenters.classic import ClassicSegmenter
 from workbench.segmenters.sam import sam_segmenter
-from workbench.tuning.clicks import AskedByHand
+from workbench.tuning.clicks import AskedByHand, as_label
 from workbench.tuning.process import Background, Event, Finished, Planned, Work
 from workbench.tuning.questions import (
     Answer,
@@ -93,6 +94,24 @@ def test_the_outline_is_cleaned_as_labels_are_but_never_too_small(job: Job) -> N
     assert kept.area > 0.5 * exact.area > 0
     simple, corners = (len(shapely.get_coordinates(shape)) for shape in (kept, exact))
     assert simple < corners
+
+
+def test_only_parts_that_were_clicked_are_kept(job: Job) -> None:
+    parts = [shapely.box(0, 0, 40, 40), shapely.box(50, 0, 150, 100), shapely.box(0, 60, 40, 99)]
+    whole, cut = shapely.multipolygons(parts), job.changed(simplify_m=0, min_area_px=20_000)
+
+    def kept(**clicks: object) -> list[int]:
+        asked = replace(question(cut, 1, (5, 5)), clicks=Clicks(**{**nowhere, **clicks}))
+        shape = as_label(whole, asked)
+        return [i for i, part in enumerate(parts) if shapely.contains(shape, part)]
+
+    nowhere = {"points": np.empty((0, 2)), "on_object": np.empty(0, bool)}
+    two = {"points": np.array([[20.0, 20], [100, 50]]), "on_object": np.array([True, False])}
+    assert kept(**two) == [0]
+    assert kept(**two | {"on_object": np.array([True, True])}) == [0, 1]
+    assert kept(**two, shape=shapely.multipolygons(parts[2:])) == [0, 2]
+    assert kept(box=np.array([-5, -5, 200, 200])) == [1]  # the others are small
+    assert kept(points=np.array([[45.0, 90]]), on_object=np.array([True])) == [2]  # the nearest
 
 
 def test_a_model_without_prompts_is_refused(job: Job) -> None:

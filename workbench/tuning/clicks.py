@@ -121,7 +121,8 @@ class AskedByHand:
 def as_label(shape: shapely.MultiPolygon, question: Question) -> shapely.MultiPolygon:
     """Clean an outline as the job cleans its labels, whatever its size.
 
-    Small parts are dropped unless they were clicked.
+    Of several parts those are kept that were clicked, or that the outline has which is corrected.
+    In a box only small ones are dropped.
     """
     if shapely.is_empty(shape):
         return shape
@@ -129,8 +130,15 @@ def as_label(shape: shapely.MultiPolygon, question: Question) -> shapely.MultiPo
     pixel = abs(question.scene.transform.a * question.scene.transform.e)
     parts = shapely.get_parts(shape)
     area = shapely.area(parts)
-    clicked = shapely.multipoints(clicks.points[clicks.on_object])
-    kept = (area >= cleaning.min_area_px * pixel) | shapely.intersects(parts, clicked)
+    kept = np.zeros(len(parts), bool)
+    if clicks.on_object.any():
+        clicked = shapely.points(clicks.points[clicks.on_object])
+        kept[shapely.STRtree(parts).nearest(clicked)] = True
+    if clicks.shape is not None:
+        kept |= shapely.intersects(parts, clicks.shape)
+    if clicks.box is not None:
+        here = shapely.intersects(parts, shapely.box(*clicks.box))
+        kept |= here & (area >= cleaning.min_area_px * pixel)
     kept[area.argmax()] |= not kept.any()
     whole = shapely.multipolygons(parts[kept])
     frame = gpd.GeoDataFrame(

@@ -90,7 +90,10 @@ function edit(map, geometry, tell) {
   };
 }
 
-/** A click that the model is asked about, as a mark that needs no colour. */
+/**
+ * A click that the model is asked about, as a mark that needs no colour.
+ * @param {number[]} point
+ */
 function markOf([lng, lat, on]) {
   const className = `sam-workbench-click ${on ? "on" : "beside"}`;
   const icon = leaflet().divIcon({ className, html: on ? "+" : "−", iconSize: [18, 18] });
@@ -115,7 +118,8 @@ function prompt(map, geometry, tell) {
   const paused = [map.dragging, map.boxZoom, map.doubleClickZoom].filter((one) => one?.enabled());
   paused.forEach((one) => one.disable());
   const done = [];
-  let [start, dragged, outline] = [null, null, null];
+  let start = /** @type {PointerEvent | null} */ (null);
+  let [dragged, outline] = /** @type {any[]} */ ([null, null]);
 
   const cornersOfBox = ([west, south, east, north]) => [[south, west], [north, east]];
   const boxOf = (one, other) => {
@@ -137,7 +141,8 @@ function prompt(map, geometry, tell) {
     points.forEach((point) => marks.addLayer(markOf(point)));
     tell({ kind: "ask", points, box });
   }
-  const near = (event) => Math.hypot(event.clientX - start.clientX, event.clientY - start.clientY) <= DRAG;
+  const near = (one, other) =>
+    Math.hypot(one.clientX - other.clientX, one.clientY - other.clientY) <= DRAG;
 
   container.addEventListener("pointerdown", (event) => {
     if (![0, 2].includes(event.button) || event.target.closest(".leaflet-control")) return;
@@ -146,7 +151,7 @@ function prompt(map, geometry, tell) {
   document.addEventListener("pointermove", (event) => {
     dragged?.remove();
     dragged = null;
-    if (!start || start.button !== 0 || near(event)) return;
+    if (!start || start.button !== 0 || near(event, start)) return;
     const box = boxOf(map.mouseEventToLatLng(start), map.mouseEventToLatLng(event));
     dragged = rectangle(box).addTo(map);
   }, options);
@@ -154,10 +159,11 @@ function prompt(map, geometry, tell) {
     if (!start || event.button !== start.button) return;
     const { lng, lat } = map.mouseEventToLatLng(start);
     const beside = start.altKey || start.button === 2;
-    if (near(event)) done.push({ point: [lng, lat, beside ? 0 : 1] });
+    const clicked = near(event, start);
+    if (clicked) done.push({ point: [lng, lat, beside ? 0 : 1] });
     else if (dragged) done.push({ box: boxOf({ lng, lat }, map.mouseEventToLatLng(event)) });
     dragged?.remove();
-    const asks = near(event) || dragged;
+    const asks = clicked || dragged;
     [start, dragged] = [null, null];
     if (asks) ask();
   }, options);
