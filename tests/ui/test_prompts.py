@@ -7,6 +7,7 @@ import geopandas as gpd
 import pytest
 import shapely
 from lab import Notebook, copied_notebook, jupyterlab, open_notebook, prelabel_notebook
+from playwright.sync_api import TimeoutError
 from test_prelabel import EXPECTED_COMPLAINTS, button
 from test_review import stored
 from test_tool import OF_RESTARTS
@@ -75,7 +76,10 @@ class Hand:
     def press(self, key, place):
         self.point(place)
         self.notebook.page.keyboard.press(key)
-        self.hint.wait_for(timeout=20_000)
+        try:
+            self.hint.wait_for(timeout=20_000)
+        except TimeoutError as error:
+            raise AssertionError(self.notebook.ask(f"print({self.panel}.message.value)")) from error
 
     def click(self, place, button="left", alt=False):
         """Click, and wait for the answer; returns after how many ms its outline was there."""
@@ -230,13 +234,12 @@ def test_3_p_keeps_and_goes_on_and_m_mends(tuner, roofs):
     tuner.hint.wait_for()  # for the next object
     keyboard.press("Escape")
     tuner.hint.wait_for(state="detached", timeout=10_000)
-    (id,) = json.loads(
-        notebook.ask(
-            f"f = tuner.session.by_hand; n = f.at(*{roofs[2][0]}); import json\n"
-            "print(json.dumps([f.frame['id'].iloc[n]]))"
-        )
+    asked = (
+        "one = tuner.session.by_hand.frame.iloc[-1]; at = one.geometry.representative_point()\n"
+        "import json; print(json.dumps([one['id'], at.x, at.y]))"
     )
-    tuner.press("m", roofs[2][0])
+    id, *place = json.loads(notebook.ask(asked))
+    tuner.press("m", place)
     assert tuner.outline  # as it is
     tuner.click(roofs[3][0])
     notebook.picture("prompts-7-mended")
