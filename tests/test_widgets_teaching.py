@@ -370,6 +370,7 @@ def test_p_and_m_make_and_mend_shapes_as_d_and_e_do(tuner):
     assert tuner.panel.message.value == ""
     assert by_hand(tuner)["class_id"].tolist() == [FIELD]
     assert by_hand(tuner).geometry.iloc[0].equals(first)
+    assert tuner.panel.overlay.pointed == 0  # keys mean what is under the mouse, this shape
     id, middle = by_hand(tuner)["id"].iloc[0], first.representative_point()
     lon, lat = to_lonlat(tuner.session.scenes[0].crs, middle.x, middle.y)
     tuner.panel.pressed(Pressed("m", (float(lon), float(lat)), -1))

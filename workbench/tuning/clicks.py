@@ -140,7 +140,7 @@ def as_label(shape: shapely.MultiPolygon, question: Question) -> shapely.MultiPo
         here = shapely.intersects(parts, shapely.box(*clicks.box))
         kept |= here & (area >= cleaning.min_area_px * pixel)
     kept[area.argmax()] |= not kept.any()
-    whole = shapely.multipolygons(parts[kept])
+    whole: shapely.MultiPolygon = shapely.multipolygons(parts[kept])  # type: ignore[assignment]
     frame = gpd.GeoDataFrame(
         {"area_px": [round(whole.area / pixel)]}, geometry=[whole], crs=question.scene.crs
     )
@@ -150,7 +150,8 @@ def as_label(shape: shapely.MultiPolygon, question: Question) -> shapely.MultiPo
         simplify_m=cleaning.simplify_m,
     )
     cleaned = clean(frame, gently)
-    return cleaned.geometry.iloc[0] if len(cleaned) else whole
+    outline: shapely.MultiPolygon = cleaned.geometry.iloc[0] if len(cleaned) else whole
+    return outline
 
 
 def _weights(segmenter: SamSegmenter) -> tuple[Any, ...]:

@@ -28,7 +28,7 @@ class Clicks:
     points: NDArray[np.float64]
     on_object: NDArray[np.bool_]
     box: NDArray[np.float64] | None = None
-    shape: shapely.MultiPolygon | None = None
+    shape: shapely.Geometry | None = None
 
     def __len__(self) -> int:
         return len(self.points) + (self.box is not None)

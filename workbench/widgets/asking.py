@@ -21,7 +21,8 @@ class Asking:
         self, job: Callable[[], Job], scenes: Sequence[Scene], process: Callable[[], Background]
     ) -> None:
         self._job, self._scenes, self._process = job, scenes, process
-        self._number, self._hear = 0, _nobody
+        self._number = 0  # of the last question
+        self._hear: Hear = _nobody  # who has asked it
         self._ready: tuple[str | None, ...] = ()
 
     def get_ready(self) -> None:

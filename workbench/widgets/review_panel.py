@@ -152,9 +152,10 @@ class ReviewPanel:
         self.message.value = sentence(text) if text else ""
 
     def close(self) -> None:
-        """Stop following the session, and end the threads."""
+        """Stop following the session, and end the threads and the process of the model."""
         self.quiet.close()
         self.session.unobserve_all()
+        self.session.close()  # a cell that runs again has another session
         self.scene_map.close()
 
     # ------------------------------------------------------------------------------ what is shown
@@ -247,7 +248,7 @@ class ReviewPanel:
                 if self._sent != session.triage.n_redrawn:
                     self._send()
                 overlay.kinds, overlay.selected = kinds, shown
-            point_out(self.scene_map, overlay, outline if moved else None)
+            point_out(self.scene_map, overlay, shown, outline if moved else None)
             self.now.value = self._line(shown)
             self._show_progress()
         self.quiet.touch()

@@ -63,7 +63,7 @@ class ShapeTool(anywidget.AnyWidget):
         super().__init__(map_id=scene_map.map.model_id)
         self._crs, self._asking, self._tell = scene_map.crs, asking, tell
         self._lock = threading.RLock()  # answers come in a thread of their own
-        self._corrected: shapely.MultiPolygon | None = None
+        self._corrected: shapely.Geometry | None = None
         self._answer: shapely.MultiPolygon | None = None
         self._n_asked = 0
         self._waits = False  # for an answer
@@ -106,7 +106,7 @@ class ShapeTool(anywidget.AnyWidget):
         self._keep, self._was, self._corners, self._corrected = keep, None, {}, None
         self._begin("prompt", {})
 
-    def correct(self, shape: shapely.MultiPolygon, keep: TakeShape) -> None:
+    def correct(self, shape: shapely.Geometry, keep: TakeShape) -> None:
         """Let somebody correct a shape by clicks; as `prompt`."""
         self._asking.get_ready()
         self._keep, self._was, self._corners, self._corrected = keep, None, {}, shape
@@ -175,7 +175,7 @@ class ShapeTool(anywidget.AnyWidget):
             return
         places, corners = np.array(points, np.float64).reshape(-1, 3), None
         if box is not None:
-            around = self._to_places(shapely.get_coordinates(shapely.box(*box)))
+            around = self._to_places(np.array(box)[[[0, 1], [0, 3], [2, 1], [2, 3]]])
             corners = np.concatenate([around.min(axis=0), around.max(axis=0)])
         clicks = Clicks(self._to_places(places[:, :2]), places[:, 2] > 0, corners, self._corrected)
         number = self._n_asked

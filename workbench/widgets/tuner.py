@@ -411,7 +411,7 @@ class TunerPanel:
         self.hidden.data = feature(outline, _HIDDEN)
         self.plane.selected = row
         outline = self.preview.outline(row) if go else None
-        point_out(self.scene_map, self.overlay, outline)
+        point_out(self.scene_map, self.overlay, row, outline)
 
     def _tool_changed(self, change: Any) -> None:
         if change["new"] != LOOK:
