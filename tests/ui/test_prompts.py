@@ -73,6 +73,10 @@ class Hand:
         self.notebook.page.mouse.move(x, y, steps=2)
         self.notebook.page.wait_for_timeout(60)
 
+    def see_all(self):
+        self.view.get_by_title("the whole area, or the whole raster").click()
+        self.notebook.page.wait_for_timeout(1500)
+
     def press(self, key, place):
         self.point(place)
         self.notebook.page.keyboard.press(key)
@@ -272,6 +276,7 @@ def test_5_in_a_review_a_missed_object_is_outlined_and_the_shown_label_is_mended
     notebook.until(f"{review.panel}.session.row >= 0")
     before = stored(notebook, "id, status")
     middle = roofs[4][0]
+    review.see_all()  # the map has moved to the first label
     review.press("p", middle)
     notebook.picture("prompts-8-review-begun")
     review.click(middle)
@@ -287,6 +292,7 @@ def test_5_in_a_review_a_missed_object_is_outlined_and_the_shown_label_is_mended
     notebook.until(f"len({review.panel}.session.triage)", str(len(before)))
     row = f"{review.panel}.session.row"
     shown = notebook.ask(f"print(int({review.panel}.session.triage.labels['fid'].iloc[{row}]))")
+    review.see_all()
     review.press("m", middle)
     review.click(middle)
     notebook.picture("prompts-10-review-mended")

@@ -12,8 +12,8 @@ const DRAG = 4; // px: a mouse that moves further drags a box
 const HINTS = {
   draw: "Click the corners; Backspace undoes one.",
   edit: "Drag corners; a right click removes one.",
-  prompt: "Click the object, or drag a box around it. Alt or right click: not this.",
-  correct: "Click what is missing. Alt or right click: not this.",
+  prompt: "Click the object, or drag a box around it. Alt/right click: not this.",
+  correct: "Click what is missing. Alt/right click: not this.",
 };
 const KEEP = ["Keep (Enter)", "Enter"];
 const NEXT = ["Keep, next (p)", "p"];
