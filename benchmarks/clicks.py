@@ -16,12 +16,11 @@ from collections.abc import Callable
 import geopandas as gpd
 import numpy as np
 import shapely
-from segment_anything import sam_model_registry
 
 from workbench import Job, open_scene
 from workbench.raster.scene import Scene
 from workbench.samples.demo import sample_scene, sample_truth
-from workbench.segmenters.sam import SamSegmenter, sam_segmenter
+from workbench.segmenters.sam import MODELS, SamSegmenter, sam_segmenter
 from workbench.tuning.clicks import AskedByHand
 from workbench.tuning.questions import Clicks, Question
 
@@ -100,8 +99,9 @@ def middle_of(shape: shapely.Polygon) -> np.ndarray:
 
 
 def with_random_weights(model: str) -> SamSegmenter:
-    """A SAM of the right size: its weights are neither here nor needed for seconds."""
-    return SamSegmenter(sam_model_registry[model], model, sam_segmenter(model).weights_sha256)
+    """A SAM of the right size: its seconds do not depend on its weights."""
+    entry = MODELS[model]
+    return SamSegmenter(entry.build, model, entry.weights.sha256, network_of=entry.network_of)
 
 
 def timed(step: Callable[[], object]) -> float:
