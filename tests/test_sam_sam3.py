@@ -1,26 +1,19 @@
 """SAM 3 against the library's own processor, model and post-processing, and its weights."""
 
-import json
-import shutil
-from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from pycocotools import mask as coco
 from small_sams import picture, small_sam3, small_tokenizer
 
-from workbench.candidates.concepts import MOST_OBJECTS, concept_of
-from workbench.candidates.table import Candidates, Rules
-from workbench.errors import CheckpointError, JobError
+from workbench.candidates.concepts import MOST_OBJECTS
+from workbench.candidates.table import Rules
 from workbench.segmenters.exemplars import NO_EXEMPLARS, Exemplars
-from workbench.segmenters.sam import concept_segmenter, sam_segmenter
 from workbench.segmenters.sam.concepts import ConceptSegmenter
 from workbench.segmenters.sam.extras import is_installed
-from workbench.segmenters.sam.sam3 import Sam3, digest_of, load_sam3, refuse_without_weights
+from workbench.segmenters.sam.sam3 import load_sam3
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -66,7 +59,10 @@ class PlainCall:
         """Scores and masks of all objects, in the order of the queries."""
         given = {}
         if boxes is not None and like is not None:
-            given = {"input_boxes": [boxes.tolist()], "input_boxes_labels": [like.astype(int).tolist()]}
+            given = {
+                "input_boxes": [boxes.tolist()],
+                "input_boxes_labels": [like.astype(int).tolist()],
+            }
         inputs = self.processor(images=image, text=text, return_tensors="pt", **given)
         outputs = self.model(**{name: inputs[name] for name in inputs if name != "original_sizes"})
         (found,) = self.processor.post_process_instance_segmentation(

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from workbench.candidates.table import Candidates
 
 MOST_OBJECTS = 1000  # of one class in a tile; a model for concepts finds fewer
+QUERIES = 200  # of SAM 3: as many objects of a class it can find in a tile
 LARGEST_CLASS = 2_000_000  # so that ordinals fit 32 bits
 
 

@@ -237,7 +237,9 @@ def _weights_of(folder: Path) -> Sequence[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
         except (ValueError, KeyError, AttributeError) as error:
             raise _not_whole(folder, f"an {index.name} that can be read") from error
         return [folder / str(name) for name in names]
