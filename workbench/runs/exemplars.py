@@ -228,7 +228,8 @@ def place_exemplars(
         )
     notes = []
     if not there.all():
-        notes.append(f"{np.count_nonzero(~there):,} exemplars lie outside the rasters: not used.")
+        outside = f"{np.count_nonzero(~there):,} of {len(there):,} exemplars lie outside"
+        notes.append(f"{outside} the rasters and are not used.")
     fid = drawn.boxes.index.to_numpy()
     parts = {
         scene.name: ScenePlan(scene, TileGrid(scene.width, scene.height, tile_size, overlap), ())
