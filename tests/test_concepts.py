@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import geopandas as gpd
@@ -43,18 +43,21 @@ def garden() -> np.ndarray:
     return labels
 
 
-@dataclass
 class KnowsKinds(AtOnce):
     """Finds the objects of the kinds that words name, or that boxes show.
 
     `also` has more masks of a class, with their score, for every tile.
     """
 
-    rules: Rules
-    words: Mapping[int, str]
-    exemplars: str = ""
-    also: Mapping[int, tuple[Callable[[np.ndarray], np.ndarray], float]] | None = None
-    computed: int = 0
+    def __init__(
+        self,
+        rules: Rules,
+        words: Mapping[int, str],
+        exemplars: str = "",
+        also: Mapping[int, tuple[Callable[[np.ndarray], np.ndarray], float]] | None = None,
+    ) -> None:
+        self.rules, self.words, self.exemplars = rules, words, exemplars
+        self.also, self.computed = also or {}, 0
 
     @property
     def key(self) -> dict:
@@ -83,7 +86,7 @@ class KnowsKinds(AtOnce):
                 for v in np.unique(labels[labels > 0]).tolist()
                 if kind_of(v) in wanted
             ]
-            if self.also and number in self.also:
+            if number in self.also:
                 mask, score = self.also[number][0](labels), self.also[number][1]
                 found += [(mask, score)] if mask.any() else []
             masks += [mask for mask, _ in found]

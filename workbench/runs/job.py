@@ -185,6 +185,12 @@ class Job(Parameters):
         "year's labels): each feature gets one label, and what the model cannot find keeps its "
         "shape; null: none",
     )
+    grid: bool | None = parameter(
+        None,
+        "whether the model also segments everything, as it does without `prompts`; where both are "
+        "at one place, the label of the prompt is kept; auto: not beside `prompts`, unless "
+        "`examples` or `concepts` give classes",
+    )
     concepts: Concepts = parameter(
         None,
         "for `sam3`: what the objects of each class are called, for example `{1: building}`, in "
@@ -195,12 +201,6 @@ class Job(Parameters):
         "for `sam3`: vector file of boxes or polygons on the scene with `class_id`, each around "
         "an object of this class, or around one that is not (`class_id` 0, or a column `unlike`); "
         "with or without `concepts`; null: none",
-    )
-    grid: bool | None = parameter(
-        None,
-        "whether the model also segments everything, as it does without `prompts`; where both are "
-        "at one place, the label of the prompt is kept; auto: not beside `prompts`, unless "
-        "`examples` or `concepts` give classes",
     )
     classes: ClassNames = parameter(
         USUAL_CLASSES,
