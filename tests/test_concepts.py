@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,10 @@ from workbench.errors import JobError, RunFolderError
 from workbench.runs import choose
 from workbench.runs import concepts as concept_labels
 from workbench.runs.exemplars import read_exemplars
+from workbench.runs.plan import prepare
+from workbench.runs.segment import segment
 from workbench.segmenters.exemplars import NO_EXEMPLARS, Exemplars
+from workbench.tuning.preview import Fate, Preview
 
 SHAPE = (200, 320)
 KINDS = {"roof": (1, 40), "pool": (40, 80), "tree": (80, 120)}  # object numbers
@@ -185,10 +189,10 @@ def test_one_class_lies_at_a_place_and_neighbours_only_need_to_be_apart(
     models, tmp_path, monkeypatch
 ) -> None:
     """A class suppresses another one by the rule of learned classes, not by boxes as SAM does."""
-    labels = np.zeros((90, 90), int)
+    labels = np.zeros((96, 96), int)
     labels[10:40, 10:40] = 1
     labels[50:80, 10:60] = 2
-    ell, rest = np.zeros((90, 90), bool), np.zeros((90, 90), bool)
+    ell, rest = np.zeros((96, 96), bool), np.zeros((96, 96), bool)
     ell[50:80, 70:75] = ell[75:80, 70:88] = True  # two shapes that share their box, but no pixel
     rest[50:74, 76:88] = True
     raster = write_labels(tmp_path / "few.tif", labels)
@@ -203,6 +207,23 @@ def test_one_class_lies_at_a_place_and_neighbours_only_need_to_be_apart(
     found = sorted(zip(layer["class_id"], layer["area_px"], strict=True))
     # class 3 is less sure of the first object than class 1; both neighbours stay
     assert found == [(1, ell.sum()), (1, 900), (1, 1500), (2, rest.sum())]
+
+
+def test_C2_the_tuner_shows_what_a_run_makes(models, raster, tmp_path, monkeypatch) -> None:
+    def make(job: Job, before: object) -> KnowsKinds:
+        return KnowsKinds(job.rules, job.concepts, also={2: (lambda n: n == 1, 0.4)})
+
+    monkeypatch.setattr(choose, "segmenter_for", make)
+    job = job_of(raster, tmp_path / "run", concepts={1: "roof", 2: "tree"})
+    with closing(prepare(job)) as plan:
+        preview = Preview(list(segment(plan)))
+        view = preview.merge(preview.look(job.thresholds, job.cleaning, job.offer))
+    layer = run(job).layer
+    assert same(view.polygons.geometry, layer.geometry)
+    (lost,) = np.flatnonzero(view.fate == Fate.OVERLAP)
+    told = preview.explain(lost, view)
+    assert told.reason == "other objects at its place score more"
+    assert preview.key(told.rival)[3] == 1000  # the first roof
 
 
 def test_tiles_with_as_many_objects_as_the_model_can_find_are_told(
@@ -239,7 +260,7 @@ def test_exemplars_of_one_tile_find_their_like_in_all(models, raster, tmp_path, 
     layer = made.layer
     for number, kind in ((1, "roof"), (2, "tree")):
         assert same(layer.geometry[layer["class_id"] == number], true_shapes(kind))
-    told = "Class 1 is shown in 1 of 12 tiles"
+    told = "Class 1 is shown in 1 of 15 tiles"
     assert told in capsys.readouterr().err
     assert told in (made.folder / "report.html").read_text(encoding="utf-8")
     computed = [model.computed for model in models]
@@ -270,8 +291,8 @@ def test_the_area_does_not_change_what_tiles_are_shown(models, raster, tmp_path)
     inside = run(job.changed(aoi=area)).layer
     computed = sum(model.computed for model in models)
     whole = run(job).layer
-    assert sum(model.computed for model in models) == 12
-    assert 0 < computed < 12
+    assert sum(model.computed for model in models) == 15
+    assert 0 < computed < 15
     assert set(inside["id"]) < set(whole["id"])
 
 
@@ -393,7 +414,8 @@ def test_exemplars_that_cannot_be_used_are_refused(
 
 def test_exemplars_without_crs_are_refused(models, raster, tmp_path) -> None:
     path = tmp_path / "drawn.gpkg"
-    gpd.GeoDataFrame({"class_id": [1]}, geometry=[ROOF]).to_file(path)
+    with pytest.warns(UserWarning, match="'crs' was not provided"):
+        gpd.GeoDataFrame({"class_id": [1]}, geometry=[ROOF]).to_file(path)
     with pytest.raises(JobError, match=r"`exemplars`: .*has no CRS"):
         run(job_of(raster, tmp_path / "run", exemplars=str(path), classes=CLASSES))
 

@@ -19,4 +19,9 @@ def concept_ordinals(class_id: int, number: NDArray[np.int64]) -> NDArray[np.int
 
 def concept_of(candidates: Candidates) -> NDArray[np.int64]:
     """The class of each candidate of a model for concepts, `(n,)`."""
-    return np.asarray(candidates.column("ordinal").astype(np.int64) // MOST_OBJECTS)
+    return concepts_of_ordinals(candidates.column("ordinal"))
+
+
+def concepts_of_ordinals(ordinals: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The class that each ordinal `(n,)` stands for."""
+    return np.asarray(ordinals, np.int64) // MOST_OBJECTS

@@ -346,7 +346,8 @@ class Job(Parameters):
     @property
     def offer(self) -> Offer:
         """Which of the selected masks become labels."""
-        return Offer(self.max_area_share, self.duplicate_iou, self.overlaps)
+        by_class = self.finds_concepts and self.examples is None
+        return Offer(self.max_area_share, self.duplicate_iou, self.overlaps, by_class=by_class)
 
     @property
     def uses_grid(self) -> bool:
