@@ -36,8 +36,8 @@ from workbench.segmenters.sam.measure import joined, measure_whole
 from workbench.segmenters.sam.proposals import Crop, Proposals
 from workbench.segmenters.sam.sam3 import (
     WITHOUT_WORDS,
-    Found,
-    Looks,
+    ConceptFeatures,
+    FoundObjects,
     Sam3,
     digest_of,
     load_sam3,
@@ -66,7 +66,7 @@ class ConceptSegmenter:
     device: str = "cpu"
     precision: str = "fp32"
     threads: int | None = None
-    _words: dict[str, Looks] = field(default_factory=dict, init=False)
+    _words: dict[str, ConceptFeatures] = field(default_factory=dict, init=False)
 
     @cached_property
     def network(self) -> Sam3:
@@ -111,7 +111,9 @@ class ConceptSegmenter:
         return self.begin_with(image, NO_EXEMPLARS, {}, watch)
 
     @torch.inference_mode()
-    def look_at(self, image: NDArray[np.uint8], exemplars: Exemplars) -> Mapping[int, Looks]:
+    def look_at(
+        self, image: NDArray[np.uint8], exemplars: Exemplars
+    ) -> Mapping[int, ConceptFeatures]:
         """What each class that exemplars show on an image looks like."""
         with self._autocast():
             seen = self.network.look(image)
@@ -126,7 +128,7 @@ class ConceptSegmenter:
         self,
         image: NDArray[np.uint8],
         exemplars: Exemplars,
-        elsewhere: Mapping[int, Looks],
+        elsewhere: Mapping[int, ConceptFeatures],
         watch: Watch | None = None,
     ) -> Callable[[], Candidates]:
         """Look for each class by its words and by what shows it, here or else `elsewhere`."""
@@ -150,7 +152,7 @@ class ConceptSegmenter:
                 watch(done / len(classes), partial(_table, [*found], rules))
         return partial(_table, found, rules)
 
-    def _read(self, text: str) -> Looks:
+    def _read(self, text: str) -> ConceptFeatures:
         """The words of a concept, read once."""
         if text not in self._words:
             network = self.network
@@ -158,7 +160,7 @@ class ConceptSegmenter:
                 self._words[text] = network.words(text)
         return self._words[text]
 
-    def _passing(self, class_id: int, objects: Found, rules: Rules) -> _OfClass:
+    def _passing(self, class_id: int, objects: FoundObjects, rules: Rules) -> _OfClass:
         """Measure the objects of a class that score above the floor, and keep the stable ones."""
         scores = objects.scores.cpu().numpy()
         if not np.isfinite(scores).all() or not bool(objects.logits.isfinite().all()):

@@ -1,10 +1,11 @@
 """SAM 3: all objects of a concept in an image, through transformers, an optional extra.
 
-A concept is a few words, or boxes around objects like it (and unlike it), or both. For the network
-each is a row of features (`Looks`), and all rows of a concept are one sequence. The features of a
-box hold no reference to its image, so a concept that one image has shown can be looked for in
-another. The paper shows exemplars on the same image only (Carion et al., "SAM 3: Segment Anything
-with Concepts", arXiv 2511.16719), so how well that works is not known.
+A concept is a few words, or boxes around objects like it (and unlike it), or both. The network
+makes rows of features of either (`ConceptFeatures`), and reads all rows of a concept as one
+sequence. The rows of a box come from the image that shows it and from its place there, but nothing
+after them reads that image again. So a concept that one image has shown can be looked for in
+another one. The network is trained with exemplars on the same image only (Carion et al., "SAM 3:
+Segment Anything with Concepts", arXiv 2511.16719); how well others work has not been measured here.
 
 The weights are gated and have a licence of their own: a person brings them, as the folder that
 Hugging Face saves.
@@ -51,21 +52,21 @@ MEAN = SPREAD = 127.5  # of pixels, in units of 0 to 255
 
 
 @dataclass(frozen=True, eq=False)
-class Looks:
+class ConceptFeatures:
     """What a concept looks like to the network: rows for its words and boxes."""
 
     features: Tensor  # (1, n, c)
     counts: Tensor  # (1, n), boolean; padding does not count
 
-    def along_with(self, other: Looks) -> Looks:
+    def along_with(self, other: ConceptFeatures) -> ConceptFeatures:
         """One concept of both."""
-        return Looks(
+        return ConceptFeatures(
             torch.cat([self.features, other.features], 1), torch.cat([self.counts, other.counts], 1)
         )
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class FoundObjects:
     """The objects of a concept in an image, as many as the network has queries, `q`."""
 
     scores: Tensor  # (q,), 0 to 1
@@ -90,7 +91,7 @@ class Sam3:
         pixels = resize(pixels, [self.side] * 2, InterpolationMode.BILINEAR, antialias=True)
         return (pixels.to(self.model.device).float() - MEAN) / SPREAD
 
-    def words(self, text: str) -> Looks:
+    def words(self, text: str) -> ConceptFeatures:
         """Read the words of a concept; raises `JobError` if there are too many."""
         read = self._tokenizer(
             text, return_tensors="pt", padding="max_length", max_length=MOST_TOKENS
@@ -104,7 +105,7 @@ class Sam3:
             )
         tokens, counts = tokens.to(self.model.device), counts.to(self.model.device)
         features = self.model.get_text_features(input_ids=tokens, attention_mask=counts)
-        return Looks(features.pooler_output, counts.bool())
+        return ConceptFeatures(features.pooler_output, counts.bool())
 
     def look(self, image: NDArray[np.uint8]) -> Seen:
         """Encode an RGB image `(h, w, 3)`."""
@@ -119,7 +120,7 @@ class Seen:
         self._model, self._features = model, features
         self._height, self._width = size[:2]
 
-    def like(self, boxes: NDArray[np.float64], like: NDArray[np.bool_]) -> Looks:
+    def like(self, boxes: NDArray[np.float64], like: NDArray[np.bool_]) -> ConceptFeatures:
         """What boxes `(n, 4)` XYXY, pixels of the image, show: objects `like` `(n,)`, or unlike."""
         device = self._model.device
         shares = boxes / np.tile([self._width, self._height], 2)
@@ -133,9 +134,9 @@ class Seen:
             img_feats=self._features.fpn_hidden_states[:-1],
             img_pos_embeds=self._features.fpn_position_encoding[:-1],
         )
-        return Looks(seen.last_hidden_state, seen.attention_mask.bool())
+        return ConceptFeatures(seen.last_hidden_state, seen.attention_mask.bool())
 
-    def find(self, concept: Looks) -> Found:
+    def find(self, concept: ConceptFeatures) -> FoundObjects:
         """Find all objects of a concept."""
         found = self._model(
             vision_embeds=self._features,
@@ -144,7 +145,9 @@ class Seen:
         )
         # the concept's score of an object counts only if the image has the concept at all
         scores = found.pred_logits.sigmoid() * found.presence_logits.sigmoid()
-        return Found(scores[0].float(), found.pred_masks[0].float(), found.pred_boxes[0].float())
+        return FoundObjects(
+            scores[0].float(), found.pred_masks[0].float(), found.pred_boxes[0].float()
+        )
 
 
 # ------------------------------------------------------------------------------- weights
