@@ -16,7 +16,9 @@ from known_runs import equal_layers, job_for
 from workbench import Job, run
 from workbench.candidates.concepts import concept_ordinals
 from workbench.candidates.table import Candidates, Rules
-from workbench.errors import JobError, RunFolderError
+from workbench.errors import JobError, ReviewError, RunFolderError
+from workbench.review.job import ReviewJob
+from workbench.review.next_job import advise_run
 from workbench.runs import choose
 from workbench.runs import concepts as concept_labels
 from workbench.runs.exemplars import read_exemplars
@@ -425,3 +427,10 @@ def test_exemplars_beside_the_scene_are_told(models, raster, tmp_path, capsys) -
     made = run(job_of(raster, tmp_path / "run", exemplars=drawn, classes=CLASSES))
     assert same(made.layer.geometry, true_shapes("roof"))
     assert "1 of 2 exemplars lie outside the rasters" in capsys.readouterr().err
+
+
+def test_a_review_of_concepts_gets_no_advice_about_thresholds(models, raster, tmp_path) -> None:
+    made = run(job_of(raster, tmp_path / "run", concepts={1: "roof"}))
+    labels = made.layer.assign(status="accepted")
+    with pytest.raises(ReviewError, match="this run has looked for concepts"):
+        advise_run(ReviewJob(run_dir=str(made.folder)), made, labels)

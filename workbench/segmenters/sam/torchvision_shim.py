@@ -35,7 +35,7 @@ def mend_torchvision() -> None:
 
     # SAM 3's boxes: torchvision would compile its own replacement, for which a C++ compiler must be
     # there
-    sys.modules["torchvision.ops.roi_align"]._roi_align = roi_align_on_cpu
+    vars(sys.modules["torchvision.ops.roi_align"])["_roi_align"] = roi_align_on_cpu
 
     # only the check before nms is switched off: the other operators are still missing, and their
     # own errors say so
