@@ -166,6 +166,21 @@ def test_a_box_of_no_class_is_unlike_each(weights: Path) -> None:
         assert of_class(found, number).table == same.table != of_class(without, number).table
 
 
+def test_it_runs_in_bf16_too(weights: Path) -> None:
+    given = picture(160, 160), Exemplars(np.full(3, 1), BOXES, LIKE), {}
+    exact = looking_for(weights, {1: "pool"}).begin_with(*given)()
+    fast = ConceptSegmenter(
+        lambda: load_sam3(weights), {1: "pool"}, rules=RULES, precision="bf16"
+    ).begin_with(*given)()
+    assert len(fast) >= 0.8 * len(exact)
+    both = np.intersect1d(fast.column("ordinal"), exact.column("ordinal"))
+    scores = [
+        made.take(np.isin(made.column("ordinal"), both)).column("pred_iou")
+        for made in (fast, exact)
+    ]
+    np.testing.assert_allclose(*scores, atol=0.1)
+
+
 def test_the_key_is_known_before_loading_and_tells_concepts_apart(weights: Path) -> None:
     one = concept_segmenter({1: "pool"}, checkpoint=weights)
     assert one.key == concept_segmenter({1: "pool"}, checkpoint=str(weights)).key
