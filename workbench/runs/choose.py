@@ -28,7 +28,7 @@ def segmenter_for(job: Job, before: Mapping[str, Any]) -> Segmenter:
     # torch takes seconds to import
     from workbench.segmenters.sam import concept_segmenter, sam_segmenter
 
-    resolved = {
+    resolved: dict[str, Any] = {
         "checkpoint": job.checkpoint,
         "device": before.get("device", "auto") if job.device == "auto" else job.device,
         "precision": before.get("precision", "auto") if job.precision == "auto" else job.precision,

@@ -212,7 +212,7 @@ def load_sam3(folder: Path) -> Sam3:
     from transformers import CLIPTokenizer, Sam3Model
 
     try:
-        model, report = Sam3Model.from_pretrained(
+        loaded: Any = Sam3Model.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
@@ -225,6 +225,7 @@ def load_sam3(folder: Path) -> Sam3:
             f"checkpoint {folder} cannot be read as SAM 3 ({type(error).__name__}: {error}). "
             f"Download it again: {HOW_TO_GET}"
         ) from error
+    model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing or report["mismatched_keys"]:
         example = f"no {missing[0]}" if missing else "other shapes"
@@ -256,7 +257,7 @@ def _refuse_damaged(folder: Path, file: Path) -> None:
     try:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
-            table = json.loads(opened.read(length)) if 0 < length < 2**27 else None
+            table: Any = json.loads(opened.read(length)) if 0 < length < 2**27 else None
         ends = [entry["data_offsets"][1] for name, entry in table.items() if name[:2] != "__"]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         ends = None
