@@ -8,6 +8,7 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+import pyproj
 import pytest
 import shapely
 from known_objects import TRANSFORM, AtOnce, candidates_of, write_labels
@@ -15,12 +16,14 @@ from known_runs import equal_layers, job_for
 
 from workbench import Job, run
 from workbench.candidates.concepts import concept_ordinals
+from workbench.candidates.select import Thresholds
 from workbench.candidates.table import Candidates, Rules
 from workbench.errors import JobError, ReviewError, RunFolderError
 from workbench.review.job import ReviewJob
 from workbench.review.next_job import advise_run
 from workbench.runs import choose
 from workbench.runs import concepts as concept_labels
+from workbench.runs.by_hand import ShapesByHand
 from workbench.runs.exemplars import read_exemplars
 from workbench.runs.plan import prepare
 from workbench.runs.segment import segment
@@ -374,6 +377,12 @@ def test_jobs_that_cannot_be_are_refused(parameters, message) -> None:
         Job.create(**{"model": "sam3", "checkpoint": "sam3", **parameters})
 
 
+def test_sam3_has_thresholds_and_floors_of_its_own() -> None:
+    job = Job.create(model="sam3", concepts={1: "roof"})
+    assert job.thresholds == Thresholds(0.5, 0.0)
+    assert (job.rules.pred_iou_floor, job.rules.stability_floor) == (0.2, 0.0)
+
+
 def test_papermill_may_give_concepts_as_text() -> None:
     job = Job.create(model="sam3", concepts="{1: building, '2': swimming pool}")
     assert job.concepts == job.classes == {1: "building", 2: "swimming pool"}
@@ -420,6 +429,16 @@ def test_exemplars_without_crs_are_refused(models, raster, tmp_path) -> None:
         gpd.GeoDataFrame({"class_id": [1]}, geometry=[ROOF]).to_file(path)
     with pytest.raises(JobError, match=r"`exemplars`: .*has no CRS"):
         run(job_of(raster, tmp_path / "run", exemplars=str(path), classes=CLASSES))
+
+
+def test_shapes_drawn_in_the_tuner_are_exemplars(models, raster, tmp_path) -> None:
+    by_hand = ShapesByHand.none(pyproj.CRS.from_epsg(32633))
+    by_hand = by_hand.with_shape(shapely.multipolygons([ROOF]), class_id=2)
+    path = tmp_path / "drawn.parquet"
+    by_hand.write(path)
+    layer = run(job_of(raster, tmp_path / "run", exemplars=str(path), classes=CLASSES)).layer
+    assert same(layer.geometry, true_shapes("roof"))
+    assert set(layer["class_id"]) == {2}
 
 
 def test_exemplars_beside_the_scene_are_told(models, raster, tmp_path, capsys) -> None:
