@@ -27,8 +27,6 @@ import pooch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2.functional import resize
 
 from workbench.errors import CheckpointError, JobError
 from workbench.segmenters.sam.extras import require
@@ -87,6 +85,9 @@ class Sam3:
 
         SAM 3 stretches images that are not square.
         """
+        # as the library does it; takes a moment to import, which no other model should wait for
+        from torchvision.transforms.v2.functional import InterpolationMode, resize
+
         pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
         pixels = resize(pixels, [self.side] * 2, InterpolationMode.BILINEAR, antialias=True)
         return (pixels.to(self.model.device).float() - MEAN) / SPREAD
