@@ -127,14 +127,20 @@ class Seen:
         shares = boxes / np.tile([self._width, self._height], 2)
         corners = torch.as_tensor(shares, dtype=torch.float32, device=device).view(1, -1, 2, 2)
         low, high = corners.unbind(2)
-        # as the library itself does where words and boxes come in one call
-        seen = self._model.geometry_encoder(
-            box_embeddings=torch.cat([(low + high) / 2, high - low], -1),
-            box_mask=torch.ones(corners.shape[:2], dtype=torch.bool, device=device),
-            box_labels=torch.as_tensor(like[None], dtype=torch.long, device=device),
-            img_feats=self._features.fpn_hidden_states[:-1],
-            img_pos_embeds=self._features.fpn_position_encoding[:-1],
+        # Of the last level but one, as the library itself does where words and boxes come in one
+        # call. In fp32: its pooling turns bf16 into fp16, which autocast to bf16 does not take.
+        features, places = (
+            levels[-2].float()
+            for levels in (self._features.fpn_hidden_states, self._features.fpn_position_encoding)
         )
+        with torch.autocast(device.type, enabled=False):
+            seen = self._model.geometry_encoder(
+                box_embeddings=torch.cat([(low + high) / 2, high - low], -1),
+                box_mask=torch.ones(corners.shape[:2], dtype=torch.bool, device=device),
+                box_labels=torch.as_tensor(like[None], dtype=torch.long, device=device),
+                img_feats=(features,),
+                img_pos_embeds=(places,),
+            )
         return ConceptFeatures(seen.last_hidden_state, seen.attention_mask.bool())
 
     def find(self, concept: ConceptFeatures) -> FoundObjects:
