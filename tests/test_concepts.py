@@ -289,6 +289,20 @@ def test_unlike_exemplars_are_no_objects(models, raster, tmp_path, columns) -> N
     assert same(layer.geometry, true_shapes("roof"))
 
 
+def test_what_is_unlike_in_one_tile_counts_there(models, raster, tmp_path) -> None:
+    """Where a run has found trees that it should not: they are shown there as unlike."""
+    tree = true_shapes("tree")[-1]
+    drawn = shown(tmp_path / "drawn.gpkg", class_id=[1, 1])
+    more = gpd.read_file(drawn)
+    more.loc[2] = {"class_id": 1, "geometry": tree}
+    drawn = saved(tmp_path / "more.gpkg", list(more.geometry), class_id=[1, 1, 1], unlike=[0, 0, 1])
+    made = run(job_of(raster, tmp_path / "run", exemplars=drawn, classes={1: "any"}))
+    found = {tuple(np.round(shape.bounds, 6)) for shape in made.layer.geometry}
+    assert tuple(np.round(tree.bounds, 6)) not in found
+    assert tuple(np.round(true_shapes("tree")[1].bounds, 6)) in found
+    assert {tuple(np.round(shape.bounds, 6)) for shape in true_shapes("roof")} <= found
+
+
 def test_the_area_does_not_change_what_tiles_are_shown(models, raster, tmp_path) -> None:
     drawn = shown(tmp_path / "drawn.gpkg")
     job = job_of(raster, tmp_path / "run", exemplars=drawn, classes=CLASSES)

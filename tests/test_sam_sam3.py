@@ -155,6 +155,17 @@ def test_what_another_image_shows_is_looked_for(weights: Path) -> None:
     assert len(segmenter.begin_with(here, NO_EXEMPLARS, {})()) == 0
 
 
+def test_what_is_unlike_here_counts_beside_what_another_image_shows(weights: Path) -> None:
+    here, there = picture(112, 112, seed=1), picture(112, 112, seed=2)
+    segmenter = looking_for(weights, {})
+    looks = segmenter.look_at(there, Exemplars(np.array([5]), BOXES[:1], LIKE[:1]))
+    unlike = Exemplars(np.array([5]), BOXES[1:2], np.array([False]))
+    found = segmenter.begin_with(here, unlike, looks)()
+    assert len(found) > 0
+    assert found.table != segmenter.begin_with(here, NO_EXEMPLARS, looks)().table
+    assert len(segmenter.begin_with(here, unlike, {})()) == 0
+
+
 def test_a_box_of_no_class_is_unlike_each(weights: Path) -> None:
     image, words = picture(112, 112), {1: "pool", 2: "tree"}
     none = Exemplars(np.array([0]), BOXES[:1], np.array([False]))

@@ -52,5 +52,6 @@ class TakesExemplars(Protocol):
     ) -> Callable[[], Candidates]:
         """Do as `Segmenter.begin`, with exemplars.
 
-        A class that `exemplars` do not show on this image is as `elsewhere`, from `look_at`.
+        A class that `exemplars` do not show on this image is as `elsewhere`, from `look_at`. What
+        is unlike it here counts all the same.
         """

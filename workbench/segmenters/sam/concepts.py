@@ -131,7 +131,10 @@ class ConceptSegmenter:
         elsewhere: Mapping[int, ConceptFeatures],
         watch: Watch | None = None,
     ) -> Callable[[], Candidates]:
-        """Look for each class by its words and by what shows it, here or else `elsewhere`."""
+        """Look for each class by its words and by what shows it, here or else `elsewhere`.
+
+        Boxes that are unlike a class count where they are.
+        """
         rules = self.rules.for_tile(*image.shape[:2])
         classes = sorted({*self.words, *exemplars.shown, *elsewhere})
         found: list[_OfClass] = []
@@ -141,11 +144,11 @@ class ConceptSegmenter:
             about = exemplars.about(number)
             with self._autocast():
                 concept = self._read(self.words.get(number, WITHOUT_WORDS))
-                if number in exemplars.shown or (about.any() and number not in elsewhere):
+                if number in elsewhere and number not in exemplars.shown:
+                    concept = concept.along_with(elsewhere[number])
+                if about.any():
                     here = seen.like(exemplars.boxes[about], exemplars.like[about])
                     concept = concept.along_with(here)
-                elif number in elsewhere:
-                    concept = concept.along_with(elsewhere[number])
                 objects = seen.find(concept)
             found.append(self._passing(number, objects, rules))
             if watch is not None:
