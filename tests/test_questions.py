@@ -116,7 +116,7 @@ def test_only_parts_that_were_clicked_are_kept(job: Job) -> None:
 
 def test_a_model_without_prompts_is_refused(job: Job) -> None:
     refuse_without_clicks(job)
-    with pytest.raises(JobError, match="`classic` takes no clicks or boxes"):
+    with pytest.raises(JobError, match="`classic` takes no clicks"):
         refuse_without_clicks(job.changed(model="classic"))
 
 

@@ -305,5 +305,5 @@ def test_m_mends_the_label_that_is_shown_and_it_keeps_its_id(panel):
 
 def test_a_layer_of_a_model_without_prompts_says_so(panel):
     press(panel, "p")
-    assert "The model `classic` takes no clicks or boxes" in panel.message.value
+    assert "The model `classic` takes no clicks" in panel.message.value
     assert panel.tool.mode == ""

@@ -362,7 +362,7 @@ def test_p_and_m_make_and_mend_shapes_as_d_and_e_do(tuner):
     assert "Choose a class" in tuner.panel.message.value
     tuner.panel.teaching.palette.tool = FIELD
     tuner.panel.pressed(Pressed("p", None, -1))
-    assert "`classic` takes no clicks or boxes" in tuner.panel.message.value
+    assert "`classic` takes no clicks" in tuner.panel.message.value
     tuner.session.asking.get_ready = lambda: None
     tuner.panel.pressed(Pressed("p", None, -1))
     first = shapely.multipolygons([corner(tuner)])

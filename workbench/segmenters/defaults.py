@@ -30,6 +30,8 @@ class ModelDefaults:
 _OF_SAM = ModelDefaults()
 _OF = {
     "classic": ModelDefaults(takes_clicks=False),
+    # what Meta's own processor keeps; the stability of its masks has not been measured
+    "sam3": ModelDefaults(0.5, 0.0, pred_iou_floor=0.2, stability_floor=0.0, takes_clicks=False),
     # a network of a tenth the size is less sure of itself: of its best masks few score above 0.8
     "tiny": ModelDefaults(pred_iou_thresh=0.6, stability_score_thresh=0.94, takes_boxes=False),
 }

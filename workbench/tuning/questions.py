@@ -104,6 +104,6 @@ def refuse_without_clicks(job: Job) -> None:
     """Raise `JobError` if the job's model cannot be asked by clicks."""
     if not defaults_of(job.model).takes_clicks:
         raise JobError(
-            f"The model `{job.model}` takes no clicks or boxes. All others do, for example `tiny`, "
-            "which comes with the package: set `model` to it in the parameters of prelabel.ipynb."
+            f"The model `{job.model}` takes no clicks. `tiny` does, which comes with the package, "
+            "and so does every SAM but SAM 3: set `model` in the parameters of prelabel.ipynb."
         )
