@@ -52,12 +52,17 @@ TRIAL = Plan(
 
 def train(
     plan: Plan, folder: Path, pool: Path, found: Sequence[Texture], device: str, until: int
-) -> Path:
-    """Train, as far as `folder` does not hold it already, and write the weights there."""
+) -> Path | None:
+    """Train, as far as `folder` does not hold it already, and write the weights there.
+
+    Before the last step of the first network there is nothing to write.
+    """
     train_borders(plan.borders, folder, pool, found, device, until)
+    if until < plan.borders.steps:
+        return None
     encoder = RegionEncoder().eval()
     encoder.borders = trained_borders(folder)
-    train_scores(plan.scores, encoder, folder / f"regions_{until}", pool, found)
+    train_scores(plan.scores, encoder, folder / "regions", pool, found)
     return export(encoder, folder / "tiny.pth")
 
 
@@ -92,7 +97,8 @@ def main() -> None:
     until = min(given.until or plan.borders.steps, plan.borders.steps)
     given.folder.mkdir(parents=True, exist_ok=True)
     found = textures(given.imagery)
-    print(f"Weights: {train(plan, given.folder, given.pool, found, given.device, until)}")
+    weights = train(plan, given.folder, given.pool, found, given.device, until)
+    print(f"Weights: {weights}" if weights else f"Stopped after step {until}.")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ class ModelDefaults:
     """What `null` means for a model: where the sliders start, and what is stored.
 
     `takes_boxes` is whether a prompt's box helps it: `benchmarks/prompts.py` measures that.
+    `joins_clicks` is whether several clicks together mean one object to it.
     """
 
     pred_iou_thresh: float = Thresholds.pred_iou_thresh
@@ -23,13 +24,15 @@ class ModelDefaults:
     pred_iou_floor: float = Rules.pred_iou_floor
     stability_floor: float = Rules.stability_floor
     takes_boxes: bool = True
+    joins_clicks: bool = True
 
 
 _OF_SAM = ModelDefaults()
 _OF = {
     "classic": ModelDefaults(),
-    # a network of a tenth the size is less sure of itself: of its best masks few score above 0.8
-    "tiny": ModelDefaults(pred_iou_thresh=0.6, stability_score_thresh=0.94, takes_boxes=False),
+    # its scores are right on the average, so few are high; its regions do not grow by a click, but
+    # those of several clicks can be put together
+    "tiny": ModelDefaults(pred_iou_thresh=0.5, stability_score_thresh=0.9, joins_clicks=False),
 }
 
 

@@ -58,10 +58,10 @@ class EncodedTile:
             on_object: `(n,)`: whether a click is on the object, or on what does not belong to it.
             box: `(4,)` XYXY around the object.
 
-        A model that learned from single points is asked for each click alone, and the masks are
-        joined: those of clicks beside the object are taken away.
+        A model that does not join clicks is asked for each alone, and the masks are joined: those
+        of clicks beside the object are taken away.
         """
-        if defaults_of(self.segmenter.name).takes_boxes:
+        if defaults_of(self.segmenter.name).joins_clicks:
             return self._together(points, on_object, box)
         if box is not None and not on_object.any():
             points = np.vstack([points, (box[:2] + box[2:]) / 2])
