@@ -12,6 +12,8 @@ from workbench.samples.demo import sample_scene
 
 CANVAS = "document.querySelector('canvas.sam-workbench-polygons')"
 TRIAGE = "answering.session.triage"
+SMALL = {"width": 1024, "height": 768}
+LARGE = {"width": 1920, "height": 1080}
 RING = f"{TRIAGE}.labels.geometry.iloc[-1].geoms[0].exterior.coords"
 
 
@@ -243,3 +245,25 @@ def test_9_the_cells_below_read_the_answers(opened):
     assert said == "0"
     opened.run_cell("found = review(job)")
     opened.until("(found.labels['status'] == 'accepted').sum() > 5", seconds=120)
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+@pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
+def test_10_small_and_large_screens_in_both_themes(opened, size, theme):
+    page, name = opened.page, f"{size['width']}-{theme.split()[-1].lower()}"
+    page.set_viewport_size(size)
+    page.evaluate(
+        "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme
+    )
+    page.wait_for_timeout(1500)
+    view = see(opened).bounding_box()
+    panel = page.locator(".sam-workbench-review").first.bounding_box()
+    side = page.locator(".sam-workbench-review .sam-workbench-side").first.bounding_box()
+    opened.picture(f"review-10-{name}")
+    if size is SMALL:  # the controls go under the map
+        assert view["width"] > max(500, 0.9 * panel["width"])
+        assert side["y"] >= view["y"] + view["height"]
+    else:
+        assert side["x"] >= view["x"] + view["width"]
+        assert view["width"] > 2 * side["width"]
+    assert opened.barriers(".sam-workbench-review") == []

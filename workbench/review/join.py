@@ -34,6 +34,7 @@ from workbench.review.split import LayerLooks
 from workbench.runs.folder import FolderLock
 from workbench.runs.refresh import Refresh, state_of
 from workbench.runs.result import Run, read_run
+from workbench.runs.staying import Staying
 
 CONFLICTS = "conflicts.gpkg"
 ALIKE = 0.9  # IoU from which two reviewers have drawn one outline
@@ -109,16 +110,17 @@ def join_reviews(
     read_at = state_of(folder / "prelabels.gpkg")
     base = read_with_more(folder / "prelabels.gpkg", run)
     merged = _Merge(base, [*came, answers_here(base, came, run)], run, prefer)
-    refresh = Refresh(folder, _without_doubles(merged.layer(), merged.replaced(), run), read_at)
+    kept = _without_doubles(merged.layer(), merged.replaced(), run)
+    refresh = Refresh(folder, Staying(kept), read_at)
     lock = FolderLock(folder)
     try:
         with refresh.staged() as stage:
             write_layer(
-                refresh.kept.among([run.layer[:0]]),
+                kept.among([run.layer[:0]]),
                 lambda _: run.tiles,
                 stage,
                 styles=lambda: LayerLooks.of(run).styles(run),
-                kept=refresh.kept,
+                kept=kept,
             )
         with atomic_path(folder / CONFLICTS) as path:
             write_gpkg_layer(merged.conflicts(), path, "conflicts", "MultiPolygon")
@@ -140,7 +142,7 @@ def _without_doubles(layer: gpd.GeoDataFrame, replaced: gpd.GeoDataFrame, run: R
     if len(replaced):
         came_back = layer[layer["id"].isin(replaced["id"])].reset_index(drop=True)
         new = layer[layer["status"].eq("unreviewed") & layer["id"].isin(before["id"])]
-        beside = Refresh(run.folder, Kept(came_back, replaced), (0, 0)).beside([new], run.job)
+        beside = Staying(Kept(came_back, replaced)).beside([new], run.job)
         left = {label for batch in beside for label in batch["id"]}
         doubles = set(new["id"]) - left
         layer = layer[~layer["id"].isin(doubles)].reset_index(drop=True)

@@ -48,6 +48,7 @@ from workbench.runs.record import write_job
 from workbench.runs.refresh import Refresh
 from workbench.runs.result import Run
 from workbench.runs.share_out import sharing
+from workbench.runs.staying import Staying
 from workbench.runs.trace import describe_all, nothing_of, traced
 from workbench.samples.demo import sample_truth
 
@@ -101,12 +102,14 @@ def _finish(plan: Plan, each: Each) -> Run:
         if known is not None:
             made = known.among(made, offer_beside_prompts(plan))
         shapes = usable_by_hand(plan.folder, plan.crs, plan.job.classes)
-        reviewed = () if refresh is None else refresh.kept.ids
+        reviewed = () if refresh is None else refresh.staying.kept.ids
         by_hand = kept_by_hand(shapes, finest(ledger), plan.area.aoi, reviewed)
         if by_hand is not None:  # they stay as labels of a review do
-            made = Refresh(plan.folder, by_hand, (0, 0)).among(made, plan.job)
-        layer = counted(made if refresh is None else refresh.among(made, plan.job), *counting)
-        kept = None if refresh is None else refresh.kept
+            made = Staying(by_hand).among(made, plan.job)
+        if refresh is not None:
+            made = refresh.staying.among(made, plan.job)
+        layer = counted(made, *counting)
+        kept = None if refresh is None else refresh.staying.kept
         with nullcontext(plan.folder) if refresh is None else refresh.staged() as folder:
             tiles = write_layer(
                 layer, with_counts, folder, styles=styles, attempts=attempts, kept=kept

@@ -123,7 +123,8 @@ class ReviewPanel:
         )  # fmt: skip
         self.above = button("", self._accept_above, "in all tiles; z takes it back")
         self.order = widgets.Dropdown(
-            options=[_TELLING_FIRST, _AS_LISTED], layout={"width": "auto"},
+            options=[_TELLING_FIRST, _AS_LISTED], description="order",
+            style={"description_width": "48px"}, layout={"width": "auto"},
             tooltip="which tile comes after this one",
         )  # fmt: skip
         self.widget = self._layout()
