@@ -22,8 +22,8 @@ from workbench.segmenters.sam.tiny import (
     PIXEL_STD,
     Chooser,
     RegionEncoder,
+    Scorer,
     packed,
-    scorer,
 )
 
 PROMPT_PX = 32  # from prompt to prompt
@@ -132,29 +132,23 @@ def true_iou(
     return best.astype(np.float32)
 
 
-def trained(plan: ScorePlan, known: Described) -> nn.Sequential:
+def trained(plan: ScorePlan, known: Described) -> Scorer:
     """Train a network that reads IoUs from traits, as logits."""
     torch.manual_seed(plan.seed)
     traits, target, weight = map(torch.from_numpy, (known.traits, known.iou, known.weight))
-    mean, std = traits.mean(dim=0), traits.std(dim=0).clamp(min=1e-3)
-    net = scorer(traits.shape[1])
+    net = Scorer(traits.shape[1])
+    net.mean, net.std = traits.mean(dim=0), traits.std(dim=0).clamp(min=1e-3)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.01)
     for step in range(plan.steps):
         for group in optimizer.param_groups:
             group["lr"] = plan.rate * (1 - step / plan.steps)
         some = torch.randint(len(target), (plan.batch,))
-        logits = net(((traits[some] - mean) / std).clamp(-5, 5))[:, 0]
-        loss = binary_cross_entropy_with_logits(logits, target[some], weight[some])
+        loss = binary_cross_entropy_with_logits(net(traits[some]), target[some], weight[some])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if (step + 1) % 500 == 0:
             print({"step": step + 1, "score_loss": round(loss.item(), 4)}, flush=True)
-    first = net[0]
-    assert isinstance(first, nn.Linear)
-    with torch.no_grad():  # so that it takes traits as they are
-        first.weight /= std
-        first.bias -= first.weight @ mean
     return net
 
 
@@ -181,9 +175,9 @@ def calibrate(plan: ScorePlan, encoder: RegionEncoder, examples: _Examples) -> N
         asked = torch.stack([table.tree, table.first, table.last], 1)[chosen.unique()].tolist()
         rows = np.array([number[tuple(key)] for key in asked])
         targets.append(torch.from_numpy(true_iou(regions, rows, [example.labels, example.wholes])))
-        logits.append(encoder.score(torch.from_numpy(regions.traits[rows]))[:, 0].detach())
+        logits.append(encoder.score(torch.from_numpy(regions.traits[rows])).detach())
     scale, shift = _scaling(torch.cat(logits), torch.cat(targets))
-    last = encoder.score[-1]
+    last = encoder.score.layers[-1]
     assert isinstance(last, nn.Linear)
     with torch.no_grad():
         last.weight *= scale

@@ -30,6 +30,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 MIN_AREA_PX = 30
+OWN_SHARE = 0.2  # of the gradient, in the borders that are flooded
+FLAT = 0.02  # what is less strong is the inside of one superpixel
 N_TREES = 2
 N_TRAITS = 49 + N_TREES
 OUTLINE_TRAIT = 10  # the first of `LIKELY` traits: shares of the outline that are likely borders
@@ -82,9 +84,9 @@ def superpixels_of(rgb: NDArray[np.uint8], maps: NDArray[np.float32]) -> Superpi
     colours = list(lab.transpose(2, 0, 1) / np.float32(10))
     part, whole, on_object = maps
     # the gradient finds what the network has not seen, and where exactly its borders run
-    seen = (part + whole) / 2 + np.float32(0.2) * np.minimum(gradient, 1)
+    seen = (part + whole) / 2 + np.float32(OWN_SHARE) * np.minimum(gradient, 1)
     levels = np.clip(np.sqrt(seen) * 230, 0, 255).astype(np.uint8)
-    smooth = np.maximum(cv2.GaussianBlur(seen, (0, 0), 1.0), np.float32(0.02))
+    smooth = np.maximum(cv2.GaussianBlur(seen, (0, 0), 1.0), np.float32(FLAT))
     labels = flooded(levels, smooth, reach=3)
     squares = sum(x * x for x in colours)
     return measure_superpixels(
@@ -100,7 +102,7 @@ def by_border(difference: float, a: int, b: int, length: int, strength: float) -
 
 
 def by_colour(difference: float, a: int, b: int, length: int, strength: float) -> float:
-    """The price of `classic` (its second hierarchy)."""
+    """The price of the second hierarchy of `classic`."""
     return a * b / (a + b) * difference / length * (strength / length) ** 2
 
 
@@ -108,7 +110,7 @@ def regions_of(superpixels: Superpixels) -> Regions:
     """Merge superpixels to regions, and describe them."""
     trees = (
         hierarchy_of(superpixels, superpixels.strengths[:, SEEN], by_border),
-        hierarchy_of(superpixels, superpixels.strengths[:, SEEN], by_colour),
+        hierarchy_of(superpixels, superpixels.strengths[:, STEP], by_colour),
     )
     which = np.repeat(np.arange(N_TREES), [len(tree.area) for tree in trees])
     first = np.concatenate([tree.start for tree in trees])

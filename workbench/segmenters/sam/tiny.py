@@ -43,8 +43,12 @@ MASKS = 3  # for each prompt
 
 MOST_REGIONS = 2000  # of a picture; those with the best scores
 NMS_IOU = 0.75  # above which the better one of two regions stands for both
+# how much less a region is wanted by a point at its edge than by one in its middle: a large region
+# lies under many points, and needs to be the answer to a few
+CENTRED = 0.3
 COLUMNS = 10  # of the table of regions
 HIDDEN = 64
+USUAL = 5  # standard deviations
 # a mask whose outline is all likely has the higher stability score, one whose outline is not at all
 # the lower one
 STABILITY = (0.8, 0.99)
@@ -66,7 +70,7 @@ class RegionEncoder(nn.Module):
         super().__init__()
         self.img_size = IMG_SIZE
         self.borders = BorderNet()
-        self.score = scorer(N_TRAITS)
+        self.score = Scorer(N_TRAITS)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed normalised images."""
@@ -93,20 +97,34 @@ class RegionEncoder(nn.Module):
 
     def scores(self, regions: Regions) -> NDArray[np.float32]:
         """Predict the IoU of each region with an object, `(r,)`; 0 for what is too small."""
-        traits = torch.from_numpy(regions.traits).to(next(self.score.parameters()).device)
-        scores = self.score(traits)[:, 0].float().sigmoid().cpu().numpy()
+        traits = torch.from_numpy(regions.traits).to(self.score.mean.device)
+        scores = self.score(traits).float().sigmoid().cpu().numpy()
         return np.where(regions.area >= MIN_AREA_PX, scores, np.float32(0))
 
 
-def scorer(traits: int) -> nn.Sequential:
-    """A network that reads a logit from traits `(n, traits)`."""
-    return nn.Sequential(
-        nn.Linear(traits, HIDDEN),
-        nn.ReLU(),
-        nn.Linear(HIDDEN, HIDDEN),
-        nn.ReLU(),
-        nn.Linear(HIDDEN, 1),
-    )
+class Scorer(nn.Module):
+    """Reads a logit from traits `(n, traits)`, of which `mean` and `std` are known."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, traits: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(traits))
+        self.register_buffer("std", torch.ones(traits))
+        self.layers = nn.Sequential(
+            nn.Linear(traits, HIDDEN),
+            nn.ReLU(),
+            nn.Linear(HIDDEN, HIDDEN),
+            nn.ReLU(),
+            nn.Linear(HIDDEN, 1),
+        )
+
+    def forward(self, traits: Tensor) -> Tensor:
+        """Return the logits, `(n,)`; what is far out of the usual counts as the edge of that."""
+        usual = ((traits - self.mean) / self.std).clamp(-USUAL, USUAL)
+        logits: Tensor = self.layers(usual)[:, 0]
+        return logits
 
 
 def _without_padding(image: Tensor, axis: int) -> int:
@@ -306,7 +324,8 @@ class Chooser:
             value = _fit(value, _box_iou(box, table.boxes))
         if dense is not None and dense.any():
             value = _fit(value, self._mask_iou(dense))
-        order = (value - wrong.sum(1)).topk(min(MASKS, value.shape[1]), dim=1).indices
+        liked = value * (1 - CENTRED * self._off_centre(sparse)) - wrong.sum(1)
+        order = liked.topk(min(MASKS, value.shape[1]), dim=1).indices
         if order.shape[1] < MASKS:
             order = order[:, [*range(order.shape[1]), *[0] * (MASKS - order.shape[1])]]
         # of those that miss a point, less than of any that does not
@@ -319,6 +338,17 @@ class Chooser:
         """Put the three regions of each prompt in the order of their size."""
         order = self.table.area[rows].argsort(dim=1, stable=True)
         return scores.gather(1, order), rows.gather(1, order)
+
+    def _off_centre(self, sparse: Tensor) -> Tensor:
+        """How far the points on the object are from the middle of each region's box: `(n, k)`.
+
+        0 is in the middle, 1 at the box. Without such points it is 0.
+        """
+        low, high = self.table.boxes[:, :2], self.table.boxes[:, 2:] + 1
+        away = (2 * sparse[:, :, None, :2] - low - high).abs() / (high - low)  # (n, points, k, 2)
+        on_object = (sparse[:, :, 2, None] == FOREGROUND).float()
+        total = (away.amax(3).clamp(max=1) * on_object).sum(1)
+        return total / on_object.sum(1).clamp(min=1)
 
     def _inside(self, xy: Tensor) -> Tensor:
         """Whether points `(n, p, 2)` lie in each region: `(n, p, k)`."""
