@@ -1,6 +1,7 @@
 """The embedded model: what ships with the package is a SAM like any other."""
 
 import hashlib
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +35,7 @@ from workbench.segmenters.sam import (
     sam_segmenter,
 )
 from workbench.segmenters.sam.device import PROMPTS_AT_ONCE
-from workbench.segmenters.sam.tiny import build_tiny
+from workbench.segmenters.sam.tiny import Chooser, Tiny, build_tiny
 
 # after workbench.segmenters.sam, which makes torchvision importable
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor  # isort: skip
@@ -56,13 +57,11 @@ def image() -> np.ndarray:
 
 
 def propose(box_nms_thresh: float = 0.7) -> Candidates:
-    return SamSegmenter(
-        tiny,
-        "tiny",
-        "",
-        points_per_side=3,
-        rules=Rules(256, 256, 0, 0, box_nms_thresh),
-    ).propose(image())
+    return engine(3, Rules(256, 256, 0, 0, box_nms_thresh)).propose(image())
+
+
+def engine(points_per_side: int, rules: Rules) -> SamSegmenter:
+    return SamSegmenter(tiny, "tiny", "", points_per_side, rules, network_of=Tiny)
 
 
 # ------------------------------------------------------------------------------- the model
@@ -184,8 +183,6 @@ def test_a_picture_that_is_not_square_is_not_cut_along_its_padding() -> None:
 
 def test_thin_things_and_corners_pass() -> None:
     """Masks are drawn at half of the resolution: an area of 100 pixels keeps its shape."""
-    from workbench.segmenters.sam.tiny import Chooser
-
     predictor, _ = scene()
     chooser = Chooser(predictor.features)
     rows = (chooser.table.area > 100).nonzero()[::20, 0]
@@ -202,7 +199,6 @@ def test_thin_things_and_corners_pass() -> None:
 
 @pytest.mark.parametrize("box_nms_thresh", [0.7, 1.0])  # at 1 nothing is suppressed
 def test_C1_the_generator_keeps_the_same_masks(box_nms_thresh: float) -> None:
-    """Our decoder adds in another order, so what it gives may differ in the last bits."""
     candidates = propose(box_nms_thresh)
     generator = SamAutomaticMaskGenerator(
         tiny(),
@@ -238,7 +234,7 @@ def test_C1_999_of_1000_masks_are_the_same_on_real_tiles(data_dir: Path) -> None
         box_nms_thresh=1.0,
         output_mode="coco_rle",
     )
-    ours = SamSegmenter(tiny, "tiny", "", 8, Rules(1024, 1024, 0.2, box_nms_thresh=1.0))
+    ours = engine(8, Rules(1024, 1024, 0.2, box_nms_thresh=1.0))
     thresholds = Thresholds(0.2, 0.5)
     overlaps = []
     for path in rasters:
@@ -260,9 +256,7 @@ def test_the_weights_tell_objects_apart() -> None:
 def test_its_scores_are_honest() -> None:
     """On a scene that it has not seen, predicted IoUs rank masks by the true ones and are close."""
     sample = make_sample(1024, 5)
-    proposals = SamSegmenter(
-        tiny, "tiny", "", points_per_side=12, rules=Rules(1024, 1024, 0, 0, 1)
-    ).propose(sample.rgb)
+    proposals = engine(12, Rules(1024, 1024, 0, 0, 1)).propose(sample.rgb)
     shape = sample.labels.shape
     truth = rasterized(sample, np.arange(len(sample.objects)))
     objects = [encode_masks(one[None])[0] for one in truth]
@@ -275,6 +269,15 @@ def test_its_scores_are_honest() -> None:
     assert scores.n > 300
     assert scores.spearman >= 0.7
     assert scores.mean_gap <= 0.1
+
+
+def test_half_precision_hardly_changes_its_masks() -> None:
+    """Regions and places are kept in full precision; only borders and scores are rounded."""
+    exact = engine(4, Rules(256, 256, 0.3, 0, 1))
+    rounded = replace(exact, load_model=lambda: load_model("tiny", FILE), precision="bf16")
+    rows, others = (rows_of(select(one.propose(image()), EVERYTHING)) for one in (exact, rounded))
+    assert len(rows) >= 5
+    assert np.mean(best_ious(rows, others, (256, 256)) >= 0.9) >= 0.7
 
 
 def test_two_runs_are_equal_in_every_bit() -> None:

@@ -143,7 +143,10 @@ def trained(plan: ScorePlan, known: Described) -> Scorer:
         for group in optimizer.param_groups:
             group["lr"] = plan.rate * (1 - step / plan.steps)
         some = torch.randint(len(target), (plan.batch,))
-        loss = binary_cross_entropy_with_logits(net(traits[some]), target[some], weight[some])
+        logits = net(traits[some])
+        # what may be chosen counts more than what never is
+        share = weight[some] * (0.1 + logits.detach().sigmoid())
+        loss = binary_cross_entropy_with_logits(logits, target[some], share) / share.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -45,9 +45,9 @@ MOST_REGIONS = 2000  # of a picture; those with the best scores
 NMS_IOU = 0.75  # above which the better one of two regions stands for both
 # how much less a region is wanted by a point at its edge than by one in its middle: a large region
 # lies under many points, and needs to be the answer to a few
-CENTRED = 0.3
+CENTRED = 0.5
 COLUMNS = 10  # of the table of regions
-HIDDEN = 64
+HIDDEN = 128
 USUAL = 5  # standard deviations
 # a mask whose outline is all likely has the higher stability score, one whose outline is not at all
 # the lower one
