@@ -46,9 +46,7 @@ class Superpixels:
         return mean
 
 
-def flooded(
-    levels: NDArray[np.uint8], smooth: NDArray[np.float32], reach: int
-) -> NDArray[np.int32]:
+def flooded(levels: NDArray[np.uint8], smooth: NDArray[Any], reach: int) -> NDArray[np.int32]:
     """Flood levels `(h, w)` from the lowest places of `smooth` within `reach` pixels: numbers."""
     minima = smooth <= cv2.erode(smooth, np.ones((reach, reach), np.uint8))
     _, markers = cv2.connectedComponents(minima.astype(np.uint8), connectivity=8)

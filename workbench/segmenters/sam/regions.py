@@ -7,7 +7,6 @@ of a region how well it fits an object.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -33,7 +32,7 @@ MIN_AREA_PX = 30
 OWN_SHARE = 0.2  # of the gradient, in the borders that are flooded
 FLAT = 0.02  # what is less strong is the inside of one superpixel
 N_TREES = 2
-N_TRAITS = 49 + N_TREES
+N_TRAITS = 3 * 49 + N_TREES  # its own, and what its parent and its larger part have more
 OUTLINE_TRAIT = 10  # the first of `LIKELY` traits: shares of the outline that are likely borders
 SMALL = 0.01  # under which a squared difference of colours is none
 SURE = (0.2, 0.5)  # a border above is a likely one
@@ -114,9 +113,10 @@ def regions_of(superpixels: Superpixels) -> Regions:
     )
     which = np.repeat(np.arange(N_TREES), [len(tree.area) for tree in trees])
     first = np.concatenate([tree.start for tree in trees])
-    traits, outlines = zip(
+    own, outlines = zip(
         *(_traits(superpixels, one, other) for one, other in (trees, trees[::-1])), strict=True
     )
+    traits = [_with_kin(of_tree, tree) for of_tree, tree in zip(own, trees, strict=True)]
     return Regions(
         superpixels,
         trees,
@@ -135,7 +135,7 @@ def _traits(superpixels: Superpixels, tree: Hierarchy, other: Hierarchy) -> tupl
     """Describe the regions of a hierarchy, `(r, 49)`, and tell the length of their outlines."""
     n = len(superpixels.area)
     own = _border_columns(superpixels)
-    removed = np.column_stack(
+    removed: Floats = np.column_stack(
         [np.bincount(joins(superpixels, tree), x, len(tree.area)) for x in own.T]
     )
     both = superpixels.pairs.T.ravel()
@@ -199,7 +199,17 @@ def _traits(superpixels: Superpixels, tree: Hierarchy, other: Hierarchy) -> tupl
         outline[up, PART] - outline[:, PART],
         tree.alike(SAME_SHARE) == rows,
     ]
-    return np.column_stack(columns), perimeter
+    return np.column_stack(columns).astype(float), perimeter
+
+
+def _with_kin(traits: Floats, tree: Hierarchy) -> Floats:
+    """Add to traits `(r, n)` what those of the parent and of the larger part differ by."""
+    part = np.arange(len(tree.area))
+    if tree.merges:
+        merges = np.array(tree.merges)
+        larger = tree.area[merges].argmax(axis=1)
+        part[len(tree.order) :] = merges[np.arange(len(merges)), larger]
+    return np.column_stack([traits, traits[tree.parent] - traits, traits[part] - traits])
 
 
 def _border_columns(superpixels: Superpixels) -> Floats:
@@ -237,19 +247,18 @@ def _agreement(superpixels: Superpixels, tree: Hierarchy, other: Hierarchy) -> F
     return found
 
 
-def distinct(regions: Regions, scores: Sequence[float], most: int, same_iou: float) -> Ints:
+def distinct(regions: Regions, scores: NDArray[np.float32], most: int, same_iou: float) -> Ints:
     """The regions that differ, those with the best scores first, `most` of them at most."""
-    score = np.asarray(scores)
     chosen, offset = [], 0
     for tree in regions.trees:
         # the best one of each line of regions that hardly grow: what is left is bounded
-        group, mine = tree.alike(0.85), score[offset : offset + len(tree.area)]
+        group, mine = tree.alike(0.85), scores[offset : offset + len(tree.area)]
         order = np.lexsort((-mine, group))
         chosen.append(order[np.r_[True, np.diff(group[order]) != 0]] + offset)
         offset += len(tree.area)
     rows = np.concatenate(chosen)
     rows = rows[regions.area[rows] >= MIN_AREA_PX]
-    rows = rows[np.lexsort((rows, -score[rows]))][: 2 * most]
+    rows = rows[np.lexsort((rows, -scores[rows]))][: 2 * most]
     return rows[_survivors(regions, rows, same_iou)][:most]
 
 

@@ -45,7 +45,7 @@ MOST_REGIONS = 2000  # of a picture; those with the best scores
 NMS_IOU = 0.75  # above which the better one of two regions stands for both
 # how much less a region is wanted by a point at its edge than by one in its middle: a large region
 # lies under many points, and needs to be the answer to a few
-CENTRED = 0.5
+CENTRED = 0.7
 COLUMNS = 10  # of the table of regions
 HIDDEN = 128
 USUAL = 5  # standard deviations
@@ -201,7 +201,8 @@ def _unpacked(embedding: Tensor) -> Table:
     table = flat[: MOST_REGIONS * COLUMNS].view(MOST_REGIONS, COLUMNS)
     table = table[table[:, 5] > 0]
     tree, first, last = table[:, :3].long().unbind(1)
-    return Table(ranks, tree, first, last, *table[:, 3:6].unbind(1), table[:, 6:])
+    score, steepness, area = table[:, 3:6].unbind(1)
+    return Table(ranks, tree, first, last, score, steepness, area, table[:, 6:])
 
 
 # --------------------------------------------------------------------------------------- prompts
