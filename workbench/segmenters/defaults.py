@@ -32,7 +32,7 @@ _OF = {
     "classic": ModelDefaults(),
     # its scores are right on the average, so few are high; its regions do not grow by a click, but
     # those of several clicks can be put together
-    "tiny": ModelDefaults(pred_iou_thresh=0.5, stability_score_thresh=0.9, joins_clicks=False),
+    "tiny": ModelDefaults(pred_iou_thresh=0.6, stability_score_thresh=0.94, joins_clicks=False),
 }
 
 
