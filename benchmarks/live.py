@@ -1,6 +1,6 @@
 """How fast the interactive workbench follows a hand, in a real JupyterLab and Chromium.
 
-python benchmarks/live.py [--only thresholds cleaning verdicts pan window tile review]
+python benchmarks/live.py [--only thresholds cleaning verdicts pan window tile restart review]
 
 Each figure is the time from a key or button that the browser sees to the frame that shows what it
 did: to the start of the frame after it, which a browser begins once the one before is painted. The
@@ -194,7 +194,7 @@ PAN = """
 def main() -> None:
     """Measure what the command line names, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    kinds = ["thresholds", "cleaning", "verdicts", "pan", "window", "tile", "review"]
+    kinds = ["thresholds", "cleaning", "verdicts", "pan", "window", "tile", "restart", "review"]
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
     only = parser.parse_args().only
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
@@ -225,6 +225,11 @@ def main() -> None:
                 with open_notebook(browser, lab, path) as notebook:
                     notebook.run_all(300)
                     measure_first_tile(notebook)
+            if "restart" in only:
+                path = _notebook(root, "restart", 0, 0, None)
+                with open_notebook(browser, lab, path) as notebook:
+                    notebook.run_all(300)
+                    measure_restart(notebook)
             if "review" in only:
                 path = _review_notebook(root, 317)
                 with open_notebook(browser, lab, path) as notebook:
@@ -375,6 +380,24 @@ def measure_first_tile(notebook: Notebook) -> None:
         notebook.ask("tuner.panel.tiles.clear(); tuner.panel.n_tiles.value = 1")
         notebook.ask("import shutil; shutil.rmtree(tuner.session.folder / 'candidates')")
         page.wait_for_timeout(1000)
+
+
+def measure_restart(notebook: Notebook) -> None:
+    """From *Restart Kernel and Run All* to the polygons of the sample tiles that were there."""
+    page = notebook.page
+    notebook.ask("tuner.panel.n_tiles.value = 4")
+    page.get_by_role("button", name="Propose tiles", exact=True).first.click()
+    notebook.until("len(tuner.session.samples) == 4 and not tuner.session.busy", seconds=600)
+    shown = page.evaluate(f"{CANVAS}.dataset.shown")
+    times = []
+    for _ in range(5):
+        start = time.monotonic()
+        notebook.restart()
+        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        page.wait_for_function(f"{CANVAS}?.dataset.shown === '{shown}'", timeout=60_000)
+        times.append(1000 * (time.monotonic() - start))
+        page.wait_for_timeout(3000)
+    _print(f"restart to all {shown} polygons of 4 tiles", times)
 
 
 def measure_review(notebook: Notebook) -> None:

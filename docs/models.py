@@ -58,7 +58,20 @@ def table() -> str:
             f"| `{name}` | {boxes} | {size:.0f} | {download} | {model.licence} | {needs} "
             f"| {'–' if seconds is None else seconds} |"
         )
+    lines.append(sam3())
     return "\n".join(lines) + "\n"
+
+
+def sam3() -> str:
+    """The row of SAM 3, which looks for concepts and has no grid."""
+    from transformers import Sam3Config, Sam3Model
+
+    with torch.device("meta"):
+        size = sum(weight.numel() for weight in Sam3Model(Sam3Config()).parameters()) / 1e6
+    megabytes = "3450 MB, by hand"  # as its page says
+    return (
+        f"| `sam3` | words, exemplars | {size:.0f} | {megabytes} | SAM License | transformers | – |"
+    )
 
 
 def pages() -> dict[Path, str]:

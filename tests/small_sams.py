@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,67 @@ def small_sam_hq(seed: int = 0) -> torch.nn.Module:
             for parameter in head.proj_out.parameters():
                 parameter.mul_(5)
     return model.eval()
+
+
+WORDS = ("building", "pool", "visual", "tree")
+
+
+def small_sam3(seed: int = 2, queries: int = 20) -> torch.nn.Module:
+    """SAM 3 for images of 112 pixels, with random weights."""
+    from transformers import Sam3Config, Sam3Model
+
+    sizes = {"hidden_size": 32, "num_attention_heads": 2}
+    mlp = {"intermediate_size": 64}
+    backbone = {
+        "model_type": "sam3_vit_model", "num_hidden_layers": 2, "image_size": 112, "patch_size": 14,
+        "window_size": 4, "global_attn_indexes": [1], "pretrain_image_size": 56, **sizes, **mlp,
+    }  # fmt: skip
+    text = {
+        "model_type": "clip_text_model", "vocab_size": 600, "projection_dim": 16,
+        "num_hidden_layers": 2, "max_position_embeddings": 32, "hidden_act": "gelu",
+        "bos_token_id": 598, "eos_token_id": 599, "pad_token_id": 599, **sizes, **mlp,
+    }  # fmt: skip
+    config = Sam3Config(
+        vision_config={
+            "backbone_config": backbone,
+            "fpn_hidden_size": 32,
+            "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+        },
+        text_config=text,
+        geometry_encoder_config={"num_layers": 1, **sizes, **mlp},
+        detr_encoder_config={"num_layers": 1, **sizes, **mlp},
+        detr_decoder_config={"num_layers": 2, "num_queries": queries, **sizes, **mlp},
+        mask_decoder_config=sizes,
+    )
+    torch.manual_seed(seed)
+    model = Sam3Model(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        for parameter in model.mask_decoder.mask_embedder.parameters():
+            parameter.mul_(3)  # masks that differ from one another
+    return model
+
+
+def small_tokenizer(folder: Path) -> None:
+    """Write a CLIP tokenizer into a folder; it knows letters, and `WORDS` as one token each."""
+    from transformers import CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    tokens, merges = [*letters, *(letter + "</w>" for letter in letters)], []
+    for word in WORDS:
+        so_far = word[0]
+        for i, letter in enumerate(word[1:], 1):
+            end = letter + ("</w>" if i == len(word) - 1 else "")
+            merges.append(f"{so_far} {end}")
+            so_far += end
+            tokens.append(so_far)
+    tokens = list(dict.fromkeys(tokens))
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    vocabulary |= {"<|startoftext|>": 598, "<|endoftext|>": 599}
+    pairs = [tuple(merge.split(" ")) for merge in dict.fromkeys(merges)]
+    CLIPTokenizer(vocab=vocabulary, merges=pairs).save_pretrained(folder)
 
 
 def _stirred(model: torch.nn.Module, blobs: bool) -> torch.nn.Module:

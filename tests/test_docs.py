@@ -31,6 +31,7 @@ def test_the_table_of_models_is_current():
         assert page.read_text(encoding="utf-8") == text, "run python docs/models.py"
     text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     assert "| `mobile_sam` | points, boxes | 10 | 41 MB | Apache-2.0 | timm |" in text
+    assert "| `sam3` | words, exemplars | 840 | 3450 MB, by hand | SAM License |" in text
 
 
 def test_the_tables_of_parameters_are_current():
@@ -42,7 +43,7 @@ def test_the_tables_of_parameters_are_current():
         "| `source` | null | text or list of text or map |",
         "| `model` | classic | tiny, classic, mobile_sam, vit_b, vit_l, vit_h, sam2.1_tiny, "
         "sam2.1_small, sam2.1_base_plus, sam2.1_large, edgetam, sam_hq_vit_b, "
-        "sam_hq_vit_l, sam_hq_vit_h |",
+        "sam_hq_vit_l, sam_hq_vit_h, sam3 |",
         "| `overlap` | 0.1875 | number 0 to 0.5 |",
         "| `resolution_m` | null | number above 0 |",
         "| `crop_n_layers` | 0 | integer 0 to 4 |",

@@ -29,6 +29,7 @@ from packaging.requirements import Requirement
 from rasterio.features import shapes
 from reviews import save_reviewed
 from shapely.geometry import shape
+from small_sams import small_sam3, small_tokenizer
 
 from workbench.runs.result import read_run
 from workbench.segmenters.sam.checkpoints import MODELS
@@ -86,6 +87,10 @@ class Workshop:
         labels = gpd.GeoDataFrame(geometry=[shape(s) for s, _ in found], crs=UTM)
         labels.to_file(folder / "labels.gpkg")
         labels.to_file(folder / "footprints.gpkg")
+        labels.head(2).assign(class_id=1).to_file(folder / "exemplars.gpkg")
+        if find_spec("transformers"):
+            small_sam3().save_pretrained(folder / "sam3")
+            small_tokenizer(folder / "sam3")
         labels.dissolve().envelope.to_file(folder / "area.gpkg")
         shutil.copy(MODELS["tiny"].weights.path, folder / "weights.pth")
 
@@ -101,6 +106,8 @@ class Workshop:
             return
         notebook = Path(words[0]).name
         words = [self.stand_in(word) for word in words]
+        if "sam3" in words and not find_spec("transformers"):
+            return
         if "-k" in words:
             del words[words.index("-k") : words.index("-k") + 2]
         if notebook == "review.ipynb":
@@ -210,7 +217,8 @@ KNOWN = {
     "conda": Workshop.conda,
     "ogr2ogr": Workshop.ogr2ogr,
     **dict.fromkeys(
-        ("git", "cd", "source", "apt-get", "pre-commit", "createdb", "psql"), Workshop.of_the_system
+        ("hf", "git", "cd", "source", "apt-get", "pre-commit", "createdb", "psql"),
+        Workshop.of_the_system,
     ),
 }
 

@@ -28,7 +28,8 @@ def test_documented_defaults():
         "fill_holes_m2": None, "min_solidity": None, "simplify_m": None, "planar": False,
         "regularize": None,
         "examples": None, "labelled_area": None, "class_thresh": None, "prompts": None,
-        "grid": "auto", "classes": {1: "object"}, "default_class": None, "reference": None,
+        "grid": "auto", "concepts": None, "exemplars": None,
+        "classes": {1: "object"}, "default_class": None, "reference": None,
         "formats": None, "scheduler": None, "resume": True, "refresh": False, "interactive": "auto",
     }  # fmt: skip
 

@@ -6,13 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import geopandas as gpd
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
+import shapely
 import yaml
-from known_objects import objects, write_labels
+from known_objects import TRANSFORM, objects, write_labels
 from known_runs import job_for
 from reviews import save_reviewed
+from small_sams import small_sam3, small_tokenizer
 
 from workbench import Job, run
 from workbench.errors import ReviewError
@@ -20,6 +24,7 @@ from workbench.layer.files import read_layer
 from workbench.review.job import ReviewJob
 from workbench.review.next_job import advise_run, write_advised_job
 from workbench.review.read import read_reviewed
+from workbench.segmenters.sam.extras import is_installed
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -110,6 +115,34 @@ def test_papermill_runs_it_and_again_from_its_own_job(raster, tmp_path):
     assert done.returncode == 0, done.stderr
     again = read_layer(tmp_path / "b" / "prelabels.gpkg")
     assert again.equals(layer)
+
+
+@pytest.mark.skipif(
+    not is_installed("transformers"), reason="transformers is not installed (extra `models`)"
+)
+def test_papermill_runs_sam3_with_words_and_exemplars(raster, tmp_path):
+    small_sam3().save_pretrained(tmp_path / "sam3")
+    small_tokenizer(tmp_path / "sam3")
+    (x0, y1), (x1, y0) = TRANSFORM @ (50, 40), TRANSFORM @ (170, 120)
+    roof = shapely.box(x0, y0, x1, y1)
+    drawn = gpd.GeoDataFrame({"class_id": [3]}, geometry=[roof], crs=32633)
+    drawn.to_file(tmp_path / "drawn.gpkg")
+    run = tmp_path / "run"
+    words = "{concepts: {1: building, 2: pool}, classes: {1: house, 2: pool, 3: roof}}"
+    done, _ = papermill(
+        tmp_path, "-p", "source", raster, "-p", "out_dir", run, "-p", "model", "sam3",
+        "-p", "checkpoint", "sam3", "-y", words, "-p", "exemplars", "drawn.gpkg",
+        "-p", "tile_size", 256, "-p", "pred_iou_floor", 0, "-p", "pred_iou_thresh", 0.01,
+        "-p", "min_area_px", 0, "-p", "max_area_share", "null",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    layer = read_layer(run / "prelabels.gpkg")
+    assert len(layer)
+    assert set(layer["class_id"]) <= {1, 2, 3}
+    assert layer["class_score"].between(0.01, 1).all()
+    stored = pd.concat(pd.read_parquet(path) for path in (run / "candidates").glob("*.parquet"))
+    assert set(stored["ordinal"] // 1000) == {1, 2, 3}
+    assert "Class 3 is shown in 1 of 4 tiles" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_batch_job_opens_each_raster_once_and_imports_no_map(raster, tmp_path):

@@ -61,7 +61,8 @@ def database(tmp_path_factory):
         "PGHOST": str(folder), "PGUSER": "postgres", "PGSERVICEFILE": str(folder / "services"),
         "QT_QPA_PLATFORM": "offscreen", "GDAL_PAM_ENABLED": "NO",
     }  # fmt: skip
-    server("pg_ctl", "-w", "-m", "fast", "stop")
+    # nothing of it is needed any more; a checkpoint takes a busy disk over a minute
+    server("pg_ctl", "-w", "-m", "immediate", "stop")
 
 
 @pytest.fixture(scope="module")

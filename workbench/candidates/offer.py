@@ -44,13 +44,15 @@ class Offer:
     of two masks with a higher IoU; None offers both. `overlaps` says what may lie on top of each
     other: `all` that is selected, `nested` only parts on their wholes, `one` nothing: at each place
     there is one label. Two masks are at different places if both cover at most the share `apart`
-    of the smaller one.
+    of the smaller one. `by_class` says that the candidates are those of concepts: which class lies
+    where decides about them, as for learned classes.
     """
 
     max_area_share: float | None = 0.8
     duplicate_iou: float | None = 0.7
     overlaps: Overlaps = "nested"
     apart: float = APART
+    by_class: bool = False
 
 
 # where classes are known, a score tells which of two masks is meant, so neighbours may share more
@@ -256,7 +258,7 @@ class TileMasks:
         """Decide for `rows`, all that are selected; other rows count as offered."""
         left = np.zeros(len(self._rank), bool)
         left[rows] = True
-        whole = left & self._as_large_as_the_tile(offer)
+        whole = left & self.as_large_as_the_tile(offer)
         left &= ~whole
         if offer.overlaps != "all" or offer.duplicate_iou is not None:
             decided = self._conflicts_among(np.flatnonzero(left), offer).decide(left)
@@ -272,7 +274,7 @@ class TileMasks:
 
     def may_join(self, row: int, labels: NDArray[np.int64], offer: Offer) -> bool:
         """Whether a row may be one more label beside others, to all of which it gives way."""
-        if self._as_large_as_the_tile(offer)[row]:
+        if self.as_large_as_the_tile(offer)[row]:
             return False
         shared = self._pairs.between(np.array([row]), labels)
         return not _forbidden(shared, self._pairs.area, offer)[0].any()
@@ -297,7 +299,8 @@ class TileMasks:
                 self._conflicts = offer, found
             return self._conflicts[1]
 
-    def _as_large_as_the_tile(self, offer: Offer) -> NDArray[np.bool_]:
+    def as_large_as_the_tile(self, offer: Offer) -> NDArray[np.bool_]:
+        """Mark the rows `(n,)` that are too large a part of their tile for a label."""
         if offer.max_area_share is None:
             return np.zeros(len(self.share), bool)
         return np.asarray((self.share > offer.max_area_share) | (self._sides >= SIDES), bool)

@@ -51,7 +51,7 @@ def advise_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Advice | J
         shared = shapely.intersection(run.tiles.geometry.to_numpy(), area_of(within, crs))
         tiles = set(run.tiles["tile"][shapely.area(shared) > 0])
         known = f"labelled_area {job.labelled_area} reaches into {len(tiles)} of {n} tiles"
-    by_review = job.reference is None and job.labelled_area is None and run.job.examples is None
+    by_review = job.reference is None and job.labelled_area is None and not run.job.knows_classes
     if len(tiles) < 2 and by_review and _has_both(labels):
         return advise_by_decisions(run, labels)
     if len(tiles) < 2:
@@ -68,6 +68,11 @@ def advise_run(job: ReviewJob, run: Run, labels: gpd.GeoDataFrame) -> Advice | J
         raise ReviewError(
             "this run has learned classes, and thresholds do not decide about those. To learn from "
             "this review, name the reviewed layer in `examples` of the next run."
+        )
+    if run.job.finds_concepts:
+        raise ReviewError(
+            "this run has looked for concepts, and advice about their score is not made yet. Set "
+            "pred_iou_thresh by hand and run again: other values take seconds."
         )
     planes = tile_planes(run, truth, tiles, within=within)
     return advise(list(planes.values()), run.job.thresholds, seed=job.seed)

@@ -36,7 +36,7 @@ class LayerLooks:
     @classmethod
     def of(cls, run: Run) -> LayerLooks:
         """The looks that the run gave its own project."""
-        learned = None if run.job.examples is None else class_colors(run.folder, run.job)
+        learned = class_colors(run.folder, run.job) if run.job.knows_classes else None
         return cls(confidence_classes(run.layer["confidence"]), learned)
 
     def styles(self, run: Run) -> Any:

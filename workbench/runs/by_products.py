@@ -22,6 +22,7 @@ from workbench.layer.report.page import write_report
 from workbench.layer.report.tally import Topology, seams
 from workbench.layer.web import FILES, write_format
 from workbench.runs.classes import Taught
+from workbench.runs.concepts import ConceptLabels
 from workbench.runs.looks import class_colors
 from workbench.runs.plan import Plan
 from workbench.runs.prompted import PromptLabels, more_of
@@ -41,6 +42,7 @@ class FinishedLayer:
     run: Run
     plan: Plan
     taught: Taught | None
+    concepts: ConceptLabels | None
     prompted: PromptLabels | None
     topology: Topology
     against: AgainstReference | None
@@ -112,7 +114,7 @@ def _write_project(finished: FinishedLayer) -> None:
         aoi=run.aoi,
         planar=run.job.planar,
         confidence=run.tally.classes,
-        learned=None if finished.taught is None else class_colors(run.folder, run.job),
+        learned=class_colors(run.folder, run.job) if run.job.knows_classes else None,
         more=more_of(finished.prompted),
     )
 
@@ -137,6 +139,13 @@ def _review(finished: FinishedLayer) -> Mapping[str, Any]:
 
 def _classes(finished: FinishedLayer) -> Mapping[str, Any]:
     return {} if finished.taught is None else finished.taught.summary(finished.run.job.classes)
+
+
+def _concepts(finished: FinishedLayer) -> Mapping[str, Any]:
+    shown = finished.plan.shown
+    notes = () if shown is None else shown.notes
+    rows = {} if finished.concepts is None else finished.concepts.table()
+    return {**rows, **{f"exemplars {i}": note for i, note in enumerate(notes, 1)}}
 
 
 def _prompts(finished: FinishedLayer) -> Mapping[str, Any]:
@@ -176,6 +185,7 @@ _CHARTS: Mapping[str, Callable[[FinishedLayer], Mapping[str, bytes]]] = {
 _TABLES: Mapping[str, Callable[[FinishedLayer], Mapping[str, Any]]] = {
     "Review": _review,
     "Classes": _classes,
+    "Concepts": _concepts,
     "Prompts": _prompts,
     QUALITY: _quality,
     "Seams": _seams,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from workbench.runs.exemplars import read_exemplars
 from workbench.runs.job import Job
 from workbench.segmenters.classic import ClassicSegmenter
 from workbench.segmenters.protocol import Segmenter
@@ -24,15 +25,23 @@ def segmenter_for(job: Job, before: Mapping[str, Any]) -> Segmenter:
     """
     if job.model == "classic":
         return ClassicSegmenter(job.rules)
-    from workbench.segmenters.sam import sam_segmenter  # torch takes seconds to import
+    # torch takes seconds to import
+    from workbench.segmenters.sam import concept_segmenter, sam_segmenter
 
+    resolved: dict[str, Any] = {
+        "checkpoint": job.checkpoint,
+        "device": before.get("device", "auto") if job.device == "auto" else job.device,
+        "precision": before.get("precision", "auto") if job.precision == "auto" else job.precision,
+        "rules": job.rules,
+        "threads": before.get("threads"),
+    }
+    if job.finds_concepts:
+        drawn = read_exemplars(job)
+        shown = "" if drawn is None else drawn.digest
+        return concept_segmenter(job.concepts or {}, exemplars=shown, **resolved)
     return sam_segmenter(
         job.model,
-        checkpoint=job.checkpoint,
-        device=before.get("device", "auto") if job.device == "auto" else job.device,
-        precision=before.get("precision", "auto") if job.precision == "auto" else job.precision,
         points_per_side=job.points_per_side,
-        rules=job.rules,
         points_per_batch=before.get("points_per_batch"),
-        threads=before.get("threads"),
+        **resolved,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -33,6 +34,7 @@ from workbench.raster.tiles import tile_names, tile_windows
 from workbench.runs.by_hand import kept_by_hand, usable_by_hand
 from workbench.runs.by_products import QUALITY, TOPOLOGY, FinishedLayer, write_by_products
 from workbench.runs.classes import Taught, keep_examples, teach
+from workbench.runs.concepts import ConceptLabels
 from workbench.runs.folder import refuse_to_lose_review
 from workbench.runs.labels import refuse_to_lose_examples
 from workbench.runs.looks import class_colors
@@ -51,6 +53,8 @@ from workbench.runs.share_out import sharing
 from workbench.runs.staying import Staying
 from workbench.runs.trace import describe_all, nothing_of, traced
 from workbench.samples.demo import sample_truth
+
+_log = logging.getLogger(__name__)
 
 
 def finish(plan: Plan) -> Run:
@@ -76,7 +80,7 @@ def _finish(plan: Plan, each: Each) -> Run:
         return _counted(finest(ledger), counts)
 
     def styles() -> Mapping[str, Mapping[str, str]]:
-        learned = None if taught is None else class_colors(plan.folder, plan.job)
+        learned = class_colors(plan.folder, plan.job) if plan.job.knows_classes else None
         return qgis.styles(
             plan.job.classes, plan.job.planar, tally.classes, learned, more_of(known)
         )
@@ -86,6 +90,8 @@ def _finish(plan: Plan, each: Each) -> Run:
     taught = teach(plan)
     if taught is not None:
         refuse_to_lose_examples(plan.job, plan.folder)
+    # what examples teach decides about classes, whatever the candidates were found as
+    concepts = ConceptLabels(plan.job) if plan.job.finds_concepts and taught is None else None
     refresh = Refresh.of(plan.job, plan.folder, plan.crs) if plan.job.refresh else None
     ledger = _ledger_layer(plan)
     counts: dict[str, int] = {}
@@ -97,7 +103,7 @@ def _finish(plan: Plan, each: Each) -> Run:
         counting = [tally.add, attempts.each(TOPOLOGY, topology.add)]
         if against is not None:
             counting.append(attempts.each(QUALITY, against.add))
-        made = layer_batches(plan, taught, each)
+        made = layer_batches(plan, taught, each, concepts)
         known = prompted(plan)
         if known is not None:
             made = known.among(made, offer_beside_prompts(plan))
@@ -133,9 +139,11 @@ def _finish(plan: Plan, each: Each) -> Run:
         seconds = time.perf_counter() - start
         write_by_products(
             FinishedLayer(
-                result, plan, taught, known, topology, against, refresh, attempts, seconds
+                result, plan, taught, concepts, known, topology, against, refresh, attempts, seconds
             )
         )
+    for note in () if concepts is None else concepts.notes:
+        _log.warning(note)
     _tell_failures(plan, ledger)
     return result
 
@@ -162,7 +170,10 @@ def _tell_failures(plan: Plan, tiles: gpd.GeoDataFrame) -> None:
 
 
 def layer_batches(
-    plan: Plan, taught: Taught | None, each: Each = do_here
+    plan: Plan,
+    taught: Taught | None,
+    each: Each = do_here,
+    concepts: ConceptLabels | None = None,
 ) -> Iterator[gpd.GeoDataFrame]:
     """Select, trace, merge, clean and square: the layer in batches, by source, tile and ordinal.
 
@@ -174,9 +185,11 @@ def layer_batches(
         )
         return
     offer = plan.job.offer
-    if taught is not None:  # which class lies where has been decided tile by tile
+    if plan.job.knows_classes:  # which class lies where has been decided tile by tile
         offer = replace(offer, overlaps="all")
-    merged = merge_seams(traced(plan, taught, each), _windows(plan), plan.folder, offer, each)
+    merged = merge_seams(
+        traced(plan, taught, each, concepts), _windows(plan), plan.folder, offer, each
+    )
     if plan.job.planar:  # any polygon may cut any other
         cleaned = clean_planar(merged, plan.job.cleaning, plan.folder, each)
     else:

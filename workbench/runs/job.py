@@ -29,11 +29,12 @@ from workbench.runs.parameters import (
     as_meant,
     parameter,
 )
-from workbench.runs.together import check_prompts, check_squared
+from workbench.runs.together import check_concepts, check_prompts, check_squared
 from workbench.runs.trust import refuse_strange_scheduler
 from workbench.runs.values import (
     Bands,
     ClassNames,
+    Concepts,
     CrsName,
     Formats,
     KnownModel,
@@ -42,6 +43,8 @@ from workbench.runs.values import (
     SwitchOrClasses,
 )
 from workbench.segmenters.defaults import defaults_of
+
+USUAL_CLASSES = {1: "object"}
 
 
 class Job(Parameters):
@@ -73,9 +76,11 @@ class Job(Parameters):
         "`tiny`: a small SAM that comes with the package; `classic`: a baseline without weights; "
         "`vit_b`, `vit_l`, `vit_h`: Meta's SAM, downloaded on first use; with the extra `models` "
         "`mobile_sam`: a small SAM for computers without a GPU, `sam2.1_…`: SAM 2.1, `edgetam`: a "
-        "small SAM 2, `sam_hq_…`: HQ-SAM, whose weights you name as `checkpoint`",
+        "small SAM 2, `sam_hq_…`: HQ-SAM and `sam3`: SAM 3, whose weights you name as `checkpoint`",
     )
-    checkpoint: Text | None = parameter(None, "local weights file instead of the model's own")
+    checkpoint: Text | None = parameter(
+        None, "local weights file instead of the model's own; for `sam3` the folder of its weights"
+    )
     device: Literal["auto", "cuda", "mps", "cpu"] = parameter("auto", "where the network runs")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = parameter(
         "auto", "auto: bf16 on CUDA if it is native there, else fp16; fp32 on CPU"
@@ -184,10 +189,22 @@ class Job(Parameters):
         None,
         "whether the model also segments everything, as it does without `prompts`; where both are "
         "at one place, the label of the prompt is kept; auto: not beside `prompts`, unless "
-        "`examples` teach classes",
+        "`examples` or `concepts` give classes",
+    )
+    concepts: Concepts = parameter(
+        None,
+        "for `sam3`: what the objects of each class are called, for example `{1: building}`, in "
+        "English; all of them are found, with class and score; null: none",
+    )
+    exemplars: Text | None = parameter(
+        None,
+        "for `sam3`: vector file of boxes or polygons on the scene with `class_id`, each around "
+        "an object of this class, or around one that is not (`class_id` 0, or a column `unlike`); "
+        "with or without `concepts`; null: none",
     )
     classes: ClassNames = parameter(
-        {1: "object"}, "numbers and names of the classes for the review"
+        USUAL_CLASSES,
+        "numbers and names of the classes for the review; with `concepts` by default their words",
     )
     default_class: int | None = parameter(None, "class of all pre-labels; null: set in the review")
     reference: Text | None = parameter(
@@ -209,6 +226,9 @@ class Job(Parameters):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.concepts is not None and self.classes == USUAL_CLASSES:
+            # while it is being made, as pydantic does it
+            object.__setattr__(self, "classes", dict(self.concepts))
         self.thresholds.refuse_below(self.rules)
         if self.stretch is not None and self.stretch[0] >= self.stretch[1]:
             raise ValueError("stretch needs a lower and then a higher percentile")
@@ -218,7 +238,7 @@ class Job(Parameters):
                 "there, or choose one of them"
             )
         if isinstance(self.regularize, list):
-            check_squared(self.regularize, self.classes, self.examples, self.default_class)
+            check_squared(self.regularize, self.classes, self.knows_classes, self.default_class)
         for name in ("labelled_area", "class_thresh"):
             if self.examples is None and getattr(self, name) is not None:
                 raise ValueError(
@@ -227,6 +247,9 @@ class Job(Parameters):
                 )
         check_prompts(
             self.prompts, self.grid, self.examples, self.planar, self.scheduler, self.refresh
+        )
+        check_concepts(
+            self.model, self.concepts, self.exemplars, self.classes, self.grid, self.scheduler
         )
         if self.model == "classic" and self.checkpoint is not None:
             raise ValueError(
@@ -323,14 +346,25 @@ class Job(Parameters):
     @property
     def offer(self) -> Offer:
         """Which of the selected masks become labels."""
-        return Offer(self.max_area_share, self.duplicate_iou, self.overlaps)
+        by_class = self.finds_concepts and self.examples is None
+        return Offer(self.max_area_share, self.duplicate_iou, self.overlaps, by_class=by_class)
 
     @property
     def uses_grid(self) -> bool:
         """Whether everything is segmented, not only what is at the prompts."""
         if self.grid is None:
-            return self.prompts is None or self.examples is not None
+            return self.prompts is None or self.knows_classes
         return self.grid
+
+    @property
+    def finds_concepts(self) -> bool:
+        """Whether the model finds objects of given classes, instead of everything."""
+        return self.concepts is not None or self.exemplars is not None
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether the labels of a run have classes: of concepts, or taught."""
+        return self.finds_concepts or self.examples is not None
 
     @property
     def limits(self) -> Thresholds:

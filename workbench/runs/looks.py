@@ -11,11 +11,10 @@ import yaml
 from workbench._support.files import atomic_path
 from workbench._support.palette import CLASS_COLORS
 from workbench._support.yaml import read_yaml
-from workbench.runs.job import Job
+from workbench.runs.job import USUAL_CLASSES, Job
 
 LOOKS = "classes.yaml"
 Looks = Mapping[int, tuple[str, str]]  # name and colour of each class
-_USUAL = Job().classes
 
 
 def color_of(number: int) -> str:
@@ -55,7 +54,7 @@ def with_looks(job: Job, looks: Looks) -> tuple[Job, dict[int, str]]:
     Names that are given in the job count more, unless they are the usual ones.
     """
     names = {number: name for number, (name, _) in looks.items()}
-    classes = names | ({} if job.classes == _USUAL and names else job.classes)
+    classes = names | ({} if job.classes == USUAL_CLASSES and names else job.classes)
     named = job if classes == job.classes else job.changed(classes=classes)
     return named, _colors(classes, looks)
 

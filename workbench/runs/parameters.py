@@ -44,7 +44,8 @@ Positive = Annotated[float, Field(gt=0)]
 AUTO = ("bands", "stretch", "crs", "grid", "interactive")
 PATHS = (
     "source", "aoi", "out_dir", "checkpoint",
-    "examples", "prompts", "run_dir", "reviewed", "reference", "labelled_area", "next_source",
+    "examples", "prompts", "exemplars", "run_dir", "reviewed", "reference", "labelled_area",
+    "next_source",
 )  # fmt: skip
 
 

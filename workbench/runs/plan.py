@@ -28,6 +28,7 @@ from workbench.raster.web_tiles import cut_to_area, is_map_service, is_web_tiles
 from workbench.runs import choose
 from workbench.runs.by_hand import usable_by_hand
 from workbench.runs.cluster import SharedRun, segmenter_there
+from workbench.runs.exemplars import PlacedExemplars, place_exemplars, read_exemplars
 from workbench.runs.folder import FolderLock, refuse_foreign, store_in
 from workbench.runs.job import Job
 from workbench.runs.labels import check_labels, refuse_to_lose_examples
@@ -92,6 +93,7 @@ class Plan:
     n_read: int  # of the rasters, also outside the AOI
     left_out: Mapping[str, str]  # rasters that cannot be read, and why
     asked: AskedPrompts | None = None
+    shown: PlacedExemplars | None = None
 
     def close(self) -> None:
         """Let other processes have the run folder."""
@@ -129,9 +131,11 @@ class Plan:
 
     def segmenter_of(self, part: ScenePlan) -> Callable[[Tile], Segmenter]:
         """What computes each tile of a part of the work."""
+        shown, segmenter = self.shown, self.segmenter
         if self.asked is not None and part.scene.name in self.asked.sources:
-            return self.asked.asker(part, self.segmenter)
-        return lambda _: self.segmenter
+            alone = segmenter if shown is None else shown.elsewhere(segmenter)
+            return self.asked.asker(part, alone)
+        return (lambda _: segmenter) if shown is None else shown.asker(part, segmenter)
 
 
 def prepare(
@@ -155,6 +159,7 @@ def prepare(
     prompts = None
     if job.prompts is not None and tiles is None:
         prompts = read_prompts(job.prompts, scenes, aoi, job.classes)
+    drawn = read_exemplars(job)
     lock = FolderLock(folder_of(job, scenes))
     folder = lock.folder
     try:
@@ -163,6 +168,9 @@ def prepare(
         scenes = name_scenes(scenes, before)
         area = plan_tiles(job, scenes, aoi if tiles is None else None)
         check_labels(job, scenes)
+        shown = None
+        if drawn is not None:
+            shown = place_exemplars(drawn, scenes, job.tile_size, job.overlap)
         asked = None
         if tiles is not None:
             area = area.only(tiles)
@@ -182,7 +190,7 @@ def prepare(
             refuse_to_lose_examples(job, folder)
         if tiles is None:
             usable_by_hand(folder, scenes[0].crs, job.classes)
-        plan = Plan(job, folder, area, segmenter, record, lock, len(scenes), left_out, asked)
+        plan = Plan(job, folder, area, segmenter, record, lock, len(scenes), left_out, asked, shown)
         if before is None or pending(plan):
             segmenter.load()
         claim(folder, job, record, before)

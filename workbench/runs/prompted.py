@@ -305,4 +305,4 @@ def _beside(
 
 def offer_beside_prompts(plan: Plan) -> Offer:
     """Which labels of the grid may overlap those of prompts; with classes, none."""
-    return ONE_CLASS_PER_PLACE if plan.job.examples is not None else plan.job.offer
+    return ONE_CLASS_PER_PLACE if plan.job.knows_classes else plan.job.offer

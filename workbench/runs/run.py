@@ -38,6 +38,8 @@ def run(job: Job) -> Run:
     with closing(prepare(job)) as plan:
         done = plan.n_tiles - len(pending(plan))  # by an earlier run
         tqdm.write(work_of(plan, done), file=sys.stderr)
+        for note in () if plan.shown is None else plan.shown.notes:
+            tqdm.write(note, file=sys.stderr)
         with (
             closing(segment(plan)) as tiles,
             tqdm(total=plan.n_tiles, initial=done, desc="tiles", unit="tile") as bar,

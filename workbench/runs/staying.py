@@ -95,7 +95,7 @@ class Staying:
 def _offer(job: Job) -> Offer:
     """Which new labels may lie beside those that stay: as beside any label, but no duplicates."""
     twice = Offer.duplicate_iou if job.duplicate_iou is None else job.duplicate_iou
-    rule = job.offer if job.examples is None else ONE_CLASS_PER_PLACE
+    rule = ONE_CLASS_PER_PLACE if job.knows_classes else job.offer
     return replace(rule, duplicate_iou=twice)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+OF_CONCEPTS = "sam3"  # the model that concepts are for
+
 
 def check_squared(
     regularize: Sequence[int],
     classes: Mapping[int, str],
-    examples: object,
+    knows_classes: bool,
     default_class: int | None,
 ) -> None:
     """Refuse right angles for classes that do not exist, or that no polygon will have."""
@@ -17,7 +19,7 @@ def check_squared(
             f"regularize names class {unknown[0]}, which is not one of classes {classes}. "
             "Add it there, or choose among them"
         )
-    if examples is None and default_class not in regularize:
+    if not knows_classes and default_class not in regularize:
         raise ValueError(
             f"regularize names classes {regularize}, but no polygon will have one of them: set "
             "default_class or examples, or set regularize to true"
@@ -56,4 +58,40 @@ def check_prompts(
         raise ValueError(
             "examples teach the classes of what the grid finds, and grid is false: set grid to "
             "auto, or leave examples null"
+        )
+
+
+def check_concepts(
+    model: str,
+    concepts: Mapping[int, str] | None,
+    exemplars: str | None,
+    classes: Mapping[int, str],
+    grid: bool | None,
+    scheduler: str | None,
+) -> None:
+    """Refuse concepts where the model has none, and a model for concepts without any."""
+    for name, value in (("concepts", concepts), ("exemplars", exemplars)):
+        if value is not None and model != OF_CONCEPTS:
+            raise ValueError(
+                f"{name} are for model {OF_CONCEPTS}, and `{model}` finds objects of every kind: "
+                f"set model to {OF_CONCEPTS}, or leave {name} null and teach classes with examples"
+            )
+    if model == OF_CONCEPTS and concepts is None and exemplars is None:
+        raise ValueError(
+            f"model {OF_CONCEPTS} finds only what it is told to: set concepts (words, for example "
+            "{1: building}) or exemplars (a vector file of boxes), or take another model"
+        )
+    if unknown := sorted(set(concepts or ()) - set(classes)):
+        raise ValueError(
+            f"concepts names class {unknown[0]}, which is not one of classes {dict(classes)}. Add "
+            "it there, or leave classes as they are by default: they then have the words as names"
+        )
+    if exemplars is not None and scheduler is not None:
+        raise ValueError(
+            "exemplars are shown by one process: set scheduler to null, or leave exemplars null"
+        )
+    if grid is False and model == OF_CONCEPTS:
+        raise ValueError(
+            "concepts are looked for in every tile, and grid is false: set grid to auto, or take "
+            "another model for prompts alone"
         )

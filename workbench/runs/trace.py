@@ -22,13 +22,16 @@ from workbench.polygons.continuation import Continuations, RowCol, ShownBeside, 
 from workbench.polygons.portions import Each, Portion, polygons_of
 from workbench.raster.tiles import Tile
 from workbench.runs.classes import Taught, classed_polygons, figures_of, without_class
+from workbench.runs.concepts import ConceptLabels, without_concept
 from workbench.runs.folder import store_in
 from workbench.runs.job import Job
 from workbench.runs.plan import Plan
 from workbench.runs.tile_stream import ScenePlan
 
 
-def traced(plan: Plan, taught: Taught | None, each: Each) -> Iterator[gpd.GeoDataFrame]:
+def traced(
+    plan: Plan, taught: Taught | None, each: Each, concepts: ConceptLabels | None = None
+) -> Iterator[gpd.GeoDataFrame]:
     """Yield the polygons of all wanted tiles, a few tiles at a time.
 
     First what becomes labels, then what continues it beyond the edge of a tile.
@@ -36,6 +39,9 @@ def traced(plan: Plan, taught: Taught | None, each: Each) -> Iterator[gpd.GeoDat
     known = plan.store.ledger()  # once: to look through the folder takes as long as it has files
     if taught is not None:
         yield from _classed(plan, taught, known)
+        return
+    if concepts is not None:
+        yield from _of_concepts(plan, concepts, known)
         return
     stored = [_by_file(plan, part, known) for part in plan.scenes]
     portions = (Portion(None, some) for of_part in stored for some in of_part)
@@ -162,3 +168,11 @@ def _classed(plan: Plan, taught: Taught, known: Ledger) -> Iterator[gpd.GeoDataF
         yield without_class(nothing_of(plan, part))
         for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
             yield classed_polygons(plan, taught, part, candidates, records)
+
+
+def _of_concepts(plan: Plan, concepts: ConceptLabels, known: Ledger) -> Iterator[gpd.GeoDataFrame]:
+    """The polygons of concepts; which class lies where is decided tile by tile."""
+    for part in plan.scenes:
+        yield without_concept(nothing_of(plan, part))
+        for candidates, records in plan.store.read([part.index(t) for t in part.tiles], known):
+            yield concepts.polygons(part, candidates, records)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import pyproj
 from pydantic import AfterValidator, BeforeValidator, ValidatorFunctionWrapHandler, WrapValidator
 
+from workbench.candidates.concepts import LARGEST_CLASS
 from workbench.runs.parameters import Text
 
 MOST_SCALES, COARSEST = 4, 64
@@ -20,7 +21,7 @@ def _known_model(value: Any) -> Any:
     if value not in (names := get_args(ModelName)):
         raise ValueError(
             f"no model has this name. Take one of {', '.join(map(repr, names))}; mobile_sam, "
-            "sam2.1_…, edgetam and sam_hq_… need pip install 'sam-workbench[models]'"
+            "sam2.1_…, edgetam, sam_hq_… and sam3 need pip install 'sam-workbench[models]'"
         )
     return value
 
@@ -72,6 +73,31 @@ def _named_once(value: Any, validate: ValidatorFunctionWrapHandler) -> dict[int,
     return classes
 
 
+def _words_of_classes(value: Any) -> Any:
+    if value is None or value == {}:
+        return None
+    if not isinstance(value, dict):
+        raise ValueError("class numbers with their words expected, for example {1: building}")
+    for number, words in value.items():
+        if isinstance(words, bool):
+            raise ValueError(
+                f"class {number} has the word {words}, because YAML reads a bare yes, no, on or "
+                "off so: put it in quotes"
+            )
+        if words is None or not str(words).strip():
+            raise ValueError(
+                f"class {number} has no words. Say what its objects are called, for example "
+                "{1: building}, or leave the class out and show it with exemplars"
+            )
+        text = str(number).strip()
+        if not (text.isdecimal() and 1 <= int(text) <= LARGEST_CLASS):
+            raise ValueError(f"class {number}: a whole number from 1 to {LARGEST_CLASS:,} expected")
+    words_of = {int(number): str(words).strip() for number, words in value.items()}
+    if len(words_of) < len(value):
+        raise ValueError("two concepts have the same class: give each one its own")
+    return words_of
+
+
 def _switch_or_list(value: Any) -> Any:
     if isinstance(value, str) and value.strip().lower() in ("true", "false"):
         value = value.strip().lower() == "true"
@@ -88,7 +114,7 @@ def _one_or_many(value: Any) -> Any:
 ModelName = Literal[
     "tiny", "classic", "mobile_sam", "vit_b", "vit_l", "vit_h",
     "sam2.1_tiny", "sam2.1_small", "sam2.1_base_plus", "sam2.1_large", "edgetam",
-    "sam_hq_vit_b", "sam_hq_vit_l", "sam_hq_vit_h",
+    "sam_hq_vit_b", "sam_hq_vit_l", "sam_hq_vit_h", "sam3",
 ]  # fmt: skip
 KnownModel = Annotated[ModelName, BeforeValidator(_known_model)]
 Source = Annotated[Text | list[Text] | dict[str, Any] | None, AfterValidator(_stac_search)]
@@ -96,5 +122,6 @@ Bands = Annotated[tuple[int, int, int], AfterValidator(_from_1)]
 CrsName = Annotated[Text, AfterValidator(_known_crs)]
 Scales = Annotated[list[int], BeforeValidator(_one_and_coarser)]
 ClassNames = Annotated[dict[int, str], WrapValidator(_named_once)]
+Concepts = Annotated[dict[int, str] | None, BeforeValidator(_words_of_classes)]
 SwitchOrClasses = Annotated[bool | list[int] | None, BeforeValidator(_switch_or_list)]
 Formats = Annotated[list[Literal["flatgeobuf", "pmtiles"]] | None, BeforeValidator(_one_or_many)]

@@ -1,6 +1,6 @@
 """From pixels to candidates: one RGB tile comes in, `Candidates` go out.
 
 `protocol` says what a `Segmenter` is, `defaults` where its thresholds start, `at_points` what it
-finds at given places.
+finds at given places, `exemplars` how boxes show it what to look for.
 `classic` is one without a network, `sam` those with one (the only room that imports PyTorch).
 """

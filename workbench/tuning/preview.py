@@ -27,6 +27,7 @@ from workbench.polygons.areas import lies_in
 from workbench.polygons.build import to_polygons
 from workbench.polygons.clean import Cleaning, clean
 from workbench.runs.tile_stream import SegmentedTile
+from workbench.tuning.chosen import choose_labels, with_class
 from workbench.tuning.figures import Figures, covered_cells
 from workbench.tuning.reasons import why_below, why_cleaned, why_not_offered
 from workbench.tuning.sample_seams import ChosenTile, beside_others, merged, what_continues
@@ -238,18 +239,11 @@ class Preview:
         """
         fate = np.full(self.n_candidates, Fate.BELOW, np.uint8)
         with self._lock:
-            selected = [part.selector.rows(thresholds) for part in self._parts]
-            reasons = [
-                part.masks.offered(rows, offer).reason
-                for part, rows in zip(self._parts, selected, strict=True)
-            ]
-            chosen = [
-                rows[reason[rows] == Reason.OFFERED]
-                for rows, reason in zip(selected, reasons, strict=True)
-            ]
-            self._find_out(chosen, cleaning)
-            for part, rows, reason in zip(self._parts, chosen, reasons, strict=True):
-                mine = fate[part.rows]
+            found = [choose_labels(p.selector, p.masks, thresholds, offer) for p in self._parts]
+            kept = [rows[of.reason[rows] == Reason.OFFERED] for rows, of in found]
+            self._find_out(kept, cleaning)
+            for part, rows, (_, of) in zip(self._parts, kept, found, strict=True):
+                mine, reason = fate[part.rows], of.reason
                 mine[passes(part.candidates, thresholds)] = Fate.SUPPRESSED
                 for why, becomes in _FATE_OF.items():
                     mine[reason == why] = becomes
@@ -269,14 +263,16 @@ class Preview:
             return view
         tiles = [tiles[n] for n in near]
         frames = []
+        offer = replace(view.offer, overlaps="all") if view.offer.by_class else view.offer
         for n, one, more in zip(near, tiles, what_continues(tiles, view.offer), strict=True):
             part = self._parts[n]
             for rows, continues in ((one.rows, False), (more, True)):
                 with self._lock:
                     part.trace(rows)
                     mine = part.polygons["row"].isin(part.first + rows)
-                    frames.append(part.polygons[mine].assign(continues=continues))
-        cleaned = clean(merged(frames, tiles, view.offer), view.cleaning)
+                    pieces = with_class(part.polygons[mine], view.offer)
+                    frames.append(pieces.assign(continues=continues))
+        cleaned = clean(merged(frames, tiles, offer), view.cleaning)
         fate = view.fate.copy()
         for n in near:
             mine = fate[self._parts[n].rows]
@@ -386,8 +382,7 @@ class Preview:
             reason = "its representative point is outside the AOI"
         else:
             with self._lock:
-                selected = part.selector.rows(view.thresholds)
-                found = part.masks.offered(selected, view.offer)
+                _, found = choose_labels(part.selector, part.masks, view.thresholds, view.offer)
             reason, rival = why_not_offered(part.masks, found, row - part.first, view.offer)
             rival += part.first if rival >= 0 else 0
         iou, stability = self.scores[row].tolist()

@@ -52,6 +52,8 @@ def why_not_offered(masks: TileMasks, offered: Offered, row: int, offer: Offer) 
             return f"it covers {share:.0%} of its tile, more than {limit}", -1
         return "it touches three or four edges of the scene", -1
     score = f"predicted IoU {masks.pred_iou[rival]:.3f}"
+    if offer.by_class:
+        return "other objects at its place score more", rival
     if reason == Reason.DUPLICATE:
         limit = f"duplicate_iou ({offer.duplicate_iou:g})"
         return f"it repeats a better one ({score}): their mask IoU is above {limit}", rival

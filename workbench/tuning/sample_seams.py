@@ -55,6 +55,8 @@ def beside_others(tiles: Sequence[ChosenTile]) -> list[int]:
 def what_continues(tiles: Sequence[ChosenTile], offer: Offer) -> list[NDArray[np.int64]]:
     """For each tile, the rows of candidates that continue what another tile's edge has cut."""
     more: list[NDArray[np.int64]] = [np.empty(0, np.int64) for _ in tiles]
+    if offer.by_class:  # a run does not look for such candidates of concepts
+        return more
     for grid, of_scene in _by_scene(tiles):
         cut = Continuations(grid)
         place = {tiles[n].index: n for n in of_scene}

@@ -47,8 +47,8 @@ from workbench.widgets.history import STATE, History, State
 from workbench.widgets.saved import KEPT, Keeper, SavedSession, read_saved
 
 SAMPLES_DEPEND_ON = (
-    "model", "checkpoint", "tile_size", "overlap", "points_per_side", "crop_n_layers",
-    "pred_iou_floor", "stability_floor", "box_nms_thresh", "crop_nms_thresh",
+    "model", "checkpoint", "concepts", "exemplars", "tile_size", "overlap", "points_per_side",
+    "crop_n_layers", "pred_iou_floor", "stability_floor", "box_nms_thresh", "crop_nms_thresh",
 )  # fmt: skip
 
 

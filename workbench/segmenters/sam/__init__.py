@@ -5,8 +5,8 @@ SAM runs in `encoder` and `decoder`, SAM 2.1 and `edgetam` in `sam2`, `sam_hq` c
 `mobile_sam` has an encoder of its own; `extras` checks the packages of these four. `loaded` is a
 network on its device. `measure` (`fused` on CUDA) scores masks, `proposals` makes candidates of
 them, `segmenter` puts it together, `workers` does batches of prompts side by side, `by_hand`
-answers clicks. `tiny` is the embedded model; `torchvision_shim` repairs a torchvision without
-compiled operators.
+answers clicks. `sam3` is a network that looks for concepts, `concepts` makes a `Segmenter` of it.
+`tiny` is the embedded model; `torchvision_shim` repairs a torchvision without compiled operators.
 """
 
 from workbench.segmenters.sam.torchvision_shim import mend_torchvision
@@ -25,11 +25,16 @@ from workbench.segmenters.sam.checkpoints import (  # noqa: E402
     fetch_checkpoint,
     load_model,
 )
+from workbench.segmenters.sam.concepts import (  # noqa: E402
+    ConceptSegmenter,
+    concept_segmenter,
+)
 from workbench.segmenters.sam.device import resolve_device, resolve_precision  # noqa: E402
 from workbench.segmenters.sam.segmenter import SamSegmenter, sam_segmenter  # noqa: E402
 
 __all__ = [
     "MODELS",
+    "ConceptSegmenter",
     "Download",
     "Embedded",
     "ManualDownload",
@@ -37,6 +42,7 @@ __all__ = [
     "SamPredictor",
     "SamSegmenter",
     "cache_folder",
+    "concept_segmenter",
     "fetch_checkpoint",
     "load_model",
     "resolve_device",
