@@ -25,8 +25,6 @@ from workbench.segmenters.hierarchy import (
     measure_superpixels,
 )
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 MIN_AREA_PX = 30
 OWN_SHARE = 0.2  # of the gradient, in the borders that are flooded
@@ -54,15 +52,15 @@ class Regions:
     superpixels: Superpixels
     trees: tuple[Hierarchy, ...]
     ranks: NDArray[np.int32]
-    tree: Ints
-    first: Ints
-    last: Ints
-    area: Ints
-    boxes: Ints  # (r, 4)
-    outline: Ints  # (r,) pixel edges, with those along the edge of the image
+    tree: NDArray[np.int64]
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
+    area: NDArray[np.int64]
+    boxes: NDArray[np.int64]  # (r, 4)
+    outline: NDArray[np.int64]  # (r,) pixel edges, with those along the edge of the image
     traits: NDArray[np.float32]  # (r, n)
 
-    def held(self, rows: Ints) -> sparse.csr_matrix:
+    def held(self, rows: NDArray[np.int64]) -> sparse.csr_matrix:
         """Return `(rows, superpixels)`, 1 where the superpixel belongs to the region."""
         offset = np.cumsum([0, *(len(tree.area) for tree in self.trees)])
         mine = [np.flatnonzero(self.tree[rows] == number) for number in range(len(self.trees))]
@@ -131,11 +129,13 @@ def regions_of(superpixels: Superpixels) -> Regions:
     )
 
 
-def _traits(superpixels: Superpixels, tree: Hierarchy, other: Hierarchy) -> tuple[Floats, Floats]:
+def _traits(
+    superpixels: Superpixels, tree: Hierarchy, other: Hierarchy
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Describe the regions of a hierarchy, `(r, 49)`, and tell the length of their outlines."""
     n = len(superpixels.area)
     own = _border_columns(superpixels)
-    removed: Floats = np.column_stack(
+    removed: NDArray[np.float64] = np.column_stack(
         [np.bincount(joins(superpixels, tree), x, len(tree.area)) for x in own.T]
     )
     both = superpixels.pairs.T.ravel()
@@ -202,7 +202,7 @@ def _traits(superpixels: Superpixels, tree: Hierarchy, other: Hierarchy) -> tupl
     return np.column_stack(columns).astype(float), perimeter
 
 
-def _with_kin(traits: Floats, tree: Hierarchy) -> Floats:
+def _with_kin(traits: NDArray[np.float64], tree: Hierarchy) -> NDArray[np.float64]:
     """Add to traits `(r, n)` what those of the parent and of the larger part differ by."""
     part = np.arange(len(tree.area))
     if tree.merges:
@@ -212,14 +212,14 @@ def _with_kin(traits: Floats, tree: Hierarchy) -> Floats:
     return np.column_stack([traits, traits[tree.parent] - traits, traits[part] - traits])
 
 
-def _border_columns(superpixels: Superpixels) -> Floats:
+def _border_columns(superpixels: Superpixels) -> NDArray[np.float64]:
     """What is summed up along outlines, `(m, 7)`: length, strengths, length where one is likely."""
     likely = superpixels.strengths[:, PART] / superpixels.length
     sure = [superpixels.length * (likely > above) for above in SURE]
     return np.column_stack([superpixels.length, superpixels.strengths, *sure]).astype(float)
 
 
-def _moments(superpixels: Superpixels) -> Floats:
+def _moments(superpixels: Superpixels) -> NDArray[np.float64]:
     """Sums over pixels `(n, 5)` of x, y, x², y² and xy, with the unit of a hundred pixels."""
     height, width = superpixels.labels.shape
     flat, n = superpixels.labels.ravel(), len(superpixels.area)
@@ -227,7 +227,9 @@ def _moments(superpixels: Superpixels) -> Floats:
     return np.column_stack([np.bincount(flat, z, n) for z in (x, y, x * x, y * y, x * y)])
 
 
-def _shape(moments: Floats, area: Ints) -> tuple[Floats, Floats]:
+def _shape(
+    moments: NDArray[np.float64], area: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """How much of the ellipse of equal moments a region fills, and how long that is."""
     x, y, xx, yy, xy = (moments / area[:, None]).T
     pixel = 1e-4 / 12  # of one pixel alone
@@ -239,7 +241,7 @@ def _shape(moments: Floats, area: Ints) -> tuple[Floats, Floats]:
     return filled, np.log(long / short) / 2
 
 
-def _agreement(superpixels: Superpixels, tree: Hierarchy, other: Hierarchy) -> Floats:
+def _agreement(superpixels: Superpixels, tree: Hierarchy, other: Hierarchy) -> NDArray[np.float64]:
     """The best IoU of each region with any of the other hierarchy, `(r,)`; 0 for small ones."""
     found = np.zeros(len(tree.area))
     large = np.flatnonzero(tree.area >= MIN_AREA_PX)
@@ -247,7 +249,9 @@ def _agreement(superpixels: Superpixels, tree: Hierarchy, other: Hierarchy) -> F
     return found
 
 
-def distinct(regions: Regions, scores: NDArray[np.float32], most: int, same_iou: float) -> Ints:
+def distinct(
+    regions: Regions, scores: NDArray[np.float32], most: int, same_iou: float
+) -> NDArray[np.int64]:
     """The regions that differ, those with the best scores first, `most` of them at most."""
     chosen, offset = [], 0
     for tree in regions.trees:
@@ -262,7 +266,7 @@ def distinct(regions: Regions, scores: NDArray[np.float32], most: int, same_iou:
     return rows[_survivors(regions, rows, same_iou)][:most]
 
 
-def _survivors(regions: Regions, rows: Ints, same_iou: float) -> Ints:
+def _survivors(regions: Regions, rows: NDArray[np.int64], same_iou: float) -> NDArray[np.int64]:
     """Suppress each of the rows, best first, that overlaps a better one too much."""
     inside = regions.held(rows)
     shared = (inside.multiply(regions.superpixels.area).tocsr() @ inside.T).tocoo()
