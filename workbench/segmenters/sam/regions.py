@@ -25,7 +25,6 @@ from workbench.segmenters.hierarchy import (
     measure_superpixels,
 )
 
-
 MIN_AREA_PX = 30
 OWN_SHARE = 0.2  # of the gradient, in the borders that are flooded
 FLAT = 0.02  # what is less strong is the inside of one superpixel
