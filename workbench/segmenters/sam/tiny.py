@@ -307,9 +307,9 @@ class Chooser:
         )
         self._steepness = self.table.steepness.cpu().numpy()
 
-    def __call__(self, sparse: Tensor) -> tuple[Tensor, LogitsOf]:
+    def __call__(self, sparse: Tensor, dense: Tensor | None = None) -> tuple[Tensor, LogitsOf]:
         """Three masks for each of some prompts `(n, points, 3)`, as `decoder.Decode`."""
-        scores, rows = self.by_size(*self.chosen(sparse, None))
+        scores, rows = self.by_size(*self.chosen(sparse, dense))
         return scores, lambda wanted: self.drawn(rows[wanted])
 
     def chosen(self, sparse: Tensor, dense: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -431,8 +431,8 @@ class Tiny:
 
         def ask(prompts: Prompts) -> tuple[Tensor, LogitsOf]:
             points = None if prompts.points is None else (prompts.points, prompts.labels)
-            sparse, _ = self.model.prompt_encoder(points, prompts.boxes, None)
-            return choose(sparse)
+            sparse, dense = self.model.prompt_encoder(points, prompts.boxes, prompts.mask)
+            return choose(sparse, None if prompts.mask is None else dense)
 
         return ask
 
