@@ -104,7 +104,10 @@ def ways_of(bench: Bench, model: str) -> list[str]:
     """Which ways to the masks a model has, the engine's first."""
     ways = [COMPARED, "best"] if bench.quick else [COMPARED, "bf16", "compiled", *OFFICIAL]
     both = (COMPARED, "bf16")  # the others are for the first SAM and its decoder
-    return [way for way in ways if way in both or setting(bench, model).first_sam]
+    if not setting(bench, model).first_sam:
+        return [way for way in ways if way in both]
+    # most of what `tiny` calls its encoder is no network
+    return [way for way in ways if way != "compiled" or model != "tiny"]
 
 
 def setting(bench: Bench, model: str) -> Setting:

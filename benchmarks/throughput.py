@@ -42,6 +42,7 @@ from workbench.segmenters.sam import MODELS, SamSegmenter, encoder, load_model, 
 from workbench.segmenters.sam.checkpoints import Embedded
 from workbench.segmenters.sam.device import DTYPES, resolve_precision
 from workbench.segmenters.sam.network import SegmentAnything
+from workbench.segmenters.sam.tiny import Tiny
 
 # after workbench.segmenters.sam, which makes torchvision importable
 from segment_anything import SamAutomaticMaskGenerator  # isort: skip
@@ -62,7 +63,11 @@ WAYS = {
 # engine's RLEs are made in a thread of their own
 OFFICIAL_STAGES = {
     "encoder": {("predictor.py", "set_image")},
-    "decoder": {("prompt_encoder.py", "forward"), ("mask_decoder.py", "forward")},
+    "decoder": {
+        ("prompt_encoder.py", "forward"),
+        ("mask_decoder.py", "forward"),
+        ("tiny.py", "forward"),
+    },
     "masks": {
         ("sam.py", "postprocess_masks"),
         ("amg.py", "calculate_stability_score"),
@@ -75,11 +80,18 @@ OFFICIAL_STAGES = {
     },
 }
 ENGINE_STAGES = {
-    "encoder": {("network.py", "scaled"), ("network.py", "look"), ("sam2.py", "look")},
+    "encoder": {
+        ("network.py", "scaled"),
+        ("network.py", "look"),
+        ("sam2.py", "look"),
+        ("tiny.py", "look"),
+    },
     "decoder": {
         ("loaded.py", "prompts"),
         ("sam2.py", "_embedded"),
         ("network.py", "_embedded"),
+        ("tiny.py", "__call__"),
+        ("tiny.py", "drawn"),
         ("decoder.py", "__call__"),
         ("decoder.py", "_upscale"),
     },
@@ -117,7 +129,7 @@ class Setting:
     @property
     def first_sam(self) -> bool:
         """Whether the official generator can run it."""
-        return MODELS[self.model].network_of is SegmentAnything
+        return MODELS[self.model].network_of in (SegmentAnything, Tiny)
 
     def build(self) -> Sam:
         """Load the weights that are shipped; build others at random."""
@@ -161,7 +173,7 @@ def calibrate(setting: Setting) -> dict[str, float]:
     every = engine.propose(image).column("pred_iou")
     shift = MIDDLE - float(np.median(every)) if setting.random and setting.first_sam else 0.0
     threshold = float(np.quantile(every, 1 - SURVIVING)) + shift
-    if not setting.first_sam:
+    if MODELS[setting.model].network_of is not SegmentAnything:
         return {"threshold": threshold, "shift": shift, "encoder": np.nan, "decoder": np.nan}
     segmenter = replace(few, threshold=threshold, shift=shift).engine()
     speed = matmul_speed(segmenter)

@@ -20,6 +20,7 @@ from workbench.runs import choose
 from workbench.runs.job import Job
 from workbench.runs.prompted import LEDGER
 from workbench.runs.result import read_run
+from workbench.segmenters import defaults
 
 
 class ProposesColours:
@@ -208,8 +209,9 @@ def test_a_mask_that_fills_its_window_is_not_sound(
 
 
 def test_only_models_that_gain_from_boxes_are_given_them(
-    model: SameColour, job: Job, tmp_path: Path
+    model: SameColour, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(defaults._OF, "tiny", defaults.ModelDefaults(takes_boxes=False))
     job = job.changed(prompts=saved(tmp_path / "old.gpkg", TRUE))
     run(job)
     run(job.changed(model="tiny", resume=False))

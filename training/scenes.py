@@ -1,6 +1,8 @@
-"""Random scenes to train on: those of `workbench.samples.demo`, varied far beyond realism.
+"""Random scenes to train on, of two kinds.
 
-Every scene is made from its number alone, so the pool is the same wherever it is made.
+Odd numbers are those of `workbench.samples.demo`, varied far beyond realism. Even ones are shapes
+laid over each other like leaves, or packed like houses or parcels: their colours say little, for
+the textures come later. Every scene is made from its number alone.
 """
 
 from dataclasses import dataclass, fields
@@ -14,7 +16,7 @@ from workbench._support.files import atomic_path
 from workbench.samples.appearance import Appearance, Colours, Palette
 from workbench.samples.demo import make_sample
 
-SIZE_PX = 768
+SIZE_PX = 1024
 RESOLUTIONS_M = (0.08, 1.6)
 
 
@@ -34,6 +36,24 @@ class TrainingScene:
 def make_scene(number: int) -> TrainingScene:
     """Make the scene of this number, equal in every bit wherever it is made."""
     rng = np.random.default_rng([2, number])
+    return countryside(rng) if number % 2 else leaves(rng)
+
+
+def pooled_scene(number: int, pool: Path) -> TrainingScene:
+    """Return the scene of this number, kept as a file in the folder `pool` once it is made."""
+    path = pool / f"{number:06d}.npz"
+    if not path.exists():
+        scene = make_scene(number)
+        pool.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, rgb=scene.rgb, labels=scene.labels, part_of=scene.part_of)
+        return scene
+    with np.load(path, allow_pickle=False) as arrays:
+        return TrainingScene(arrays["rgb"], arrays["labels"], arrays["part_of"])
+
+
+def countryside(rng: np.random.Generator) -> TrainingScene:
+    """A village, fields and woods, with invented colours, light and camera."""
     low, high = np.log(RESOLUTIONS_M)
     sample = make_sample(
         SIZE_PX,
@@ -47,17 +67,157 @@ def make_scene(number: int) -> TrainingScene:
     return TrainingScene(sample.rgb, sample.labels.astype(np.int16), part_of.astype(np.int16))
 
 
-def pooled_scene(number: int, pool: Path) -> TrainingScene:
-    """Return the scene of this number, kept as a file in the folder `pool` once it is made."""
-    path = pool / f"{number:06d}.npz"
-    if not path.exists():
-        scene = make_scene(number)
-        pool.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, rgb=scene.rgb, labels=scene.labels, part_of=scene.part_of)
-        return scene
-    with np.load(path, allow_pickle=False) as arrays:
-        return TrainingScene(**{field.name: arrays[field.name] for field in fields(TrainingScene)})
+# ------------------------------------------------------------------------------------- leaves
+
+
+def leaves(rng: np.random.Generator) -> TrainingScene:
+    """Shapes on ground, on parcels, or both; some with two sides, a shadow or a round body."""
+    rgb = np.empty((SIZE_PX, SIZE_PX, 3), np.float32)
+    rgb[:] = rng.uniform(20, 220, 3)
+    labels = np.full((SIZE_PX, SIZE_PX), -1, np.int16)
+    wholes: list[int] = []
+    if rng.random() < 0.6:
+        _parcels(rgb, labels, wholes, rng)
+    for _ in range(int(rng.integers(1, 4))):
+        _shapes(rgb, labels, wholes, rng)
+    return TrainingScene(np.clip(rgb, 0, 255).astype(np.uint8), labels, np.array(wholes, np.int16))
+
+
+def _parcels(
+    rgb: NDArray[np.float32],
+    labels: NDArray[np.int16],
+    wholes: list[int],
+    rng: np.random.Generator,
+) -> None:
+    """Cut the ground into parcels with straight or bent borders and, between some, a gap."""
+    side = float(np.exp(rng.uniform(np.log(90), np.log(420))))
+    turn, n = rng.uniform(0, np.pi), int(2 * SIZE_PX / side) + 2
+    y, x = np.mgrid[:SIZE_PX, :SIZE_PX].astype(np.float32) - SIZE_PX / 2
+    for _ in range(int(rng.integers(0, 3))):  # bend
+        phase, length = rng.uniform(0, 6), rng.uniform(200, 900)
+        x, y = x + rng.uniform(0, 25) * np.sin(y * (6 / length) + phase), y
+        x, y = y, x
+    u = (np.cos(turn) * x + np.sin(turn) * y) / side + n / 2
+    v = (np.cos(turn) * y - np.sin(turn) * x) / side / rng.uniform(0.4, 2.5) + n / 2
+    row = np.floor(v).astype(int)
+    u = (
+        u * np.exp(rng.normal(0, 0.3, 6 * n))[row % (6 * n)]
+        + rng.uniform(0, 9, 6 * n)[row % (6 * n)]
+    )
+    column = np.floor(u).astype(int)
+    number = (row * 1009 + column) % 30011
+    names, index = np.unique(number, return_inverse=True)
+    index = index.reshape(labels.shape)
+    joined = np.arange(len(names))
+    again = rng.random(len(names)) < 0.3  # some are one with another
+    joined[again] = np.maximum(joined[again] - 1, 0)
+    index = joined[index]
+    gap = rng.choice([0.0, rng.uniform(0.5, 4), rng.uniform(4, 14)]) / side
+    du, dv = np.abs(u - np.round(u)), np.abs(v - np.round(v))
+    inside = (np.minimum(du, dv) > gap / 2) & ~(rng.random(len(names)) < 0.1)[index]
+    spread = np.exp(rng.uniform(np.log(4), np.log(50)))
+    base = rng.uniform(40, 200, 3)
+    colours = (
+        base + rng.normal(0, spread, (len(names), 1)) + rng.normal(0, spread / 3, (len(names), 3))
+    )
+    rgb[inside] = colours[index[inside]]
+    labels[inside] = index[inside] + len(wholes)
+    wholes.extend(range(len(wholes), len(wholes) + len(names)))
+
+
+def _shapes(
+    rgb: NDArray[np.float32],
+    labels: NDArray[np.int16],
+    wholes: list[int],
+    rng: np.random.Generator,
+) -> None:
+    """Lay shapes of about one size, anywhere or in rows as houses stand."""
+    size = float(np.exp(rng.uniform(np.log(8), np.log(160))))
+    n = int(min(rng.uniform(0.05, 0.7) * (SIZE_PX / size) ** 2 / 2, 900))
+    kinds = rng.choice(4, int(rng.integers(1, 4)))
+    rows, turn = rng.random() < 0.5, rng.uniform(0, np.pi)
+    places = rng.uniform(0, SIZE_PX, (n, 2))
+    if rows:
+        step = size * rng.uniform(1.8, 3.2)
+        places = np.round(places / step) * step + rng.normal(0, size * 0.15, (n, 2))
+        c, s = np.cos(turn), np.sin(turn)
+        places = (places - SIZE_PX / 2) @ np.array([[c, s], [-s, c]]) + SIZE_PX / 2
+    light = rng.uniform(0, 2 * np.pi)
+    shadow = size * rng.uniform(0.05, 0.4) * np.array([np.cos(light), np.sin(light)])
+    shaded = rng.uniform(0.3, 0.8) if rng.random() < 0.6 else 1.0
+    palette = rng.uniform(10, 245, (int(rng.integers(1, 6)), 3))
+    if rng.random() < 0.5:
+        palette = palette.mean(axis=1, keepdims=True) + rng.normal(0, 10, (len(palette), 3))
+    jitter, roofed = rng.uniform(2, 30), rng.random() < 0.4
+    for place in places:
+        angle = (turn if rows else rng.uniform(0, np.pi)) + rng.normal(0, 0.05)
+        outline = _outline(int(rng.choice(kinds)), size * np.exp(rng.normal(0, 0.35)), angle, rng)
+        outline = outline + place
+        low = np.floor(outline.min(0) - np.abs(shadow) - 2).astype(int).clip(0, SIZE_PX)
+        high = np.ceil(outline.max(0) + np.abs(shadow) + 2).astype(int).clip(0, SIZE_PX)
+        if (high - low).min() < 3 or len(wholes) > 30_000:
+            continue
+        there = np.s_[low[1] : high[1], low[0] : high[0]]
+        mask = np.zeros((high - low)[::-1], np.uint8)
+        fixed = np.round((outline - low) * 16).astype(np.int32)
+        if shaded < 1:
+            cast = np.zeros_like(mask)
+            cv2.fillPoly(
+                cast, [np.round((outline - low + shadow) * 16).astype(np.int32)], 1, shift=4
+            )
+            rgb[there][cast > 0] *= shaded
+        cv2.fillPoly(mask, [fixed], 1, shift=4)
+        here = mask > 0
+        if here.sum() < 12:
+            continue
+        colour = (
+            palette[rng.integers(len(palette))]
+            + rng.normal(0, jitter)
+            + rng.normal(0, jitter / 4, 3)
+        )
+        whole = len(wholes)
+        wholes.append(whole)
+        y, x = np.nonzero(here)
+        across = (x + low[0] - place[0]) * np.cos(angle) + (y + low[1] - place[1]) * np.sin(angle)
+        tone = np.zeros(len(x))
+        labels[there][here] = whole
+        if roofed and size > 14:  # two sides, each a part
+            other = across > rng.normal(0, 0.1) * size
+            tone = np.where(other, rng.normal(0, 25), 0)
+            if 10 < other.sum() < len(x) - 10:
+                for side in (other, ~other):
+                    labels[there][y[side], x[side]] = len(wholes)
+                    wholes.append(whole)
+        elif rng.random() < 0.3:  # brighter on one side, as trees and tanks are
+            tone = across / size * rng.normal(0, 40)
+        rgb[there][here] = colour + tone[:, None]
+
+
+def _outline(
+    kind: int, radius: float, angle: float, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """A rectangle, an L, a polygon or a smooth blob around (0, 0), `(n, 2)` pixels."""
+    stretch = np.array([1, np.exp(rng.normal(0, 0.45))]) * radius
+    if kind == 0:
+        points = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1.0]])
+    elif kind == 1:
+        a, b = rng.uniform(-0.5, 0.6, 2)
+        points = np.array([[-1, -1], [1, -1], [1, b], [a, b], [a, 1], [-1, 1.0]])
+    elif kind == 2:
+        angles = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(3, 9))))
+        points = np.stack([np.cos(angles), np.sin(angles)], 1) * rng.uniform(0.6, 1.2)
+    else:
+        angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+        lobes = np.arange(2, 9)[:, None]
+        waves = np.sin(lobes * angles + rng.uniform(0, 6, lobes.shape))
+        swell = rng.normal(0, 0.4, lobes.shape) / lobes * waves
+        points = np.stack([np.cos(angles), np.sin(angles)], 1) * (1 + swell.sum(0))[:, None]
+        stretch = np.sqrt(stretch * radius)
+    c, s = np.cos(angle), np.sin(angle)
+    return np.asarray((points * stretch) @ np.array([[c, s], [-s, c]]))
+
+
+# -------------------------------------------------------------------------------- countryside
 
 
 def random_appearance(rng: np.random.Generator) -> Appearance:

@@ -3,4 +3,5 @@
 `protocol` says what a `Segmenter` is, `defaults` where its thresholds start, `at_points` what it
 finds at given places, `exemplars` how boxes show it what to look for.
 `classic` is one without a network, `sam` those with one (the only room that imports PyTorch).
+`hierarchy` merges superpixels to regions, for `classic` and for the embedded model.
 """

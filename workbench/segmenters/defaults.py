@@ -17,6 +17,7 @@ class ModelDefaults:
 
     `takes_boxes` is whether a prompt's box helps it: `benchmarks/prompts.py` measures that.
     `takes_clicks` is whether a person can ask it for an outline by clicks.
+    `joins_clicks` is whether several clicks together mean one object to it.
     """
 
     pred_iou_thresh: float = Thresholds.pred_iou_thresh
@@ -25,6 +26,7 @@ class ModelDefaults:
     stability_floor: float = Rules.stability_floor
     takes_boxes: bool = True
     takes_clicks: bool = True
+    joins_clicks: bool = True
 
 
 _OF_SAM = ModelDefaults()
@@ -32,8 +34,9 @@ _OF = {
     "classic": ModelDefaults(takes_clicks=False),
     # what Meta's own processor keeps; the stability of its masks has not been measured
     "sam3": ModelDefaults(0.5, 0.0, pred_iou_floor=0.2, stability_floor=0.0, takes_clicks=False),
-    # a network of a tenth the size is less sure of itself: of its best masks few score above 0.8
-    "tiny": ModelDefaults(pred_iou_thresh=0.6, stability_score_thresh=0.94, takes_boxes=False),
+    # its scores are right on the average, so few are high; its regions do not grow by a click, but
+    # those of several clicks can be put together
+    "tiny": ModelDefaults(pred_iou_thresh=0.6, stability_score_thresh=0.94, joins_clicks=False),
 }
 
 

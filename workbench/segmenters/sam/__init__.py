@@ -6,7 +6,8 @@ SAM runs in `encoder` and `decoder`, SAM 2.1 and `edgetam` in `sam2`, `sam_hq` c
 network on its device. `measure` (`fused` on CUDA) scores masks, `proposals` makes candidates of
 them, `segmenter` puts it together, `workers` does batches of prompts side by side, `by_hand`
 answers clicks. `sam3` is a network that looks for concepts, `concepts` makes a `Segmenter` of it.
-`tiny` is the embedded model; `torchvision_shim` repairs a torchvision without compiled operators.
+`tiny` is the embedded model: `bordernet` finds borders, `regions` what lies between them.
+`torchvision_shim` repairs a torchvision without compiled operators.
 """
 
 from workbench.segmenters.sam.torchvision_shim import mend_torchvision

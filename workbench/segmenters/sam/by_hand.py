@@ -64,11 +64,10 @@ class EncodedTile:
             box: `(4,)` XYXY around the object.
             before: `(h, w)`: a mask of the object that the clicks correct.
 
-        A model that learned from single points is asked for each click alone, and the masks are
-        joined with each other and with the mask before. Those of clicks beside the object are taken
-        away.
+        A model that does not join clicks is asked for each alone, and the masks are joined with
+        each other and with the mask before. Those of clicks beside the object are taken away.
         """
-        if defaults_of(self.segmenter.name).takes_boxes:
+        if defaults_of(self.segmenter.name).joins_clicks:
             return self._together(points, on_object, box, before)
         if box is not None and not on_object.any():
             points = np.vstack([points, (box[:2] + box[2:]) / 2])

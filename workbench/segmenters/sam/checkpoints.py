@@ -36,7 +36,7 @@ from workbench.segmenters.sam.sam2 import (
 from workbench.segmenters.sam.sam_hq import VITS, SamHq, build_sam_hq
 from workbench.segmenters.sam.sam_hq import names_of_transformers as names_of_hq
 from workbench.segmenters.sam.sam_hq import require_transformers as require_for_hq
-from workbench.segmenters.sam.tiny import build_tiny
+from workbench.segmenters.sam.tiny import Tiny, build_tiny
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _sam_hq(size: str, megabytes: int) -> Model:
 
 
 MODELS: dict[str, Model] = {
-    "tiny": Model(build_tiny, Embedded(Path(__file__).with_name("tiny.pth"))),
+    "tiny": Model(build_tiny, Embedded(Path(__file__).with_name("tiny.pth")), Tiny),
     "vit_b": Model(
         sam_model_registry["vit_b"],
         Download(
