@@ -15,7 +15,8 @@ from workbench.candidates.table import Rules
 from workbench.samples.demo import make_sample
 from workbench.segmenters.sam import SamSegmenter, sam_segmenter
 from workbench.segmenters.sam.by_hand import EncodedTile
-from workbench.tuning.clicks import polygon_at
+from workbench.tuning.clicks import TileOfScene
+from workbench.tuning.questions import Clicks
 
 from segment_anything import SamPredictor  # isort: skip
 
@@ -34,17 +35,25 @@ def by_tiny() -> EncodedTile:
 
 
 @pytest.mark.parametrize("with_box", [False, True])
-def test_several_clicks_and_a_box_are_asked_as_sam_asks_them(with_box: bool) -> None:
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_clicks_a_box_and_a_mask_are_asked_as_sam_asks_them(
+    with_box: bool, with_mask: bool
+) -> None:
     torch.manual_seed(0)
     sam = small_sam()
     points = np.array([[60.0, 80.0], [70.5, 90.0], [200.0, 30.0]])
     on_object = np.array([True, True, False])
     box = np.array([40.0, 50.0, 120.0, 140.0]) if with_box else None
     tile = EncodedTile.of(SamSegmenter(lambda: sam, "vit_b", ""), image())
-    answer = tile.answer(points, on_object, box)
+    before, logits = None, None
+    if with_mask:  # in whole pixels of the mask prompt, which has an eighth of the image's
+        before = np.zeros((256, 256), bool)
+        before[40:136, 48:120] = True
+        logits = np.where(before[::8, ::8], 1, -1)[None] * np.log(0.999 / 0.001)
+    answer = tile.answer(points, on_object, box, before)
     predictor = SamPredictor(sam)
     predictor.set_image(image())
-    masks, ious, _ = predictor.predict(points, on_object.astype(int), box=box)
+    masks, ious, _ = predictor.predict(points, on_object.astype(int), box=box, mask_input=logits)
     same = [(answer.mask == mask).mean() > 0.999 for mask in masks]
     assert any(same)
     assert answer.pred_iou == pytest.approx(float(ious[same.index(True)]), abs=1e-4)
@@ -92,17 +101,48 @@ def test_a_box_alone_is_enough() -> None:
     assert answer.mask[65, 60]
 
 
-def test_the_polygon_lies_on_the_map() -> None:
-    scene = scene_of(1000, 1000)
+def clicks_at(x: float, y: float, shape: shapely.MultiPolygon | None = None) -> Clicks:
+    return Clicks(np.array([[x, y]]), ON, shape=shape)
+
+
+def on_the_map() -> TileOfScene:
     window, valid = Window(300, 200, 256, 256), np.ones((256, 256), bool)
-    x, y = scene.transform @ (300 + 130.5, 200 + 120.5)
-    shape, pred_iou = polygon_at(by_tiny(), scene, window, valid, np.array([[x, y]]), ON)
+    return TileOfScene(by_tiny(), scene_of(1000, 1000), window, valid)
+
+
+def test_the_polygon_lies_on_the_map() -> None:
+    tile = on_the_map()
+    to_map = tile.scene.transform
+    x, y = to_map @ (300 + 130.5, 200 + 120.5)
+    shape, pred_iou = tile.polygon_at(clicks_at(x, y))
     assert shapely.contains_xy(shape, x, y)
     mask = by_tiny().answer(np.array([[130.5, 120.5]]), ON).mask
     assert shape.area == pytest.approx(mask.sum() * 0.25)
     assert 0 < pred_iou <= 1.1
-    west, north = scene.transform @ (330, 230)
-    east, south = scene.transform @ (390, 300)
+    west, north = to_map @ (330, 230)
+    east, south = to_map @ (390, 300)
     box = np.array([west, south, east, north])
-    shape, _ = polygon_at(by_tiny(), scene, window, valid, np.empty((0, 2)), np.empty(0, bool), box)
+    shape, _ = tile.polygon_at(Clicks(np.empty((0, 2)), np.empty(0, bool), box))
     assert shapely.intersects(shape, shapely.box(*box))
+
+
+def test_what_lies_outside_of_the_tile_of_a_corrected_outline_stays() -> None:
+    tile = on_the_map()
+    before = shapely.multipolygons([shapely.box(*tile.scene.bounds)])
+    x, y = tile.scene.transform @ (430.5, 320.5)
+    shape, _ = tile.polygon_at(clicks_at(x, y, before))
+    assert shapely.symmetric_difference(shape, before).area < 1e-6
+
+
+def test_a_mask_is_corrected_by_clicks() -> None:
+    tile = by_tiny()
+    before = np.zeros((256, 256), bool)
+    before[20:60, 30:200] = True
+    first = np.array([[130.0, 120.0]])
+    added = tile.answer(first, ON, before=before).mask
+    assert added[before].all()
+    assert added[120, 130]
+    taken = tile.answer(np.array([[100.0, 40.0]]), BESIDE, before=before).mask
+    assert taken.any()
+    assert not (taken & ~before).any()
+    assert not taken[40, 100]

@@ -46,10 +46,12 @@ class PaperCall(PlainCall):
         self.model.mask_threshold = Halved.mask_threshold
 
     @torch.no_grad()
-    def low_res(self, **prompts: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def low_res(
+        self, input_masks: torch.Tensor | None = None, **prompts: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         model, d = self.model, self.model.mask_decoder
         features, between = model.get_image_embeddings(self.pixels)
-        sparse, dense = model.prompt_encoder(input_masks=None, **prompts)
+        sparse, dense = model.prompt_encoder(input_masks=input_masks, **prompts)
         n = sparse.shape[1]
         tokens = torch.cat([d.iou_token.weight, d.mask_tokens.weight, d.hq_token.weight])
         tokens = torch.cat([tokens.expand(1, n, -1, -1), sparse], dim=2)
@@ -139,15 +141,17 @@ def test_boxes_and_points_are_those_of_the_plain_call() -> None:
         Prompts(points, labels),
         Prompts(points, labels, boxes),
         Prompts(None, None, boxes),
+        Prompts(points[:1], labels[:1], None, torch.randn(1, 1, 32, 32) * 5),
     ):
         iou, logits_of = ask(given)
         masks, expected = plain.low_res(
-            input_points=None if given.points is None else points[None],
-            input_labels=None if given.points is None else labels[None],
+            input_points=None if given.points is None else given.points[None],
+            input_labels=None if given.labels is None else given.labels[None],
             input_boxes=None if given.boxes is None else boxes[None],
+            input_masks=given.mask,
         )
         torch.testing.assert_close(iou, expected, rtol=1e-3, atol=1e-4)
-        wanted = torch.tensor([[True], [False], [True]])
+        wanted = torch.tensor([[True], [False], [True]])[: len(given)]
         spread = float(masks.std())
         torch.testing.assert_close(logits_of(wanted), masks[wanted], rtol=1e-3, atol=1e-3 * spread)
 

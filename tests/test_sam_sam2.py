@@ -121,23 +121,29 @@ def test_C1_the_generator_keeps_the_same_masks_of_the_plain_call(
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("blobs", [True, False], ids=["as it is", "less arithmetic"])
 @torch.no_grad()
-def test_boxes_and_points_together_are_those_of_the_plain_call(family: str, blobs: bool) -> None:
+def test_boxes_points_and_a_mask_are_those_of_the_plain_call(family: str, blobs: bool) -> None:
     model, plain = FAMILIES[family](blobs=blobs), PlainCall(FAMILIES[family](blobs=blobs))
     plain.set_image(picture(128, 128))
     boxes = torch.tensor([[10.0, 20.0, 60.0, 90.0], [40.0, 30.0, 120.0, 50.0]])
     points = torch.tensor([[[30.0, 50.0]], [[80.0, 40.0]]])
     labels = torch.ones(2, 1, dtype=torch.int)
-    for given in (Prompts(points, labels, boxes), Prompts(None, None, boxes)):
+    mask = torch.randn(1, 1, 32, 32) * 5
+    for given in (
+        Prompts(points, labels, boxes),
+        Prompts(None, None, boxes),
+        Prompts(points[:1], labels[:1], boxes[:1], mask),
+    ):
         image = torch.from_numpy(picture(128, 128)).permute(2, 0, 1)[None]
         iou, logits_of = Sam2(model).look(image)(given)
         expected = plain.model(
             pixel_values=plain.pixels,
-            input_points=None if given.points is None else points[None],
-            input_labels=None if given.points is None else labels[None],
-            input_boxes=boxes[None],
+            input_points=None if given.points is None else given.points[None],
+            input_labels=None if given.labels is None else given.labels[None],
+            input_boxes=boxes[None, : len(given)],
+            input_masks=given.mask,
         )
         torch.testing.assert_close(iou, expected.iou_scores[0], rtol=1e-3, atol=1e-4)
-        wanted = torch.tensor([[True, False, True], [False, True, False]])
+        wanted = torch.tensor([[True, False, True], [False, True, False]])[: len(given)]
         spread = float(expected.pred_masks.std())
         assert spread > 0.001
         torch.testing.assert_close(

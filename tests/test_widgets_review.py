@@ -14,8 +14,10 @@ from workbench.layer.files import read_layer
 from workbench.raster.crs import to_lonlat
 from workbench.review.job import ReviewJob
 from workbench.review.read import STATUSES
+from workbench.tuning.questions import Answer, Encoding, NoAnswer
 from workbench.widgets import LayerReview
 from workbench.widgets.overlay import Pressed
+from workbench.widgets.shapes import ENCODING, NOTHING_YET
 
 
 @pytest.fixture
@@ -219,3 +221,89 @@ def test_a_batch_run_makes_no_widgets(tmp_path, monkeypatch):
     made = LayerReview(ReviewJob.create(run_dir=str(tmp_path)))
     assert made.panel is None
     assert json.dumps(made._repr_mimebundle_()) == json.dumps({"text/plain": LayerReview.text})
+
+
+def asked_of(panel):
+    """What is asked of the model from now on: clicks, and who hears the answer."""
+    asked, asking = [], panel.session.asking
+    asking.get_ready = lambda: None
+    asking.ask = lambda clicks, hear: asked.append((clicks, hear))
+    return asked
+
+
+def click(panel, *points, box=None):
+    """Say that the browser has these clicks: XY in the working CRS, and whether on the object."""
+    crs = panel.session.triage.labels.crs
+    degrees = [[*map(float, to_lonlat(crs, x, y)), on] for x, y, on in points]
+    if box is not None:
+        (west, east), (south, north) = to_lonlat(crs, np.array(box[::2]), np.array(box[1::2]))
+        box = [west, south, east, north]
+    hear(panel, {"kind": "ask", "points": degrees, "box": box})
+
+
+def test_p_outlines_what_was_missed_by_clicks_and_enter_keeps_it(panel):
+    triage, tool, asked = panel.session.triage, panel.tool, asked_of(panel)
+    n, (x, y, *_) = len(triage), triage.labels.total_bounds
+    press(panel, "2p")
+    assert tool.mode == "prompt"
+    assert panel.now.value == "<b>new</b> · class tree"
+    assert panel.overlay.selected == -1
+    hear(panel, {"kind": "keep", "again": False})
+    assert tool.said == NOTHING_YET
+    click(panel, (x + 4, y + 4, 1))
+    click(panel, (x + 4, y + 4, 1), (x + 9, y + 9, 0), box=(x, y, x + 8, y + 9))
+    (_, late), (clicks, answer) = asked
+    assert clicks.points == pytest.approx(np.array([[x + 4, y + 4], [x + 9, y + 9]]), abs=1e-3)
+    assert clicks.on_object.tolist() == [True, False]
+    assert clicks.box == pytest.approx(np.array([x, y, x + 8, y + 9]), abs=1e-2)
+    assert clicks.shape is None
+    late(Answer(1, shapely.multipolygons([shapely.box(0, 0, 1, 1)]), 0.5))
+    assert tool.geometry == {}  # it was about the first click alone
+    answer(Encoding(2))
+    assert tool.said == ENCODING
+    hear(panel, {"kind": "keep", "again": True})  # sooner than the answer
+    assert len(layer_of(panel)) == n
+    shape = shapely.multipolygons([shapely.box(x + 3, y + 3, x + 8, y + 7)])
+    answer(Answer(2, shape, 0.9))
+    label = layer_of(panel).iloc[n]
+    assert (label["status"], label["class_id"]) == ("edited", 2)
+    assert label.geometry.equals(shape)  # to the last bit: it was not in the browser
+    assert tool.mode == "prompt"  # for the next one
+    hear(panel, {"kind": "drop"})
+    press(panel, "z")
+    assert len(layer_of(panel)) == n
+
+
+def test_m_mends_the_label_that_is_shown_and_it_keeps_its_id(panel):
+    triage, tool, asked = panel.session.triage, panel.tool, asked_of(panel)
+    before = layer_of(panel)
+    (row,) = press(panel, "m")
+    shape = triage.labels.geometry.iloc[row]
+    assert tool.mode == "correct"
+    assert panel.overlay.selected == row
+    was = tool.geometry
+    middle = shape.representative_point()
+    click(panel, (middle.x, middle.y, 0))
+    ((clicks, answer),) = asked
+    assert clicks.shape.equals(shape)
+    answer(NoAnswer(1, "The raster is gone."))
+    assert tool.said == "The raster is gone."
+    click(panel)  # the click is taken back
+    assert (tool.geometry, tool.said) == (was, "")
+    click(panel, (middle.x, middle.y, 0))
+    smaller = shape.buffer(-0.6, join_style="mitre")
+    smaller = shapely.multipolygons(shapely.get_parts(smaller))
+    asked[-1][1](Answer(2, smaller, 0.9))
+    hear(panel, {"kind": "keep", "again": False})
+    assert tool.mode == ""
+    label = layer_of(panel).iloc[row]
+    assert (label["id"], label["status"]) == (before.iloc[row]["id"], "edited")
+    assert label.geometry.equals(smaller)
+    press(panel, "z")
+    assert layer_of(panel).iloc[row].geometry.equals(shape)
+
+
+def test_a_layer_of_a_model_without_prompts_says_so(panel):
+    press(panel, "p")
+    assert "The model `classic` takes no clicks" in panel.message.value
+    assert panel.tool.mode == ""

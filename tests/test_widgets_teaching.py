@@ -12,7 +12,9 @@ from workbench import Job, run
 from workbench.learning.verdicts import VERDICTS
 from workbench.raster.crs import to_lonlat
 from workbench.tuning.expect import expectation
+from workbench.tuning.questions import Answer
 from workbench.widgets import AOIPicker, ThresholdTuner
+from workbench.widgets.classes import label_of
 from workbench.widgets.overlay import FADED, REFUSED, UNSAID, Pressed
 from workbench.widgets.palette import LOOK
 
@@ -342,6 +344,48 @@ def test_numbers_give_a_shape_by_hand_another_class_or_take_it_away(tuner):
     assert moved == pytest.approx(2, abs=1e-5)
     tuner.panel.pressed(Pressed("0", place, -1))
     assert len(by_hand(tuner)) == 0
+
+
+def answer_next(tuner, shape):
+    """Let the model answer the next click with a shape, and keep that."""
+    asking, tool = tuner.session.asking, tuner.panel.tool
+    asking.ask = lambda clicks, hear: hear(Answer(1, shape, 0.9))
+    crs, middle = tuner.session.scenes[0].crs, shape.representative_point()
+    lon, lat = map(float, to_lonlat(crs, middle.x, middle.y))
+    for message in ({"kind": "ask", "points": [[lon, lat, 1]], "box": None},
+                    {"kind": "keep", "again": False}):  # fmt: skip
+        tool._hear(tool, {**message, "number": tool.number}, [])
+
+
+def test_p_and_m_make_and_mend_shapes_as_d_and_e_do(tuner):
+    tuner.panel.pressed(Pressed("p", None, -1))
+    assert "Choose a class" in tuner.panel.message.value
+    tuner.panel.teaching.palette.tool = FIELD
+    tuner.panel.pressed(Pressed("p", None, -1))
+    assert "`classic` takes no clicks" in tuner.panel.message.value
+    tuner.session.asking.get_ready = lambda: None
+    tuner.panel.pressed(Pressed("p", None, -1))
+    first = shapely.multipolygons([corner(tuner)])
+    answer_next(tuner, first)
+    assert tuner.panel.message.value == ""
+    assert by_hand(tuner)["class_id"].tolist() == [FIELD]
+    assert by_hand(tuner).geometry.iloc[0].equals(first)
+    assert tuner.panel.overlay.pointed == 0  # keys mean what is under the mouse, this shape
+    id, middle = by_hand(tuner)["id"].iloc[0], first.representative_point()
+    lon, lat = to_lonlat(tuner.session.scenes[0].crs, middle.x, middle.y)
+    tuner.panel.pressed(Pressed("m", (float(lon), float(lat)), -1))
+    assert tuner.panel.tool.mode == "correct"
+    answer_next(tuner, shapely.affinity.scale(first, 1.5, 1.5))
+    assert by_hand(tuner)["id"].tolist() == [id]
+    assert by_hand(tuner).geometry.iloc[0].area == pytest.approx(2.25 * first.area)
+    tuner.session.undo()
+    assert by_hand(tuner).geometry.iloc[0].equals(first)
+    row = rows_of(tuner, ROOF)[0]
+    press(tuner, "m", row)
+    outline = tuner.panel.preview.outline(row).iloc[0]
+    answer_next(tuner, outline)
+    assert by_hand(tuner)["label"].iloc[-1] == label_of(tuner.panel.preview, row)
+    assert len(tuner.session.verdicts) == 1
 
 
 def test_e_moves_corners_and_the_run_has_this_shape_in_place_of_the_candidates(

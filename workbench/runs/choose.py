@@ -11,9 +11,11 @@ from workbench.segmenters.classic import ClassicSegmenter
 from workbench.segmenters.protocol import Segmenter
 
 
-def loaded_segmenter(job: Job) -> Segmenter:
-    """Load the job's Segmenter ahead of a later `prepare`."""
-    segmenter = segmenter_for(job, {})
+def loaded_segmenter(job: Job, before: Segmenter | None = None) -> Segmenter:
+    """Load the job's Segmenter ahead of a later `prepare`, unless the one `before` is the same."""
+    segmenter = segmenter_for(job, {} if before is None else before.key)
+    if before is not None and before.key == segmenter.key:
+        return before
     segmenter.load()
     return segmenter
 

@@ -16,6 +16,7 @@ class ModelDefaults:
     """What `null` means for a model: where the sliders start, and what is stored.
 
     `takes_boxes` is whether a prompt's box helps it: `benchmarks/prompts.py` measures that.
+    `takes_clicks` is whether a person can ask it for an outline by clicks.
     """
 
     pred_iou_thresh: float = Thresholds.pred_iou_thresh
@@ -23,13 +24,14 @@ class ModelDefaults:
     pred_iou_floor: float = Rules.pred_iou_floor
     stability_floor: float = Rules.stability_floor
     takes_boxes: bool = True
+    takes_clicks: bool = True
 
 
 _OF_SAM = ModelDefaults()
 _OF = {
-    "classic": ModelDefaults(),
+    "classic": ModelDefaults(takes_clicks=False),
     # what Meta's own processor keeps; the stability of its masks has not been measured
-    "sam3": ModelDefaults(0.5, 0.0, pred_iou_floor=0.2, stability_floor=0.0),
+    "sam3": ModelDefaults(0.5, 0.0, pred_iou_floor=0.2, stability_floor=0.0, takes_clicks=False),
     # a network of a tenth the size is less sure of itself: of its best masks few score above 0.8
     "tiny": ModelDefaults(pred_iou_thresh=0.6, stability_score_thresh=0.94, takes_boxes=False),
 }

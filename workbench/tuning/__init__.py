@@ -2,7 +2,7 @@
 
 `preview` runs the batch's own functions on sample tiles (`chosen` says which masks become labels,
 `reasons` why one is not shown, `figures` counts and measures, `sample_seams` merges where sample
-tiles overlap), `teach` learns classes from each verdict, `expect` says in words how well. `clicks`
-makes the polygon at a click, `propose` picks tiles, `process` segments in a separate process,
-`webmap` makes imagery and outlines for the browser.
+tiles overlap), `teach` learns classes from each verdict, `expect` says in words how well. `propose`
+picks tiles, `process` segments in a separate process. `questions` are what a person asks the model
+there by clicks, and `clicks` answers them. `webmap` makes imagery and outlines for the browser.
 """

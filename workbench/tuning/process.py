@@ -13,11 +13,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.candidates.store import TileRecord
 from workbench.candidates.table import Candidates
@@ -29,6 +29,10 @@ from workbench.runs.plan import Plan, pending, prepare
 from workbench.runs.segment import segment
 from workbench.runs.tile_stream import SegmentedTile
 from workbench.segmenters.protocol import Segmenter
+from workbench.tuning.questions import Answer, NoAnswer, Question, Reply
+
+if TYPE_CHECKING:
+    from workbench.tuning.clicks import AskedByHand
 
 FLUSH_SECONDS = 5.0
 TELL_SECONDS = 0.25  # between two messages about the progress of a tile
@@ -103,11 +107,11 @@ class Stopped:
     reason: str = ""
 
 
-Event = Planned | TileUnderway | TileDone | Finished | Stopped
+Event = Planned | TileUnderway | TileDone | Finished | Stopped | Reply
 
 
 class Background:
-    """A process that does one piece of work after another.
+    """A process that does one piece of work after another, and answers questions meanwhile.
 
     `notify`, which may be replaced, is called with each event, in a separate thread. The process
     starts when it is first needed.
@@ -120,6 +124,8 @@ class Background:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection | None = None
         self._busy = self._cancelled = False
+        self._asked: Question | None = None  # in the process
+        self._next: Question | None = None  # to be asked after that
 
     @property
     def busy(self) -> bool:
@@ -139,6 +145,21 @@ class Background:
         with self._lock:
             if not self._busy:
                 self._send(Ahead(job))
+
+    def ask(self, question: Question) -> None:
+        """Ask a question, also during other work; replies are events.
+
+        Only the last one of those that wait for an earlier answer is asked.
+        """
+        with self._lock:
+            self._next = question
+            if self._asked is None:
+                self._ask_next()
+
+    def _ask_next(self) -> None:
+        self._asked, self._next = self._next, None
+        if self._asked is not None:
+            self._send(self._asked)
 
     def cancel(self) -> None:
         """Stop the work within a second; finished tiles are kept."""
@@ -161,6 +182,7 @@ class Background:
             process, connection = self._process, self._connection
             self._process = self._connection = None
             self._busy = False
+            self._asked = self._next = None
         if process is not None and connection is not None:
             process.kill()
             self._reap(process, 1)
@@ -170,7 +192,7 @@ class Background:
         with self._reaping:
             process.join(seconds)
 
-    def _send(self, message: Work | Ahead) -> None:
+    def _send(self, message: Work | Ahead | Question) -> None:
         if self._process is None or not self._process.is_alive():
             self._launch()
         assert self._connection is not None
@@ -200,14 +222,25 @@ class Background:
                 if self._process is not process:
                     break  # closed, and another process may have taken its place
                 self._busy &= not isinstance(event, Finished | Stopped)
+                if isinstance(event, Answer | NoAnswer):
+                    self._ask_next()
+                elif isinstance(event, Stopped) and self._asked is not None:
+                    self._send(self._asked)  # it may have been interrupted, too
             self._tell(event)
         self._reap(process, 1)
         connection.close()
         with self._lock:
-            died = self._busy and self._process is process
+            mine = self._process is process
+            died = self._busy and mine
             self._busy &= not died
+            asked, self._asked = (self._asked, None) if mine else (None, self._asked)
+        why = "" if died and self._cancelled else _last_words(process.exitcode)
         if died:
-            self._tell(Stopped("" if self._cancelled else _last_words(process.exitcode)))
+            self._tell(Stopped(why))
+        if asked is not None and why:
+            self._tell(NoAnswer(asked.number, why))
+        elif asked is not None:
+            self.ask(self._next or asked)
 
     def _tell(self, event: Event) -> None:
         try:
@@ -231,52 +264,102 @@ def _last_words(exitcode: int | None) -> str:
 # ----------------------------------------------------------------------------- in the process
 
 
-class _Sender:
-    """Sends whole events: after half a message, the other side could read nothing more.
+class _Line:
+    """Messages from and to the other side, whole ones: after half of one, the rest is lost.
 
-    As the handler of SIGINT, it interrupts at once, or after the event that is being sent.
+    As the handler of SIGINT, it interrupts at once, or after the message that is under way.
     (Blocking the signal in this thread is not enough: another thread would receive it, and Python
     would raise in this one.)
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._sending = self._interrupted = False
+        self._underway = self._interrupted = False
 
     def __call__(self, event: Event) -> None:
-        self._sending = True
-        try:
+        with self._whole():
             self._connection.send(event)
+
+    def questions(self) -> Iterator[Question]:
+        """Those that have come: during other work nothing else does."""
+        while self._connection.poll():
+            with self._whole():
+                question = self._connection.recv()
+            yield question
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        self._underway = True
+        try:
+            yield
         finally:
-            self._sending, interrupted = False, self._interrupted
+            self._underway, interrupted = False, self._interrupted
             self._interrupted = False
         if interrupted:
             raise KeyboardInterrupt
 
     def interrupt(self, *_: Any) -> None:
-        if not self._sending:
+        if not self._underway:
             raise KeyboardInterrupt
         self._interrupted = True
 
 
+class _Answers:
+    """Answers questions, while there is no other work or in its pauses."""
+
+    def __init__(self, line: _Line) -> None:
+        self._line = line
+        self._asked: AskedByHand | None = None
+
+    def answer(self, question: Question, loaded: Segmenter | None) -> Segmenter | None:
+        """Answer with the model that is loaded, or with the job's; returns the one to keep."""
+        from workbench.tuning.clicks import AskedByHand  # torch takes seconds to import
+
+        self._asked = self._asked or AskedByHand()
+        try:
+            reply: Reply = self._asked.answer(question, loaded, self._line)
+        except WorkbenchError as error:
+            reply = NoAnswer(question.number, str(error))
+        except Exception as error:
+            traceback.print_exc()
+            reply = NoAnswer(question.number, f"{type(error).__name__}: {error}")
+        self._line(reply)
+        return loaded or self._asked.segmenter
+
+    def answer_all(self, loaded: Segmenter) -> None:
+        """Answer what was asked during other work."""
+        for question in self._line.questions():
+            self.answer(question, loaded)
+
+    def use(self, loaded: Segmenter) -> None:
+        """Forget another model than the one that is loaded: memory may not hold both."""
+        if self._asked is not None and self._asked.segmenter is not loaded:
+            self._asked.forget()
+
+
 def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # SIGINT means cancel: nothing to do while idle
-    send = _Sender(connection)
+    line = _Line(connection)
+    answers = _Answers(line)
     segmenter: Segmenter | None = None
     while True:
         try:
-            work: Work | Ahead = connection.recv()
+            work: Work | Ahead | Question = connection.recv()
         except EOFError:
             return
+        if isinstance(work, Question):
+            segmenter = answers.answer(work, segmenter)
+            continue
         if isinstance(work, Ahead):
             with suppress(Exception):
-                segmenter = loaded_segmenter(work.job)
+                segmenter = loaded_segmenter(work.job, segmenter)
             continue
         try:
-            signal.signal(signal.SIGINT, send.interrupt)
+            signal.signal(signal.SIGINT, line.interrupt)
             with closing(prepare(work.job, segmenter, work.tiles)) as plan:
                 segmenter = plan.segmenter
-                result: Event = _do(plan, work, send)
+                answers.use(segmenter)
+                result: Event = _do(plan, work, line, answers)
         except KeyboardInterrupt:
             result = Stopped()
         except WorkbenchError as error:
@@ -285,15 +368,15 @@ def _serve(connection: Connection) -> None:
             traceback.print_exc()
             result = Stopped(f"{type(error).__name__}: {error}")
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        send(result)
+        line(result)
 
 
-def _do(plan: Plan, work: Work, send: Callable[[Event], None]) -> Finished:
+def _do(plan: Plan, work: Work, send: Callable[[Event], None], answers: _Answers) -> Finished:
     send(Planned(plan.n_tiles, plan.n_tiles - len(pending(plan))))
     if work.tiles is not None:
         for record, candidates in _stored(plan):
             send(TileDone(record, candidates, stored=True))
-    watch = _Watch(send, looks=work.tiles is not None)
+    watch = _Watch(send, lambda: answers.answer_all(plan.segmenter), looks=work.tiles is not None)
     with closing(segment(plan, FLUSH_SECONDS, watch)) as tiles:
         for tile in tiles:
             send(TileDone(tile.record, tile.candidates, stored=False))
@@ -306,13 +389,19 @@ def _do(plan: Plan, work: Work, send: Callable[[Event], None]) -> Finished:
 
 
 class _Watch:
-    """Reports the progress of a tile, a few times a second; with `looks`, also its candidates."""
+    """Reports the progress of a tile, a few times a second; with `looks`, also its candidates.
 
-    def __init__(self, send: Callable[[Event], None], looks: bool) -> None:
-        self._send, self._looks = send, looks
+    `pause` is called in between.
+    """
+
+    def __init__(
+        self, send: Callable[[Event], None], pause: Callable[[], None], looks: bool
+    ) -> None:
+        self._send, self._pause, self._looks = send, pause, looks
         self._share, self._told, self._began, self._next = 1.0, 0.0, 0.0, 0.0
 
     def __call__(self, share: float, so_far: Callable[[], SegmentedTile]) -> None:
+        self._pause()
         now = time.monotonic()
         if share < self._share:  # another tile
             self._began, self._next = now, FIRST_LOOK_SECONDS

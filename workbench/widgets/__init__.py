@@ -16,7 +16,7 @@ what all panels share. `safe_html` is the only owner of HTML.
 
 `review_panel` is what `review.ipynb` shows: the labels of a finished layer, with `layer_session` as
 its session and `review_shapes` for what is drawn there. `labelling` is what it and the tuner share,
-`shapes` draws on any map.
+`shapes` draws on any map, and outlines what somebody clicks: `asking` asks the model.
 """
 
 from workbench.widgets.area import AOIPicker

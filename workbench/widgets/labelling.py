@@ -17,6 +17,8 @@ from workbench.widgets.palette import ClassPalette
 CLASS_KEYS = "0123456789"  # on the map: a class, 0 for none of them
 NEXT_KEY = "n"
 DRAW, EDIT = "d", "e"  # a shape
+PROMPT, CORRECT = "p", "m"  # a shape by clicks, with the model
+SHAPE_KEYS = DRAW + EDIT + PROMPT + CORRECT
 
 
 class Labelling(ABC):
@@ -75,8 +77,13 @@ class Labelling(ABC):
         return False
 
 
-def point_out(scene_map: SceneMap, overlay: PolygonOverlay, outline: gpd.GeoSeries | None) -> None:
-    """Let keys act on what was highlighted until the mouse moves; move the map to its outline."""
+def point_out(
+    scene_map: SceneMap, overlay: PolygonOverlay, row: int, outline: gpd.GeoSeries | None
+) -> None:
+    """Let keys act on the row that was highlighted until the mouse moves; -1: nothing was.
+
+    Moves the map to its outline, if one is given.
+    """
     if outline is not None:
         scene_map.bring_into_view(outline)
-    overlay.pointed += 1
+    overlay.pointed = overlay.pointed + 1 if row >= 0 else 0

@@ -19,6 +19,9 @@ from workbench.review.triage import Triage
 from workbench.runs.looks import class_colors
 from workbench.runs.plan import Area
 from workbench.runs.result import Run
+from workbench.tuning.process import Background, Event
+from workbench.tuning.questions import Answer, Encoding, NoAnswer
+from workbench.widgets.asking import Asking
 
 T = TypeVar("T")
 
@@ -55,9 +58,16 @@ class LayerSession(HasTraits):
         self.ranking: Ranking | None = None
         self._ranked_at = 0  # how many steps the scores were learned from
         self._described = False  # whether there is something new to score
+        self._background = Background(self._hear)  # starts when the model is asked first
+        self.asking = Asking(lambda: self.triage.run.job, self.scenes, lambda: self._background)
 
     def close(self) -> None:
-        """Do nothing: answers are written as they are made."""
+        """End the process that has the model; answers were written as they were made."""
+        self._background.close()
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, Encoding | Answer | NoAnswer):
+            self.asking.reply(event)
 
     # ---- what a person does
 

@@ -582,9 +582,9 @@ function drawOn(map, overlay) {
     container.focus({ preventScroll: true });
   }
 
-  /** The kernel has highlighted something: keys act on it until the mouse moves away. */
-  function pointedOut() {
-    anchor = last;
+  /** The kernel has highlighted something, or nothing: keys act on it until the mouse moves away. */
+  function pointedOut(something) {
+    anchor = something ? last : null;
   }
 
   /** Keys may work in the whole panel, but not while somebody types; nor Space on a button. */
@@ -865,7 +865,9 @@ export default () => {
       const row = model.get("selected");
       layers.forEach((layer) => layer.answerAt(row < overlay.frame.outlines.count ? row : -1));
     });
-    model.on("change:pointed", () => layers.forEach((layer) => layer.pointedOut()));
+    model.on("change:pointed", () => {
+      layers.forEach((layer) => layer.pointedOut(model.get("pointed") > 0));
+    });
     look();
     const timer = setInterval(look, LOOK_MS);
     return () => {

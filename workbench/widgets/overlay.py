@@ -95,7 +95,9 @@ class PolygonOverlay(anywidget.AnyWidget):
     alternatives = traitlets.Int(
         help="how many things lie where the last click was: Tab and the wheel go through them"
     ).tag(sync=True)
-    pointed = traitlets.Int(help="changes whenever the kernel highlights something").tag(sync=True)
+    pointed = traitlets.Int(
+        help="changes whenever the kernel highlights something; 0: nothing is highlighted"
+    ).tag(sync=True)
 
     colour_by = traitlets.Enum(
         ["confidence", "stability", "class", "none"], default_value="confidence"

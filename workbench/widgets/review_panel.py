@@ -19,9 +19,12 @@ from workbench.widgets.cells import CellWidget
 from workbench.widgets.controls import button, row
 from workbench.widgets.labelling import (
     CLASS_KEYS,
+    CORRECT,
     DRAW,
     EDIT,
     NEXT_KEY,
+    PROMPT,
+    SHAPE_KEYS,
     Labelling,
     point_out,
 )
@@ -33,8 +36,8 @@ from workbench.widgets.overlay import PolygonOverlay, Pressed
 from workbench.widgets.quiet import QuietMoments
 from workbench.widgets.review_shapes import ReviewShapes
 from workbench.widgets.safe_html import Markup, SafeHTML, paragraph, sentence
-from workbench.widgets.shapes import ShapeTool
-from workbench.widgets.toolbar import MAP_KEYS, Toolbar, panel_of
+from workbench.widgets.shapes import NEW, ShapeTool
+from workbench.widgets.toolbar import BY_CLICKS, MAP_KEYS, Toolbar, panel_of
 from workbench.widgets.tuner_text import swatches
 
 ACCEPT, REJECT, BACK, SKIP = "arz "
@@ -49,6 +52,8 @@ REVIEW_KEYS = (
         "draw what was missed, in the class that was given last: double click or Enter ends it",
     ),
     ("e", "edit the outline of the label that is shown: Enter keeps it, Esc drops it"),
+    ("p", f"outline what was missed by clicks, with the model: {BY_CLICKS}"),
+    ("m", "mend the outline of the label that is shown by such clicks"),
     ("click", "show the label under the mouse; again, Tab or wheel: what else lies there"),
 )
 # where classes have colours of their own, kept labels of any class have these
@@ -106,10 +111,10 @@ class ReviewPanel:
         self.labelling = LabelReview(session, self)
         self.scene_map = SceneMap(session)
         self.overlay = PolygonOverlay(map_id=self.scene_map.map.model_id)
-        self.overlay.hotkeys = ACCEPT + REJECT + BACK + SKIP + CLASS_KEYS + NEXT_KEY + DRAW + EDIT
+        self.overlay.hotkeys = ACCEPT + REJECT + BACK + SKIP + CLASS_KEYS + NEXT_KEY + SHAPE_KEYS
         self.overlay.keys_everywhere = True
-        self.tool = ShapeTool(self.scene_map.map.model_id, self.scene_map.crs)
-        self.shapes = ReviewShapes(session, self.tool, self.tell)
+        self.tool = ShapeTool(self.scene_map, session.asking, self.tell)
+        self.shapes = ReviewShapes(session, self.tool)
         self._sent = -1  # which shapes the map has
         self.list = ObjectList(map_id=self.scene_map.map.model_id)
         self.quiet = QuietMoments(lambda: None, lambda: False, self._work)
@@ -147,9 +152,10 @@ class ReviewPanel:
         self.message.value = sentence(text) if text else ""
 
     def close(self) -> None:
-        """Stop following the session, and end the threads."""
+        """Stop following the session, and end the threads and the process of the model."""
         self.quiet.close()
         self.session.unobserve_all()
+        self.session.close()  # a cell that runs again has another session
         self.scene_map.close()
 
     # ------------------------------------------------------------------------------ what is shown
@@ -162,6 +168,8 @@ class ReviewPanel:
             button("Skip (space)", self._skip, REVIEW_KEYS[4][1]),
             button("Draw (d)", self._draw_missed, REVIEW_KEYS[5][1]),
             button("Edit (e)", self._edit_shape, REVIEW_KEYS[6][1]),
+            button("Prompt (p)", self._prompt, REVIEW_KEYS[7][1]),
+            button("Mend (m)", self._correct, REVIEW_KEYS[8][1]),
             self.toolbar,
         )
         self.now.add_class("sam-workbench-now")
@@ -240,19 +248,19 @@ class ReviewPanel:
                 if self._sent != session.triage.n_redrawn:
                     self._send()
                 overlay.kinds, overlay.selected = kinds, shown
-            point_out(self.scene_map, overlay, outline if moved else None)
+            point_out(self.scene_map, overlay, shown, outline if moved else None)
             self.now.value = self._line(shown)
             self._show_progress()
         self.quiet.touch()
 
     def _show_tool(self, change: Any) -> None:
         """While something new is drawn, no label is pointed out."""
-        self.overlay.selected = -1 if change["new"] == "draw" else self.session.row
+        self.overlay.selected = -1 if change["new"] in NEW else self.session.row
         self._show_now()
 
     def _show_now(self) -> None:
-        drawing = self.tool.mode == "draw"
-        self.now.value = self._new_line() if drawing else self._line(self.session.row)
+        is_new = self.tool.mode in NEW
+        self.now.value = self._new_line() if is_new else self._line(self.session.row)
 
     def _show_scores(self, _: Any = None) -> None:
         """Show what was learned from the answers."""
@@ -310,7 +318,8 @@ class ReviewPanel:
     def pressed(self, key: Pressed) -> None:
         """Answer about the label that is shown, or go on."""
         does = {BACK: self._back, SKIP: self._skip, NEXT_KEY: self._skip,
-                DRAW: self._draw_missed, EDIT: self._edit_shape}  # fmt: skip
+                DRAW: self._draw_missed, EDIT: self._edit_shape,
+                PROMPT: self._prompt, CORRECT: self._correct}  # fmt: skip
         statuses = {ACCEPT: "accepted", REJECT: "rejected"}
         if key.key in does:
             does[key.key]()
@@ -359,6 +368,12 @@ class ReviewPanel:
 
     def _edit_shape(self) -> None:
         self._try(self.shapes.edit)
+
+    def _prompt(self) -> None:
+        self._try(self.shapes.prompt)
+
+    def _correct(self) -> None:
+        self._try(self.shapes.correct)
 
     def _reject_rest(self) -> None:
         self._try(self.session.reject_rest)

@@ -1,52 +1,45 @@
-"""Drawing what a run has missed, and moving the corners of a label, in a review."""
+"""Shapes that somebody makes or changes in a review: what was missed, and the label shown."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import shapely
 
-from workbench.errors import ReviewError, WorkbenchError
-from workbench.review.redraw import Row
+from workbench.errors import ReviewError
 from workbench.widgets.layer_session import LayerSession
-from workbench.widgets.shapes import ShapeTool
+from workbench.widgets.shapes import ShapeTool, TakeShape
 
 
 class ReviewShapes:
-    """What becomes of shapes that somebody draws or edits; `tell` shows why one is refused.
+    """What becomes of shapes that somebody makes with `tool`.
 
-    A shape that is refused stays on the map with its corners, so that it can be mended.
+    New labels have the class that was given last. Raises `ReviewError` if no label is shown that
+    could be changed.
     """
 
-    def __init__(self, session: LayerSession, tool: ShapeTool, tell: Callable[[str], None]) -> None:
-        self._session, self._tool, self._tell = session, tool, tell
+    def __init__(self, session: LayerSession, tool: ShapeTool) -> None:
+        self._session, self._tool = session, tool
 
     def draw(self) -> None:
-        """Let a person draw a label with the class that was given last."""
-        self._tool.draw(self._drawn)
+        """Let a person draw a label."""
+        self._tool.draw(self._session.draw)
+
+    def prompt(self) -> None:
+        """Let a person click an object, which the model outlines; raises `JobError`."""
+        self._tool.prompt(self._session.draw)
 
     def edit(self) -> None:
-        """Let a person move the corners of the label that is shown; raises `ReviewError`."""
+        """Let a person move the corners of the label that is shown."""
+        self._change(self._tool.edit)
+
+    def correct(self) -> None:
+        """Let a person correct the label that is shown by clicks; raises `JobError`."""
+        self._change(self._tool.correct)
+
+    def _change(self, begin: Callable[[shapely.MultiPolygon, TakeShape], None]) -> None:
         row, triage = self._session.row, self._session.triage
         if row < 0:
             raise ReviewError("No label is shown: click one first.")
         before, shape = triage.to_edit(row)
-        self._tool.edit(shape, partial(self._edited, row, before))
-
-    def _drawn(self, shape: shapely.Geometry) -> None:
-        try:
-            self._session.draw(shape)
-        except WorkbenchError as error:
-            self._tool.mend(shape, self._drawn)
-            self._tell(str(error))
-        else:
-            self._tell("")
-
-    def _edited(self, row: int, before: Row, shape: shapely.Geometry) -> None:
-        try:
-            self._session.reshape(row, shape, before)
-        except WorkbenchError as error:
-            self._tell(str(error))
-        else:
-            self._tell("")
+        begin(shape, lambda changed: self._session.reshape(row, changed, before))

@@ -43,6 +43,8 @@ from workbench.tuning.process import (
     TileUnderway,
     Work,
 )
+from workbench.tuning.questions import Answer, Encoding, NoAnswer
+from workbench.widgets.asking import Asking
 from workbench.widgets.history import STATE, History, State
 from workbench.widgets.saved import KEPT, Keeper, SavedSession, read_saved
 
@@ -130,6 +132,7 @@ class Session(HasTraits):
             recorded = None  # a run will refuse the folder and say why
         self.scenes: tuple[Scene, ...] = tuple(name_scenes(scenes, recorded))
         self._background = Background(self._hear)
+        self.asking = Asking(lambda: self.job, self.scenes, lambda: self._background)
         self.listener: Callable[[Event], None] = _ignore
         self._stamps = {name: _stamp(self.folder / name) for name in (VERDICTS, BY_HAND)}
         self.files_problem = ""
@@ -368,6 +371,9 @@ class Session(HasTraits):
             self.listener(Stopped("The widgets were closed. Finished tiles are stored."))
 
     def _hear(self, event: Event) -> None:
+        if isinstance(event, Encoding | Answer | NoAnswer):
+            self.asking.reply(event)
+            return
         try:
             if isinstance(event, TileDone) and not event.stored and event.record.status != "failed":
                 self._time(event)

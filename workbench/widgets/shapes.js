@@ -1,13 +1,23 @@
-// Draws a polygon on the map of a PolygonOverlay, or moves the corners of one, with leaflet-geoman.
-// ipyleaflet 0.20.0 brings that and Leaflet along (`map.pm`, `window.L`).
+// Draws a polygon on the map of a PolygonOverlay, or moves the corners of one, with leaflet-geoman;
+// or collects clicks and boxes, and shows the outline that the kernel answers. ipyleaflet 0.20.0
+// brings geoman and Leaflet along (`map.pm`, `window.L`).
 
 const BUSY = "sam-workbench-shaping"; // of a map: its mouse and keys are taken
+const AIMING = "sam-workbench-aiming"; // of a map: each click is for the model
 const STYLE = { color: "#d500f9", weight: 3, fillColor: "#d500f9", fillOpacity: 0.08 }; // of areas, too
+const OUTLINE = { ...STYLE, className: "sam-workbench-outlined" };
+const BOX = { weight: 2, fill: false, dashArray: "6 4" };
 const MANY = 300; // corners: of more, only those near the mouse can be taken, or the page gets slow
+const DRAG = 4; // px: a mouse that moves further drags a box
 const HINTS = {
   draw: "Click the corners; Backspace undoes one.",
   edit: "Drag corners; a right click removes one.",
+  prompt: "Click the object, or drag a box around it. Alt/right click: not this.",
+  correct: "Click what is missing. Alt/right click: not this.",
 };
+const KEEP = ["Keep (Enter)", "Enter"];
+const NEXT = ["Keep, next (p)", "p"];
+const DROP = ["Drop (Esc)", "Escape"];
 
 const leaflet = () => /** @type {any} */ (window).L;
 
@@ -18,21 +28,22 @@ export function cornersOf({ coordinates }) {
 }
 
 /** Say on the map what to do, with a button for each way to end. */
-function showHint(map, mode, finish, drop) {
+function showHint(map, mode, acts) {
   const div = document.createElement("div");
   div.className = "sam-workbench-hint leaflet-control"; // a click on it is none on the map
-  div.setAttribute("role", "status");
-  div.append(HINTS[mode]);
-  for (const [name, act] of [["Keep (Enter)", finish], ["Drop (Esc)", drop]]) {
+  const text = document.createElement("span");
+  text.setAttribute("role", "status");
+  div.append(text);
+  for (const [name, key] of mode === "prompt" ? [KEEP, NEXT, DROP] : [KEEP, DROP]) {
     const button = document.createElement("button");
     button.className = "jupyter-widgets jupyter-button widget-button";
     button.textContent = name;
-    button.addEventListener("click", act);
+    button.addEventListener("click", acts[key]);
     div.append(button);
   }
   leaflet().DomEvent.disableClickPropagation(div);
   map.getContainer().append(div);
-  return div;
+  return { div, say: (said) => (text.textContent = said || HINTS[mode]) };
 }
 
 /** Begin to draw a polygon; `tell` hears of its end. Returns how to end it, and to tidy up. */
@@ -79,50 +90,164 @@ function edit(map, geometry, tell) {
   };
 }
 
-/** Take the mouse and the keys of a map for one shape; returns how to give them back. */
+/**
+ * A click that the model is asked about, as a mark that needs no colour.
+ * @param {number[]} point
+ */
+function markOf([lng, lat, on]) {
+  const className = `sam-workbench-click ${on ? "on" : "beside"}`;
+  const icon = leaflet().divIcon({ className, html: on ? "+" : "−", iconSize: [18, 18] });
+  return leaflet().marker([lat, lng], { icon, interactive: false, keyboard: false });
+}
+
+/**
+ * What the model is asked after some clicks and boxes: all points, and the last box.
+ * @param {{ point?: number[], box?: number[] }[]} done
+ */
+export function questionOf(done) {
+  const box = done.map((one) => one.box).filter(Boolean).pop() ?? null;
+  return { points: done.flatMap(({ point }) => (point ? [point] : [])), box };
+}
+
+/** Begin to collect clicks and boxes; as `draw`. `geometry` is the outline as it is. */
+function prompt(map, geometry, tell) {
+  const container = map.getContainer();
+  const ended = new AbortController();
+  const options = { capture: true, signal: ended.signal };
+  const marks = leaflet().layerGroup().addTo(map);
+  const paused = [map.dragging, map.boxZoom, map.doubleClickZoom].filter((one) => one?.enabled());
+  paused.forEach((one) => one.disable());
+  const done = [];
+  let start = /** @type {PointerEvent | null} */ (null);
+  let [dragged, outline] = /** @type {any[]} */ ([null, null]);
+
+  const cornersOfBox = ([west, south, east, north]) => [[south, west], [north, east]];
+  const boxOf = (one, other) => {
+    const bounds = leaflet().latLngBounds([one, other]);
+    return [bounds.getWest(), bounds.getSouth(), bounds.getEast(), bounds.getNorth()];
+  };
+  const rectangle = (box) =>
+    leaflet().rectangle(cornersOfBox(box), { ...STYLE, ...BOX, interactive: false });
+
+  function show(shape) {
+    outline?.remove();
+    outline = null;
+    if (shape.type) outline = leaflet().geoJSON(shape, { style: OUTLINE, interactive: false }).addTo(map);
+  }
+  function ask() {
+    const { points, box } = questionOf(done);
+    marks.clearLayers();
+    if (box) marks.addLayer(rectangle(box));
+    points.forEach((point) => marks.addLayer(markOf(point)));
+    tell({ kind: "ask", points, box });
+  }
+  const near = (one, other) =>
+    Math.hypot(one.clientX - other.clientX, one.clientY - other.clientY) <= DRAG;
+
+  container.addEventListener("pointerdown", (event) => {
+    if (![0, 2].includes(event.button) || event.target.closest(".leaflet-control")) return;
+    start = event;
+  }, options);
+  document.addEventListener("pointermove", (event) => {
+    dragged?.remove();
+    dragged = null;
+    if (!start || start.button !== 0 || near(event, start)) return;
+    const box = boxOf(map.mouseEventToLatLng(start), map.mouseEventToLatLng(event));
+    dragged = rectangle(box).addTo(map);
+  }, options);
+  document.addEventListener("pointerup", (event) => {
+    if (!start || event.button !== start.button) return;
+    const { lng, lat } = map.mouseEventToLatLng(start);
+    const beside = start.altKey || start.button === 2;
+    const clicked = near(event, start);
+    if (clicked) done.push({ point: [lng, lat, beside ? 0 : 1] });
+    else if (dragged) done.push({ box: boxOf({ lng, lat }, map.mouseEventToLatLng(event)) });
+    dragged?.remove();
+    const asks = clicked || dragged;
+    [start, dragged] = [null, null];
+    if (asks) ask();
+  }, options);
+  container.addEventListener("contextmenu", (event) => {
+    event.preventDefault();
+    event.stopPropagation(); // JupyterLab has a menu of its own
+  }, options);
+  show(geometry);
+  return {
+    show,
+    finish: () => tell({ kind: "keep", again: false }),
+    next: () => tell({ kind: "keep", again: true }),
+    back() {
+      if (!done.length) return false;
+      done.pop();
+      ask();
+      return true;
+    },
+    tidy() {
+      ended.abort();
+      paused.forEach((one) => one.enable());
+      for (const layer of [marks, dragged, outline]) layer?.remove();
+    },
+  };
+}
+
+const MODES = { draw, edit, prompt, correct: prompt };
+
+/** Take the mouse and the keys of a map for one shape; returns how to follow it, and to end. */
 function take(map, mode, geometry, tell) {
   const container = map.getContainer();
   const ended = new AbortController();
-  const { finish, back, tidy } = (mode === "draw" ? draw : edit)(map, geometry, tell);
+  const { finish, back, tidy, next, show } = MODES[mode](map, geometry, tell);
   const drop = () => tell({ kind: "drop" });
-  const hint = showHint(map, mode, finish, drop);
   const acts = { Enter: finish, Escape: drop, Backspace: back };
+  if (mode === "prompt") acts.p = next;
+  const hint = showHint(map, mode, acts);
   const press = (event) => {
-    const { target, key } = event;
-    const act = acts[key];
-    if (!act || (target !== document.body && !container.contains(target))) return;
+    const { target, key, ctrlKey, metaKey, altKey, shiftKey } = event;
+    if (target !== document.body && !container.contains(target)) return;
+    const command = ctrlKey || metaKey;
+    const undo = show && command && !shiftKey && key.toLowerCase() === "z";
+    const act = undo ? back : acts[key.length === 1 ? key.toLowerCase() : key];
+    if (!act || (command && !undo) || altKey) return;
     if (key === "Enter" && target.closest("button")) return; // that is pressed
+    if (act() === false && undo) return; // the panel's undo
     event.preventDefault();
     event.stopImmediatePropagation(); // Enter would click in the middle of the map
-    act();
   };
   document.addEventListener("keydown", press, { capture: true, signal: ended.signal });
   container.classList.add(BUSY);
+  container.classList.toggle(AIMING, Boolean(show));
   container.focus({ preventScroll: true });
-  return () => {
-    ended.abort();
-    tidy();
-    hint.remove();
-    container.classList.remove(BUSY);
+  return {
+    say: hint.say,
+    show: show ?? (() => {}),
+    giveBack() {
+      ended.abort();
+      tidy();
+      hint.div.remove();
+      container.classList.remove(BUSY, AIMING);
+    },
   };
 }
 
 function initialize({ model }) {
-  let taken = []; // how to give back each view of the map
+  let taken = []; // one for each view of the map
   function follow() {
-    taken.forEach((giveBack) => giveBack());
+    taken.forEach(({ giveBack }) => giveBack());
     taken = [];
     const mode = model.get("mode");
     if (!mode) return;
     const overlay = /** @type {any} */ (window).samWorkbenchOverlays?.get(model.get("map_id"));
     const tell = (message) => model.send({ ...message, number: model.get("number") });
-    for (const map of overlay?.maps ?? [])
-      taken.push(take(map, mode, model.get("geometry"), tell));
+    for (const map of overlay?.maps ?? []) taken.push(take(map, mode, model.get("geometry"), tell));
+    say();
   }
-  model.on("change:number", follow);
+  const say = () => taken.forEach((one) => one.say(model.get("said")));
+  const show = () => taken.forEach((one) => one.show(model.get("geometry")));
+  const handlers = { number: follow, said: say, geometry: show };
+  for (const [name, handler] of Object.entries(handlers)) model.on(`change:${name}`, handler);
   return () => {
-    model.off("change:number", follow);
-    taken.forEach((giveBack) => giveBack());
+    for (const [name, handler] of Object.entries(handlers)) model.off(`change:${name}`, handler);
+    taken.forEach(({ giveBack }) => giveBack());
   };
 }
 

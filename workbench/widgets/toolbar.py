@@ -26,6 +26,11 @@ MAP_KEYS = (
     ("+  −", "zoom"),
     ("Enter", "click at the cross in the middle of the map"),
 )
+# of what the model outlines by clicks, wherever that can be done
+BY_CLICKS = (
+    "click it, click more of it, Alt+click or right click what does not belong to it, drag a box; "
+    "Ctrl+Z takes the last click back, Enter keeps the outline, Esc drops it"
+)
 
 
 def panel_of(kind: str, main: widgets.Widget, side: widgets.Widget) -> widgets.Widget:

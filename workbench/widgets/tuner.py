@@ -25,7 +25,7 @@ from workbench.widgets.display import Display
 from workbench.widgets.drawn_polygons import DrawnPolygons
 from workbench.widgets.history import TUNED
 from workbench.widgets.judging import Judging
-from workbench.widgets.labelling import DRAW, EDIT, NEXT_KEY, point_out
+from workbench.widgets.labelling import DRAW, NEXT_KEY, PROMPT, SHAPE_KEYS, point_out
 from workbench.widgets.looks import looks
 from workbench.widgets.map import SceneMap, feature
 from workbench.widgets.object_list import ObjectList
@@ -93,11 +93,10 @@ class TunerPanel:
             style={"description_width": "initial"},
         )  # fmt: skip
         self.teaching = ClassTeaching(session, self.tell)
-        self.tool = ShapeTool(self.scene_map.map.model_id, self.scene_map.crs)
+        self.tool = ShapeTool(self.scene_map, session.asking, self.tell)
         self.shapes = TunerShapes(
-            session, self.teaching, self.tool, lambda: (self.preview, self.view), self._redrawn,
-            self.tell,
-        )  # fmt: skip
+            session, self.teaching, self.tool, lambda: (self.preview, self.view), self._redrawn
+        )
         by_hand, explained = self.shapes.layer, self.verdicts.alternatives
         for layer in (self.area, self.frames, explained, by_hand, self.hidden):
             self.scene_map.map.add(layer)
@@ -105,7 +104,7 @@ class TunerPanel:
         self._lock = self.display.lock
         self.beside = Beside(session, self.scene_map, self.overlay)
         self.judging = Judging(session, self._stop_teaching)
-        self.overlay.hotkeys = KEYS + DRAW + EDIT
+        self.overlay.hotkeys = KEYS + SHAPE_KEYS
         self.toolbar = Toolbar(session, self.tell, (*TUNER_KEYS, *MAP_KEYS))
         self.widget = self._layout()
         self._connect()
@@ -127,8 +126,8 @@ class TunerPanel:
         return self.display.view
 
     def tell(self, text: str) -> None:
-        """Show an error over the map."""
-        self.message.value = sentence(text)
+        """Show an error over the map, none if it is empty."""
+        self.message.value = sentence(text) if text else ""
 
     def close(self) -> None:
         """Stop following the session, and end the threads."""
@@ -346,8 +345,8 @@ class TunerPanel:
         if key.key == NEXT_KEY:
             self.go_to_next()
             return
-        if key.key == DRAW:
-            self._shape(self.shapes.draw)
+        if key.key in (DRAW, PROMPT):
+            self._shape(self.shapes.draw if key.key == DRAW else self.shapes.prompt)
             return
         row = self.teaching.target if key.place is None else self.drawn.row_at(key.row)
         mine = -1  # a shape by hand
@@ -359,9 +358,8 @@ class TunerPanel:
             row = rows[0] if rows else -1
         if row < 0 and mine < 0:
             self.tell("Nothing is pointed at: move the mouse over an object, or press n.")
-        elif key.key == EDIT:
-            shapes = self.shapes
-            self._shape(lambda: shapes.edit(row) if mine < 0 else shapes.edit_again(mine))
+        elif key.key in SHAPE_KEYS:
+            self._shape(lambda: self.shapes.change(key.key, row, mine))
         elif mine >= 0:
             self._shape(lambda: self.shapes.say(mine, int(key.key)))
         elif self.teaching.say(row, int(key.key), self.preview):
@@ -413,7 +411,7 @@ class TunerPanel:
         self.hidden.data = feature(outline, _HIDDEN)
         self.plane.selected = row
         outline = self.preview.outline(row) if go else None
-        point_out(self.scene_map, self.overlay, outline)
+        point_out(self.scene_map, self.overlay, row, outline)
 
     def _tool_changed(self, change: Any) -> None:
         if change["new"] != LOOK:

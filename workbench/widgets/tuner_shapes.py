@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import ipyleaflet
 import numpy as np
 import shapely
 
-from workbench.errors import ReviewError, WorkbenchError
+from workbench.errors import ReviewError
 from workbench.learning.classifier import NONE
 from workbench.learning.examples import SAME
 from workbench.learning.verdicts import Verdicts
 from workbench.polygons.overlap import iou_of
-from workbench.review.redraw import sound
 from workbench.runs.by_hand import ShapesByHand
 from workbench.runs.looks import color_of
 from workbench.tuning.preview import Preview, View
 from workbench.widgets.classes import ClassTeaching, label_of
+from workbench.widgets.labelling import EDIT
 from workbench.widgets.map import feature
 from workbench.widgets.session import Session
 from workbench.widgets.shapes import ShapeTool
@@ -31,8 +30,7 @@ class TunerShapes:
     """The shapes by hand of a session: `layer` shows them, `tool` makes and changes them.
 
     What a shape shows is taught by the candidate that is most like it, if there is one. `seen`
-    gives the samples and what is left of them, `changed` is called after each change, `tell` shows
-    why a shape is refused; it stays on the map then.
+    gives the samples and what is left of them, `changed` is called after each change.
     """
 
     def __init__(
@@ -42,10 +40,9 @@ class TunerShapes:
         tool: ShapeTool,
         seen: Callable[[], tuple[Preview, View]],
         changed: Callable[[], None],
-        tell: Callable[[str], None],
     ) -> None:
         self._session, self._teaching, self._tool = session, teaching, tool
-        self._seen, self._changed, self._tell = seen, changed, tell
+        self._seen, self._changed = seen, changed
         self.layer = ipyleaflet.GeoJSON(data={"type": "FeatureCollection", "features": []})
         self.show()
 
@@ -76,21 +73,29 @@ class TunerShapes:
 
     def draw(self) -> None:
         """Let a person draw a shape of the palette's class; raises `ReviewError` without one."""
-        number = self._number()
-        self._tool.draw(lambda shape: self._take(shape, partial(self._add, number)))
+        self._tool.draw(partial(self._add, self._number()))
 
-    def edit(self, row: int) -> None:
-        """Let a person move the corners of a candidate; raises `ReviewError` without a class."""
+    def prompt(self) -> None:
+        """Let a person click an object of this class, which the model outlines.
+
+        Raises as `draw` does, and `JobError` if the model takes no clicks.
+        """
+        self._tool.prompt(partial(self._add, self._number()))
+
+    def change(self, key: str, row: int, place: int) -> None:
+        """Let a person change the shape by hand at a place, or if that is -1, a candidate.
+
+        `EDIT` moves its corners, `CORRECT` takes clicks. Raises as `prompt` does.
+        """
+        begin = self._tool.edit if key == EDIT else self._tool.correct
+        if place >= 0:
+            begin(self._shapes.frame.geometry.iloc[place], partial(self._reshape, place))
+            return
         preview, view = self._seen()
         label = label_of(preview, row)
         number = self._session.verdicts.said.get(label, NONE) or self._number()
         keep = partial(self._stand_for, row, number, preview)
-        self._tool.edit(_drawn(row, preview, view), lambda shape: self._take(shape, keep))
-
-    def edit_again(self, place: int) -> None:
-        """Let a person move the corners of a shape by hand."""
-        shape = self._shapes.frame.geometry.iloc[place]
-        self._tool.edit(shape, lambda shape: self._take(shape, partial(self._reshape, place)))
+        begin(_drawn(row, preview, view), keep)
 
     def say(self, place: int, number: int) -> None:
         """Give a shape by hand another class; `NONE` takes it away."""
@@ -109,14 +114,6 @@ class TunerShapes:
         if len(names) != 1:
             raise ReviewError("Choose a class in the palette first: what you draw is of this one.")
         return next(iter(names))
-
-    def _take(self, shape: shapely.Geometry, keep: Callable[[Any], None]) -> None:
-        try:
-            keep(sound(shape))
-        except WorkbenchError as error:
-            if self._tool.mode == "draw":
-                self._tool.mend(shape, lambda again: self._take(again, keep))
-            self._tell(str(error))
 
     def _add(self, number: int, shape: shapely.MultiPolygon, id: str = "") -> None:
         """Keep a shape; the candidate that is most like it is of its class, too."""

@@ -11,6 +11,7 @@ from workbench._support.text import area_text
 from workbench.evaluation.judged import JudgedAdvice
 from workbench.tuning.preview import Fate, Key, Preview, Verdict, View
 from workbench.widgets.safe_html import Markup, paragraph
+from workbench.widgets.toolbar import BY_CLICKS
 
 FATES = {
     Fate.KEPT: "✓",
@@ -33,6 +34,8 @@ TUNER_KEYS = (
     ("n", "on the map: go to the object whose answer would teach most"),
     ("d", "draw a shape of the palette's class: double click or Enter ends it, Esc drops it"),
     ("e", "on the map: move the corners of the shape under the mouse; Enter keeps them"),
+    ("p", f"outline an object of the palette's class by clicks, with the model: {BY_CLICKS}"),
+    ("m", "on the map: mend the shape under the mouse by such clicks"),
     ("Tab, wheel", "after a click: what else lies there, shown or not, the smallest first"),
 )
 MOST_VERDICTS = 10  # candidates that are listed for one place

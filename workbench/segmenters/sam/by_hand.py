@@ -7,10 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from workbench.segmenters.defaults import defaults_of
 from workbench.segmenters.sam.network import Ask, InputFrame, Prompts
 from workbench.segmenters.sam.segmenter import SamSegmenter
+
+SURE = 0.001  # how far from 0 and 1 a mask prompt is: logits of about 7, as networks give
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,29 +54,33 @@ class EncodedTile:
         points: NDArray[np.float64],
         on_object: NDArray[np.bool_],
         box: NDArray[np.float64] | None = None,
+        before: NDArray[np.bool_] | None = None,
     ) -> HandAnswer:
         """Return the mask for some clicks on one object, and beside it.
 
         Args:
-            points: `(n, 2)` XY, pixels of the tile; may be empty with a box.
+            points: `(n, 2)` XY, pixels of the tile; may be empty with a box or a mask.
             on_object: `(n,)`: whether a click is on the object, or on what does not belong to it.
             box: `(4,)` XYXY around the object.
+            before: `(h, w)`: a mask of the object that the clicks correct.
 
         A model that learned from single points is asked for each click alone, and the masks are
-        joined: those of clicks beside the object are taken away.
+        joined with each other and with the mask before. Those of clicks beside the object are taken
+        away.
         """
         if defaults_of(self.segmenter.name).takes_boxes:
-            return self._together(points, on_object, box)
+            return self._together(points, on_object, box, before)
         if box is not None and not on_object.any():
             points = np.vstack([points, (box[:2] + box[2:]) / 2])
             on_object = np.append(on_object, True)
-        return self._one_by_one(points, on_object, box)
+        return self._one_by_one(points, on_object, box, before)
 
     def _together(
         self,
         points: NDArray[np.float64],
         on_object: NDArray[np.bool_],
         box: NDArray[np.float64] | None,
+        before: NDArray[np.bool_] | None,
     ) -> HandAnswer:
         around = placed = labels = None
         if box is not None:
@@ -80,8 +88,9 @@ class EncodedTile:
         if len(points):
             placed = self.segmenter.loaded.placed(self.frame, points[None])
             labels = torch.as_tensor(on_object[None].astype(np.int32), device=placed.device)
-        ious, masks = self._masks(Prompts(placed, labels, around))
-        best = _best(ious[0], masks[0], points, on_object, box)
+        mask = None if before is None else self._as_prompt(before)
+        ious, masks = self._masks(Prompts(placed, labels, around, mask))
+        best = _best(ious[0], masks[0], points, on_object, box, before)
         return HandAnswer(masks[0][best], float(ious[0][best]))
 
     def _one_by_one(
@@ -89,14 +98,15 @@ class EncodedTile:
         points: NDArray[np.float64],
         on_object: NDArray[np.bool_],
         box: NDArray[np.float64] | None,
+        before: NDArray[np.bool_] | None,
     ) -> HandAnswer:
-        height, width = self.frame.original_size
-        if not on_object.any():
-            return HandAnswer(np.zeros((height, width), bool), 0.0)
+        mask = np.zeros(self.frame.original_size, bool) if before is None else before.copy()
+        if not mask.any() and not on_object.any():
+            return HandAnswer(mask, 0.0)
         labels = torch.ones((len(points), 1), dtype=torch.int)
         placed = self.segmenter.loaded.placed(self.frame, points[:, None])
         ious, masks = self._masks(Prompts(placed, labels.to(placed.device)))
-        mask, scores = np.zeros((height, width), bool), []
+        scores = []
         for i in np.flatnonzero(on_object):
             best = _best(ious[i], masks[i], points, on_object, box)
             mask |= masks[i][best]
@@ -104,8 +114,18 @@ class EncodedTile:
         for i in np.flatnonzero(~on_object):
             x, y = _pixel(points[i], mask)
             if mask[y, x]:
-                mask &= ~masks[i][_best(ious[i], masks[i], points, ~on_object, None)]
-        return HandAnswer(mask, min(scores))
+                best = _best(ious[i], masks[i], points, ~on_object, None)
+                mask &= ~masks[i][best]
+                scores.append(float(ious[i][best]))
+        return HandAnswer(mask, min(scores, default=0.0))
+
+    def _as_prompt(self, mask: NDArray[np.bool_]) -> Tensor:
+        """A mask `(h, w)` as logits, `(1, 1, side / 4, side / 4)`."""
+        side, (height, width) = self.frame.side, self.frame.input_size
+        share = torch.as_tensor(mask, dtype=torch.float32)[None, None]
+        share = interpolate(share, (height, width), mode="area")
+        share = avg_pool2d(pad(share, (0, side - width, 0, side - height)), 4)
+        return share.logit(SURE).to(self.segmenter.device)
 
     def _masks(self, prompts: Prompts) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Predicted IoUs `(b, m)` and masks `(b, m, h, w)`."""
@@ -122,8 +142,9 @@ def _best(
     points: NDArray[np.float64],
     on_object: NDArray[np.bool_],
     box: NDArray[np.float64] | None,
+    before: NDArray[np.bool_] | None = None,
 ) -> int:
-    """The mask that most clicks agree with; of several the best one, and with a box in it."""
+    """The mask that most clicks agree with; of several the best one, most like box and mask."""
     agree = np.zeros(len(masks))
     for point, inside in zip(points, on_object, strict=True):
         x, y = _pixel(point, masks[0])
@@ -134,6 +155,9 @@ def _best(
         there = masks[:, max(y0, 0) : y1, max(x0, 0) : x1].sum((1, 2))
         union = masks.sum((1, 2)) + max((x1 - x0) * (y1 - y0), 1) - there
         fit = fit * there / union
+    if before is not None:
+        common = (masks & before).sum((1, 2))
+        fit = fit * common / np.maximum((masks | before).sum((1, 2)), 1)
     return int(np.lexsort((-fit, -agree))[0])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -75,6 +76,7 @@ class Prompts:
     points: Tensor | None  # (b, n, 2), XY
     labels: Tensor | None  # (b, n): 1 on the object, 0 beside it
     boxes: Tensor | None = None  # (b, 4), XYXY
+    mask: Tensor | None = None  # (1, 1, side / 4, side / 4): logits of one mask, for all prompts
 
     def __len__(self) -> int:
         given = self.points if self.points is not None else self.boxes
@@ -126,8 +128,17 @@ class SegmentAnything:
         no_mask = model.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
         # half a million sines that all prompts share; in bf16 they would be far off
         positions = model.prompt_encoder.get_dense_pe()
-        decode = decoder_of(model.mask_decoder, predictor.features, positions, no_mask)
-        return lambda prompts: decode(self._embedded(prompts))
+        decoder = partial(decoder_of, model.mask_decoder, predictor.features, positions)
+        decode = decoder(no_mask)
+
+        def ask(prompts: Prompts) -> tuple[Tensor, LogitsOf]:
+            if prompts.mask is None:
+                return decode(self._embedded(prompts))
+            return decoder(model.prompt_encoder.mask_downscaling(prompts.mask))(
+                self._embedded(prompts)
+            )
+
+        return ask
 
     def _embedded(self, prompts: Prompts) -> Tensor:
         """Embed prompts as `(b, n, c)`; without a box, SAM adds a padding point."""

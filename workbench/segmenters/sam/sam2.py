@@ -7,7 +7,7 @@ files, so that the files can be checked against Meta's own sha256.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from workbench.segmenters.sam.decoder import DecoderParts, ImageDecoder, LogitsOf
+from workbench.segmenters.sam.decoder import Decode, DecoderParts, ImageDecoder, LogitsOf
 from workbench.segmenters.sam.extras import require
 from workbench.segmenters.sam.network import Ask, Prompts
 
@@ -112,8 +112,9 @@ class Sam2:
             decoder = model.mask_decoder
             tokens = decoder.obj_score_token, decoder.iou_token, decoder.mask_tokens
             parts = parts_of_transformers(decoder, tokens, 1)
-            decode = ImageDecoder(parts, features, positions, no_mask, fine)
-            return lambda prompts: decode(embedded(model, prompts)[0][0])
+            return ask_with(
+                lambda dense: ImageDecoder(parts, features, positions, dense, fine), no_mask, model
+            )
 
         def as_it_is(prompts: Prompts) -> tuple[Tensor, LogitsOf]:
             sparse, dense = embedded(model, prompts)
@@ -138,8 +139,19 @@ def in_its_square(image: Tensor, side: int) -> Tensor:
     return pad((pixels - mean) / std, (0, side - width, 0, side - height))
 
 
+def ask_with(decoder: Callable[[Tensor], Decode], no_mask: Tensor, model: Any) -> Ask:
+    """Prompt a decoder, which is made for a mask prompt or for none, `(1, c, h, w)`."""
+    decode = decoder(no_mask)
+
+    def ask(prompts: Prompts) -> tuple[Tensor, LogitsOf]:
+        sparse, dense = embedded(model, prompts)
+        return (decode if prompts.mask is None else decoder(dense))(sparse[0])
+
+    return ask
+
+
 def embedded(model: Any, prompts: Prompts) -> tuple[Tensor, Tensor]:
-    """Embed prompts as `(1, b, n, c)`, and "no mask prompt" as `(1, c, h, w)`."""
+    """Embed prompts as `(1, b, n, c)`, and the mask prompt, or none, as `(1, c, h, w)`."""
     points, labels, boxes = (
         None if part is None else part[None]
         for part in (prompts.points, prompts.labels, prompts.boxes)
@@ -148,6 +160,8 @@ def embedded(model: Any, prompts: Prompts) -> tuple[Tensor, Tensor]:
         sparse, dense = model.prompt_encoder(
             input_points=points, input_labels=labels, input_boxes=boxes, input_masks=None
         )
+    if prompts.mask is not None:
+        dense = model.prompt_encoder.mask_embed(prompts.mask)
     return sparse, dense
 
 

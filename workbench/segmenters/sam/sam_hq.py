@@ -23,7 +23,7 @@ from workbench.segmenters.sam.extras import require
 from workbench.segmenters.sam.network import Ask
 from workbench.segmenters.sam.sam2 import (
     SHARED_NAMES,
-    embedded,
+    ask_with,
     in_its_square,
     parts_of_transformers,
     positions_twice,
@@ -103,8 +103,11 @@ class SamHq:
             positions = model.get_image_wide_positional_embeddings()
         no_mask = model.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
         early = between[0].permute(0, 3, 1, 2)
-        decode = HqDecoder(model.mask_decoder, features, positions, no_mask, early)
-        return lambda prompts: decode(embedded(model, prompts)[0][0])
+        return ask_with(
+            lambda dense: HqDecoder(model.mask_decoder, features, positions, dense, early),
+            no_mask,
+            model,
+        )
 
 
 class HqDecoder(ImageDecoder):
