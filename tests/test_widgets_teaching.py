@@ -83,29 +83,32 @@ def byte_of(tuner, trait, row):
 
 
 def teach(tuner, n=6):
-    for kind in (ROOF, FIELD, NONE):
-        rows = rows_of(tuner, kind)
-        for row in rows[:: len(rows) // n][:n]:  # from all tiles
+    """Say of some objects what they are; returns their rows by kind."""
+    shown = {kind: rows_of(tuner, kind) for kind in (ROOF, FIELD, NONE)}
+    said = {kind: rows[:: len(rows) // n][:n] for kind, rows in shown.items()}  # from all tiles
+    for kind, rows in said.items():
+        for row in rows:
             press(tuner, str(kind), row)
     while tuner.panel.teaching.describe_one(tuner.panel.preview):
         pass  # else the thread of the quiet moments does it, sooner or later
     tuner.panel.display.draw()
+    return said
 
 
 def test_keys_teach_two_classes_and_all_polygons_take_their_colour(tuner):
     assert tuner.panel.overlay.colour_by == "confidence"
-    roofs, fields = rows_of(tuner, ROOF), rows_of(tuner, FIELD)
-    teach(tuner)
+    roofs = rows_of(tuner, ROOF)
+    said = teach(tuner)
     overlay = tuner.panel.overlay
     assert overlay.colour_by == "class"
     assert [number for number, _, _ in overlay.class_colours] == [ROOF, FIELD]
-    assert byte_of(tuner, "said", roofs[0]) == 0
-    assert byte_of(tuner, "said", fields[0]) == 1
-    assert byte_of(tuner, "said", rows_of(tuner, NONE)[0]) == REFUSED
+    assert [byte_of(tuner, "said", row) for row in said[ROOF]] == [0] * 6
+    assert [byte_of(tuner, "said", row) for row in said[FIELD]] == [1] * 6
+    assert [byte_of(tuner, "said", row) for row in said[NONE]] == [REFUSED] * 6
     assert byte_of(tuner, "said", roofs[-1]) == UNSAID
     kinds = [byte_of(tuner, "kinds", row) for row in roofs]
     assert np.mean(np.array(kinds) == 0) > 0.95
-    assert byte_of(tuner, "kinds", rows_of(tuner, NONE)[0]) == FADED
+    assert byte_of(tuner, "kinds", said[NONE][0]) == FADED
     assert [one["count"] for one in tuner.panel.teaching.palette.classes] == [6, 6]
     assert tuner.panel.teaching.palette.n_none == 6
 
