@@ -248,13 +248,12 @@ def place_exemplars(
         counted = Counter((placed.raster[i], homes[i].row, homes[i].col) for i in mine.tolist())
         (name, row, col), _ = counted.most_common(1)[0]  # of equal ones the first in the file
         sources[number] = parts[name], parts[name].grid.tile(row, col)
-        notes.append(
-            f"Class {number} is shown in {len(counted):,} of {_n_tiles(parts):,} tiles. SAM 3 is "
-            f"made for exemplars on the same image: tiles without any take over what "
-            f"{tile_name(name, row, col)} shows. Check some of them first."
-        )
-    if _n_tiles(parts) == 1:
-        notes = [note for note in notes if not note.startswith("Class")]
+        if _n_tiles(parts) > 1:
+            notes.append(
+                f"Class {number} is shown in {len(counted):,} of {_n_tiles(parts):,} tiles. SAM 3 "
+                "is made for exemplars on the same image: tiles without any take over what "
+                f"{tile_name(name, row, col)} shows. Check some of them first."
+            )
     return PlacedExemplars(
         placed.bounds, placed.raster, placed.class_id, placed.like, sources, tuple(notes)
     )

@@ -8,7 +8,6 @@ SAM calls the embedding. Prompts choose among the regions, so a mask is as fine 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +20,7 @@ from torch.nn.functional import interpolate, pad, pixel_shuffle, pixel_unshuffle
 from workbench.segmenters.sam.bordernet import MULTIPLE, BorderNet
 from workbench.segmenters.sam.decoder import LogitsOf
 from workbench.segmenters.sam.encoder import Predictor
-from workbench.segmenters.sam.network import Ask, Prompts
+from workbench.segmenters.sam.network import Ask, Prompts, SegmentAnything
 from workbench.segmenters.sam.regions import (
     LIKELY,
     MIN_AREA_PX,
@@ -413,14 +412,8 @@ def _box_iou(boxes: Tensor, regions: Tensor) -> Tensor:
     return shared / (areas[0][:, None] + areas[1] - shared).clamp(min=1e-6)
 
 
-class Tiny:
+class Tiny(SegmentAnything):
     """`tiny` as the engine speaks to it: a `Network` whose masks are drawn only where wanted."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.side = int(model.image_encoder.img_size)
-        self.masks_per_prompt = int(model.mask_decoder.num_multimask_outputs)
-        self.mask_threshold = float(model.mask_threshold)
 
     def look(self, image: Tensor) -> Ask:
         """Find the regions of an image; what comes back chooses among them."""
