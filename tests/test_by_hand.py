@@ -92,6 +92,14 @@ def test_a_second_click_adds_to_the_mask() -> None:
     assert both[180, 200]
 
 
+def test_each_click_counts_though_masks_beside_it_are_offered() -> None:
+    tile = by_tiny()
+    rng = np.random.default_rng(1)
+    for clicks in rng.integers(5, 251, (20, 2, 2)):
+        mask = tile.answer(clicks + 0.5, np.array([True, True])).mask
+        assert mask[clicks[:, 1], clicks[:, 0]].all()
+
+
 def test_only_a_click_beside_the_object_gives_nothing() -> None:
     assert not by_tiny().answer(np.array([[40.0, 40.0]]), BESIDE).mask.any()
 

@@ -20,7 +20,7 @@ from workbench.runs import choose
 from workbench.runs.job import Job
 from workbench.runs.prompted import LEDGER
 from workbench.runs.result import read_run
-from workbench.segmenters import defaults
+from workbench.segmenters import at_points, defaults
 
 
 class ProposesColours:
@@ -75,6 +75,24 @@ class SameColour(ProposesColours):
         rows = [i for i, c in enumerate(colours) if tuple(c.tolist()) != BACKGROUND]
         masks = [(image == colours[i]).all(2) for i in rows]
         return self._masks(image, masks), np.array(rows, int)
+
+
+def test_a_mask_that_misses_its_point_is_no_answer() -> None:
+    """A model may offer what lies beside the point; told a box, it knows what is meant."""
+    image = three_rectangles().transpose(1, 2, 0)
+    (x, y, *_), (there, down, *_) = list(RECTANGLES.values())[:2]
+    points = np.array([[x + 1.5, y + 1.5], [there + 1.5, down + 1.5]])
+
+    class Swapped(SameColour):
+        def answer(self, image: np.ndarray, points: np.ndarray, boxes: np.ndarray | None = None):
+            found, prompt = super().answer(image, points[[0, 0]], boxes)
+            return found, prompt
+
+    _, prompt = at_points.answer(Swapped(), image, points)
+    assert prompt.tolist() == [0]
+    boxes = np.column_stack([points, points + 1])
+    _, prompt = at_points.answer(Swapped(), image, points, boxes)
+    assert prompt.tolist() == [0, 1]
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import shapely
@@ -38,7 +38,7 @@ def answer(
 
     Args:
         segmenter: Any model. One that takes no prompts proposes masks for the whole image, and
-            those count that hold the point.
+            those count that hold the point. So do those of a model that is told no box.
         image: The image.
         points: A point on each object, `(n, 2)` XY, pixels of the image.
         boxes: A box around each, `(n, 4)` XYXY, if the model is to be told.
@@ -48,6 +48,9 @@ def answer(
     """
     if isinstance(segmenter, TakesPrompts):
         found, prompt = segmenter.answer(image, points, boxes)
+        if boxes is None:
+            holds = _hold(found, points[prompt])
+            found, prompt = found.take(holds), prompt[holds]
     else:
         found = segmenter.propose(image)
         row, prompt = _at(found, points)
@@ -86,14 +89,25 @@ def _at(
     found: Candidates, points: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs `(m,)` of a mask and a point that lies in it."""
-    height, width = found.rules.height, found.rules.width
-    pixels = np.floor(points).clip(0, (width - 1, height - 1)).astype(int)
-    if not len(found) or not len(pixels):
+    masks, dots = _as_coco(found, points)
+    if not masks or not dots:
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    pixel_boxes = np.column_stack((pixels, np.ones_like(pixels))).astype(float)
-    dots = coco.frPyObjects(pixel_boxes, height, width)
-    size = [height, width]
-    masks = [{"size": size, "counts": rle} for rle in found.table.column("rle").to_pylist()]
     shared = np.asarray(coco.iou(masks, dots, [0] * len(dots)))
     row, prompt = np.nonzero(shared)
     return row.astype(np.int64), prompt.astype(np.int64)
+
+
+def _hold(found: Candidates, points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether each mask `(m,)` holds its own point of `(m, 2)`."""
+    pairs = zip(*_as_coco(found, points), strict=True)
+    return np.array([coco.iou([mask], [dot], [0]).any() for mask, dot in pairs], bool)
+
+
+def _as_coco(found: Candidates, points: NDArray[np.float64]) -> tuple[list[Any], list[Any]]:
+    """Masks, and pixels that hold points `(n, 2)`, both as run lengths."""
+    height, width = found.rules.height, found.rules.width
+    pixels = np.floor(points).clip(0, (width - 1, height - 1)).astype(int)
+    pixel_boxes = np.column_stack((pixels, np.ones_like(pixels))).astype(float)
+    dots = coco.frPyObjects(pixel_boxes, height, width) if len(pixels) else []
+    rles = found.table.column("rle").to_pylist()
+    return [{"size": [height, width], "counts": rle} for rle in rles], dots

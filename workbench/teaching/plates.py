@@ -56,11 +56,15 @@ class Plate(Figure):
 
 
 def draw_prompt(predictor: Any, proposals: TileWithTruth, x: float, y: float) -> Plate:
-    """Ask SAM what is at a pixel of the tile, and draw its three masks side by side.
+    """Ask SAM what is at a pixel of the tile, and draw three masks side by side, small to large.
 
-    `predictor` is a `SamPredictor` that has been given the tile.
+    `predictor` is a `SamPredictor` that has been given the tile. A model that offers more shows
+    those of its masks that hold the pixel and have the highest scores.
     """
     masks, scores, _ = predictor.predict(np.array([[x, y]]), np.array([1]))
+    misses = ~masks[:, int(y), int(x)]
+    best = np.sort(np.lexsort((-scores, misses))[:3])
+    masks, scores = masks[best], scores[best]
     transform = proposals.scene.window_transform(proposals.tile.window)
     at = shapely.Point(transform @ (x + 0.5, y + 0.5))
     here = proposals.truth[proposals.truth.intersects(at)]

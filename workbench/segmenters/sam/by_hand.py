@@ -107,15 +107,17 @@ class EncodedTile:
         ious, masks = self._masks(Prompts(placed, labels.to(placed.device)))
         scores = []
         for i in np.flatnonzero(on_object):
-            best = _best(ious[i], masks[i], points, on_object, box)
-            mask |= masks[i][best]
-            scores.append(float(ious[i][best]))
+            found, iou = _holding(points[i], masks[i], ious[i])
+            best = _best(iou, found, points, on_object, box)
+            mask |= found[best]
+            scores.append(float(iou[best]))
         for i in np.flatnonzero(~on_object):
             x, y = _pixel(points[i], mask)
             if mask[y, x]:
-                best = _best(ious[i], masks[i], points, ~on_object, None)
-                mask &= ~masks[i][best]
-                scores.append(float(ious[i][best]))
+                found, iou = _holding(points[i], masks[i], ious[i])
+                best = _best(iou, found, points, ~on_object, None)
+                mask &= ~found[best]
+                scores.append(float(iou[best]))
         return HandAnswer(mask, min(scores, default=0.0))
 
     def _as_prompt(self, mask: NDArray[np.bool_]) -> Tensor:
@@ -133,6 +135,15 @@ class EncodedTile:
             low_res = logits_of(torch.ones_like(ious, dtype=torch.bool)).float()
         masks = self.frame.enlarged(low_res[None])[0] > self.segmenter.loaded.network.mask_threshold
         return ious.float().cpu().numpy(), masks.unflatten(0, ious.shape).cpu().numpy()
+
+
+def _holding(
+    point: NDArray[np.float64], masks: NDArray[np.bool_], ious: NDArray[np.float32]
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """The masks `(m, h, w)` that hold a click, with their predicted IoUs; all if none does."""
+    x, y = _pixel(point, masks[0])
+    here = masks[:, y, x]
+    return (masks[here], ious[here]) if here.any() else (masks, ious)
 
 
 def _best(

@@ -38,13 +38,18 @@ STRIDE = 16  # of the embedding
 MASK_STRIDE = 2  # of the decoder's masks: at 4, a region of 20 × 20 pixels loses a fifth
 FOLD = STRIDE // MASK_STRIDE  # of a mask prompt into the cells of the embedding
 PIXEL_MEAN, PIXEL_STD = [124.0, 116.0, 104.0], [58.0, 57.0, 57.0]
-MASKS = 3  # for each prompt
+MASKS = 6  # for each prompt
 
 MOST_REGIONS = 2000  # of a picture; those with the best scores
 NMS_IOU = 0.75  # above which the better one of two regions stands for both
 # how much less a region is wanted by a point at its edge than by one in its middle: a large region
 # lies under many points, and needs to be the answer to a few
 CENTRED = 0.7
+# All but the best mask of a point are rather regions whose middle is near: so each prompt of a grid
+# adds its own, and they do not all choose the same.
+NEAR_PX, NEARBY = 64, 0.8
+# Small ones may even miss the point by so much: a grid of prompts 32 pixels apart overlooks none.
+REACH_PX = 16
 COLUMNS = 10  # of the table of regions
 HIDDEN = 128
 USUAL = 5  # standard deviations
@@ -276,9 +281,9 @@ class RegionDecoder(nn.Module):
         dense_prompt_embeddings: Tensor,
         multimask_output: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Return logits `(n, 3 or 1, h / 2, w / 2)` and predicted IoU `(n, 3 or 1)`.
+        """Return logits `(n, 6 or 1, h / 2, w / 2)` and predicted IoU `(n, 6 or 1)`.
 
-        Of three, the smallest region comes first; of one, it is the best.
+        Of several, the smallest region comes first; of one, it is the best.
         """
         chooser = Chooser(image_embeddings)
         scores, rows = chooser.chosen(sparse_prompt_embeddings, dense_prompt_embeddings)
@@ -307,12 +312,12 @@ class Chooser:
         self._steepness = self.table.steepness.cpu().numpy()
 
     def __call__(self, sparse: Tensor, dense: Tensor | None = None) -> tuple[Tensor, LogitsOf]:
-        """Three masks for each of some prompts `(n, points, 3)`, as `decoder.Decode`."""
+        """`MASKS` masks for each of some prompts `(n, points, 3)`, as `decoder.Decode`."""
         scores, rows = self.by_size(*self.chosen(sparse, dense))
         return scores, lambda wanted: self.drawn(rows[wanted])
 
     def chosen(self, sparse: Tensor, dense: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scores and rows of the three regions that suit each prompt best, the best first."""
+        """Scores and rows of the `MASKS` regions that suit each prompt best, the best first."""
         table = self.table
         value = table.score.expand(len(sparse), -1)
         corners = sparse[:, :, 2] >= FIRST_CORNER
@@ -324,31 +329,40 @@ class Chooser:
             value = _fit(value, _box_iou(box, table.boxes))
         if dense is not None and dense.any():
             value = _fit(value, self._mask_iou(dense))
-        liked = value * (1 - CENTRED * self._off_centre(sparse)) - wrong.sum(1)
-        order = liked.topk(min(MASKS, value.shape[1]), dim=1).indices
+        off_centre, away = self._from_middle(sparse)
+        misses = wrong.sum(1)
+        best = (value * (1 - CENTRED * off_centre) - misses).argmax(dim=1, keepdim=True)
+        if kind.amax() == FOREGROUND and ((kind >= BACKGROUND).sum(1) == 1).all():
+            misses = misses * (away * NEAR_PX > REACH_PX)
+        liked = value * (1 - NEARBY * away) - misses
+        order = liked.scatter(1, best, np.inf).topk(min(MASKS, value.shape[1]), dim=1).indices
         if order.shape[1] < MASKS:
             order = order[:, [*range(order.shape[1]), *[0] * (MASKS - order.shape[1])]]
         # of those that miss a point, less than of any that does not
-        missed = wrong.sum(1).gather(1, order)
+        missed = misses.gather(1, order)
         least = missed.min(dim=1, keepdim=True).values
         order = torch.where(missed == least, order, order[:, :1])
         return value.gather(1, order), order
 
     def by_size(self, scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the three regions of each prompt in the order of their size."""
+        """Put the regions of each prompt in the order of their size."""
         order = self.table.area[rows].argsort(dim=1, stable=True)
         return scores.gather(1, order), rows.gather(1, order)
 
-    def _off_centre(self, sparse: Tensor) -> Tensor:
+    def _from_middle(self, sparse: Tensor) -> tuple[Tensor, Tensor]:
         """How far the points on the object are from the middle of each region's box: `(n, k)`.
 
-        0 is in the middle, 1 at the box. Without such points it is 0.
+        Once as a share of the way to the box, once of `NEAR_PX`; 1 is far, and 0 without points.
         """
         low, high = self.table.boxes[:, :2], self.table.boxes[:, 2:] + 1
-        away = (2 * sparse[:, :, None, :2] - low - high).abs() / (high - low)  # (n, points, k, 2)
+        off = (2 * sparse[:, :, None, :2] - low - high).abs()  # (n, points, k, 2)
         on_object = (sparse[:, :, 2, None] == FOREGROUND).float()
-        total = (away.amax(3).clamp(max=1) * on_object).sum(1)
-        return total / on_object.sum(1).clamp(min=1)
+        share = on_object / on_object.sum(1, keepdim=True).clamp(min=1)
+        by_size, by_px = (
+            ((off / scale).amax(3).clamp(max=1) * share).sum(1)
+            for scale in (high - low, 2 * NEAR_PX)
+        )
+        return by_size, by_px
 
     def _inside(self, xy: Tensor) -> Tensor:
         """Whether points `(n, p, 2)` lie in each region: `(n, p, k)`."""
