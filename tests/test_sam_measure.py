@@ -42,14 +42,15 @@ def plain(masks: Measured) -> list[tuple]:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("scale", [2, 4])
-def test_C1_each_bit_is_that_of_the_whole(scale: int, threads: int) -> None:
+@pytest.mark.parametrize("channels", [3, 6])
+def test_C1_each_bit_is_that_of_the_whole(channels: int, scale: int, threads: int) -> None:
     torch.set_num_threads(threads)
-    low_res = logits()
+    low_res = torch.cat([logits(), logits()[-3:]])
     whole = torch.nn.functional.interpolate(
-        low_res.view(-1, 3, 64, 64), scale_factor=scale, mode="bilinear", align_corners=False
+        low_res.view(-1, channels, 64, 64), scale_factor=scale, mode="bilinear", align_corners=False
     ).flatten(0, 1)
     expected = plain(measure_whole(whole, 0.0))
-    assert plain(measure_enlarged(low_res, scale, 0.0)) == expected
+    assert plain(measure_enlarged(low_res, scale, channels, 0.0)) == expected
     assert len({tuple(box) for _, box, *_ in expected}) > 30
     assert any(np.isnan(float(stability)) for stability, *_ in expected)
 

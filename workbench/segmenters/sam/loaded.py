@@ -69,7 +69,7 @@ class LoadedNetwork:
         whole = frame.input_size == frame.original_size == (size, size)
         if self.device_type == "cpu" and scale * low_res.shape[-1] == size:
             if whole:
-                return measure_enlarged(low_res, scale, threshold)
+                return measure_enlarged(low_res, scale, channels, threshold)
             return measure_resized(low_res, frame, scale, channels, threshold)
         parts = low_res.split(MASKS_AT_ONCE.get(self.device_type, max(1, len(low_res))))
         logits = (upsampled(frame, some, channels) for some in parts if len(some))

@@ -57,19 +57,20 @@ def joined(parts: Sequence[Measured]) -> Measured:
     return Measured(*(np.concatenate(column) for column in columns))
 
 
-def measure_enlarged(low_res: Tensor, scale: int, threshold: float) -> Measured:
+def measure_enlarged(low_res: Tensor, scale: int, channels: int, threshold: float) -> Measured:
     """Measure `(n, h, w)` logits on the CPU, enlarged by a power of two, without enlarging all.
 
     Interpolated values never exceed the values that they come from, so only the rows and columns
     with a logit above the lower offset matter: a twentieth of the tile for most masks. The bits
-    inside are those of the whole, because no weight is rounded at a power of two.
+    inside are those of the whole, because no weight is rounded at a power of two, if the decoder
+    has as many `channels`.
     """
-    return joined([_measure_enlarged(logits, scale, threshold) for logits in low_res])
+    return joined([_measure_enlarged(logits, scale, channels, threshold) for logits in low_res])
 
 
-def _measure_enlarged(logits: Tensor, scale: int, threshold: float) -> Measured:
+def _measure_enlarged(logits: Tensor, scale: int, channels: int, threshold: float) -> Measured:
     rows, columns = _hot(logits, threshold - STABILITY_SCORE_OFFSET, margin=1)
-    part = _enlarged(logits[rows, columns], scale)
+    part = _enlarged(logits[rows, columns], scale, channels)
     return _measure_part(part, (rows.start * scale, columns.start * scale), threshold)
 
 
@@ -91,7 +92,7 @@ def measure_resized(
         hot = [_hot(logits, cold, margin=2) for logits in some]  # so that neighbours are exact, too
         for channel, logits, (rows, columns) in zip(square[0], some, hot, strict=False):
             there = [slice(scale * of.start, scale * of.stop) for of in (rows, columns)]
-            channel[there[0], there[1]] = _enlarged(logits[rows, columns], scale)
+            channel[there[0], there[1]] = _enlarged(logits[rows, columns], scale, channels)
         whole = frame.cut_out(square)[0]
         for logits, (rows, columns) in zip(whole, hot, strict=False):
             y, x = (
@@ -110,13 +111,13 @@ def _hot(logits: Tensor, low: float, margin: int) -> tuple[slice, slice]:
     return _span(hot.any(axis=1), margin), _span(hot.any(axis=0), margin)
 
 
-def _enlarged(part: Tensor, scale: int) -> Tensor:
+def _enlarged(part: Tensor, scale: int, channels: int) -> Tensor:
     """Enlarge `(h, w)` logits by a power of two."""
     if not part.numel():
         return part
-    # as three masks, as the decoder gives them: for one alone torch rounds differently
+    # as many masks as the decoder gives together: for others torch may round differently
     return interpolate(
-        part.expand(1, 3, -1, -1), scale_factor=scale, mode="bilinear", align_corners=False
+        part.expand(1, channels, -1, -1), scale_factor=scale, mode="bilinear", align_corners=False
     )[0, 0]
 
 

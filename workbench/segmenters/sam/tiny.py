@@ -332,7 +332,8 @@ class Chooser:
         off_centre, away = self._from_middle(sparse)
         misses = wrong.sum(1)
         best = (value * (1 - CENTRED * off_centre) - misses).argmax(dim=1, keepdim=True)
-        if kind.amax() == FOREGROUND and ((kind >= BACKGROUND).sum(1) == 1).all():
+        asked = kind >= BACKGROUND
+        if (asked.sum(1) == 1).all() and (kind[asked] == FOREGROUND).all():
             misses = misses * (away * NEAR_PX > REACH_PX)
         liked = value * (1 - NEARBY * away) - misses
         order = liked.scatter(1, best, np.inf).topk(min(MASKS, value.shape[1]), dim=1).indices
