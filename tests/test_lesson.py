@@ -27,6 +27,7 @@ from workbench.teaching.measures import (
     simplified,
     simplify_table,
 )
+from workbench.teaching.plates import draw_prompt
 
 ROOT = Path(__file__).parent.parent
 TOUR = ROOT / "notebooks" / "tour.ipynb"
@@ -62,6 +63,26 @@ def proposals(tmp_path):
         {"kind": ["field"]}, geometry=[shapely.box(left, bottom, right, top)], crs=scene.crs
     )
     return propose(Three(), scene, grid, grid.tile(0, 0), truth)
+
+
+def test_of_more_masks_the_three_best_that_hold_the_pixel_are_drawn(proposals) -> None:
+    """Small to large, as they come; one that misses the pixel is not among them."""
+
+    class Five:
+        def predict(self, point, label):
+            masks = np.zeros((5, 64, 64), bool)
+            for mask, side in zip(masks, (2, 4, 8, 16, 24), strict=True):
+                mask[8 : 8 + side, 8 : 8 + side] = True
+            masks[1] = False
+            return masks, np.array([0.9, 0.99, 0.2, 0.8, 0.7]), None
+
+    plate = draw_prompt(Five(), proposals, 9, 9)
+    shown = [axes.get_title(loc="left") for axes in plate.panels]
+    assert [title.split(",")[0] for title in shown] == [
+        "predicted 0.90",
+        "predicted 0.80",
+        "predicted 0.70",
+    ]
 
 
 def test_masks_are_measured_against_what_is_there(proposals):
