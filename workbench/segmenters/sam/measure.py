@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from segment_anything.utils.amg import batched_mask_to_box, calculate_stability_score
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 from workbench.segmenters.sam.network import InputFrame
 
 STABILITY_SCORE_OFFSET = 1.0  # as SamAutomaticMaskGenerator
+SMALL_PX = 128  # height and width together, up to which torch enlarges images in another way
 BYTES_AT_ONCE = 2**28  # of packed masks searched for edges at once; CUDA cannot search 2**31
 
 
@@ -115,10 +116,13 @@ def _enlarged(part: Tensor, scale: int, channels: int) -> Tensor:
     """Enlarge `(h, w)` logits by a power of two."""
     if not part.numel():
         return part
-    # as many masks as the decoder gives together: for others torch may round differently
+    # torch rounds by how many masks it enlarges and, up to a size, by that: so as many as the
+    # decoder gives together, and never a small one
+    height, width = part.shape
+    wide = pad(part, (0, max(SMALL_PX // scale + 1 - height - width, 0)), mode="replicate")
     return interpolate(
-        part.expand(1, channels, -1, -1), scale_factor=scale, mode="bilinear", align_corners=False
-    )[0, 0]
+        wide.expand(1, channels, -1, -1), scale_factor=scale, mode="bilinear", align_corners=False
+    )[0, 0, :, : width * scale]
 
 
 def _scaled(span: slice, factor: float, size: int) -> slice:
