@@ -45,11 +45,9 @@ NMS_IOU = 0.65  # above which the better one of two regions stands for both
 # how much less a region is wanted by a point at its edge than by one in its middle: a large region
 # lies under many points, and needs to be the answer to a few
 CENTRED = 0.7
-# All but the best mask of a point are rather regions whose middle is near: so each prompt of a grid
-# adds its own, and they do not all choose the same.
-NEAR_PX, NEARBY = 64, 0.8
-# Small ones may even miss the point by so much: a grid of prompts 32 pixels apart overlooks none.
-REACH_PX = 16
+# All but the best mask of a point are rather regions whose middle is near, and small ones may miss
+# it by a little: so each prompt of a grid adds its own, and 32 pixels apart overlook hardly any.
+NEAR_PX, NEARBY, REACH_PX = 64, 0.8, 16
 COLUMNS = 10  # of the table of regions
 HIDDEN = 128
 USUAL = 5  # standard deviations
@@ -341,8 +339,7 @@ class Chooser:
             order = order[:, [*range(order.shape[1]), *[0] * (MASKS - order.shape[1])]]
         # of those that miss a point, less than of any that does not
         missed = misses.gather(1, order)
-        least = missed.min(dim=1, keepdim=True).values
-        order = torch.where(missed == least, order, order[:, :1])
+        order = torch.where(missed == missed.amin(dim=1, keepdim=True), order, order[:, :1])
         return value.gather(1, order), order
 
     def by_size(self, scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -359,10 +356,8 @@ class Chooser:
         off = (2 * sparse[:, :, None, :2] - low - high).abs()  # (n, points, k, 2)
         on_object = (sparse[:, :, 2, None] == FOREGROUND).float()
         share = on_object / on_object.sum(1, keepdim=True).clamp(min=1)
-        by_size, by_px = (
-            ((off / scale).amax(3).clamp(max=1) * share).sum(1)
-            for scale in (high - low, 2 * NEAR_PX)
-        )
+        scales = (high - low, 2 * NEAR_PX)
+        by_size, by_px = (((off / one).amax(3).clamp(max=1) * share).sum(1) for one in scales)
         return by_size, by_px
 
     def _inside(self, xy: Tensor) -> Tensor:
