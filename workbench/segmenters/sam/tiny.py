@@ -316,15 +316,14 @@ class Chooser:
 
     def chosen(self, sparse: Tensor, dense: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scores and rows of the `MASKS` regions that suit each prompt best, the best first."""
-        table = self.table
-        value = table.score.expand(len(sparse), -1)
+        value = self.table.score.expand(len(sparse), -1)
         corners = sparse[:, :, 2] >= FIRST_CORNER
         kind = sparse[:, :, 2, None]
         inside = self._inside(sparse[:, :, :2])  # (n, points, k)
         wrong = ((kind == FOREGROUND) & ~inside) | ((kind == BACKGROUND) & inside)
         if corners.any():
             box = sparse[corners].view(len(sparse), 2, 3)[:, :, :2].flatten(1)
-            value = _fit(value, _box_iou(box, table.boxes))
+            value = _fit(value, _box_iou(box, self.table.boxes))
         if dense is not None and dense.any():
             value = _fit(value, self._mask_iou(dense))
         off_centre, away = self._from_middle(sparse)
