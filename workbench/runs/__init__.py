@@ -10,6 +10,6 @@ replaces a reviewed layer, `by_hand` reads what was drawn in the tuner, `staying
 labels may lie beside both; `choose` the model, `result` a finished run. `labels` reads what teaches
 classes, `classes` teaches them, `said` keeps what a person has decided, `looks` names and colours
 them. `concepts` gives labels the classes of concepts, `exemplars` shows the model what these look
-like. `prompts` reads objects that are known already, `prompt_windows` asks for them,
-`prompt_answers` chooses their masks, `prompted` makes their labels.
+like (`exemplars_by_hand` are drawn in the tuner). `prompts` reads objects that are known already,
+`prompt_windows` asks for them, `prompt_answers` chooses their masks, `prompted` makes their labels.
 """

@@ -5,19 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from workbench.errors import JobError
 from workbench.runs.exemplars import read_exemplars
 from workbench.runs.job import Job
+from workbench.runs.together import NOTHING_TO_FIND
 from workbench.segmenters.classic import ClassicSegmenter
-from workbench.segmenters.protocol import Segmenter
+from workbench.segmenters.protocol import Segmenter, SharesNetwork
 
 
 def loaded_segmenter(job: Job, before: Segmenter | None = None) -> Segmenter:
     """Load the job's Segmenter ahead of a later `prepare`, unless the one `before` is the same."""
-    segmenter = segmenter_for(job, {} if before is None else before.key)
-    if before is not None and before.key == segmenter.key:
-        return before
-    segmenter.load()
+    segmenter = or_loaded(segmenter_for(job, {} if before is None else before.key), before)
+    if segmenter is not before:
+        segmenter.load()
     return segmenter
+
+
+def or_loaded(segmenter: Segmenter, loaded: Segmenter | None) -> Segmenter:
+    """The Segmenter that is loaded if it is the same, or a new one with its network."""
+    if loaded is None:
+        return segmenter
+    if loaded.key == segmenter.key:
+        return loaded
+    return segmenter.with_network_of(loaded) if isinstance(segmenter, SharesNetwork) else segmenter
 
 
 def segmenter_for(job: Job, before: Mapping[str, Any]) -> Segmenter:
@@ -37,6 +47,8 @@ def segmenter_for(job: Job, before: Mapping[str, Any]) -> Segmenter:
         "rules": job.rules,
         "threads": before.get("threads"),
     }
+    if job.lacks_concepts:
+        raise JobError(f"Nothing to find yet: {NOTHING_TO_FIND}.")
     if job.finds_concepts:
         drawn = read_exemplars(job)
         shown = "" if drawn is None else drawn.digest

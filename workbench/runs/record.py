@@ -284,6 +284,17 @@ def continue_run(folder: Path, before: RunRecord | None, resolved: RunRecord) ->
     )
 
 
+def unless_other_exemplars(before: RunRecord, resolved: RunRecord) -> RunRecord | None:
+    """The record of an earlier run; None if all that differs are the exemplars of its model.
+
+    The candidates that were found by those then give way, as without `resume`.
+    """
+    old, new = before.segmenter, resolved.segmenter
+    others = old.get("exemplars") != new.get("exemplars")
+    same = {**old, "exemplars": None} == {**new, "exemplars": None}
+    return None if others and same else before
+
+
 def _refuse_another_run(folder: Path, before: RunRecord, resolved: RunRecord) -> None:
     old, new = before.identity, resolved.identity
     changed = [name for name in IDENTITY if old[name] != new[name]]

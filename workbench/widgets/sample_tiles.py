@@ -25,6 +25,9 @@ from workbench.widgets.controls import button, row
 from workbench.widgets.safe_html import SafeHTML, sentence
 from workbench.widgets.session import Session
 
+NOTHING_SHOWN = (
+    "This model finds only what it is shown: press Exemplars, and draw boxes around some objects."
+)
 USUAL_SECONDS = 10.0  # for a tile, until one has been timed
 
 
@@ -91,6 +94,18 @@ class SampleTiles:
             self._session.tiles |= wanted
             self._start()
 
+    def renew(self) -> None:
+        """Compute all samples again: what they depend on has changed."""
+        session = self._session
+        self._computing = frozenset()  # what still comes of these does not count
+        if self.underway:
+            self._queue |= session.known(session.tiles)  # so that they stay wanted
+            session.cancel()
+        with self._lock:
+            session.samples = ()
+        self._want(session.known(session.tiles))
+        self._start()
+
     def has(self, x: float, y: float) -> bool:
         """Whether a point in the working CRS is in a sample tile."""
         for sample in self._session.samples:
@@ -115,6 +130,10 @@ class SampleTiles:
     def _start(self) -> None:
         """Compute what is in the queue, unless something is being computed."""
         if self._session.busy or not self._queue:
+            return
+        if self._session.job.lacks_concepts:
+            self._queue.clear()
+            self._message.value = sentence(NOTHING_SHOWN)
             return
         wanted, self._queue = frozenset(self._queue), set()
         self._computing = wanted
@@ -147,7 +166,7 @@ class SampleTiles:
                 self._timed = (n_tiles, 0, time.monotonic())
             case TileUnderway(share, record):
                 self._share = share
-                if record is not None:
+                if record is not None and record.index in self._computing:
                     self._take(self._session.sample_of(event))
             case TileDone(record):
                 self._share = 0.0
@@ -155,7 +174,7 @@ class SampleTiles:
                     self._timed = (self._timed[0], self._timed[1] + 1, time.monotonic())
                 if record.status == "failed":
                     self._message.value = sentence(f"Tile {record.name} failed: {record.error}")
-                else:
+                elif record.index in self._computing:
                     self._take(self._session.sample_of(event))
             case Finished() | Stopped():
                 self._timed, self._share, self._computing = None, 0.0, frozenset()

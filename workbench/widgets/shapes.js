@@ -14,10 +14,13 @@ const HINTS = {
   edit: "Drag corners; a right click removes one.",
   prompt: "Click the object, or drag a box around it. Alt/right click: not this.",
   correct: "Click what is missing. Alt/right click: not this.",
+  boxes: "Drag boxes.", // the kernel says what for
 };
 const KEEP = ["Keep (Enter)", "Enter"];
 const NEXT = ["Keep, next (p)", "p"];
 const DROP = ["Drop (Esc)", "Escape"];
+const DONE = ["Done (Enter)", "Enter"];
+const BUTTONS = { prompt: [KEEP, NEXT, DROP], boxes: [DONE] };
 
 const leaflet = () => /** @type {any} */ (window).L;
 
@@ -34,7 +37,7 @@ function showHint(map, mode, acts) {
   const text = document.createElement("span");
   text.setAttribute("role", "status");
   div.append(text);
-  for (const [name, key] of mode === "prompt" ? [KEEP, NEXT, DROP] : [KEEP, DROP]) {
+  for (const [name, key] of BUTTONS[mode] ?? [KEEP, DROP]) {
     const button = document.createElement("button");
     button.className = "jupyter-widgets jupyter-button widget-button";
     button.textContent = name;
@@ -109,25 +112,79 @@ export function questionOf(done) {
   return { points: done.flatMap(({ point }) => (point ? [point] : [])), box };
 }
 
-/** Begin to collect clicks and boxes; as `draw`. `geometry` is the outline as it is. */
-function prompt(map, geometry, tell) {
+/** @param {number[]} box west, south, east, north */
+const rectangle = ([west, south, east, north]) =>
+  leaflet().rectangle([[south, west], [north, east]], { ...STYLE, ...BOX, interactive: false });
+
+/**
+ * Take clicks on a map (`clicked(point, beside)`) and boxes that are dragged (`boxed(box, beside)`);
+ * beside: with Alt or the right button, which drags only if `bothDrag`. Returns how to end it.
+ */
+function aim(map, { clicked, boxed, bothDrag }) {
   const container = map.getContainer();
   const ended = new AbortController();
   const options = { capture: true, signal: ended.signal };
-  const marks = leaflet().layerGroup().addTo(map);
   const paused = [map.dragging, map.boxZoom, map.doubleClickZoom].filter((one) => one?.enabled());
   paused.forEach((one) => one.disable());
-  const done = [];
   let start = /** @type {PointerEvent | null} */ (null);
-  let [dragged, outline] = /** @type {any[]} */ ([null, null]);
-
-  const cornersOfBox = ([west, south, east, north]) => [[south, west], [north, east]];
+  let dragged = /** @type {any} */ (null);
   const boxOf = (one, other) => {
     const bounds = leaflet().latLngBounds([one, other]);
     return [bounds.getWest(), bounds.getSouth(), bounds.getEast(), bounds.getNorth()];
   };
-  const rectangle = (box) =>
-    leaflet().rectangle(cornersOfBox(box), { ...STYLE, ...BOX, interactive: false });
+  const near = (one, other) =>
+    Math.hypot(one.clientX - other.clientX, one.clientY - other.clientY) <= DRAG;
+
+  container.addEventListener("pointerdown", (event) => {
+    if (![0, 2].includes(event.button) || event.target.closest(".leaflet-control")) return;
+    start = event;
+  }, options);
+  document.addEventListener("pointermove", (event) => {
+    dragged?.remove();
+    dragged = null;
+    if (!start || (start.button !== 0 && !bothDrag) || near(event, start)) return;
+    const box = boxOf(map.mouseEventToLatLng(start), map.mouseEventToLatLng(event));
+    dragged = rectangle(box).addTo(map);
+  }, options);
+  document.addEventListener("pointerup", (event) => {
+    if (!start || event.button !== start.button) return;
+    const { lng, lat } = map.mouseEventToLatLng(start);
+    const beside = start.altKey || start.button === 2;
+    const [at, box] = [near(event, start), dragged];
+    dragged?.remove();
+    [start, dragged] = [null, null];
+    if (at) clicked([lng, lat], beside);
+    else if (box) boxed(boxOf({ lng, lat }, map.mouseEventToLatLng(event)), beside);
+  }, options);
+  container.addEventListener("contextmenu", (event) => {
+    event.preventDefault();
+    event.stopPropagation(); // JupyterLab has a menu of its own
+  }, options);
+  return () => {
+    ended.abort();
+    paused.forEach((one) => one.enable());
+    dragged?.remove();
+  };
+}
+
+/** Begin to collect boxes and clicks, each told at once; as `draw`. */
+function boxes(map, _, tell) {
+  const clicked = (point) => tell({ kind: "point", point });
+  const boxed = (box, beside) => tell({ kind: "box", box, beside });
+  return {
+    finish: () => tell({ kind: "drop" }),
+    back: () => tell({ kind: "undo" }),
+    forth: () => tell({ kind: "redo" }),
+    show() {},
+    tidy: aim(map, { clicked, boxed, bothDrag: true }),
+  };
+}
+
+/** Begin to collect clicks and boxes; as `draw`. `geometry` is the outline as it is. */
+function prompt(map, geometry, tell) {
+  const marks = leaflet().layerGroup().addTo(map);
+  const done = [];
+  let outline = /** @type {any} */ (null);
 
   function show(shape) {
     outline?.remove();
@@ -141,36 +198,12 @@ function prompt(map, geometry, tell) {
     points.forEach((point) => marks.addLayer(markOf(point)));
     tell({ kind: "ask", points, box });
   }
-  const near = (one, other) =>
-    Math.hypot(one.clientX - other.clientX, one.clientY - other.clientY) <= DRAG;
-
-  container.addEventListener("pointerdown", (event) => {
-    if (![0, 2].includes(event.button) || event.target.closest(".leaflet-control")) return;
-    start = event;
-  }, options);
-  document.addEventListener("pointermove", (event) => {
-    dragged?.remove();
-    dragged = null;
-    if (!start || start.button !== 0 || near(event, start)) return;
-    const box = boxOf(map.mouseEventToLatLng(start), map.mouseEventToLatLng(event));
-    dragged = rectangle(box).addTo(map);
-  }, options);
-  document.addEventListener("pointerup", (event) => {
-    if (!start || event.button !== start.button) return;
-    const { lng, lat } = map.mouseEventToLatLng(start);
-    const beside = start.altKey || start.button === 2;
-    const clicked = near(event, start);
-    if (clicked) done.push({ point: [lng, lat, beside ? 0 : 1] });
-    else if (dragged) done.push({ box: boxOf({ lng, lat }, map.mouseEventToLatLng(event)) });
-    dragged?.remove();
-    const asks = clicked || dragged;
-    [start, dragged] = [null, null];
-    if (asks) ask();
-  }, options);
-  container.addEventListener("contextmenu", (event) => {
-    event.preventDefault();
-    event.stopPropagation(); // JupyterLab has a menu of its own
-  }, options);
+  function add(one) {
+    done.push(one);
+    ask();
+  }
+  const clicked = ([lng, lat], beside) => add({ point: [lng, lat, beside ? 0 : 1] });
+  const stop = aim(map, { clicked, boxed: (box) => add({ box }), bothDrag: false });
   show(geometry);
   return {
     show,
@@ -183,14 +216,13 @@ function prompt(map, geometry, tell) {
       return true;
     },
     tidy() {
-      ended.abort();
-      paused.forEach((one) => one.enable());
-      for (const layer of [marks, dragged, outline]) layer?.remove();
+      stop();
+      for (const layer of [marks, outline]) layer?.remove();
     },
   };
 }
 
-const MODES = { draw, edit, prompt, correct: prompt };
+const MODES = { draw, edit, prompt, correct: prompt, boxes };
 
 /** Take the mouse and the keys of a map for one shape; returns how to follow it, and to end. */
 function take(map, mode, geometry, tell) {

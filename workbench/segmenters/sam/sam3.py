@@ -17,7 +17,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -204,8 +204,17 @@ def digest_of(folder: Path) -> str:
     """One sha256 of all files in a folder that the network and its words depend on."""
     names = ["config.json", *(name for names in TOKENIZERS for name in names)]
     files = [folder / name for name in names if (folder / name).is_file()]
-    lines = [f"{file.name} {pooch.file_hash(str(file))}" for file in (*files, *_weights_of(folder))]
+    lines = []
+    for file in (*files, *_weights_of(folder)):
+        found = file.stat()
+        lines.append(f"{file.name} {_hash_of(str(file), found.st_mtime_ns, found.st_size)}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@lru_cache(maxsize=16)
+def _hash_of(path: str, changed: int, size: int) -> str:
+    """The sha256 of a file that was last changed then: gigabytes are read once in a process."""
+    return pooch.file_hash(path)
 
 
 def load_sam3(folder: Path) -> Sam3:
