@@ -85,25 +85,28 @@ def read_exemplars(job: Job) -> DrawnExemplars | None:
     if UNLIKE in frame:
         unlike = frame[UNLIKE].map(lambda v: str(v).strip().lower() in _YES).to_numpy(bool)
     drawn = DrawnExemplars(what, frame.geometry, class_id, (class_id != EVERY_CLASS) & ~unlike)
-    if lacking := what_is_lacking(class_id, drawn.like, job.concepts or {}):
-        raise JobError(f"{what} {lacking}")
+    if lacking := what_is_lacking(what, class_id, drawn.like, job.concepts or {}):
+        raise JobError(lacking)
     return drawn
 
 
 def what_is_lacking(
-    class_id: NDArray[np.int64], like: NDArray[np.bool_], words: Collection[int]
+    what: str, class_id: NDArray[np.int64], like: NDArray[np.bool_], words: Collection[int]
 ) -> str:
-    """Say what exemplars `(n,)` lack to be of use, beside words for some classes; '': nothing."""
+    """Say what exemplars `(n,)` lack to be of use, beside words for some classes; '': nothing.
+
+    `what` begins the sentence.
+    """
     known = {*words, *class_id[like].tolist()}
     if lacking := sorted(set(class_id.tolist()) - known - {EVERY_CLASS}):
         return (
-            f"shows only what is not of class {lacking[0]}. Add a box around an object that is, or "
-            "name the class in concepts."
+            f"{what} shows only what is not of class {lacking[0]}. Add a box around an object that "
+            "is, or name the class in concepts."
         )
     if not known:
         return (
-            "shows only what is of no class. Add boxes around objects of the classes, or name the "
-            "classes in concepts."
+            f"{what} shows only what is of no class. Add boxes around objects of the classes, or "
+            "name the classes in concepts."
         )
     return ""
 

@@ -85,8 +85,9 @@ class ExemplarsByHand:
         return bool(self.frame.equals(other.frame))
 
     def lacks(self, words: Collection[int]) -> str:
-        """What they lack to be of use beside words for some classes; '' for nothing."""
-        return what_is_lacking(self.frame["class_id"].to_numpy(), self.like, words)
+        """Say what they lack to be of use beside words for some classes; '' for nothing."""
+        class_id = self.frame["class_id"].to_numpy()
+        return what_is_lacking("What is drawn", class_id, self.like, words)
 
     def write(self, path: Path) -> None:
         """Write GeoParquet, whole or not at all; raises `OutputError`."""

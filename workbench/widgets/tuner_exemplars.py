@@ -142,7 +142,7 @@ class TunerExemplars:
             return
         self._seen = now
         if len(now) and (lacks := now.lacks(self._session.job.concepts or {})):
-            self._tell(f"The exemplars are not used yet. What is drawn {lacks}")
+            self._tell(f"The exemplars are not used yet. {lacks}")
             if self._session.job.lacks_concepts:
                 return
         self._tiles.renew()
