@@ -98,12 +98,11 @@ class SampleTiles:
         """Compute all samples again: what they depend on has changed."""
         session = self._session
         self._computing = frozenset()  # what still comes of these does not count
-        if self.underway:
-            self._queue |= session.known(session.tiles)  # so that they stay wanted
-            session.cancel()
         with self._lock:
             session.samples = ()
-        self._want(session.known(session.tiles))
+        self._queue |= session.known(session.tiles)
+        if self.underway:
+            session.cancel()
         self._start()
 
     def has(self, x: float, y: float) -> bool:

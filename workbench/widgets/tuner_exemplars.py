@@ -86,7 +86,7 @@ class TunerExemplars:
 
     def press(self) -> None:
         """Begin to draw boxes, or end it."""
-        if self._tool.busy:
+        if self._tool.mode == "boxes":
             self._tool.drop()
             return
         try:
