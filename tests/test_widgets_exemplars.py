@@ -135,7 +135,7 @@ def test_a_box_is_kept_at_once_and_the_tiles_are_computed_with_it(tuner):
     assert panel.exemplars.button.layout.display != "none"
     panel.teaching.palette.tool = 1
     panel.exemplars.press()
-    assert "objects: house" in panel.tool.said
+    assert "around: house" in panel.tool.said
     drag(tuner, ROOF)
     (row,) = kept(tuner).to_dict("records")
     assert (row["class_id"], row["unlike"]) == (1, False)

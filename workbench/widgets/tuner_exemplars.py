@@ -27,9 +27,8 @@ from workbench.widgets.session import Session
 from workbench.widgets.shapes import ShapeTool
 
 NO_CLASS_COLOR = "#ffffff"
-_STYLE: dict[str, Any] = {"weight": 3, "fill": False, "dashArray": "7 4", "interactive": False}
-_UNLIKE = _STYLE | {"weight": 2, "dashArray": None}
-HOW = "Alt or right button: unlike it. A click on a box removes it."
+_STYLE: dict[str, Any] = {"weight": 3, "fill": False, "interactive": False}
+_UNLIKE = _STYLE | {"weight": 2}
 
 
 class TunerExemplars:
@@ -51,7 +50,8 @@ class TunerExemplars:
         self._class = EVERY_CLASS  # of the boxes that are being drawn
         self._seen = session.exemplars  # what the sample tiles were computed with
         self.layer = ipyleaflet.GeoJSON(data={"type": "FeatureCollection", "features": []})
-        self.button = button("Exemplars", self.press, "show the model what to find, by boxes (b)")
+        told = "draw boxes that show the model what to find, or crossed out: what not (b)"
+        self.button = button("Exemplars", self.press, told)
         if not self.offered:
             self.button.layout.display = "none"
         session.observe(self._changed, "exemplars")
@@ -110,10 +110,10 @@ class TunerExemplars:
             raise ReviewError("Choose a class in the palette first: the boxes are of this one.")
         self._class = next(iter(names)) if tool == LOOK else tool
         if self._class == NONE:
-            hint = "Drag boxes around what is of no class. A click on a box removes it."
+            hint = "Drag boxes around what is of no class."
         else:
-            hint = f"Drag boxes around objects: {names[self._class]}. {HOW}"
-        self._tool.boxes(hint, self)
+            hint = f"Drag boxes around: {names[self._class]}. Alt/right button: not this."
+        self._tool.boxes(f"{hint} Click a box to remove it.", self)
 
     def box(self, bounds: NDArray[np.float64], beside: bool) -> None:
         """Keep a box; raises `WorkbenchError`."""
