@@ -183,7 +183,7 @@ def prepare(
         segmenter = _segmenter(job, lock, before)
         if loaded is not None and loaded.key == segmenter.key:
             segmenter = loaded
-        record = continue_run(folder, before, resolve(job, scenes, segmenter))
+        record = continue_run(folder, before, resolve(job, scenes, segmenter.key))
         refuse_foreign(folder)
         if tiles is None or before is None:  # without resume, a review would lose its candidates
             protect_review(job, folder, scenes[0].crs)
