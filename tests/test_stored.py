@@ -1,6 +1,5 @@
 """Stored tiles come back at once, without PyTorch and without the process that computes."""
 
-import json
 import subprocess
 import sys
 from contextlib import closing
@@ -12,18 +11,19 @@ from workbench.runs.choose import key_before_loading, segmenter_for
 from workbench.runs.plan import prepare
 from workbench.runs.record import plain, read_record, write_record
 from workbench.runs.segment import segment
+from workbench.samples.demo import sample_scene
 from workbench.segmenters.sam import MODELS
 from workbench.tuning.process import Background
 from workbench.widgets import AOIPicker, ThresholdTuner
 from workbench.widgets.session import Session
 
-TILES = frozenset({("scene", 0, 0), ("scene", 1, 2)})
+TILES = frozenset({("sample", 0, 0), ("sample", 1, 1)})
 
 
 @pytest.fixture
-def job(raster, tmp_path):
+def job(tmp_path):
     return Job.create(
-        source=str(raster), out_dir=str(tmp_path / "run"), tile_size=128, model="tiny",
+        source=str(sample_scene()), out_dir=str(tmp_path / "run"), tile_size=256, model="tiny",
         points_per_side=8, pred_iou_thresh=0.5, stability_score_thresh=0.5, min_area_px=0,
         interactive=True,
     )  # fmt: skip
@@ -56,7 +56,7 @@ def test_a_restarted_tuner_shows_stored_tiles_before_any_process_answers(job, st
     assert len(tuner.panel.view.kept) > 0
     assert tuner.panel.tiles.widget.layout.display == "none"  # no progress: nothing is computed
     assert asked == []
-    missing = ("scene", 0, 1)
+    missing = ("sample", 0, 1)
     tuner.panel.tiles.clear()
     tuner.panel.tiles.compute({*TILES, missing})
     assert {sample.record.index for sample in tuner.session.samples} == TILES
@@ -65,12 +65,13 @@ def test_a_restarted_tuner_shows_stored_tiles_before_any_process_answers(job, st
     tuner.close()
 
 
-def test_they_are_read_without_torch(job, stored):
+def test_they_are_read_without_torch(job, stored, tmp_path):
+    (tmp_path / "job.yaml").write_text(job.to_yaml())
     code = (
-        "import json, sys; from workbench import Job; from workbench.widgets.session import Session"
-        f"\nsession = Session(Job.create(**json.loads({json.dumps(job.model_dump_json())!r})))"
+        "import sys; from workbench import Job; from workbench.widgets.session import Session"
+        f"\nsession = Session(Job.from_yaml({str(tmp_path / 'job.yaml')!r}))"
         f"\nback = session.read_stored({set(TILES)!r})"
-        "\nprint(json.dumps(sorted(len(one.candidates) for one in back)), 'torch' in sys.modules)"
+        "\nprint(sorted(len(one.candidates) for one in back), 'torch' in sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.split("\n")[0] == f"{sorted(map(len, stored.values()))} False"

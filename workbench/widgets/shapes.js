@@ -89,6 +89,7 @@ function edit(map, geometry, tell) {
   const shape = () => layer.toGeoJSON(false).geometry;
   const ended = new AbortController();
   const options = { capture: true, signal: ended.signal };
+  /** @type {[any[], any[]]} shapes before and after this one */
   const [past, future] = [[], []];
   let before = shape();
   // a corner that is new is added, and then moved: what one press of the mouse does is one step
@@ -148,6 +149,7 @@ function prompt(map, geometry, tell) {
   const marks = leaflet().layerGroup().addTo(map);
   const paused = [map.dragging, map.boxZoom, map.doubleClickZoom].filter((one) => one?.enabled());
   paused.forEach((one) => one.disable());
+  /** @type {[any[], any[]]} */
   const [done, undone] = [[], []];
   let start = /** @type {PointerEvent | null} */ (null);
   let [dragged, outline] = /** @type {any[]} */ ([null, null]);
