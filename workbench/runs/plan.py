@@ -183,7 +183,7 @@ def prepare(
                 parts = (part for part in area.only(asked.homes).parts if part.tiles)
                 area = replace(area, parts=tuple(parts))
         segmenter = choose.or_loaded(_segmenter(job, lock, before), loaded)
-        resolved = resolve(job, scenes, segmenter)
+        resolved = resolve(job, scenes, segmenter.key)
         if before is not None and follows_exemplars(job, folder, samples=tiles is not None):
             before = unless_other_exemplars(before, resolved)
         record = continue_run(folder, before, resolved)

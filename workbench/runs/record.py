@@ -228,13 +228,13 @@ def name_scenes(scenes: Sequence[Scene], record: RunRecord | None) -> list[Scene
     return named
 
 
-def resolve(job: Job, scenes: Sequence[Scene], segmenter: Segmenter) -> RunRecord:
-    """Record all that was decided for this run."""
+def resolve(job: Job, scenes: Sequence[Scene], key: Mapping[str, Any]) -> RunRecord:
+    """Record all that was decided for this run; `key` is that of its Segmenter."""
     described = [SceneRecord.of(scene) for scene in scenes]
     identity: dict[str, Any] = {
         "crs": described[0].crs,
         "tiling": {"tile_size": job.tile_size, "overlap": job.overlap, "windows": "spread evenly"},
-        "segmenter": plain(segmenter.key),
+        "segmenter": plain(key),
     }
     packages = (
         "sam-workbench", "torch", "rasterio", "shapely", "numpy", "opencv-python-headless",

@@ -35,6 +35,7 @@ from workbench.runs.job import Job
 from workbench.runs.looks import read_looks, with_looks, write_looks
 from workbench.runs.plan import Area, ScenePlan, folder_of, open_scenes, plan_tiles
 from workbench.runs.record import name_scenes, read_record
+from workbench.runs.stored import read_stored
 from workbench.runs.tile_stream import SegmentedTile
 from workbench.tuning.preview import Key
 from workbench.tuning.process import (
@@ -328,6 +329,11 @@ class Session(HasTraits):
         if candidates is None:
             candidates = Candidates.empty(self.job.rules)
         return SegmentedTile(part, tile, candidates, record, whole=isinstance(event, TileDone))
+
+    def read_stored(self, tiles: Collection[Index]) -> list[SegmentedTile]:
+        """Read those of some tiles that are stored, if that takes no network."""
+        found = read_stored(self.job, self.folder, self.scenes, tiles)
+        return [self.sample_of(TileDone(*tile, stored=True)) for tile in found]
 
     # ---- the process that computes
 

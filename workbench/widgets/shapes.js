@@ -12,14 +12,14 @@ const DRAG = 4; // px: a mouse that moves further drags a box
 const HINTS = {
   draw: "Click the corners; Backspace undoes one.",
   edit: "Drag corners; a right click removes one.",
-  prompt: "Click the object, or drag a box around it. Alt/right click: not this.",
+  prompt: "Click it, or drag a box. Alt/right click: not this.",
   correct: "Click what is missing. Alt/right click: not this.",
   boxes: "Drag boxes.", // the kernel says what for
 };
-const KEEP = ["Keep (Enter)", "Enter"];
-const NEXT = ["Keep, next (p)", "p"];
-const DROP = ["Drop (Esc)", "Escape"];
-const DONE = ["Done (Enter)", "Enter"];
+const KEEP = ["Keep (Enter)", "Enter", "keep this outline"];
+const NEXT = ["Next (p)", "p", "keep this outline, and outline the next object"];
+const DROP = ["Drop (Esc)", "Escape", "forget this outline"];
+const DONE = ["Done (Enter)", "Enter", "end drawing"];
 const BUTTONS = { prompt: [KEEP, NEXT, DROP], boxes: [DONE] };
 
 const leaflet = () => /** @type {any} */ (window).L;
@@ -37,10 +37,11 @@ function showHint(map, mode, acts) {
   const text = document.createElement("span");
   text.setAttribute("role", "status");
   div.append(text);
-  for (const [name, key] of BUTTONS[mode] ?? [KEEP, DROP]) {
+  for (const [name, key, title] of BUTTONS[mode] ?? [KEEP, DROP]) {
     const button = document.createElement("button");
     button.className = "jupyter-widgets jupyter-button widget-button";
     button.textContent = name;
+    button.title = title;
     button.addEventListener("click", acts[key]);
     div.append(button);
   }
@@ -49,7 +50,10 @@ function showHint(map, mode, acts) {
   return { div, say: (said) => (text.textContent = said || HINTS[mode]) };
 }
 
-/** Begin to draw a polygon; `tell` hears of its end. Returns how to end it, and to tidy up. */
+/**
+ * Begin to draw a polygon; `tell` hears of its end. Returns how to end it and to tidy up, and how
+ * to take a step of it `back` and to make that step again, both false if there is none.
+ */
 function draw(map, _, tell) {
   const tool = map.pm.Draw.Polygon;
   let over = false;
@@ -67,7 +71,8 @@ function draw(map, _, tell) {
   map.pm.enableDraw("Polygon", { ...looks, snappable: false, finishOn: "dblclick" });
   return {
     finish: () => tool._finishShape(),
-    back: () => tool._removeLastVertex(),
+    back: () => tool._removeLastVertex(), // of the last one, geoman lets go of the polygon
+    forth: () => false,
     tidy() {
       over = true;
       map.pm.disableDraw();
@@ -82,11 +87,38 @@ function edit(map, geometry, tell) {
   const [layer] = leaflet().geoJSON(geometry, { style: STYLE }).getLayers();
   layer.addTo(map);
   const limitMarkersToCount = cornersOf(geometry) > MANY ? MANY : -1;
-  layer.pm.enable({ snappable: false, limitMarkersToCount, removeLayerBelowMinVertexCount: false });
+  const looks = { snappable: false, limitMarkersToCount, removeLayerBelowMinVertexCount: false };
+  layer.pm.enable(looks);
+  const shape = () => layer.toGeoJSON(false).geometry;
+  const ended = new AbortController();
+  const options = { capture: true, signal: ended.signal };
+  /** @type {[any[], any[]]} shapes before and after this one */
+  const [past, future] = [[], []];
+  let before = shape();
+  // a corner that is new is added, and then moved: what one press of the mouse does is one step
+  document.addEventListener("pointerdown", () => { before = shape(); }, options);
+  document.addEventListener("pointerup", () => setTimeout(() => {
+    if (ended.signal.aborted || JSON.stringify(shape()) === JSON.stringify(before)) return;
+    past.push(before);
+    future.length = 0;
+    before = shape();
+  }), options);
+  function go(from, to) {
+    if (!from.length) return false;
+    to.push(shape());
+    const { type, coordinates } = from.pop();
+    const { coordsToLatLngs } = leaflet().GeoJSON;
+    layer.setLatLngs(coordsToLatLngs(coordinates, type === "Polygon" ? 1 : 2));
+    layer.pm.disable();
+    layer.pm.enable(looks);
+    return true;
+  }
   return {
-    finish: () => tell({ kind: "shape", geometry: layer.toGeoJSON(false).geometry }),
-    back() {},
+    finish: () => tell({ kind: "shape", geometry: shape() }),
+    back: () => go(past, future),
+    forth: () => go(future, past),
     tidy() {
+      ended.abort();
       layer.pm.disable();
       layer.remove();
     },
@@ -183,7 +215,8 @@ function boxes(map, _, tell) {
 /** Begin to collect clicks and boxes; as `draw`. `geometry` is the outline as it is. */
 function prompt(map, geometry, tell) {
   const marks = leaflet().layerGroup().addTo(map);
-  const done = [];
+  /** @type {[any[], any[]]} */
+  const [done, undone] = [[], []];
   let outline = /** @type {any} */ (null);
 
   function show(shape) {
@@ -200,21 +233,24 @@ function prompt(map, geometry, tell) {
   }
   function add(one) {
     done.push(one);
+    undone.length = 0;
     ask();
   }
   const clicked = ([lng, lat], beside) => add({ point: [lng, lat, beside ? 0 : 1] });
   const stop = aim(map, { clicked, boxed: (box) => add({ box }), bothDrag: false });
   show(geometry);
+  function go(from, to) {
+    if (!from.length) return false;
+    to.push(from.pop());
+    ask();
+    return true;
+  }
   return {
     show,
     finish: () => tell({ kind: "keep", again: false }),
     next: () => tell({ kind: "keep", again: true }),
-    back() {
-      if (!done.length) return false;
-      done.pop();
-      ask();
-      return true;
-    },
+    back: () => go(done, undone),
+    forth: () => go(undone, done),
     tidy() {
       stop();
       for (const layer of [marks, outline]) layer?.remove();
@@ -228,26 +264,30 @@ const MODES = { draw, edit, prompt, correct: prompt, boxes };
 function take(map, mode, geometry, tell) {
   const container = map.getContainer();
   const ended = new AbortController();
-  const { finish, back, tidy, next, show } = MODES[mode](map, geometry, tell);
+  const { finish, back, forth, tidy, next, show } = MODES[mode](map, geometry, tell);
   const drop = () => tell({ kind: "drop" });
   const acts = { Enter: finish, Escape: drop, Backspace: back };
+  // the panel's undo and redo; before the first step, undo takes back that this was begun
+  const steps = { undo: () => back() === false && drop(), redo: forth };
+  for (const [step, act] of Object.entries(steps))
+    container.addEventListener(`sam-workbench-${step}`, act, { signal: ended.signal });
   if (mode === "prompt") acts.p = next;
   const hint = showHint(map, mode, acts);
   const press = (event) => {
-    const { target, key, ctrlKey, metaKey, altKey, shiftKey } = event;
+    const { target, key, ctrlKey, metaKey, altKey } = event;
     if (target !== document.body && !container.contains(target)) return;
-    const command = ctrlKey || metaKey;
-    const undo = show && command && !shiftKey && key.toLowerCase() === "z";
-    const act = undo ? back : acts[key.length === 1 ? key.toLowerCase() : key];
-    if (!act || (command && !undo) || altKey) return;
+    const act = acts[key.length === 1 ? key.toLowerCase() : key];
+    if (!act || ctrlKey || metaKey || altKey) return;
     if (key === "Enter" && target.closest("button")) return; // that is pressed
-    if (act() === false && undo) return; // the panel's undo
+    act();
     event.preventDefault();
     event.stopImmediatePropagation(); // Enter would click in the middle of the map
   };
   document.addEventListener("keydown", press, { capture: true, signal: ended.signal });
+  const tellPanel = () => container.dispatchEvent(new CustomEvent(BUSY, { bubbles: true }));
   container.classList.add(BUSY);
   container.classList.toggle(AIMING, Boolean(show));
+  tellPanel();
   container.focus({ preventScroll: true });
   return {
     say: hint.say,
@@ -257,6 +297,7 @@ function take(map, mode, geometry, tell) {
       tidy();
       hint.div.remove();
       container.classList.remove(BUSY, AIMING);
+      tellPanel();
     },
   };
 }

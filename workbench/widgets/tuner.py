@@ -32,7 +32,7 @@ from workbench.widgets.object_list import ObjectList
 from workbench.widgets.overlay import PolygonOverlay, Pressed
 from workbench.widgets.palette import LOOK
 from workbench.widgets.presets import Settings
-from workbench.widgets.quiet import QuietMoments
+from workbench.widgets.quiet import QUIET_SECONDS, QuietMoments
 from workbench.widgets.safe_html import SafeHTML, sentence
 from workbench.widgets.sample_tiles import SampleTiles
 from workbench.widgets.score_plane import ScorePlane
@@ -52,6 +52,7 @@ from workbench.widgets.tuner_text import (
 )
 from workbench.widgets.verdicts import Explained
 
+AHEAD_SECONDS = 3.0  # until the model is loaded ahead: stored tiles are drawn first
 _AREA: dict[str, Any] = {"color": "#d500f9", "weight": 2, "fill": False, "interactive": False}
 _WINDOW = _AREA | {"color": "#ffffff"}
 _HIDDEN = _AREA | {"color": "#00ffff", "weight": 3}  # what is pointed out and not drawn
@@ -118,7 +119,7 @@ class TunerPanel:
         self._fit()
         self._show_notice()
         self.tiles.catch_up()
-        self.quiet.start()
+        self.quiet.start(AHEAD_SECONDS if session.samples else QUIET_SECONDS)
 
     @property
     def preview(self) -> Preview:
