@@ -42,7 +42,6 @@ from workbench.widgets.toolbar import MAP_KEYS, Toolbar, panel_of
 from workbench.widgets.tuner_exemplars import TunerExemplars
 from workbench.widgets.tuner_shapes import TunerShapes
 from workbench.widgets.tuner_text import (
-    EXEMPLARS_KEYS,
     IN_PLANE,
     TUNER_KEYS,
     class_swatches,
@@ -101,17 +100,16 @@ class TunerPanel:
             session, self.teaching, self.tool, lambda: (self.preview, self.view), self._redrawn
         )
         self.exemplars = TunerExemplars(session, self.teaching, self.tool, self.tiles, self.tell)
-        by_hand, explained = self.shapes.layer, self.verdicts.alternatives
-        shown = self.exemplars.layer
-        for layer in (self.area, self.frames, explained, by_hand, shown, self.hidden):
+        explained, by_hand = self.verdicts.alternatives, (self.shapes.layer, self.exemplars.layer)
+        for layer in (self.area, self.frames, explained, *by_hand, self.hidden):
             self.scene_map.map.add(layer)
         self.display = Display(session, self.drawn, self.teaching, self.quiet)
         self._lock = self.display.lock
         self.beside = Beside(session, self.scene_map, self.overlay)
         self.judging = Judging(session, self._stop_teaching)
         self.overlay.hotkeys = KEYS + SHAPE_KEYS + EXEMPLARS_KEY
-        more = EXEMPLARS_KEYS if self.exemplars.offered else ()
-        self.toolbar = Toolbar(session, self.tell, (*TUNER_KEYS, *more, *MAP_KEYS))
+        keys = (*TUNER_KEYS, *self.exemplars.keys, *MAP_KEYS)
+        self.toolbar = Toolbar(session, self.tell, keys)
         self.widget = self._layout()
         self._connect()
         self._show_legend()

@@ -21,12 +21,15 @@ from workbench.runs.tile_stream import ScenePlan
 from workbench.segmenters.exemplars import EVERY_CLASS
 from workbench.widgets.classes import ClassTeaching
 from workbench.widgets.controls import button
+from workbench.widgets.labelling import EXEMPLARS_KEY
 from workbench.widgets.palette import LOOK
 from workbench.widgets.sample_tiles import SampleTiles
 from workbench.widgets.session import Session
 from workbench.widgets.shapes import ShapeTool
 
 NO_CLASS_COLOR = "#ffffff"
+HOW = "drag boxes around objects of the palette's class (Alt or right button: not this)"
+KEYS = ((EXEMPLARS_KEY, HOW),)
 _STYLE: dict[str, Any] = {"weight": 3, "fill": False, "interactive": False}
 _UNLIKE = _STYLE | {"weight": 2}
 
@@ -61,6 +64,11 @@ class TunerExemplars:
     def offered(self) -> bool:
         """Whether the model of the job takes exemplars."""
         return self._session.job.finds_concepts
+
+    @property
+    def keys(self) -> tuple[tuple[str, str], ...]:
+        """Its keys, and what they do."""
+        return KEYS if self.offered else ()
 
     def close(self) -> None:
         """Stop following the session."""

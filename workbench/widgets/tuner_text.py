@@ -38,9 +38,6 @@ TUNER_KEYS = (
     ("m", "on the map: mend the shape under the mouse by such clicks"),
     ("Tab, wheel", "after a click: what else lies there, shown or not, the smallest first"),
 )
-EXEMPLARS_KEYS = (
-    ("b", "drag boxes around objects of the palette's class (Alt or right button: not this)"),
-)
 MOST_VERDICTS = 10  # candidates that are listed for one place
 
 
