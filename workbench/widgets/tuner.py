@@ -191,16 +191,17 @@ class TunerPanel:
             setattr(self.plane, name, control.value)
             self.plane.observe(lambda c, control=control: setattr(control, "value", c["new"]), name)
             control.observe(lambda c, name=name: setattr(self.plane, name, c["new"]), "value")
-        self._followed: list[tuple[Callable[[Any], None], Sequence[str]]] = [
-            (self._job_changed, ["job"]),
-            (self._show_samples, ["samples", "area"]),
-            (self._fit, ["area"]),
-            (self._restored, ["restored"]),
-            (self._show_figures, ["forecast"]),
-            (self._show_notice, ["notice"]),
-        ]
         for handler, names in self._followed:
             self.session.observe(handler, names)
+
+    @property
+    def _followed(self) -> Sequence[tuple[Callable[[Any], None], Sequence[str]]]:
+        """What hears of changes of the session, and of which."""
+        return (
+            (self._job_changed, ["job"]), (self._show_samples, ["samples", "area"]),
+            (self._fit, ["area"]), (self._restored, ["restored"]),
+            (self._show_figures, ["forecast"]), (self._show_notice, ["notice"]),
+        )  # fmt: skip
 
     def _fit(self, _: Any = None) -> None:
         self.scene_map.fit_area(self.session.area)
