@@ -1,5 +1,6 @@
 """Stored tiles come back at once, without PyTorch and without the process that computes."""
 
+import shutil
 import subprocess
 import sys
 from contextlib import closing
@@ -20,20 +21,31 @@ from workbench.widgets.session import Session
 TILES = frozenset({("sample", 0, 0), ("sample", 1, 1)})
 
 
-@pytest.fixture
-def job(tmp_path):
+def job_in(folder):
     return Job.create(
-        source=str(sample_scene()), out_dir=str(tmp_path / "run"), tile_size=256, model="tiny",
+        source=str(sample_scene()), out_dir=str(folder), tile_size=256, model="tiny",
         points_per_side=8, pred_iou_thresh=0.5, stability_score_thresh=0.5, min_area_px=0,
         interactive=True,
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    """A run folder that has stored two tiles, and their candidates by the tile's index."""
+    folder = tmp_path_factory.mktemp("stored") / "run"
+    with closing(prepare(job_in(folder), None, TILES)) as plan, closing(segment(plan)) as tiles:
+        return folder, {tile.record.index: tile.candidates for tile in tiles}
+
+
 @pytest.fixture
-def stored(job, one_thread):
-    """The candidates of two tiles that the job has stored, by the tile's index."""
-    with closing(prepare(job, None, TILES)) as plan, closing(segment(plan)) as tiles:
-        return {tile.record.index: tile.candidates for tile in tiles}
+def job(computed, tmp_path):
+    shutil.copytree(computed[0], tmp_path / "run")
+    return job_in(tmp_path / "run")
+
+
+@pytest.fixture
+def stored(computed):
+    return computed[1]
 
 
 def without_process(monkeypatch):
@@ -82,12 +94,12 @@ def test_they_are_read_without_torch(job, stored, tmp_path):
     [{"model": "vit_b"}, {"points_per_side": 5}, {"overlap": 0.5}, {"resume": False}],
     ids=lambda change: next(iter(change)),
 )
-def test_tiles_of_another_job_are_left_to_the_process(job, stored, change):
+def test_tiles_of_another_job_are_left_to_the_process(job, change):
     with closing(Session(job.changed(**change))) as session:
         assert session.read_stored(TILES) == []
 
 
-def test_tiles_of_other_weights_are_left_to_the_process(job, stored, tmp_path):
+def test_tiles_of_other_weights_are_left_to_the_process(job, tmp_path):
     record = read_record(tmp_path / "run")
     segmenter = record.segmenter | {"weights_sha256": "0" * 64}
     write_record(tmp_path / "run", record.model_copy(update={"segmenter": segmenter}))
@@ -95,7 +107,7 @@ def test_tiles_of_other_weights_are_left_to_the_process(job, stored, tmp_path):
         assert session.read_stored(TILES) == []
 
 
-def test_a_damaged_record_is_left_to_the_process(job, stored, tmp_path):
+def test_a_damaged_record_is_left_to_the_process(job, tmp_path):
     with closing(Session(job)) as session:
         (tmp_path / "run" / "run.yaml").write_text("nothing: that a run writes")
         assert session.read_stored(TILES) == []
