@@ -182,12 +182,16 @@ def test_undo_and_redo_bring_the_file_the_job_and_the_tiles(tuner):
     assert kept(tuner)["class_id"].tolist() == [1, 2]
     tuner.process.go_on()
     assert found(tuner) == {1, 2}
-    session.undo()
-    session.undo()  # the tile
-    session.undo()
+    for _ in range(3):  # the tile is a step, too
+        session.undo()
     assert len(kept(tuner)) == 0
     assert session.job.exemplars is None
     assert session.samples == ()
+    for _ in range(3):
+        session.redo()
+    assert kept(tuner)["class_id"].tolist() == [1, 2]
+    tuner.process.go_on()
+    assert found(tuner) == {1, 2}
 
 
 def test_undo_while_boxes_are_drawn_takes_the_last_one(tuner):

@@ -144,23 +144,25 @@ class TunerExemplars:
         self._session.redo()
 
     def ended(self) -> None:
-        """Compute the sample tiles anew, and those that show a new box."""
-        before, now = self._seen, self._session.exemplars
-        if now is before:
-            return
-        self._seen = now
-        if len(now) and (lacks := now.lacks(self._session.job.concepts or {})):
-            self._tell(f"The exemplars are not used yet. {lacks}")
-            if self._session.job.lacks_concepts:
-                return
-        self._tiles.renew()
-        if len(now):
-            self._tiles.compute(self._homes(now))
+        """Compute the sample tiles anew, and the tiles that show the boxes."""
+        if self._renew() and not self._session.job.lacks_concepts:
+            self._tiles.compute(self._homes(self._session.exemplars))
 
     def _changed(self, _: Any) -> None:
         self.show()
-        if not self._tool.busy:  # undone or redone
-            self.ended()
+        if not self._tool.busy:  # undone or redone; to want more tiles would be a step of its own
+            self._renew()
+
+    def _renew(self) -> bool:
+        """Compute the sample tiles anew if the exemplars have changed; returns whether they did."""
+        before, now = self._seen, self._session.exemplars
+        if now is before:
+            return False
+        self._seen = now
+        self._tiles.renew()
+        if len(now) and (lacks := now.lacks(self._session.job.concepts or {})):
+            self._tell(f"The exemplars are not used yet. {lacks}")
+        return True
 
     @property
     def _parts(self) -> list[ScenePlan]:
