@@ -10,6 +10,7 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pooch
 
@@ -63,6 +64,8 @@ class Download:
             )
         except (OSError, ValueError) as error:  # no network, unwritable folder | another file came
             cause = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+            if "ConnectionPool(" in cause:  # urllib3 tells all layers of it
+                cause = f"no connection to {urlsplit(self.url).hostname}"
             damaged = (
                 f" The file at {path} is damaged: its sha256 is {pooch.file_hash(str(path))}."
                 if path.is_file()

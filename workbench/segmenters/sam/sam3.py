@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from textwrap import shorten
 from types import SimpleNamespace
 from typing import Any
 
@@ -100,9 +101,9 @@ class Sam3:
         tokens, counts = read["input_ids"], read["attention_mask"]
         if tokens.shape[1] > MOST_TOKENS:
             raise JobError(
-                f"Parameter `concepts`: {text!r} is too long: SAM 3 reads up to {MOST_TOKENS - 2} "
-                f"tokens, and this has {tokens.shape[1] - 2}. Take one or two words, for example "
-                "`swimming pool`."
+                f"Parameter `concepts`: {shorten(text, 60, placeholder=' …')!r} is too long: SAM 3 "
+                f"reads up to {MOST_TOKENS - 2} tokens, and this has {tokens.shape[1] - 2}. Take "
+                "one or two words, for example `swimming pool`."
             )
         tokens, counts = tokens.to(self.model.device), counts.to(self.model.device)
         features = self.model.get_text_features(input_ids=tokens, attention_mask=counts)
