@@ -28,7 +28,10 @@ from workbench.widgets.session import Session
 from workbench.widgets.shapes import ShapeTool
 
 NO_CLASS_COLOR = "#ffffff"
-HOW = "drag boxes around objects of the palette's class (Alt or right button: not this)"
+HOW = (
+    "drag boxes around objects of the palette's class, with Alt or the right button around what is "
+    "not; click a box to remove it"
+)
 KEYS = ((EXEMPLARS_KEY, HOW),)
 _STYLE: dict[str, Any] = {"weight": 3, "fill": False, "interactive": False}
 _UNLIKE = _STYLE | {"weight": 2}
@@ -121,7 +124,7 @@ class TunerExemplars:
             hint = "Drag boxes around what is of no class."
         else:
             hint = f"Drag boxes around: {names[self._class]}. Alt/right button: not this."
-        self._tool.boxes(f"{hint} Click a box to remove it.", self)
+        self._tool.boxes(hint, self)
 
     def box(self, bounds: NDArray[np.float64], beside: bool) -> None:
         """Keep a box; raises `WorkbenchError`."""
