@@ -152,6 +152,9 @@ def test_a_box_is_kept_at_once_and_the_tiles_are_computed_with_it(tuner):
     lines = [len(one["geometry"]["coordinates"]) for one in shapes]
     assert lines == [1, 3]  # what is unlike is crossed out
     assert panel.exemplars.button.description == "Exemplars: 2"
+    session.name_classes(CLASSES, {1: "#123456"})
+    styles = [one["properties"]["style"] for one in panel.exemplars.layer.data["features"]]
+    assert {style["color"] for style in styles} == {"#123456"}
 
 
 def test_other_boxes_compute_all_samples_anew(tuner, models):
@@ -192,6 +195,27 @@ def test_undo_and_redo_bring_the_file_the_job_and_the_tiles(tuner):
     assert kept(tuner)["class_id"].tolist() == [1, 2]
     tuner.process.go_on()
     assert found(tuner) == {1, 2}
+
+
+def test_what_earlier_boxes_have_found_does_not_come_in_late(tuner, monkeypatch):
+    session, process = tuner.session, tuner.process
+    draw(tuner, ROOF)
+    process.go_on()
+    (old,) = session.samples
+    tuner.panel.tiles.compute([(session.scenes[0].name, 1, 1)])
+    cancel = process.cancel
+
+    def late():
+        session._hear(TileDone(old.record, old.candidates, stored=False))
+        cancel()
+
+    monkeypatch.setattr(process, "cancel", late)
+    draw(tuner, TREE, number=2)
+    assert session.samples == ()
+    assert len(process.works[-1].tiles) == 2
+    process.go_on()
+    assert found(tuner) == {1, 2}
+    assert len(session.samples) == 2
 
 
 def test_undo_while_boxes_are_drawn_takes_the_last_one(tuner):

@@ -60,7 +60,7 @@ class TunerExemplars:
         self.button = button("Exemplars", self.press, told)
         if not self.offered:
             self.button.layout.display = "none"
-        session.observe(self._changed, "exemplars")
+        session.observe(self._changed, ["exemplars", "colors"])
         self.show()
 
     @property
@@ -75,7 +75,7 @@ class TunerExemplars:
 
     def close(self) -> None:
         """Stop following the session."""
-        self._session.unobserve(self._changed, "exemplars")
+        self._session.unobserve(self._changed, ["exemplars", "colors"])
 
     def show(self) -> None:
         """Show the boxes in the colours of their classes, those that are unlike crossed out."""
