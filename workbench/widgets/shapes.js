@@ -94,14 +94,15 @@ function edit(map, geometry, tell) {
   const options = { capture: true, signal: ended.signal };
   /** @type {[any[], any[]]} shapes before and after this one */
   const [past, future] = [[], []];
-  let before = shape();
+  let before = /** @type {any} */ (null); // the shape when the mouse was pressed on the map
   // a corner that is new is added, and then moved: what one press of the mouse does is one step
-  document.addEventListener("pointerdown", () => { before = shape(); }, options);
+  map.getContainer().addEventListener("pointerdown", () => { before = shape(); }, options);
   document.addEventListener("pointerup", () => setTimeout(() => {
-    if (ended.signal.aborted || JSON.stringify(shape()) === JSON.stringify(before)) return;
-    past.push(before);
+    const was = before;
+    before = null;
+    if (!was || ended.signal.aborted || JSON.stringify(shape()) === JSON.stringify(was)) return;
+    past.push(was);
     future.length = 0;
-    before = shape();
   }), options);
   function go(from, to) {
     if (!from.length) return false;
