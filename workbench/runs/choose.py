@@ -67,7 +67,8 @@ def key_before_loading(job: Job, before: Mapping[str, Any]) -> dict[str, Any] | 
     """The key of the Segmenter that `segmenter_for` chooses, without importing torch.
 
     None if it cannot be known that way: for SAM 3, for a checkpoint of the job's own (to hash
-    gigabytes takes seconds, too), on a cluster, or after a run by another kind of model.
+    gigabytes takes seconds, too), on a cluster, or after a run by another kind of model. Raises
+    `CheckpointError` for weights that only a person can download.
     """
     if job.scheduler is not None or before.get("model") != job.model:
         return None
