@@ -25,7 +25,7 @@ from workbench._support.cores import usable_cores
 from workbench.candidates.table import Rules
 from workbench.samples.demo import DEMO_RESOLUTION_M, DEMO_SEED, make_sample
 from workbench.segmenters.sam import MODELS, SamSegmenter, load_model
-from workbench.segmenters.sam.checkpoints import Embedded
+from workbench.segmenters.weights import Embedded
 
 TILE_PX = 1024
 SURVIVING = 0.1

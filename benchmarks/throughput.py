@@ -39,10 +39,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from workbench.candidates.select import Thresholds, select
 from workbench.candidates.table import Candidates, Rules
 from workbench.segmenters.sam import MODELS, SamSegmenter, encoder, load_model, resolve_device
-from workbench.segmenters.sam.checkpoints import Embedded
 from workbench.segmenters.sam.device import DTYPES, resolve_precision
 from workbench.segmenters.sam.network import SegmentAnything
 from workbench.segmenters.sam.tiny import Tiny
+from workbench.segmenters.weights import Embedded
 
 # after workbench.segmenters.sam, which makes torchvision importable
 from segment_anything import SamAutomaticMaskGenerator  # isort: skip

@@ -143,6 +143,11 @@ def test_a_batch_run_loads_no_map():
     assert not {"ipyleaflet", "ipywidgets", "torch"} & set(loaded)
 
 
+def test_the_notebook_loads_only_what_its_panels_need():
+    heavy = {"torch", "matplotlib", "skimage", "sklearn"}  # seconds, at every restart
+    assert not heavy & set(loaded_by("import workbench.widgets"))
+
+
 def test_each_public_name_is_there():
     for name in workbench.__all__:
         assert getattr(workbench, name) is not None

@@ -193,7 +193,7 @@ def test_a_run_yaml_that_was_edited_is_one_error(raster, tmp_path, place, value,
     folder, path = tmp_path / "run", tmp_path / "run" / "run.yaml"
     folder.mkdir()
     scene = open_scenes(job_for(raster, folder))[0]
-    record = yaml.safe_load(resolve(job_for(raster, folder), [scene], SEGMENTER).to_yaml())
+    record = yaml.safe_load(resolve(job_for(raster, folder), [scene], SEGMENTER.key).to_yaml())
     path.write_text(yaml.safe_dump(record))
     assert read_record(folder).scenes[0].scene() == scene
     spoilt(record, place, value)
@@ -204,7 +204,7 @@ def test_a_run_yaml_that_was_edited_is_one_error(raster, tmp_path, place, value,
 
 def test_two_scenes_of_one_name_in_run_yaml_are_an_error(raster, tmp_path):
     scene = open_scenes(job_for(raster, tmp_path))[0]
-    record = yaml.safe_load(resolve(job_for(raster, tmp_path), [scene], SEGMENTER).to_yaml())
+    record = yaml.safe_load(resolve(job_for(raster, tmp_path), [scene], SEGMENTER.key).to_yaml())
     record["scenes"] *= 2
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(record))
     with pytest.raises(RunFolderError, match="two scenes have the same name"):

@@ -206,7 +206,8 @@ def test_the_key_is_known_before_loading_and_tells_concepts_apart(weights: Path)
 
 
 def test_words_that_are_too_many_are_refused_when_it_is_loaded(weights: Path) -> None:
-    with pytest.raises(JobError, match=r"'pool pool .*up to 30 tokens, and this has 31"):
+    told = r"'pool pool .* …' is too long: .*up to 30 tokens, and this has 31"
+    with pytest.raises(JobError, match=told):
         concept_segmenter({1: "pool " * 31}, checkpoint=weights).load()
 
 

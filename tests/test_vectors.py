@@ -149,6 +149,14 @@ def test_wanted_columns_come_with_the_geometry(tmp_path, name):
         assert read([]).index.tolist() == [1, 2]
 
 
+def test_a_damaged_geopackage_is_told_without_the_query_that_failed(tmp_path):
+    head = b"SQLite format 3\0" + b"x" * 44 + (10300).to_bytes(4, "big") + b"xxxx" + b"GPKG"
+    (tmp_path / "a.gpkg").write_bytes(head + b"x" * 500)
+    told = r"a\.gpkg cannot be read as a vector file: file is not a database\. Open it in QGIS"
+    with pytest.raises(AOIError, match=told):
+        load_aoi(str(tmp_path / "a.gpkg"))
+
+
 def test_the_caller_says_what_an_error_is(tmp_path):
     save(tmp_path / "a.gpkg", [AREA], "one")
     save(tmp_path / "a.gpkg", [AREA], "two")

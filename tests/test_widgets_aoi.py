@@ -23,8 +23,8 @@ from workbench.widgets import map as scenemap
 from workbench.widgets.area import AOIPicker
 from workbench.widgets.drawn_area import geometry_of, straightened
 from workbench.widgets.imagery import Screen
-from workbench.widgets.map import SceneMap
-from workbench.widgets.session import Session, tile_cores
+from workbench.widgets.map import SceneMap, tile_cores
+from workbench.widgets.session import Session
 
 UTM = pyproj.CRS.from_epsg(32633)
 # 400 × 300 pixels of 0.5 m, from 500000, 5300000 to the south-east

@@ -206,7 +206,8 @@ def test_everything_done_by_hand_comes_back_after_a_restart(job):
     first.judged = {("scene", 0, 0, 1): True, ("scene", 0, 1, 7): False}
     closed(first)
     again = Session(job)
-    assert again.state == dataclasses.replace(first.state, verdicts=again.verdicts)
+    files = {name: getattr(again, name) for name in ("verdicts", "by_hand", "exemplars")}
+    assert again.state == dataclasses.replace(first.state, **files)
     assert again.area.n_tiles == first.area.n_tiles
     again.close()
 

@@ -21,8 +21,10 @@ from workbench.raster.crs import to_lonlat
 from workbench.tuning.preview import Fate
 from workbench.tuning.process import Finished, Planned, Stopped, TileDone, TileUnderway
 from workbench.widgets import AOIPicker, RunPanel, ThresholdTuner, cells
+from workbench.widgets import tuner as tuner_module
 from workbench.widgets.history import TUNED
 from workbench.widgets.overlay import Flag
+from workbench.widgets.quiet import QUIET_SECONDS
 
 
 @pytest.fixture
@@ -634,6 +636,23 @@ def test_tiles_of_an_earlier_session_are_computed_again(tuner, job, share):
     again = ThresholdTuner(picker)
     assert computed.asked[-1].tiles == tiles
     assert not again.panel.toolbar.can_undo
+    again.close()
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_the_model_is_loaded_ahead_once_what_is_back_has_been_drawn(tuner, job, monkeypatch, back):
+    monkeypatch.setattr(tuner_module, "AHEAD_SECONDS", 60)
+    if back:
+        sampled(tuner)
+    samples, asked = tuner.session.samples, []
+    tuner.close()
+    picker = AOIPicker(job)
+    Computed(picker.session).get_ready = lambda job: asked.append(job)
+    picker.session.read_stored = lambda tiles: samples
+    again = ThresholdTuner(picker)
+    assert len(again.session.samples) == len(samples) == (3 if back else 0)
+    time.sleep(QUIET_SECONDS + 0.5)
+    assert len(asked) == (0 if back else 1)
     again.close()
 
 

@@ -1,16 +1,17 @@
 """Clicks and boxes by hand, in the tuner and in a review, with real mouse and keys."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import geopandas as gpd
 import pytest
 import shapely
-from lab import Notebook, copied_notebook, jupyterlab, open_notebook, prelabel_notebook
+from lab import VIEWPORT, Notebook, copied_notebook, jupyterlab, open_notebook, prelabel_notebook
 from playwright.sync_api import TimeoutError
 from test_prelabel import EXPECTED_COMPLAINTS, button
 from test_review import stored
-from test_tool import OF_RESTARTS
+from test_tool import OF_RESTARTS, SMALL
 
 from workbench.layer.files import read_layer
 from workbench.runs.by_hand import BY_HAND
@@ -20,13 +21,45 @@ CLASSES = {1: "building", 2: "parcel"}
 OUTLINED = "path.sam-workbench-outlined"
 
 
+@dataclass(frozen=True)
+class Setting:
+    """Where somebody works: the address, the theme and the size of the screen."""
+
+    name: str
+    base_url: str
+    theme: str
+    viewport: dict
+
+
+SETTINGS = [
+    Setting("root-light", "/", "JupyterLab Light", VIEWPORT),
+    Setting("hub-dark-small", "/user/alice/", "JupyterLab Dark", SMALL),
+]
+
+
+@pytest.fixture(scope="module", params=SETTINGS, ids=lambda setting: setting.name)
+def setting(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def lab(chromium, tmp_path_factory):
+def lab(chromium, tmp_path_factory, setting):
     folder = tmp_path_factory.mktemp("prompts") / "work"
     folder.mkdir()
     write_sample(make_sample(560, 3), folder)
-    with jupyterlab(folder) as lab:
+    with jupyterlab(folder, setting.base_url) as lab:
         yield lab
+
+
+@contextmanager
+def opened_in(chromium, lab, setting, path):
+    with open_notebook(chromium, lab, path, setting.viewport) as notebook:
+        notebook.page.evaluate(
+            "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})",
+            setting.theme,
+        )
+        notebook.run_all()
+        yield notebook
 
 
 @dataclass
@@ -36,6 +69,10 @@ class Hand:
     notebook: Notebook
     panel: str  # in the kernel
     selector: str  # on the page
+    setting: str = ""  # where, for pictures
+
+    def picture(self, name):
+        self.notebook.picture(f"prompts-{self.setting}-{name}")
 
     @property
     def view(self):
@@ -104,7 +141,7 @@ class Hand:
         self.point(one)
         page.mouse.down()
         page.mouse.move(*self.on_page(other), steps=6)
-        self.notebook.picture(f"prompts-{self.panel[:6]}-dragging")
+        self.picture(f"{self.panel[:6]}-dragging")
         page.evaluate("window.clickedAt = performance.now()")
         page.mouse.up()
         return self.answered(before)
@@ -145,27 +182,25 @@ def roofs(lab):
 
 
 @pytest.fixture(scope="module")
-def tuner(chromium, lab):
+def tuner(chromium, lab, setting):
     """The tuner with the one tile of the scene and two classes."""
     path = prelabel_notebook(
         lab.folder, source=str(lab.folder / "sample.tif"), out_dir=str(lab.folder / "run"),
         classes=CLASSES, model="tiny", tile_size=512, points_per_side=12, min_area_px=60,
     )  # fmt: skip
-    with open_notebook(chromium, lab, path) as notebook:
-        notebook.run_all()
+    with opened_in(chromium, lab, setting, path) as notebook:
         notebook.ask("tuner.panel.n_tiles.value = 1; tuner.panel.propose()")
         notebook.until("len(tuner.session.samples) == 1 and not tuner.session.busy", seconds=200)
         notebook.page.wait_for_timeout(1500)
-        yield Hand(notebook, "tuner.panel", ".sam-workbench-tuner")
+        yield Hand(notebook, "tuner.panel", ".sam-workbench-tuner", setting.name)
         assert complaints_of(notebook) == []
 
 
 @pytest.fixture(scope="module")
-def review(chromium, lab):
+def review(chromium, lab, setting):
     path = copied_notebook("review", lab.folder, run_dir=str(lab.folder / "run"))
-    with open_notebook(chromium, lab, path) as notebook:
-        notebook.run_all()
-        yield Hand(notebook, "answering.panel", ".sam-workbench-review")
+    with opened_in(chromium, lab, setting, path) as notebook:
+        yield Hand(notebook, "answering.panel", ".sam-workbench-review", setting.name)
         assert complaints_of(notebook) == []
 
 
@@ -174,9 +209,16 @@ def complaints_of(notebook):
     return [text for text in notebook.complaints if not any(one in text for one in known)]
 
 
+def one_line_inside(hand):
+    """Whether the hint is one line, inside the map."""
+    hint, view = hand.hint.bounding_box(), hand.view.bounding_box()
+    inside = view["x"] <= hint["x"]
+    inside &= hint["x"] + hint["width"] <= view["x"] + view["width"]
+    return inside and hint["height"] < 40
+
+
 def shapes_of(tuner):
-    ask = "0 if tuner.session.by_hand is None else len(tuner.session.by_hand)"
-    return int(tuner.notebook.ask(f"print({ask})"))
+    return int(tuner.notebook.ask("print(len(tuner.session.by_hand))"))
 
 
 def test_1_clicks_outline_an_object_and_esc_drops_it(tuner, roofs):
@@ -186,21 +228,30 @@ def test_1_clicks_outline_an_object_and_esc_drops_it(tuner, roofs):
     palette.get_by_role("button", name="building, said").click()
     notebook.until("tuner.panel.teaching.palette.tool", "1")
     tuner.press("p", first)
-    notebook.picture("prompts-1-begun")
+    tuner.picture("1-begun")
+    assert one_line_inside(tuner)
+    assert notebook.barriers(".sam-workbench-tuner") == []
     tuner.click(first)
     one = tuner.area
-    notebook.picture("prompts-2-click")
+    tuner.picture("2-click")
     took = [tuner.click(second)]
     both = tuner.area
     assert both > one * 1.2
-    notebook.picture("prompts-3-second")
+    tuner.picture("3-second")
     took.append(tuner.click(second, alt=True))
     assert tuner.area < both
-    notebook.picture("prompts-4-alt")
+    tuner.picture("4-alt")
     before = tuner.outline
     keyboard.press("Control+z")
     tuner.answered(before)
     assert tuner.area == pytest.approx(both)
+    before = tuner.outline
+    keyboard.press("Control+Shift+z")
+    tuner.answered(before)
+    assert tuner.area < both
+    before = tuner.outline
+    keyboard.press("Control+z")
+    tuner.answered(before)
     before = tuner.outline
     took.append(tuner.click(second, button="right"))
     assert tuner.area < both
@@ -216,17 +267,17 @@ def test_2_a_box_is_kept_and_undo_takes_it_back(tuner, roofs):
     middle, (west, south, east, north) = roofs[0]
     tuner.press("p", middle)
     tuner.drag((west - 1, north + 1), (east + 1, south - 1))
-    notebook.picture("prompts-5-box")
+    tuner.picture("5-box")
     keyboard.press("Enter")
-    notebook.until("len(tuner.session.by_hand or [])", "1")
+    notebook.until("len(tuner.session.by_hand)", "1")
     tuner.hint.wait_for(state="detached", timeout=10_000)
     assert notebook.ask("print(tuner.session.by_hand.frame['class_id'].tolist())") == "[1]"
     notebook.page.wait_for_timeout(500)
-    notebook.picture("prompts-6-kept")
+    tuner.picture("6-kept")
     keyboard.press("Control+z")
-    notebook.until("len(tuner.session.by_hand or [])", "0")
+    notebook.until("len(tuner.session.by_hand)", "0")
     keyboard.press("Control+Shift+z")
-    notebook.until("len(tuner.session.by_hand or [])", "1")
+    notebook.until("len(tuner.session.by_hand)", "1")
 
 
 def test_3_p_keeps_and_goes_on_and_m_mends(tuner, roofs):
@@ -246,7 +297,7 @@ def test_3_p_keeps_and_goes_on_and_m_mends(tuner, roofs):
     tuner.press("m", place)
     assert tuner.outline  # as it is
     tuner.click(roofs[3][0])
-    notebook.picture("prompts-7-mended")
+    tuner.picture("7-mended")
     keyboard.press("Enter")
     notebook.until(f"(tuner.session.by_hand.frame['id'] == {id!r}).sum()", "1")
     tuner.hint.wait_for(state="detached", timeout=10_000)
@@ -254,7 +305,64 @@ def test_3_p_keeps_and_goes_on_and_m_mends(tuner, roofs):
     notebook.until(f"tuner.session.by_hand.at(*{roofs[3][0]}) >= 0")
 
 
-def test_4_a_restart_brings_them_back_and_a_run_keeps_them(tuner):
+def test_4_undo_takes_back_corner_by_corner_and_nothing_else(tuner, roofs):
+    notebook, page = tuner.notebook, tuner.notebook.page
+    past = notebook.ask("print(len(tuner.session.history.past))")
+    steps = page.locator(f"{tuner.selector} .sam-workbench-toolbar")
+    undo, redo = (steps.get_by_role("button", name=name) for name in ("Undo", "Redo"))
+    west, south, east, north = roofs[5][1]
+    tuner.press("d", roofs[5][0])
+    corners = page.locator(
+        f"{tuner.selector} .marker-icon:not(.marker-icon-middle, .cursor-marker)"
+    )
+    for at, place in enumerate([(west, south), (west, north), (east, north)], 1):
+        tuner.point(place)
+        page.mouse.down()
+        page.mouse.up()
+        page.wait_for_timeout(400)  # two quick clicks would end it
+        assert corners.count() == at
+    tuner.picture("8-drawing")
+    page.keyboard.press("Control+z")
+    assert corners.count() == 2
+    undo.click()
+    assert corners.count() == 1
+    page.keyboard.press("Control+z")  # the first one: nothing is left
+    tuner.hint.wait_for(state="detached", timeout=10_000)
+    asked = "at = tuner.session.by_hand.frame.geometry.iloc[0].representative_point()\n"
+    place = json.loads(notebook.ask(asked + "print([at.x, at.y])"))
+    tuner.press("e", place)
+
+    free = corners.evaluate_all(  # nothing lies over it
+        """all => all.findIndex(one => {
+          const { x, y, width, height } = one.getBoundingClientRect();
+          return document.elementFromPoint(x + width / 2, y + height / 2) === one; })"""
+    )
+
+    def corner():
+        box = corners.nth(free).bounding_box()
+        return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+    x, y = at_first = corner()
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 15, y + 12, steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(200)
+    moved = corner()
+    assert moved == pytest.approx((x + 15, y + 12), abs=3)
+    page.keyboard.press("Control+z")
+    assert corner() == pytest.approx(at_first, abs=1)
+    redo.click()
+    assert corner() == pytest.approx(moved, abs=1)
+    tuner.picture("9-corner-moved")
+    undo.click()
+    assert corner() == pytest.approx(at_first, abs=1)
+    page.keyboard.press("Control+z")
+    tuner.hint.wait_for(state="detached", timeout=10_000)
+    assert notebook.ask("print(len(tuner.session.history.past))") == past
+
+
+def test_5_a_restart_brings_them_back_and_a_run_keeps_them(tuner):
     notebook = tuner.notebook
     notebook.restart()
     notebook.run_all()
@@ -271,16 +379,18 @@ def test_4_a_restart_brings_them_back_and_a_run_keeps_them(tuner):
     assert mine["class_id"].tolist() == [1] * 2
 
 
-def test_5_in_a_review_a_missed_object_is_outlined_and_the_shown_label_is_mended(review, roofs):
+def test_6_in_a_review_a_missed_object_is_outlined_and_the_shown_label_is_mended(review, roofs):
     notebook, keyboard = review.notebook, review.notebook.page.keyboard
     notebook.until(f"{review.panel}.session.row >= 0")
     before = stored(notebook, "id, status")
     middle = roofs[4][0]
     review.see_all()  # the map has moved to the first label
     review.press("p", middle)
-    notebook.picture("prompts-8-review-begun")
+    review.picture("8-review-begun")
+    assert one_line_inside(review)
+    assert notebook.barriers(".sam-workbench-review") == []
     review.click(middle)
-    notebook.picture("prompts-9-review")
+    review.picture("9-review")
     keyboard.press("Enter")
     notebook.until(f"len({review.panel}.session.triage)", str(len(before) + 1))
     (fid,) = set(stored(notebook)) - set(before)
@@ -295,7 +405,7 @@ def test_5_in_a_review_a_missed_object_is_outlined_and_the_shown_label_is_mended
     review.see_all()
     review.press("m", middle)
     review.click(middle)
-    notebook.picture("prompts-10-review-mended")
+    review.picture("10-review-mended")
     keyboard.press("Enter")
     review.hint.wait_for(state="detached", timeout=10_000)
     after = stored(notebook, "id, status")

@@ -171,7 +171,7 @@ def test_4_what_is_missing_is_drawn_and_corners_are_moved(opened):
         opened.page.wait_for_timeout(350)
     opened.picture("teaching-4-drawing")
     keyboard.press("Enter")
-    opened.until("0 if tuner.session.by_hand is None else len(tuner.session.by_hand)", "1")
+    opened.until("len(tuner.session.by_hand)", "1")
     hint.wait_for(state="detached", timeout=10_000)
     map_of(opened, 1).get_by_title("the whole area, or the whole raster").click()
     opened.page.wait_for_timeout(1500)

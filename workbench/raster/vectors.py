@@ -71,7 +71,7 @@ def read_vectors(
         raise refusal(str(error)) from None
     except Exception as error:  # a damaged file can fail anywhere in GDAL, GEOS and PROJ
         quiet = None if has_secrets(str(error)) else error
-        reason = without_secrets(str(error)).rstrip(".")
+        reason = _without_sql(without_secrets(str(error))).rstrip(".")
         raise refusal(
             f"{what} cannot be read as a vector file: {reason}. Open it in QGIS "
             "and export it again, for example as GeoPackage."
@@ -84,6 +84,12 @@ def read_vectors(
             "`ogr2ogr -a_srs EPSG:32633 out.gpkg in.shp`."
         )
     return frame if frame.geometry.name == "geometry" else frame.rename_geometry("geometry")
+
+
+def _without_sql(reason: str) -> str:
+    """What GDAL says about a file, without the query that failed, and each cause once."""
+    causes = re.sub(r"\bsqlite3_\w+\(.*?\) failed: ", "", reason, flags=re.DOTALL).split("; ")
+    return "; ".join(dict.fromkeys(causes))
 
 
 class _LayerError(Exception):

@@ -16,8 +16,6 @@ from workbench._support.attempts import Attempts
 from workbench._support.text import duration
 from workbench.evaluation.against import AgainstReference
 from workbench.layer import qgis
-from workbench.layer.report import charts
-from workbench.layer.report.map import figure_png
 from workbench.layer.report.page import write_report
 from workbench.layer.report.tally import Topology, seams
 from workbench.layer.web import FILES, write_format
@@ -120,14 +118,21 @@ def _write_project(finished: FinishedLayer) -> None:
 
 
 def _tile_maps(finished: FinishedLayer) -> dict[str, bytes]:
-    figures = charts.tile_maps(finished.run.tiles)
+    # the tuner, which draws no chart, need not wait for matplotlib
+    from workbench.layer.report.charts import tile_maps
+    from workbench.layer.report.map import figure_png
+
+    figures = tile_maps(finished.run.tiles)
     return {title: figure_png(figure) for title, figure in figures.items()}
 
 
 def _scores_and_areas(finished: FinishedLayer) -> dict[str, bytes]:
+    from workbench.layer.report.charts import distributions
+    from workbench.layer.report.map import figure_png
+
     job = finished.run.job
     used = job.thresholds if finished.taught is None else job.limits
-    figures = charts.distributions(
+    figures = distributions(
         finished.run.tally.numbers, used.pred_iou_thresh, used.stability_score_thresh
     )
     return {title: figure_png(figure) for title, figure in figures.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -22,7 +22,7 @@ import shapely
 from numpy.typing import NDArray
 
 from workbench._support.secrets import without_secrets
-from workbench.candidates.table import Candidates, Rules
+from workbench.candidates.table import Candidates
 from workbench.errors import JobError
 from workbench.layer.schema import LABELS
 from workbench.raster.crs import crs_title
@@ -32,7 +32,7 @@ from workbench.raster.vectors import read_vectors
 from workbench.runs.job import Job
 from workbench.runs.tile_stream import ScenePlan
 from workbench.segmenters.exemplars import EVERY_CLASS, NO_EXEMPLARS, Exemplars, TakesExemplars
-from workbench.segmenters.protocol import Segmenter, Watch
+from workbench.segmenters.protocol import AskedInItsWay, Segmenter, Watch
 
 UNLIKE = "unlike"  # a column
 LEAST_PX = 2  # of a side
@@ -85,18 +85,30 @@ def read_exemplars(job: Job) -> DrawnExemplars | None:
     if UNLIKE in frame:
         unlike = frame[UNLIKE].map(lambda v: str(v).strip().lower() in _YES).to_numpy(bool)
     drawn = DrawnExemplars(what, frame.geometry, class_id, (class_id != EVERY_CLASS) & ~unlike)
-    known = {*(job.concepts or ()), *class_id[drawn.like].tolist()}
+    if lacking := what_is_lacking(what, class_id, drawn.like, job.concepts or {}):
+        raise JobError(lacking)
+    return drawn
+
+
+def what_is_lacking(
+    what: str, class_id: NDArray[np.int64], like: NDArray[np.bool_], words: Collection[int]
+) -> str:
+    """Say what exemplars `(n,)` lack to be of use, beside words for some classes; '': nothing.
+
+    `what` begins the sentence.
+    """
+    known = {*words, *class_id[like].tolist()}
     if lacking := sorted(set(class_id.tolist()) - known - {EVERY_CLASS}):
-        raise JobError(
+        return (
             f"{what} shows only what is not of class {lacking[0]}. Add a box around an object that "
             "is, or name the class in concepts."
         )
     if not known:
-        raise JobError(
+        return (
             f"{what} shows only what is of no class. Add boxes around objects of the classes, or "
             "name the classes in concepts."
         )
-    return drawn
+    return ""
 
 
 def _classes(what: str, values: pd.Series, job: Job) -> NDArray[np.int64]:
@@ -151,11 +163,21 @@ class PlacedExemplars:
 
     def asker(self, part: ScenePlan, segmenter: Segmenter) -> Callable[[Tile], Segmenter]:
         """What computes each tile: the Segmenter, with the exemplars that the tile shows."""
-        return lambda tile: _WithExemplars(segmenter, self.in_tile(part, tile), self)
+        return lambda tile: self._asked(segmenter, self.in_tile(part, tile))
 
     def elsewhere(self, segmenter: Segmenter) -> Segmenter:
         """The Segmenter for an image without exemplars of its own."""
-        return _WithExemplars(segmenter, NO_EXEMPLARS, self)
+        return self._asked(segmenter, NO_EXEMPLARS)
+
+    def _asked(self, segmenter: Segmenter, here: Exemplars) -> Segmenter:
+        assert isinstance(segmenter, TakesExemplars)
+        model: TakesExemplars = segmenter
+
+        def begin(image: NDArray[np.uint8], watch: Watch | None) -> Callable[[], Candidates]:
+            elsewhere = self.looks(model, sorted(set(self.sources) - here.shown))
+            return model.begin_with(image, here, elsewhere, watch)
+
+        return AskedInItsWay(segmenter, begin)
 
     def looks(self, model: TakesExemplars, classes: Iterable[int]) -> Mapping[int, Any]:
         """What classes look like in the tiles that show most of them; each looked at once."""
@@ -166,37 +188,6 @@ class PlacedExemplars:
                     image, _ = part.scene.read(tile.window)
                     self._seen[number] = model.look_at(image, self.in_tile(part, tile))[number]
             return {number: self._seen[number] for number in classes}
-
-
-@dataclass(frozen=True)
-class _WithExemplars:
-    """A Segmenter that is shown exemplars with each image."""
-
-    segmenter: Segmenter
-    here: Exemplars
-    placed: PlacedExemplars
-
-    @property
-    def rules(self) -> Rules:
-        return self.segmenter.rules
-
-    @property
-    def key(self) -> Mapping[str, Any]:
-        return self.segmenter.key
-
-    def load(self) -> None:
-        """Nothing to do: the Segmenter is loaded."""
-
-    def propose(self, image: NDArray[np.uint8], watch: Watch | None = None) -> Candidates:
-        return self.begin(image, watch)()
-
-    def begin(
-        self, image: NDArray[np.uint8], watch: Watch | None = None
-    ) -> Callable[[], Candidates]:
-        model = self.segmenter
-        assert isinstance(model, TakesExemplars)
-        elsewhere = self.placed.looks(model, sorted(set(self.placed.sources) - self.here.shown))
-        return model.begin_with(image, self.here, elsewhere, watch)
 
 
 def place_exemplars(
@@ -239,7 +230,7 @@ def place_exemplars(
         bounds[there], raster[there], drawn.class_id[there], drawn.like[there], {}
     )
     homes = [
-        _home(drawn.what, number, parts[name], box)
+        tile_showing(f"{drawn.what}: exemplar {number}", parts[name], box)
         for number, name, box in zip(fid[there], placed.raster, placed.bounds, strict=True)
     ]
     sources = {}
@@ -263,14 +254,17 @@ def _n_tiles(parts: Mapping[str, ScenePlan]) -> int:
     return sum(len(part.grid) for part in parts.values())
 
 
-def _home(what: str, fid: Any, part: ScenePlan, bounds: NDArray[np.float64]) -> Tile:
-    """The tile whose core holds the middle of a box; raises `JobError` if it cannot show it."""
+def tile_showing(what: str, part: ScenePlan, bounds: NDArray[np.float64]) -> Tile:
+    """The tile whose core holds the middle of a box, called `what`.
+
+    Raises `JobError` if the tile cannot show it to the model.
+    """
     x0, y0, x1, y1 = _pixels(bounds[None], part.scene)[0]
     if min(x1 - x0, y1 - y0) < LEAST_PX:
         raise JobError(
-            f"{what}: exemplar {fid} is {x1 - x0:.2g} × {y1 - y0:.2g} pixels, and the model would "
-            f"not see it. Draw it around a whole object, at least {LEAST_PX} pixels wide and high; "
-            "remove it if it was a slip."
+            f"{what} is {x1 - x0:.2g} × {y1 - y0:.2g} pixels, and the model would not see it. Draw "
+            f"it around a whole object, at least {LEAST_PX} pixels wide and high; remove it if it "
+            "was a slip."
         )
     x, y = (x0 + x1) / 2, (y0 + y1) / 2
     tile = next(part.grid.within(x, y, x, y))
@@ -279,8 +273,8 @@ def _home(what: str, fid: Any, part: ScenePlan, bounds: NDArray[np.float64]) -> 
     )
     if not len(alone.in_tile(part, tile).boxes):
         raise JobError(
-            f"{what}: exemplar {fid} is {x1 - x0:.0f} × {y1 - y0:.0f} pixels, larger than a tile. "
-            "Draw it around one object, or use a larger tile_size or resolution_m."
+            f"{what} is {x1 - x0:.0f} × {y1 - y0:.0f} pixels, larger than a tile. Draw it around "
+            "one object, or use a larger tile_size or resolution_m."
         )
     return tile
 

@@ -29,7 +29,13 @@ from workbench.runs.parameters import (
     as_meant,
     parameter,
 )
-from workbench.runs.together import check_concepts, check_prompts, check_squared
+from workbench.runs.together import (
+    NOTHING_TO_FIND,
+    OF_CONCEPTS,
+    check_concepts,
+    check_prompts,
+    check_squared,
+)
 from workbench.runs.trust import refuse_strange_scheduler
 from workbench.runs.values import (
     Bands,
@@ -248,6 +254,8 @@ class Job(Parameters):
         check_prompts(
             self.prompts, self.grid, self.examples, self.planar, self.scheduler, self.refresh
         )
+        if self.lacks_concepts and not self.is_interactive:  # in the tuner, boxes are drawn
+            raise ValueError(NOTHING_TO_FIND)
         check_concepts(
             self.model, self.concepts, self.exemplars, self.classes, self.grid, self.scheduler
         )
@@ -359,7 +367,12 @@ class Job(Parameters):
     @property
     def finds_concepts(self) -> bool:
         """Whether the model finds objects of given classes, instead of everything."""
-        return self.concepts is not None or self.exemplars is not None
+        return self.model == OF_CONCEPTS
+
+    @property
+    def lacks_concepts(self) -> bool:
+        """Whether the model was not told yet what to find, by words or by exemplars."""
+        return self.finds_concepts and self.concepts is None and self.exemplars is None
 
     @property
     def knows_classes(self) -> bool:

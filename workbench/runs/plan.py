@@ -29,6 +29,7 @@ from workbench.runs import choose
 from workbench.runs.by_hand import usable_by_hand
 from workbench.runs.cluster import SharedRun, segmenter_there
 from workbench.runs.exemplars import PlacedExemplars, place_exemplars, read_exemplars
+from workbench.runs.exemplars_by_hand import follows_exemplars
 from workbench.runs.folder import FolderLock, refuse_foreign, store_in
 from workbench.runs.job import Job
 from workbench.runs.labels import check_labels, refuse_to_lose_examples
@@ -41,6 +42,7 @@ from workbench.runs.record import (
     name_scenes,
     read_record,
     resolve,
+    unless_other_exemplars,
 )
 from workbench.runs.refresh import protect_review
 from workbench.runs.tile_stream import ScenePlan
@@ -180,10 +182,11 @@ def prepare(
             if not job.uses_grid:  # tiles without prompts are not looked at
                 parts = (part for part in area.only(asked.homes).parts if part.tiles)
                 area = replace(area, parts=tuple(parts))
-        segmenter = _segmenter(job, lock, before)
-        if loaded is not None and loaded.key == segmenter.key:
-            segmenter = loaded
-        record = continue_run(folder, before, resolve(job, scenes, segmenter))
+        segmenter = choose.or_loaded(_segmenter(job, lock, before), loaded)
+        resolved = resolve(job, scenes, segmenter.key)
+        if before is not None and follows_exemplars(job, folder, samples=tiles is not None):
+            before = unless_other_exemplars(before, resolved)
+        record = continue_run(folder, before, resolved)
         refuse_foreign(folder)
         if tiles is None or before is None:  # without resume, a review would lose its candidates
             protect_review(job, folder, scenes[0].crs)

@@ -16,13 +16,13 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from workbench.candidates.table import Candidates, Rules
+from workbench.candidates.table import Candidates
 from workbench.raster.scene import Scene
 from workbench.raster.tiles import Tile, TileGrid
 from workbench.runs.prompts import PromptFeatures, middles
 from workbench.runs.tile_stream import ScenePlan
 from workbench.segmenters.at_points import MOST_MASKS, answer
-from workbench.segmenters.protocol import Segmenter, Watch
+from workbench.segmenters.protocol import AskedInItsWay, Segmenter, Watch
 
 # of a window, around its features: with less, the roofs of one tile more often fit into one window
 MARGIN = 0.05
@@ -69,7 +69,7 @@ class AskedPrompts:
 
     def asker(self, part: ScenePlan, segmenter: Segmenter) -> Callable[[Tile], Segmenter]:
         """What computes each window: the Segmenter, asked at the prompts there."""
-        return lambda tile: _AtPrompts(segmenter, self.windows[part.index(tile)])
+        return lambda tile: _asked(segmenter, self.windows[part.index(tile)])
 
 
 def ask(
@@ -201,37 +201,19 @@ def _name(*content: Any) -> tuple[int, int]:
     return int.from_bytes(bits[:4], "big") >> 1, int.from_bytes(bits[4:8], "big") >> 1
 
 
-@dataclass(frozen=True)
-class _AtPrompts:
+def _asked(segmenter: Segmenter, window: PromptWindow) -> Segmenter:
     """A Segmenter that proposes only what it is asked for in one window.
 
     `ordinal` is the number of the prompt in the window times `MOST_MASKS`, plus that of the mask.
     """
 
-    segmenter: Segmenter
-    window: PromptWindow
-
-    @property
-    def rules(self) -> Rules:
-        return self.segmenter.rules
-
-    @property
-    def key(self) -> Mapping[str, Any]:
-        return self.segmenter.key
-
-    def load(self) -> None:
-        """Nothing to do: the Segmenter is loaded."""
-
-    def propose(self, image: NDArray[np.uint8], watch: Watch | None = None) -> Candidates:
-        found, prompt = answer(self.segmenter, image, self.window.points, self.window.boxes)
+    def begin(image: NDArray[np.uint8], _: Watch | None) -> Callable[[], Candidates]:
+        found, prompt = answer(segmenter, image, window.points, window.boxes)
         order = np.argsort(prompt, kind="stable")
         found, prompt = found.take(order), prompt[order]
         first = np.searchsorted(prompt, prompt)  # of the masks of the same prompt
         ordinal = prompt * MOST_MASKS + np.arange(len(prompt)) - first
-        return found.with_column("ordinal", ordinal)
+        numbered = found.with_column("ordinal", ordinal)
+        return lambda: numbered
 
-    def begin(
-        self, image: NDArray[np.uint8], watch: Watch | None = None
-    ) -> Callable[[], Candidates]:
-        found = self.propose(image)
-        return lambda: found
+    return AskedInItsWay(segmenter, begin)

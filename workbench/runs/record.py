@@ -228,13 +228,13 @@ def name_scenes(scenes: Sequence[Scene], record: RunRecord | None) -> list[Scene
     return named
 
 
-def resolve(job: Job, scenes: Sequence[Scene], segmenter: Segmenter) -> RunRecord:
-    """Record all that was decided for this run."""
+def resolve(job: Job, scenes: Sequence[Scene], key: Mapping[str, Any]) -> RunRecord:
+    """Record all that was decided for this run; `key` is that of its Segmenter."""
     described = [SceneRecord.of(scene) for scene in scenes]
     identity: dict[str, Any] = {
         "crs": described[0].crs,
         "tiling": {"tile_size": job.tile_size, "overlap": job.overlap, "windows": "spread evenly"},
-        "segmenter": plain(segmenter.key),
+        "segmenter": plain(key),
     }
     packages = (
         "sam-workbench", "torch", "rasterio", "shapely", "numpy", "opencv-python-headless",
@@ -282,6 +282,17 @@ def continue_run(folder: Path, before: RunRecord | None, resolved: RunRecord) ->
     return before.model_copy(
         update={"scenes": list(scenes.values()), "thresholds": resolved.thresholds}
     )
+
+
+def unless_other_exemplars(before: RunRecord, resolved: RunRecord) -> RunRecord | None:
+    """The record of an earlier run; None if all that differs are the exemplars of its model.
+
+    The candidates that were found by those then give way, as without `resume`.
+    """
+    old, new = before.segmenter, resolved.segmenter
+    others = old.get("exemplars") != new.get("exemplars")
+    same = {**old, "exemplars": None} == {**new, "exemplars": None}
+    return None if others and same else before
 
 
 def _refuse_another_run(folder: Path, before: RunRecord, resolved: RunRecord) -> None:

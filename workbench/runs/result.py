@@ -16,7 +16,6 @@ from shapely.errors import ShapelyError
 
 from workbench.errors import RunFolderError
 from workbench.layer.files import read_batches, read_layer
-from workbench.layer.report.map import MAP_PX, ShownLayer, draw_map, figure_png
 from workbench.layer.report.tally import Tally
 from workbench.layer.schema import as_tiles, coarser, finest
 from workbench.raster.aoi import load_aoi, parts_in
@@ -86,6 +85,9 @@ class Run:
 
     def picture(self) -> bytes:
         """Draw the layer over the first scene, or over its part of the AOI, as PNG."""
+        # matplotlib takes long to import
+        from workbench.layer.report.map import MAP_PX, ShownLayer, draw_map, figure_png
+
         scene = self.scenes[0]
         window = None
         if self.aoi is not None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 OF_CONCEPTS = "sam3"  # the model that concepts are for
+NOTHING_TO_FIND = (
+    f"model {OF_CONCEPTS} finds only what it is told to: set concepts (words, for example "
+    "{1: building}) or exemplars (a vector file of boxes), or take another model"
+)
 
 
 def check_squared(
@@ -69,18 +73,13 @@ def check_concepts(
     grid: bool | None,
     scheduler: str | None,
 ) -> None:
-    """Refuse concepts where the model has none, and a model for concepts without any."""
+    """Refuse concepts and exemplars that do not fit the model or other parameters."""
     for name, value in (("concepts", concepts), ("exemplars", exemplars)):
         if value is not None and model != OF_CONCEPTS:
             raise ValueError(
                 f"{name} are for model {OF_CONCEPTS}, and `{model}` finds objects of every kind: "
                 f"set model to {OF_CONCEPTS}, or leave {name} null and teach classes with examples"
             )
-    if model == OF_CONCEPTS and concepts is None and exemplars is None:
-        raise ValueError(
-            f"model {OF_CONCEPTS} finds only what it is told to: set concepts (words, for example "
-            "{1: building}) or exemplars (a vector file of boxes), or take another model"
-        )
     if unknown := sorted(set(concepts or ()) - set(classes)):
         raise ValueError(
             f"concepts names class {unknown[0]}, which is not one of classes {dict(classes)}. Add "

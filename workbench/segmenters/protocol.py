@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,3 +46,45 @@ class Segmenter(Protocol):
 
         The rest may be done in another thread, after the next tile has begun.
         """
+
+
+@runtime_checkable
+class SharesNetwork(Protocol):
+    """A Segmenter that can go on with the network of another one, which is loaded."""
+
+    def with_network_of(self, loaded: Segmenter) -> Self:
+        """This Segmenter with the network of another if that has the same; else as it is."""
+
+
+Begin = Callable[[NDArray[np.uint8], Watch | None], Callable[[], Candidates]]
+
+
+@dataclass(frozen=True)
+class AskedInItsWay:
+    """A loaded Segmenter that is asked for each image by `ask`, instead of by its own `begin`."""
+
+    segmenter: Segmenter
+    ask: Begin
+
+    @property
+    def rules(self) -> Rules:
+        """Those of the Segmenter."""
+        return self.segmenter.rules
+
+    @property
+    def key(self) -> Mapping[str, Any]:
+        """That of the Segmenter."""
+        return self.segmenter.key
+
+    def load(self) -> None:
+        """Nothing to do: the Segmenter is loaded."""
+
+    def propose(self, image: NDArray[np.uint8], watch: Watch | None = None) -> Candidates:
+        """As `Segmenter.propose`."""
+        return self.ask(image, watch)()
+
+    def begin(
+        self, image: NDArray[np.uint8], watch: Watch | None = None
+    ) -> Callable[[], Candidates]:
+        """As `Segmenter.begin`."""
+        return self.ask(image, watch)

@@ -27,6 +27,7 @@ from workbench.runs.finish import finish
 from workbench.runs.job import Job
 from workbench.runs.plan import Plan, pending, prepare
 from workbench.runs.segment import segment
+from workbench.runs.stored import read_tiles
 from workbench.runs.tile_stream import SegmentedTile
 from workbench.segmenters.protocol import Segmenter
 from workbench.tuning.questions import Answer, NoAnswer, Question, Reply
@@ -374,7 +375,8 @@ def _serve(connection: Connection) -> None:
 def _do(plan: Plan, work: Work, send: Callable[[Event], None], answers: _Answers) -> Finished:
     send(Planned(plan.n_tiles, plan.n_tiles - len(pending(plan))))
     if work.tiles is not None:
-        for record, candidates in _stored(plan):
+        wanted = [part.index(tile) for part in plan.scenes for tile in part.tiles]
+        for record, candidates in read_tiles(plan.store, wanted):
             send(TileDone(record, candidates, stored=True))
     watch = _Watch(send, lambda: answers.answer_all(plan.segmenter), looks=work.tiles is not None)
     with closing(segment(plan, FLUSH_SECONDS, watch)) as tiles:
@@ -415,14 +417,3 @@ class _Watch:
         else:
             return
         self._told = time.monotonic()
-
-
-def _stored(plan: Plan) -> Iterator[tuple[TileRecord, Candidates]]:
-    """Yield the wanted tiles that are in the store already."""
-    known = plan.store.ledger()
-    wanted = [part.index(tile) for part in plan.scenes for tile in part.tiles]
-    there = [i for i in wanted if i in known and known[i][0].status != "failed"]
-    for candidates, records in plan.store.read(there):
-        rows, cols = candidates.column("tile_row"), candidates.column("tile_col")
-        for record in records:
-            yield record, candidates.take((rows == record.tile_row) & (cols == record.tile_col))

@@ -31,9 +31,9 @@ from workbench.widgets.drawn_area import (
     parts_of,
     straightened,
 )
-from workbench.widgets.map import SceneMap, feature
+from workbench.widgets.map import SceneMap, feature, tile_cores
 from workbench.widgets.safe_html import Markup, SafeHTML, paragraph, sentence
-from workbench.widgets.session import Session, tile_cores
+from workbench.widgets.session import Session
 from workbench.widgets.toolbar import MAP_KEYS, Toolbar, panel_of
 
 _INSIDE = {"stroke": False, "fillColor": "#d500f9", "fillOpacity": 0.04, "interactive": False}

@@ -170,8 +170,12 @@ def open_job(earlier: Session, job: Job | None) -> Session:
 
 def _take_over(session: Session, earlier: Session) -> None:
     """Reuse in a session what an earlier one has computed, and end the earlier one."""
-    if session.scenes == earlier.scenes and all(
-        getattr(session.job, name) == getattr(earlier.job, name) for name in SAMPLES_DEPEND_ON
+    if (
+        session.scenes == earlier.scenes
+        and all(
+            getattr(session.job, name) == getattr(earlier.job, name) for name in SAMPLES_DEPEND_ON
+        )
+        and session.exemplars.equals(earlier.exemplars)
     ):
         samples = (sample for sample in earlier.samples if sample.whole)
         session.samples = tuple(s for s in samples if s.record.index in session.tiles)

@@ -51,8 +51,8 @@ class ClassTeaching(Labelling):
         self.palette.on_add(self._add)
         self.show_palette()
         self.show_text()
-        if session.files_problem:
-            tell(session.files_problem)
+        if session.files.problem:
+            tell(session.files.problem)
 
     @property
     def active(self) -> bool:
@@ -229,8 +229,7 @@ class ClassTeaching(Labelling):
         if self.lesson is not None:
             self._classes = self._teacher.classes(self.lesson, preview, self.session.job)
         numbers = tuple(one["number"] for one in self.palette.classes)
-        by_hand = self.session.by_hand
-        labels = [] if by_hand is None else by_hand.frame["label"].tolist()
+        labels = self.session.by_hand.frame["label"].tolist()
         replaced = {row_of(preview, label) for label in labels if label} - {-1}
         return ClassedRows(numbers, said, self._classes, frozenset(replaced))
 

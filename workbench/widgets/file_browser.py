@@ -24,7 +24,8 @@ class FileBrowser:
         self._filling = False
         self.path = widgets.Text(
             placeholder=placeholder, layout={"flex": "1 1 120px", "width": "auto"},
-            tooltip="a path on the machine that this notebook runs on",
+            tooltip="a path on the machine that this notebook runs on; to bring a file of your own "
+            "there, drop it on JupyterLab's list of files",
         )  # fmt: skip
         self.browse = widgets.ToggleButton(
             description="Browse", icon="folder-open", layout={"width": "auto"},

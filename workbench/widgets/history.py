@@ -9,6 +9,7 @@ from workbench.candidates.select import Thresholds
 from workbench.learning.verdicts import Verdicts
 from workbench.polygons.clean import Cleaning
 from workbench.runs.by_hand import ShapesByHand
+from workbench.runs.exemplars_by_hand import ExemplarsByHand
 from workbench.runs.job import Job
 from workbench.tuning.preview import Key
 from workbench.tuning.process import Index
@@ -24,16 +25,18 @@ class State:
 
     `job` has the area, thresholds and cleaning; `tiles` are the wanted sample tiles; `judged` are
     the candidates called good (true) or bad (false), `verdicts` and `colors` those of the classes;
-    `other` is the setting that was kept as B; `by_hand` are shapes that were drawn.
+    `other` is the setting that was kept as B; `by_hand` are shapes that were drawn, `exemplars` the
+    boxes that show the model what to find.
     """
 
     job: Job
     verdicts: Verdicts
     colors: Mapping[int, str]
+    by_hand: ShapesByHand
+    exemplars: ExemplarsByHand
     tiles: frozenset[Index] = frozenset()
     judged: Mapping[Key, bool] = field(default_factory=dict)
     other: Job | None = None
-    by_hand: ShapesByHand | None = None
 
 
 STATE = tuple(one.name for one in fields(State))

@@ -18,6 +18,7 @@ CLASS_KEYS = "0123456789"  # on the map: a class, 0 for none of them
 NEXT_KEY = "n"
 DRAW, EDIT = "d", "e"  # a shape
 PROMPT, CORRECT = "p", "m"  # a shape by clicks, with the model
+EXEMPLARS_KEY = "b"  # boxes that show the model what to find
 SHAPE_KEYS = DRAW + EDIT + PROMPT + CORRECT
 
 

@@ -280,3 +280,19 @@ def feature(polygons: gpd.GeoSeries, style: Mapping[str, Any]) -> dict[str, Any]
     rounded = shapely.transform(shapely.multipolygons(parts), lambda degrees: degrees.round(7))
     geometry = json.loads(str(shapely.to_geojson(rounded)))
     return {"type": "Feature", "geometry": geometry, "properties": {"style": dict(style)}}
+
+
+def tile_cores(area: Area) -> gpd.GeoDataFrame:
+    """The cores of an area's tiles on the working grid.
+
+    Ten thousand take a few hundredths of a second.
+    """
+    boxes: list[Any] = []
+    for part in area.finest:
+        cores = [tile.core for tile in part.tiles]
+        pixels = np.array([(c.col_off, c.row_off, c.width, c.height) for c in cores], np.float64)
+        column, row, width, height = pixels.reshape(-1, 4).T
+        a, _, left, _, e, top = part.scene.transform[:6]  # north-up
+        x, y = left + a * column, top + e * row
+        boxes.append(shapely.box(x, y + e * height, x + a * width, y))
+    return gpd.GeoDataFrame(geometry=np.concatenate(boxes), crs=area.parts[0].scene.crs)

@@ -13,7 +13,7 @@ LOOK_SECONDS = 0.3  # between two calls of `look`
 class QuietMoments:
     """A thread that calls `work` once nothing has been touched for a moment.
 
-    `begin` is called first, a moment after `start`. `look` is called each time the thread wakes,
+    `begin` is called once, a while after `start`. `look` is called each time the thread wakes,
     and regularly while it returns true. Long work checks `overtaken` to know whether to give up.
     """
 
@@ -25,9 +25,13 @@ class QuietMoments:
         self._closed = False
         self._touched = self._worked_for = 0.0  # times; if they are equal, there is nothing to do
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self._beginning: threading.Timer | None = None
 
-    def start(self) -> None:
-        """Start the thread."""
+    def start(self, begin_after: float = QUIET_SECONDS) -> None:
+        """Start the thread; `begin` is called after some seconds, because the maps load first."""
+        self._beginning = threading.Timer(begin_after, self._begin)
+        self._beginning.daemon = True
+        self._beginning.start()
         self._thread.start()
 
     def touch(self) -> None:
@@ -42,6 +46,8 @@ class QuietMoments:
     def close(self) -> None:
         """End the thread after its current work."""
         self._closed = True
+        if self._beginning is not None:
+            self._beginning.cancel()
         self._wake.set()
 
     @property
@@ -51,8 +57,6 @@ class QuietMoments:
 
     def _run(self) -> None:
         time.sleep(QUIET_SECONDS)  # the maps load first
-        if not self._closed:
-            self._begin()
         underway = False
         while True:
             self._wake.wait(timeout=LOOK_SECONDS if underway else None)

@@ -25,11 +25,11 @@ from workbench.widgets.cells import CellWidget
 from workbench.widgets.controls import button, row
 from workbench.widgets.job_file import JobFile
 from workbench.widgets.links import RunLinks
-from workbench.widgets.map import SceneMap
+from workbench.widgets.map import SceneMap, tile_cores
 from workbench.widgets.overlay import PolygonOverlay
 from workbench.widgets.safe_html import Markup, SafeHTML, paragraph, sentence, table
 from workbench.widgets.sample_tiles import SampleTiles
-from workbench.widgets.session import Session, tile_cores
+from workbench.widgets.session import Session
 from workbench.widgets.toolbar import PANEL, Toolbar
 from workbench.widgets.tuner import ThresholdTuner
 

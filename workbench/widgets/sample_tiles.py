@@ -25,6 +25,9 @@ from workbench.widgets.controls import button, row
 from workbench.widgets.safe_html import SafeHTML, sentence
 from workbench.widgets.session import Session
 
+NOTHING_SHOWN = (
+    "This model finds only what it is shown: press Exemplars, and draw boxes around some objects."
+)
 USUAL_SECONDS = 10.0  # for a tile, until one has been timed
 
 
@@ -91,6 +94,17 @@ class SampleTiles:
             self._session.tiles |= wanted
             self._start()
 
+    def renew(self) -> None:
+        """Compute all samples again: what they depend on has changed."""
+        session = self._session
+        self._computing = frozenset()  # what still comes of these does not count
+        with self._lock:
+            session.samples = ()
+        self._queue |= session.known(session.tiles)
+        if self.underway:
+            session.cancel()
+        self._start()
+
     def has(self, x: float, y: float) -> bool:
         """Whether a point in the working CRS is in a sample tile."""
         for sample in self._session.samples:
@@ -113,10 +127,22 @@ class SampleTiles:
         self._queue |= set(tiles) - there - self._computing
 
     def _start(self) -> None:
-        """Compute what is in the queue, unless something is being computed."""
+        """Show what is in the queue, unless something is being computed.
+
+        Stored tiles come at once, the others when they have been computed.
+        """
         if self._session.busy or not self._queue:
             return
+        if self._session.job.lacks_concepts:
+            self._queue.clear()
+            self._message.value = sentence(NOTHING_SHOWN)
+            return
         wanted, self._queue = frozenset(self._queue), set()
+        stored = self._session.read_stored(wanted)
+        self._take(*stored)
+        wanted -= {sample.record.index for sample in stored}
+        if not wanted:
+            return
         self._computing = wanted
         self._message.value = ""
         self._timed, self._share = (len(wanted), 0, time.monotonic()), 0.0
@@ -147,7 +173,7 @@ class SampleTiles:
                 self._timed = (n_tiles, 0, time.monotonic())
             case TileUnderway(share, record):
                 self._share = share
-                if record is not None:
+                if record is not None and record.index in self._computing:
                     self._take(self._session.sample_of(event))
             case TileDone(record):
                 self._share = 0.0
@@ -155,11 +181,11 @@ class SampleTiles:
                     self._timed = (self._timed[0], self._timed[1] + 1, time.monotonic())
                 if record.status == "failed":
                     self._message.value = sentence(f"Tile {record.name} failed: {record.error}")
-                else:
+                elif record.index in self._computing:
                     self._take(self._session.sample_of(event))
             case Finished() | Stopped():
                 self._timed, self._share, self._computing = None, 0.0, frozenset()
-                self._take(None)
+                self._take()
                 if isinstance(event, Stopped):
                     if event.reason:
                         self._queue.clear()
@@ -170,14 +196,14 @@ class SampleTiles:
         session = self._session
         session.tiles &= self._queue | {sample.record.index for sample in session.samples}
 
-    def _take(self, sample: SegmentedTile | None) -> None:
-        """Add a sample; it replaces earlier, incomplete versions of its tile."""
+    def _take(self, *samples: SegmentedTile) -> None:
+        """Add samples; they replace all earlier versions that were incomplete."""
         with self._lock:
             whole = tuple(old for old in self._session.samples if old.whole)
-            if sample is not None and sample.record.index not in self._session.tiles:
-                sample = None  # it was cleared in the meantime
-            if sample is not None or len(whole) < len(self._session.samples):
-                self._session.samples = whole if sample is None else (*whole, sample)
+            # others were cleared in the meantime
+            new = [sample for sample in samples if sample.record.index in self._session.tiles]
+            if new or len(whole) < len(self._session.samples):
+                self._session.samples = (*whole, *new)
 
     def cancel(self) -> None:
         """Stop computing; finished tiles are kept."""

@@ -9,28 +9,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import geopandas as gpd
-import numpy as np
-import shapely
+import pyproj
 from traitlets import Any as AnyTrait
 from traitlets import Bool, Dict, HasTraits, Instance, Int, Tuple, Unicode, observe
 
 from workbench.candidates.table import Candidates
-from workbench.errors import ExamplesError, WorkbenchError
+from workbench.errors import ExamplesError, JobError, ReviewError, WorkbenchError
 from workbench.learning.verdicts import VERDICTS, Verdicts, read_verdicts
 from workbench.raster.aoi import load_aoi
 from workbench.raster.scene import Scene
 from workbench.raster.tiles import TileGrid, tile_named
 from workbench.runs.by_hand import BY_HAND, ShapesByHand, read_by_hand
+from workbench.runs.exemplars_by_hand import (
+    EXEMPLARS,
+    ExemplarsByHand,
+    names_own,
+    read_by_hand_or_given,
+    showing,
+)
 from workbench.runs.forecast import Forecast
 from workbench.runs.job import Job
 from workbench.runs.looks import read_looks, with_looks, write_looks
 from workbench.runs.plan import Area, ScenePlan, folder_of, open_scenes, plan_tiles
 from workbench.runs.record import name_scenes, read_record
+from workbench.runs.stored import read_stored
 from workbench.runs.tile_stream import SegmentedTile
 from workbench.tuning.preview import Key
 from workbench.tuning.process import (
@@ -45,6 +50,7 @@ from workbench.tuning.process import (
 )
 from workbench.tuning.questions import Answer, Encoding, NoAnswer
 from workbench.widgets.asking import Asking
+from workbench.widgets.hand_files import HandFiles
 from workbench.widgets.history import STATE, History, State
 from workbench.widgets.saved import KEPT, Keeper, SavedSession, read_saved
 
@@ -54,33 +60,16 @@ SAMPLES_DEPEND_ON = (
 )  # fmt: skip
 
 
-def tile_cores(area: Area) -> gpd.GeoDataFrame:
-    """The cores of an area's tiles on the working grid.
-
-    Ten thousand take a few hundredths of a second.
-    """
-    boxes: list[Any] = []
-    for part in area.finest:
-        cores = [tile.core for tile in part.tiles]
-        pixels = np.array([(c.col_off, c.row_off, c.width, c.height) for c in cores], np.float64)
-        column, row, width, height = pixels.reshape(-1, 4).T
-        a, _, left, _, e, top = part.scene.transform[:6]  # north-up
-        x, y = left + a * column, top + e * row
-        boxes.append(shapely.box(x, y + e * height, x + a * width, y))
-    return gpd.GeoDataFrame(geometry=np.concatenate(boxes), crs=area.parts[0].scene.crs)
-
-
 class Session(HasTraits):
     """The shared state; observe its traits.
 
-    A person changes `job`, `verdicts`, `colors`, `tiles`, `judged`, `other` and `by_hand` (see
-    `State`); `history` has all states so far, and `session.json` in the run folder the last one, so
-    that a restarted kernel goes on with it. `restored` counts the states that undo and redo have
-    brought.
+    A person changes what `State` has; `history` has all states so far, and `session.json` in the
+    run folder the last one, so that a restarted kernel goes on with it. `restored` counts the
+    states that undo and redo have brought.
 
     `area` is None while the AOI cannot be used; `problem` then says why. `samples` are the computed
-    sample tiles. `notice` is a message about `session.json`. `files_problem` says why
-    verdicts or drawn shapes of an earlier session cannot be used, or is empty. `interrupted` says
+    sample tiles. `notice` is a message about `session.json`. `files` are those of an earlier
+    session that hold verdicts, drawn shapes and exemplars. `interrupted` says
     whether a run was under way when an earlier session ended.
     `busy` says whether something is being computed; `listener` gets the events, in a separate
     thread, and may be replaced at any time. `cell` is the job of the notebook's cell. `given` is
@@ -93,7 +82,8 @@ class Session(HasTraits):
     tiles: frozenset[Index] = AnyTrait(frozenset())  # type: ignore[assignment]  # a trait
     judged: dict[Key, bool] = Dict()  # type: ignore[assignment]  # a trait
     other = Instance(Job, allow_none=True)
-    by_hand = Instance(ShapesByHand, allow_none=True)
+    by_hand = Instance(ShapesByHand)
+    exemplars = Instance(ExemplarsByHand)
     history = Instance(History)
     restored = Int()
     area = Instance(Area, allow_none=True)
@@ -134,8 +124,7 @@ class Session(HasTraits):
         self._background = Background(self._hear)
         self.asking = Asking(lambda: self.job, self.scenes, lambda: self._background)
         self.listener: Callable[[Event], None] = _ignore
-        self._stamps = {name: _stamp(self.folder / name) for name in (VERDICTS, BY_HAND)}
-        self.files_problem = ""
+        self.files = HandFiles(self.folder)
         self._running = False
         state = self._state_of(job, kept)
         self.interrupted = kept is not None and kept.running
@@ -163,12 +152,12 @@ class Session(HasTraits):
             verdicts, by_hand = read_verdicts(path, crs), read_by_hand(self.folder / BY_HAND, crs)
         except ExamplesError as error:
             verdicts, by_hand = Verdicts.none(crs), ShapesByHand.none(crs)
-            self.files_problem = str(error)
+            self.files.problem = str(error)
         tiles, judged, other = frozenset[Index](), dict[Key, bool](), None
         if kept is not None and kept.fits(job, "source"):
             try:
                 changed = kept.applied(job)
-                if kept.fits(changed, *SAMPLES_DEPEND_ON):  # else these are other candidates
+                if kept.fits(job, *SAMPLES_DEPEND_ON):  # else these are other candidates
                     tiles = frozenset(kept.tiles)
                     judged = {one[:4]: one[4] for one in kept.judged}
                 job, other = changed, kept.other_for(changed)
@@ -176,8 +165,23 @@ class Session(HasTraits):
                 self.notice_at_start = f"{KEPT} of the run folder does not fit: {error}"
         job, colors = with_looks(job, read_looks(self.folder))
         said = {tile_named(label.rpartition("/")[0]) for label in verdicts.said}
-        job = _taught(job, path, verdicts)
-        return State(job, verdicts, colors, tiles | said, judged, other, by_hand or None)
+        job, exemplars = self._shown(_taught(job, path, verdicts), crs)
+        return State(job, verdicts, colors, by_hand, exemplars, tiles | said, judged, other)
+
+    def _shown(self, job: Job, crs: pyproj.CRS) -> tuple[Job, ExemplarsByHand]:
+        """The exemplars of the run folder or of the job, and the job with the folder's."""
+        path, none = self.folder / EXEMPLARS, ExemplarsByHand.none(crs)
+        try:
+            exemplars = read_by_hand_or_given(path, job, crs) if job.finds_concepts else none
+        except ExamplesError as error:
+            self.files.problem = str(error)
+            return job, none
+        except JobError:  # the process says it, too
+            return job, none
+        named = job.exemplars is not None
+        if not self.cell.is_interactive or (named and not names_own(job, path)):
+            return job, exemplars
+        return showing(job, path, exemplars), exemplars
 
     # ---- what a person has done
 
@@ -203,10 +207,12 @@ class Session(HasTraits):
         state = history.now
         if history is self.history:
             return
-        if state.verdicts is not self.verdicts:
-            self._write(VERDICTS, state.verdicts)
-        if state.by_hand is not self.by_hand:
-            self._write(BY_HAND, state.by_hand or ShapesByHand.none(self.scenes[0].crs))
+        if state.exemplars is not self.exemplars:
+            self._refuse_during_run()
+        files = (VERDICTS, "verdicts"), (BY_HAND, "by_hand"), (EXEMPLARS, "exemplars")
+        for file, name in files:
+            if getattr(state, name) is not getattr(self, name):
+                self.files.write(file, getattr(state, name))
         if (state.colors, state.job.classes) != (self.colors, self.job.classes):
             write_looks(self.folder, state.job.classes, state.colors)
         with self.hold_trait_notifications():
@@ -235,7 +241,7 @@ class Session(HasTraits):
 
         Raises `WorkbenchError`, and changes nothing, if they cannot be written.
         """
-        self._write(VERDICTS, verdicts)
+        self.files.write(VERDICTS, verdicts)
         job = _taught(self.job, self.folder / VERDICTS, verdicts)
         with self.hold_trait_notifications():  # one step
             self.verdicts = verdicts
@@ -247,24 +253,35 @@ class Session(HasTraits):
 
         Raises as `say` does.
         """
-        self._write(BY_HAND, by_hand)
+        self.files.write(BY_HAND, by_hand)
         with self.hold_trait_notifications():
             self.by_hand = by_hand
             if verdicts is not self.verdicts:
                 self.say(verdicts)
 
-    def _write(self, name: str, kept: Verdicts | ShapesByHand) -> None:
-        """Write a file of the run folder, unless it cannot be read or another window wrote it."""
-        path = self.folder / name
-        if self.files_problem:
-            raise ExamplesError(self.files_problem)
-        if _stamp(path) != self._stamps[name]:
-            raise ExamplesError(
-                f"{path} was changed by another window. Nothing is written over it: run all cells "
-                "again to go on with what it says."
+    def exemplify(self, exemplars: ExemplarsByHand) -> None:
+        """Keep other exemplars, and name them in the job if they are of use.
+
+        What was called good or bad is forgotten, because other candidates come. Raises
+        `WorkbenchError`, and changes nothing, during a run, if there are verdicts on the candidates
+        so far, or if the exemplars cannot be written.
+        """
+        self._refuse_during_run()
+        if len(self.verdicts):
+            raise ReviewError(
+                f"Classes were given to {len(self.verdicts)} objects here, and with other "
+                "exemplars other objects are found. Undo that first, or draw the exemplars in "
+                "another out_dir."
             )
-        kept.write(path)
-        self._stamps[name] = _stamp(path)
+        path = self.folder / EXEMPLARS
+        self.files.write(EXEMPLARS, exemplars)
+        with self.hold_trait_notifications():  # one step
+            self.exemplars, self.judged = exemplars, {}
+            self.job = showing(self.job, path, exemplars)
+
+    def _refuse_during_run(self) -> None:
+        if self._running:
+            raise ReviewError("A run is using these exemplars: wait for its end, or cancel it.")
 
     def name_classes(self, classes: Mapping[int, str], colors: Mapping[int, str]) -> None:
         """Give the classes other names and colours, and keep them in the run folder.
@@ -312,6 +329,11 @@ class Session(HasTraits):
         if candidates is None:
             candidates = Candidates.empty(self.job.rules)
         return SegmentedTile(part, tile, candidates, record, whole=isinstance(event, TileDone))
+
+    def read_stored(self, tiles: Collection[Index]) -> list[SegmentedTile]:
+        """Read those of some tiles that are stored, if that takes no network."""
+        found = read_stored(self.job, self.folder, self.scenes, tiles)
+        return [self.sample_of(TileDone(*tile, stored=True)) for tile in found]
 
     # ---- the process that computes
 
@@ -418,14 +440,6 @@ def _taught(job: Job, path: Path, verdicts: Verdicts) -> Job:
     if examples == given or (not examples and (job.labelled_area, job.class_thresh) != (None,) * 2):
         return job
     return job.changed(examples=examples or None)
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """A value that changes whenever a file does; None if there is no file."""
-    with suppress(OSError):
-        found = path.stat()
-        return found.st_mtime_ns, found.st_size
-    return None
 
 
 def _ignore(_: Event) -> None:

@@ -12,12 +12,15 @@ const DRAG = 4; // px: a mouse that moves further drags a box
 const HINTS = {
   draw: "Click the corners; Backspace undoes one.",
   edit: "Drag corners; a right click removes one.",
-  prompt: "Click the object, or drag a box around it. Alt/right click: not this.",
+  prompt: "Click it, or drag a box. Alt/right click: not this.",
   correct: "Click what is missing. Alt/right click: not this.",
+  boxes: "Drag boxes.", // the kernel says what for
 };
-const KEEP = ["Keep (Enter)", "Enter"];
-const NEXT = ["Keep, next (p)", "p"];
-const DROP = ["Drop (Esc)", "Escape"];
+const KEEP = ["Keep (Enter)", "Enter", "keep this outline"];
+const NEXT = ["Next (p)", "p", "keep this outline, and outline the next object"];
+const DROP = ["Drop (Esc)", "Escape", "forget this outline"];
+const DONE = ["Done (Enter)", "Enter", "end drawing"];
+const BUTTONS = { prompt: [KEEP, NEXT, DROP], boxes: [DONE] };
 
 const leaflet = () => /** @type {any} */ (window).L;
 
@@ -34,10 +37,11 @@ function showHint(map, mode, acts) {
   const text = document.createElement("span");
   text.setAttribute("role", "status");
   div.append(text);
-  for (const [name, key] of mode === "prompt" ? [KEEP, NEXT, DROP] : [KEEP, DROP]) {
+  for (const [name, key, title] of BUTTONS[mode] ?? [KEEP, DROP]) {
     const button = document.createElement("button");
     button.className = "jupyter-widgets jupyter-button widget-button";
     button.textContent = name;
+    button.title = title;
     button.addEventListener("click", acts[key]);
     div.append(button);
   }
@@ -46,7 +50,10 @@ function showHint(map, mode, acts) {
   return { div, say: (said) => (text.textContent = said || HINTS[mode]) };
 }
 
-/** Begin to draw a polygon; `tell` hears of its end. Returns how to end it, and to tidy up. */
+/**
+ * Begin to draw a polygon; `tell` hears of its end. Returns how to end it and to tidy up, and how
+ * to take a step of it `back` and to make that step again, both false if there is none.
+ */
 function draw(map, _, tell) {
   const tool = map.pm.Draw.Polygon;
   let over = false;
@@ -64,7 +71,8 @@ function draw(map, _, tell) {
   map.pm.enableDraw("Polygon", { ...looks, snappable: false, finishOn: "dblclick" });
   return {
     finish: () => tool._finishShape(),
-    back: () => tool._removeLastVertex(),
+    back: () => tool._removeLastVertex(), // of the last one, geoman lets go of the polygon
+    forth: () => false,
     tidy() {
       over = true;
       map.pm.disableDraw();
@@ -79,11 +87,39 @@ function edit(map, geometry, tell) {
   const [layer] = leaflet().geoJSON(geometry, { style: STYLE }).getLayers();
   layer.addTo(map);
   const limitMarkersToCount = cornersOf(geometry) > MANY ? MANY : -1;
-  layer.pm.enable({ snappable: false, limitMarkersToCount, removeLayerBelowMinVertexCount: false });
+  const looks = { snappable: false, limitMarkersToCount, removeLayerBelowMinVertexCount: false };
+  layer.pm.enable(looks);
+  const shape = () => layer.toGeoJSON(false).geometry;
+  const ended = new AbortController();
+  const options = { capture: true, signal: ended.signal };
+  /** @type {[any[], any[]]} shapes before and after this one */
+  const [past, future] = [[], []];
+  let before = /** @type {any} */ (null); // the shape when the mouse was pressed on the map
+  // a corner that is new is added, and then moved: what one press of the mouse does is one step
+  map.getContainer().addEventListener("pointerdown", () => { before = shape(); }, options);
+  document.addEventListener("pointerup", () => setTimeout(() => {
+    const was = before;
+    before = null;
+    if (!was || ended.signal.aborted || JSON.stringify(shape()) === JSON.stringify(was)) return;
+    past.push(was);
+    future.length = 0;
+  }), options);
+  function go(from, to) {
+    if (!from.length) return false;
+    to.push(shape());
+    const { type, coordinates } = from.pop();
+    const { coordsToLatLngs } = leaflet().GeoJSON;
+    layer.setLatLngs(coordsToLatLngs(coordinates, type === "Polygon" ? 1 : 2));
+    layer.pm.disable();
+    layer.pm.enable(looks);
+    return true;
+  }
   return {
-    finish: () => tell({ kind: "shape", geometry: layer.toGeoJSON(false).geometry }),
-    back() {},
+    finish: () => tell({ kind: "shape", geometry: shape() }),
+    back: () => go(past, future),
+    forth: () => go(future, past),
     tidy() {
+      ended.abort();
       layer.pm.disable();
       layer.remove();
     },
@@ -109,25 +145,80 @@ export function questionOf(done) {
   return { points: done.flatMap(({ point }) => (point ? [point] : [])), box };
 }
 
-/** Begin to collect clicks and boxes; as `draw`. `geometry` is the outline as it is. */
-function prompt(map, geometry, tell) {
+/** @param {number[]} box west, south, east, north */
+const rectangle = ([west, south, east, north]) =>
+  leaflet().rectangle([[south, west], [north, east]], { ...STYLE, ...BOX, interactive: false });
+
+/**
+ * Take clicks on a map (`clicked(point, beside)`) and boxes that are dragged (`boxed(box, beside)`);
+ * beside: with Alt or the right button, which drags only if `bothDrag`. Returns how to end it.
+ */
+function aim(map, { clicked, boxed, bothDrag }) {
   const container = map.getContainer();
   const ended = new AbortController();
   const options = { capture: true, signal: ended.signal };
-  const marks = leaflet().layerGroup().addTo(map);
   const paused = [map.dragging, map.boxZoom, map.doubleClickZoom].filter((one) => one?.enabled());
   paused.forEach((one) => one.disable());
-  const done = [];
   let start = /** @type {PointerEvent | null} */ (null);
-  let [dragged, outline] = /** @type {any[]} */ ([null, null]);
-
-  const cornersOfBox = ([west, south, east, north]) => [[south, west], [north, east]];
+  let dragged = /** @type {any} */ (null);
   const boxOf = (one, other) => {
     const bounds = leaflet().latLngBounds([one, other]);
     return [bounds.getWest(), bounds.getSouth(), bounds.getEast(), bounds.getNorth()];
   };
-  const rectangle = (box) =>
-    leaflet().rectangle(cornersOfBox(box), { ...STYLE, ...BOX, interactive: false });
+  const near = (one, other) =>
+    Math.hypot(one.clientX - other.clientX, one.clientY - other.clientY) <= DRAG;
+
+  container.addEventListener("pointerdown", (event) => {
+    if (![0, 2].includes(event.button) || event.target.closest(".leaflet-control")) return;
+    start = event;
+  }, options);
+  document.addEventListener("pointermove", (event) => {
+    dragged?.remove();
+    dragged = null;
+    if (!start || (start.button !== 0 && !bothDrag) || near(event, start)) return;
+    const box = boxOf(map.mouseEventToLatLng(start), map.mouseEventToLatLng(event));
+    dragged = rectangle(box).addTo(map);
+  }, options);
+  document.addEventListener("pointerup", (event) => {
+    if (!start || event.button !== start.button) return;
+    const { lng, lat } = map.mouseEventToLatLng(start);
+    const beside = start.altKey || start.button === 2;
+    const [at, box] = [near(event, start), dragged];
+    dragged?.remove();
+    [start, dragged] = [null, null];
+    if (at) clicked([lng, lat], beside);
+    else if (box) boxed(boxOf({ lng, lat }, map.mouseEventToLatLng(event)), beside);
+  }, options);
+  container.addEventListener("contextmenu", (event) => {
+    event.preventDefault();
+    event.stopPropagation(); // JupyterLab has a menu of its own
+  }, options);
+  return () => {
+    ended.abort();
+    paused.forEach((one) => one.enable());
+    dragged?.remove();
+  };
+}
+
+/** Begin to collect boxes and clicks, each told at once; as `draw`. */
+function boxes(map, _, tell) {
+  const clicked = (point) => tell({ kind: "point", point });
+  const boxed = (box, beside) => tell({ kind: "box", box, beside });
+  return {
+    finish: () => tell({ kind: "drop" }),
+    back: () => tell({ kind: "undo" }),
+    forth: () => tell({ kind: "redo" }),
+    show() {},
+    tidy: aim(map, { clicked, boxed, bothDrag: true }),
+  };
+}
+
+/** Begin to collect clicks and boxes; as `draw`. `geometry` is the outline as it is. */
+function prompt(map, geometry, tell) {
+  const marks = leaflet().layerGroup().addTo(map);
+  /** @type {[any[], any[]]} */
+  const [done, undone] = [[], []];
+  let outline = /** @type {any} */ (null);
 
   function show(shape) {
     outline?.remove();
@@ -141,81 +232,63 @@ function prompt(map, geometry, tell) {
     points.forEach((point) => marks.addLayer(markOf(point)));
     tell({ kind: "ask", points, box });
   }
-  const near = (one, other) =>
-    Math.hypot(one.clientX - other.clientX, one.clientY - other.clientY) <= DRAG;
-
-  container.addEventListener("pointerdown", (event) => {
-    if (![0, 2].includes(event.button) || event.target.closest(".leaflet-control")) return;
-    start = event;
-  }, options);
-  document.addEventListener("pointermove", (event) => {
-    dragged?.remove();
-    dragged = null;
-    if (!start || start.button !== 0 || near(event, start)) return;
-    const box = boxOf(map.mouseEventToLatLng(start), map.mouseEventToLatLng(event));
-    dragged = rectangle(box).addTo(map);
-  }, options);
-  document.addEventListener("pointerup", (event) => {
-    if (!start || event.button !== start.button) return;
-    const { lng, lat } = map.mouseEventToLatLng(start);
-    const beside = start.altKey || start.button === 2;
-    const clicked = near(event, start);
-    if (clicked) done.push({ point: [lng, lat, beside ? 0 : 1] });
-    else if (dragged) done.push({ box: boxOf({ lng, lat }, map.mouseEventToLatLng(event)) });
-    dragged?.remove();
-    const asks = clicked || dragged;
-    [start, dragged] = [null, null];
-    if (asks) ask();
-  }, options);
-  container.addEventListener("contextmenu", (event) => {
-    event.preventDefault();
-    event.stopPropagation(); // JupyterLab has a menu of its own
-  }, options);
+  function add(one) {
+    done.push(one);
+    undone.length = 0;
+    ask();
+  }
+  const clicked = ([lng, lat], beside) => add({ point: [lng, lat, beside ? 0 : 1] });
+  const stop = aim(map, { clicked, boxed: (box) => add({ box }), bothDrag: false });
   show(geometry);
+  function go(from, to) {
+    if (!from.length) return false;
+    to.push(from.pop());
+    ask();
+    return true;
+  }
   return {
     show,
     finish: () => tell({ kind: "keep", again: false }),
     next: () => tell({ kind: "keep", again: true }),
-    back() {
-      if (!done.length) return false;
-      done.pop();
-      ask();
-      return true;
-    },
+    back: () => go(done, undone),
+    forth: () => go(undone, done),
     tidy() {
-      ended.abort();
-      paused.forEach((one) => one.enable());
-      for (const layer of [marks, dragged, outline]) layer?.remove();
+      stop();
+      for (const layer of [marks, outline]) layer?.remove();
     },
   };
 }
 
-const MODES = { draw, edit, prompt, correct: prompt };
+const MODES = { draw, edit, prompt, correct: prompt, boxes };
 
 /** Take the mouse and the keys of a map for one shape; returns how to follow it, and to end. */
 function take(map, mode, geometry, tell) {
   const container = map.getContainer();
   const ended = new AbortController();
-  const { finish, back, tidy, next, show } = MODES[mode](map, geometry, tell);
+  const { finish, back, forth, tidy, next, show } = MODES[mode](map, geometry, tell);
   const drop = () => tell({ kind: "drop" });
   const acts = { Enter: finish, Escape: drop, Backspace: back };
+  // the panel's undo and redo; before the first step, undo takes back that this was begun
+  const steps = { undo: () => back() === false && drop(), redo: forth };
+  for (const [step, act] of Object.entries(steps))
+    container.addEventListener(`sam-workbench-${step}`, act, { signal: ended.signal });
   if (mode === "prompt") acts.p = next;
   const hint = showHint(map, mode, acts);
   const press = (event) => {
-    const { target, key, ctrlKey, metaKey, altKey, shiftKey } = event;
+    const { target, key, ctrlKey, metaKey, altKey } = event;
     if (target !== document.body && !container.contains(target)) return;
-    const command = ctrlKey || metaKey;
-    const undo = show && command && !shiftKey && key.toLowerCase() === "z";
-    const act = undo ? back : acts[key.length === 1 ? key.toLowerCase() : key];
-    if (!act || (command && !undo) || altKey) return;
+    const act = acts[key.length === 1 ? key.toLowerCase() : key];
+    if (!act || ctrlKey || metaKey || altKey) return;
     if (key === "Enter" && target.closest("button")) return; // that is pressed
-    if (act() === false && undo) return; // the panel's undo
+    act();
     event.preventDefault();
     event.stopImmediatePropagation(); // Enter would click in the middle of the map
   };
   document.addEventListener("keydown", press, { capture: true, signal: ended.signal });
+  const tellPanel = () => container.dispatchEvent(new CustomEvent(BUSY, { bubbles: true }));
   container.classList.add(BUSY);
   container.classList.toggle(AIMING, Boolean(show));
+  tellPanel();
   container.focus({ preventScroll: true });
   return {
     say: hint.say,
@@ -225,6 +298,7 @@ function take(map, mode, geometry, tell) {
       tidy();
       hint.div.remove();
       container.classList.remove(BUSY, AIMING);
+      tellPanel();
     },
   };
 }

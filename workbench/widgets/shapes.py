@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import anywidget
 import numpy as np
@@ -34,11 +34,31 @@ NOTHING_YET = "Click an object first, or drag a box around it."
 TakeShape = Callable[[shapely.MultiPolygon], None]
 
 
+class TakesBoxes(Protocol):
+    """What gets the boxes that somebody drags. Each step may raise a `WorkbenchError`."""
+
+    def box(self, bounds: NDArray[np.float64], beside: bool) -> None:
+        """Take a box (west, south, east, north); `beside`: dragged with Alt or the right button."""
+
+    def point(self, x: float, y: float) -> None:
+        """Take a click."""
+
+    def undo(self) -> None:
+        """Take the last step back."""
+
+    def redo(self) -> None:
+        """Make it again."""
+
+    def ended(self) -> None:
+        """Nothing more will come."""
+
+
 class ShapeTool(anywidget.AnyWidget):
     """Makes or changes a polygon on a map that has a `PolygonOverlay`.
 
     Corners are drawn and moved with leaflet-geoman. With clicks and boxes the model is asked: each
-    question has all clicks so far, and its answer is shown in place.
+    question has all clicks so far, and its answer is shown in place. Boxes that are no question go
+    to whoever wants them.
 
     Shapes are in the working CRS. Corners that nobody has moved keep their coordinates to the last
     bit. While it is `busy`, mouse and keys of the map mean nothing else.
@@ -51,7 +71,7 @@ class ShapeTool(anywidget.AnyWidget):
 
     map_id = traitlets.Unicode().tag(sync=True)
     mode = traitlets.Enum(
-        ["", "draw", "edit", "prompt", "correct"], default_value=""
+        ["", "draw", "edit", "prompt", "correct", "boxes"], default_value=""
     ).tag(sync=True)  # fmt: skip
     geometry = traitlets.Dict(help="GeoJSON of what is edited, or of the answer").tag(sync=True)
     said = traitlets.Unicode(help="what the model says, instead of what to do").tag(sync=True)
@@ -70,6 +90,7 @@ class ShapeTool(anywidget.AnyWidget):
         self._then: Callable[[], None] | None = None  # what to do with it
         self._keep: TakeShape = _nothing
         self._was: shapely.Geometry | None = None
+        self._taker: TakesBoxes | None = None
         self._corners: dict[tuple[float, float], tuple[float, float]] = {}  # by degrees
         self.on_msg(self._hear)
 
@@ -112,10 +133,20 @@ class ShapeTool(anywidget.AnyWidget):
         self._keep, self._was, self._corners, self._corrected = keep, None, {}, shape
         self._begin("correct", self._geojson(shape))
 
+    def boxes(self, hint: str, taker: TakesBoxes) -> None:
+        """Let somebody drag boxes until they are done, each for `taker`; `hint` says what for."""
+        with self._lock, self.hold_sync():
+            self._taker = taker
+            self._begin("boxes", {})
+            self.said = hint
+
     def drop(self) -> None:
         """Let go of the shape."""
         if self.busy:
             self._begin("", {})
+            taker, self._taker = self._taker, None
+            if taker is not None:
+                taker.ended()
 
     def _begin(self, mode: str, geometry: dict[str, Any]) -> None:
         with self._lock, self.hold_sync():
@@ -147,6 +178,8 @@ class ShapeTool(anywidget.AnyWidget):
                 self._keep_answer(message["again"])
             case "shape":
                 self._take(message["geometry"])
+            case "box" | "point" | "undo" | "redo":
+                self._hand_on(message)
 
     def _take(self, geometry: dict[str, Any]) -> None:
         shape = shapely.transform(shapely.geometry.shape(geometry), self._to_places)
@@ -165,6 +198,32 @@ class ShapeTool(anywidget.AnyWidget):
         else:
             self._tell("")
 
+    def _hand_on(self, message: dict[str, Any]) -> None:
+        """Give the taker of boxes what somebody did on the map."""
+        taker = self._taker
+        if taker is None:
+            return
+        try:
+            match message["kind"]:
+                case "box":
+                    taker.box(self._bounds(message["box"]), bool(message["beside"]))
+                case "point":
+                    ((x, y),) = self._to_places(np.array([message["point"]])).tolist()
+                    taker.point(x, y)
+                case "undo":
+                    taker.undo()
+                case "redo":
+                    taker.redo()
+        except WorkbenchError as error:
+            self._tell(str(error))
+        else:
+            self._tell("")
+
+    def _bounds(self, box: list[float]) -> NDArray[np.float64]:
+        """West, south, east, north in the working CRS, from degrees."""
+        around = self._to_places(np.array(box)[[[0, 1], [0, 3], [2, 1], [2, 3]]])
+        return np.concatenate([around.min(axis=0), around.max(axis=0)])
+
     # ---- the model's answers
 
     def _ask(self, points: list[list[float]], box: list[float] | None) -> None:
@@ -173,10 +232,8 @@ class ShapeTool(anywidget.AnyWidget):
         if not points and box is None:
             self.geometry = self._at_first
             return
-        places, corners = np.array(points, np.float64).reshape(-1, 3), None
-        if box is not None:
-            around = self._to_places(np.array(box)[[[0, 1], [0, 3], [2, 1], [2, 3]]])
-            corners = np.concatenate([around.min(axis=0), around.max(axis=0)])
+        places = np.array(points, np.float64).reshape(-1, 3)
+        corners = None if box is None else self._bounds(box)
         clicks = Clicks(self._to_places(places[:, :2]), places[:, 2] > 0, corners, self._corrected)
         number = self._n_asked
         self._waits, self.said = True, ASKING

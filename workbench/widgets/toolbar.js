@@ -2,6 +2,7 @@
 // in full screen, and controls have names and values for screen readers.
 
 const SUPPRESS = "data-lm-suppress-shortcuts"; // of JupyterLab
+const SHAPING = "sam-workbench-shaping"; // of a map on which somebody makes a shape, step by step
 const TEXT = "textarea, select, [contenteditable], input:not([type=checkbox]):not([type=radio])";
 
 const TITLES = {
@@ -138,7 +139,7 @@ function render({ model, el }) {
       return;
     } else if (command && (letter === "z" || letter === "y")) {
       // otherwise the browser undoes the last typing, in some cell
-      model.send({ kind: shiftKey || letter === "y" ? "redo" : "undo" });
+      step(shiftKey || letter === "y" ? "redo" : "undo");
     } else if (command && letter === "a") {
       // nothing: the browser would select the text of the whole page
     } else if (key === "?") {
@@ -154,9 +155,7 @@ function render({ model, el }) {
   const bar = newElement("div", "sam-workbench-toolbar", el);
   bar.setAttribute("role", "toolbar");
   const [undo, redo] = ["undo", "redo"].map((kind) =>
-    newButton(kind === "undo" ? "Undo" : "Redo", `fa-${kind}`, TITLES[kind], () =>
-      model.send({ kind })
-    )
+    newButton(kind === "undo" ? "Undo" : "Redo", `fa-${kind}`, TITLES[kind], () => step(kind))
   );
   newButton("Full screen", "fa-arrows-alt", TITLES.screen, () => toggleFullScreen(panelOf(el)));
   newButton("Keys", "fa-keyboard-o", TITLES.keys, () => toggleKeys(panelOf(el), model.get("listed")));
@@ -170,9 +169,18 @@ function render({ model, el }) {
     return button;
   }
 
+  const shaping = () => panelOf(el)?.querySelector(`.${SHAPING}`);
+
+  /** Undo or redo what was done last: a step of the shape that is being made, or a change. */
+  function step(kind) {
+    const map = shaping();
+    if (map) map.dispatchEvent(new CustomEvent(`sam-workbench-${kind}`));
+    else model.send({ kind });
+  }
+
   function enable() {
-    undo.disabled = !model.get("can_undo");
-    redo.disabled = !model.get("can_redo");
+    undo.disabled = !model.get("can_undo") && !shaping();
+    redo.disabled = !model.get("can_redo") && !shaping();
     bar.style.display = model.get("visible") ? "flex" : "none";
   }
 
@@ -185,6 +193,7 @@ function render({ model, el }) {
     root.setAttribute(SUPPRESS, "true");
     root.tabIndex = -1;
     root.addEventListener("keydown", (event) => pressed(root, event), { signal });
+    root.addEventListener(SHAPING, enable, { signal });
     keepFocus(root, signal);
     keepNamed(root, signal);
   }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import geopandas as gpd
@@ -25,20 +25,21 @@ from workbench.widgets.display import Display
 from workbench.widgets.drawn_polygons import DrawnPolygons
 from workbench.widgets.history import TUNED
 from workbench.widgets.judging import Judging
-from workbench.widgets.labelling import DRAW, NEXT_KEY, PROMPT, SHAPE_KEYS, point_out
+from workbench.widgets.labelling import EXEMPLARS_KEY, NEXT_KEY, SHAPE_KEYS, point_out
 from workbench.widgets.looks import looks
-from workbench.widgets.map import SceneMap, feature
+from workbench.widgets.map import SceneMap, feature, tile_cores
 from workbench.widgets.object_list import ObjectList
 from workbench.widgets.overlay import PolygonOverlay, Pressed
 from workbench.widgets.palette import LOOK
 from workbench.widgets.presets import Settings
-from workbench.widgets.quiet import QuietMoments
+from workbench.widgets.quiet import QUIET_SECONDS, QuietMoments
 from workbench.widgets.safe_html import SafeHTML, sentence
 from workbench.widgets.sample_tiles import SampleTiles
 from workbench.widgets.score_plane import ScorePlane
-from workbench.widgets.session import Session, tile_cores
+from workbench.widgets.session import Session
 from workbench.widgets.shapes import ShapeTool
 from workbench.widgets.toolbar import MAP_KEYS, Toolbar, panel_of
+from workbench.widgets.tuner_exemplars import TunerExemplars
 from workbench.widgets.tuner_shapes import TunerShapes
 from workbench.widgets.tuner_text import (
     IN_PLANE,
@@ -50,6 +51,7 @@ from workbench.widgets.tuner_text import (
 )
 from workbench.widgets.verdicts import Explained
 
+AHEAD_SECONDS = 3.0  # until the model is loaded ahead: stored tiles are drawn first
 _AREA: dict[str, Any] = {"color": "#d500f9", "weight": 2, "fill": False, "interactive": False}
 _WINDOW = _AREA | {"color": "#ffffff"}
 _HIDDEN = _AREA | {"color": "#00ffff", "weight": 3}  # what is pointed out and not drawn
@@ -97,15 +99,17 @@ class TunerPanel:
         self.shapes = TunerShapes(
             session, self.teaching, self.tool, lambda: (self.preview, self.view), self._redrawn
         )
-        by_hand, explained = self.shapes.layer, self.verdicts.alternatives
-        for layer in (self.area, self.frames, explained, by_hand, self.hidden):
+        self.exemplars = TunerExemplars(session, self.teaching, self.tool, self.tiles, self.tell)
+        explained, by_hand = self.verdicts.alternatives, (self.shapes.layer, self.exemplars.layer)
+        for layer in (self.area, self.frames, explained, *by_hand, self.hidden):
             self.scene_map.map.add(layer)
         self.display = Display(session, self.drawn, self.teaching, self.quiet)
         self._lock = self.display.lock
         self.beside = Beside(session, self.scene_map, self.overlay)
         self.judging = Judging(session, self._stop_teaching)
-        self.overlay.hotkeys = KEYS + SHAPE_KEYS
-        self.toolbar = Toolbar(session, self.tell, (*TUNER_KEYS, *MAP_KEYS))
+        self.overlay.hotkeys = KEYS + SHAPE_KEYS + EXEMPLARS_KEY
+        keys = (*TUNER_KEYS, *self.exemplars.keys, *MAP_KEYS)
+        self.toolbar = Toolbar(session, self.tell, keys)
         self.widget = self._layout()
         self._connect()
         self._show_legend()
@@ -113,7 +117,7 @@ class TunerPanel:
         self._fit()
         self._show_notice()
         self.tiles.catch_up()
-        self.quiet.start()
+        self.quiet.start(AHEAD_SECONDS if session.samples else QUIET_SECONDS)
 
     @property
     def preview(self) -> Preview:
@@ -132,18 +136,12 @@ class TunerPanel:
     def close(self) -> None:
         """Stop following the session, and end the threads."""
         self.quiet.close()
-        self.session.unobserve(self._job_changed, "job")
-        self.session.unobserve(self._show_samples, ["samples", "area"])
-        self.session.unobserve(self._fit, "area")
-        self.session.unobserve(self._restored, "restored")
-        self.session.unobserve(self._show_figures, "forecast")
-        self.session.unobserve(self._show_notice, "notice")
+        for handler, names in self._followed:
+            self.session.unobserve(handler, names)
         self.toolbar.let_go()
-        self.tiles.close()
-        self.controls.close()
-        self.settings.close()
-        self.beside.close()
-        self.scene_map.close()
+        parts = self.tiles, self.exemplars, self.controls, self.settings, self.beside
+        for part in (*parts, self.scene_map):
+            part.close()
 
     # ------------------------------------------------------------------------------ what is shown
 
@@ -167,8 +165,8 @@ class TunerPanel:
         left = widgets.VBox(
             [
                 row(propose, self.n_tiles, clear, self.judging.mode, advise, self.toolbar),
-                self.teaching.palette, said, maps, self.overlay, self.tool, self.teaching.text,
-                self.legend, self.figures, self.list,
+                row(self.teaching.palette, self.exemplars.button), said, maps, self.overlay,
+                self.tool, self.teaching.text, self.legend, self.figures, self.list,
             ]
         )  # fmt: skip
         right = widgets.VBox(
@@ -193,12 +191,17 @@ class TunerPanel:
             setattr(self.plane, name, control.value)
             self.plane.observe(lambda c, control=control: setattr(control, "value", c["new"]), name)
             control.observe(lambda c, name=name: setattr(self.plane, name, c["new"]), "value")
-        self.session.observe(self._job_changed, "job")
-        self.session.observe(self._show_samples, ["samples", "area"])
-        self.session.observe(self._fit, "area")
-        self.session.observe(self._restored, "restored")
-        self.session.observe(self._show_figures, "forecast")
-        self.session.observe(self._show_notice, "notice")
+        for handler, names in self._followed:
+            self.session.observe(handler, names)
+
+    @property
+    def _followed(self) -> Sequence[tuple[Callable[[Any], None], Sequence[str]]]:
+        """What hears of changes of the session, and of which."""
+        return (
+            (self._job_changed, ["job"]), (self._show_samples, ["samples", "area"]),
+            (self._fit, ["area"]), (self._restored, ["restored"]),
+            (self._show_figures, ["forecast"]), (self._show_notice, ["notice"]),
+        )  # fmt: skip
 
     def _fit(self, _: Any = None) -> None:
         self.scene_map.fit_area(self.session.area)
@@ -244,7 +247,8 @@ class TunerPanel:
     def _restored(self, _: Any) -> None:
         """Show the state after undo or redo, including its verdicts."""
         self.message.value = ""
-        self.tool.drop()
+        if self.tool.mode != "boxes":  # undo is also for slips while boxes are drawn
+            self.tool.drop()
         self.shapes.show()
         self.teaching.follow()
         self._refresh()
@@ -345,8 +349,9 @@ class TunerPanel:
         if key.key == NEXT_KEY:
             self.go_to_next()
             return
-        if key.key in (DRAW, PROMPT):
-            self._shape(self.shapes.draw if key.key == DRAW else self.shapes.prompt)
+        begins = {**self.shapes.begins, EXEMPLARS_KEY: self.exemplars.begin}
+        if key.key in begins:
+            self._shape(begins[key.key])
             return
         row = self.teaching.target if key.place is None else self.drawn.row_at(key.row)
         mine = -1  # a shape by hand

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import ipyleaflet
@@ -18,7 +18,7 @@ from workbench.runs.by_hand import ShapesByHand
 from workbench.runs.looks import color_of
 from workbench.tuning.preview import Preview, View
 from workbench.widgets.classes import ClassTeaching, label_of
-from workbench.widgets.labelling import EDIT
+from workbench.widgets.labelling import DRAW, EDIT, PROMPT
 from workbench.widgets.map import feature
 from workbench.widgets.session import Session
 from workbench.widgets.shapes import ShapeTool
@@ -46,14 +46,9 @@ class TunerShapes:
         self.layer = ipyleaflet.GeoJSON(data={"type": "FeatureCollection", "features": []})
         self.show()
 
-    @property
-    def _shapes(self) -> ShapesByHand:
-        shapes = self._session.by_hand
-        return ShapesByHand.none(self._session.scenes[0].crs) if shapes is None else shapes
-
     def show(self) -> None:
         """Show the shapes in the colours of their classes."""
-        frame, colors = self._shapes.frame, self._session.colors
+        frame, colors = self._session.by_hand.frame, self._session.colors
         features = [
             feature(some.geometry, {**_STYLE, "color": colors.get(number, color_of(number))})
             for number, some in frame.groupby("class_id")
@@ -62,7 +57,7 @@ class TunerShapes:
 
     def row_at(self, place: tuple[float, float], row: int) -> int:
         """The place of the shape that keys mean at a point, -1: the candidate `row` is meant."""
-        shapes = self._shapes
+        shapes = self._session.by_hand
         mine = shapes.at(*place)
         if mine < 0 or row < 0:
             return mine
@@ -70,6 +65,11 @@ class TunerShapes:
         return mine if shapes.frame.geometry.iloc[mine].area <= under else -1
 
     # ---- what a person does
+
+    @property
+    def begins(self) -> Mapping[str, Callable[[], None]]:
+        """What begins another shape, by the key for it."""
+        return {DRAW: self.draw, PROMPT: self.prompt}
 
     def draw(self) -> None:
         """Let a person draw a shape of the palette's class; raises `ReviewError` without one."""
@@ -89,7 +89,7 @@ class TunerShapes:
         """
         begin = self._tool.edit if key == EDIT else self._tool.correct
         if place >= 0:
-            begin(self._shapes.frame.geometry.iloc[place], partial(self._reshape, place))
+            begin(self._session.by_hand.frame.geometry.iloc[place], partial(self._reshape, place))
             return
         preview, view = self._seen()
         label = label_of(preview, row)
@@ -99,7 +99,7 @@ class TunerShapes:
 
     def say(self, place: int, number: int) -> None:
         """Give a shape by hand another class; `NONE` takes it away."""
-        shapes, verdicts = self._shapes, self._session.verdicts
+        shapes, verdicts = self._session.by_hand, self._session.verdicts
         one = shapes.frame.iloc[place]
         if number == NONE:
             left = verdicts.without(one["label"]) if one["label"] else verdicts
@@ -125,7 +125,9 @@ class TunerShapes:
             alike = iou_of(outline, np.full(len(outline), shape, object)).max(initial=0)
             best, most = (row, alike) if alike >= most else (best, most)
         if best < 0:
-            self._keep(self._shapes.with_shape(shape, number, id=id), self._session.verdicts)
+            self._keep(
+                self._session.by_hand.with_shape(shape, number, id=id), self._session.verdicts
+            )
         else:
             self._stand_for(best, number, preview, shape, id)
 
@@ -135,11 +137,11 @@ class TunerShapes:
         """Keep a shape in place of a candidate's, and teach its class by that."""
         label, outline = label_of(preview, row), preview.outline(row).union_all()
         verdicts = self._teaching.with_verdict(row, number, preview)
-        self._keep(self._shapes.with_shape(shape, number, label, outline, id), verdicts)
+        self._keep(self._session.by_hand.with_shape(shape, number, label, outline, id), verdicts)
 
     def _reshape(self, place: int, shape: shapely.MultiPolygon) -> None:
-        one = self._shapes.frame.iloc[place]
-        shapes = self._shapes.with_shape(
+        one = self._session.by_hand.frame.iloc[place]
+        shapes = self._session.by_hand.with_shape(
             shape, int(one["class_id"]), one["label"], one["outline"], one["id"]
         )
         self._keep(shapes, self._session.verdicts)

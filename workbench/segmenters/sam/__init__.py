@@ -18,11 +18,7 @@ from segment_anything import SamPredictor  # noqa: E402
 
 from workbench.segmenters.sam.checkpoints import (  # noqa: E402
     MODELS,
-    Download,
-    Embedded,
-    ManualDownload,
     Model,
-    cache_folder,
     fetch_checkpoint,
     load_model,
 )
@@ -32,6 +28,12 @@ from workbench.segmenters.sam.concepts import (  # noqa: E402
 )
 from workbench.segmenters.sam.device import resolve_device, resolve_precision  # noqa: E402
 from workbench.segmenters.sam.segmenter import SamSegmenter, sam_segmenter  # noqa: E402
+from workbench.segmenters.weights import (  # noqa: E402
+    Download,
+    Embedded,
+    ManualDownload,
+    cache_folder,
+)
 
 __all__ = [
     "MODELS",

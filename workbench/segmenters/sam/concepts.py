@@ -25,7 +25,7 @@ from workbench.candidates.concepts import concept_ordinals
 from workbench.candidates.table import SAM_RULES, Candidates, Rules, concat
 from workbench.errors import WorkbenchError
 from workbench.segmenters.exemplars import NO_EXEMPLARS, Exemplars
-from workbench.segmenters.protocol import Watch
+from workbench.segmenters.protocol import Segmenter, Watch
 from workbench.segmenters.sam.device import (
     DTYPES,
     device_kind,
@@ -83,6 +83,15 @@ class ConceptSegmenter:
         resolve_device(self.device)
         for text in (*self.words.values(), WITHOUT_WORDS):
             self._read(text)
+
+    def with_network_of(self, loaded: Segmenter) -> ConceptSegmenter:
+        """This Segmenter with the network of another, which may look for something else."""
+        if not isinstance(loaded, ConceptSegmenter) or "network" not in loaded.__dict__:
+            return self
+        place = "weights_sha256", "_device_type", "precision", "_threads"
+        if all(getattr(self, name) == getattr(loaded, name) for name in place):
+            self.network, self._words = loaded.network, loaded._words
+        return self
 
     @property
     def key(self) -> Mapping[str, Any]:

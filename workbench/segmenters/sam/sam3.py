@@ -17,8 +17,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+from textwrap import shorten
 from types import SimpleNamespace
 from typing import Any
 
@@ -100,9 +101,9 @@ class Sam3:
         tokens, counts = read["input_ids"], read["attention_mask"]
         if tokens.shape[1] > MOST_TOKENS:
             raise JobError(
-                f"Parameter `concepts`: {text!r} is too long: SAM 3 reads up to {MOST_TOKENS - 2} "
-                f"tokens, and this has {tokens.shape[1] - 2}. Take one or two words, for example "
-                "`swimming pool`."
+                f"Parameter `concepts`: {shorten(text, 60, placeholder=' …')!r} is too long: SAM 3 "
+                f"reads up to {MOST_TOKENS - 2} tokens, and this has {tokens.shape[1] - 2}. Take "
+                "one or two words, for example `swimming pool`."
             )
         tokens, counts = tokens.to(self.model.device), counts.to(self.model.device)
         features = self.model.get_text_features(input_ids=tokens, attention_mask=counts)
@@ -204,8 +205,17 @@ def digest_of(folder: Path) -> str:
     """One sha256 of all files in a folder that the network and its words depend on."""
     names = ["config.json", *(name for names in TOKENIZERS for name in names)]
     files = [folder / name for name in names if (folder / name).is_file()]
-    lines = [f"{file.name} {pooch.file_hash(str(file))}" for file in (*files, *_weights_of(folder))]
+    lines = []
+    for file in (*files, *_weights_of(folder)):
+        found = file.stat()
+        lines.append(f"{file.name} {_hash_of(str(file), found.st_mtime_ns, found.st_size)}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@lru_cache(maxsize=16)
+def _hash_of(path: str, changed: int, size: int) -> str:
+    """The sha256 of a file that was last changed then: gigabytes are read once in a process."""
+    return pooch.file_hash(path)
 
 
 def load_sam3(folder: Path) -> Sam3:

@@ -27,12 +27,12 @@ from torch import nn
 from workbench._support.cores import usable_cores
 from workbench.candidates.table import SAM_RULES, Candidates, Rules, concat
 from workbench.errors import JobError, WorkbenchError
+from workbench.segmenters.keys import sam_key
 from workbench.segmenters.protocol import Watch
 from workbench.segmenters.sam.checkpoints import (
     MODELS,
     fetch_checkpoint,
     load_model,
-    refuse_missing,
 )
 from workbench.segmenters.sam.device import (
     DTYPES,
@@ -47,8 +47,7 @@ from workbench.segmenters.sam.measure import Measured
 from workbench.segmenters.sam.network import Ask, InputFrame, Network, SegmentAnything
 from workbench.segmenters.sam.proposals import Crop, Proposals, survivors
 from workbench.segmenters.sam.workers import each_by_one_thread
-
-ARITHMETIC = 4  # goes up when a change moves the last bits of the network's output
+from workbench.segmenters.weights import refuse_missing
 
 CROP_OVERLAP_RATIO = 512 / 1500  # as SamAutomaticMaskGenerator
 
@@ -112,18 +111,16 @@ class SamSegmenter:
     @property
     def key(self) -> Mapping[str, Any]:
         """All that the candidates depend on, except torch's version."""
-        return {
-            "model": self.name,
-            "arithmetic": ARITHMETIC,
-            "weights_sha256": self.weights_sha256,
-            "points_per_side": self.points_per_side,
-            **self.rules.limits,
-            "device": self._device_type,
-            "precision": self.precision,
-            # the last bits depend on the batch shape and the number of threads
-            "points_per_batch": self.batch,
-            "threads": self._threads,
-        }
+        return sam_key(
+            self.name,
+            weights_sha256=self.weights_sha256,
+            points_per_side=self.points_per_side,
+            rules=self.rules,
+            device=self._device_type,
+            precision=self.precision,
+            points_per_batch=self.batch,
+            threads=self._threads,
+        )
 
     def propose(self, image: NDArray[np.uint8], watch: Watch | None = None) -> Candidates:
         """Return the pruned candidates of one RGB tile `(h, w, 3)`, at tile row and column 0.
