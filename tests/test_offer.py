@@ -14,6 +14,7 @@ from workbench import Job
 from workbench.candidates import offer as module
 from workbench.candidates.offer import MaskPairs, Offer, Reason, TileMasks, offered
 from workbench.candidates.table import Candidates, Rules
+from workbench.candidates.valid import on_valid_pixels
 from workbench.raster.tiles import TileGrid
 
 SIZE = 100
@@ -52,6 +53,25 @@ def test_the_share_counts_valid_pixels_only():
     valid = box(0, 0, 40, 50)
     told, _ = reasons([box(0, 0, 38, 48), box(45, 45, 99, 99)], [0.9, 0.9], valid=valid)
     assert told == [Reason.WHOLE_TILE, Reason.OFFERED]
+
+
+def test_masks_that_differ_in_invalid_pixels_only_are_doubles():
+    valid = box(0, 0, 60, 100)  # the second mask is twice as large as what can be seen of it
+    told, rival = reasons([box(20, 20, 60, 60), box(20, 20, 100, 60)], [0.9, 0.8], valid=valid)
+    assert (told, rival[1]) == ([Reason.OFFERED, Reason.DUPLICATE], 0)
+    beyond = TileGrid(60, 100, SIZE)  # the scene ends there
+    told, _ = reasons([box(20, 20, 60, 60), box(20, 20, 100, 60)], [0.9, 0.8], grid=beyond)
+    assert told == [Reason.OFFERED, Reason.DUPLICATE]
+
+
+def test_only_valid_pixels_count_where_classes_compete_for_a_place():
+    candidates = candidates_of([box(20, 20, 60, 60), box(20, 20, 100, 60)], [0.9, 0.9], RULES)
+    seen = on_valid_pixels(candidates, GRID, {(0, 0): box(0, 0, 60, 100)})
+    assert seen.column("area_px").tolist() == [1600, 1600]
+    assert seen.boxes.tolist() == candidates.boxes.tolist()
+    first, second = seen.masks()
+    np.testing.assert_array_equal(first, second)
+    assert on_valid_pixels(candidates, GRID, {}).table == candidates.table
 
 
 def test_the_share_counts_the_scene_where_it_is_smaller_than_its_tile():

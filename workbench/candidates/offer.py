@@ -18,9 +18,9 @@ import shapely
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from workbench.candidates.rle import encode_masks
 from workbench.candidates.select import suppress
 from workbench.candidates.table import Candidates
+from workbench.candidates.valid import on_valid_pixels, valid_in_scene
 from workbench.raster.tiles import Tile, TileGrid
 
 Overlaps = Literal["all", "nested", "one"]
@@ -244,6 +244,9 @@ class TileMasks:
         grid: TileGrid,
         valid: NDArray[np.bool_] | None,
     ) -> None:
+        # a label has no invalid pixels, so masks are compared without them
+        seen = {} if valid is None else {(tile.row, tile.col): valid}
+        self.candidates = candidates = on_valid_pixels(candidates, grid, seen)
         self._lock = RLock()  # of all that is compared once: pairs and conflicts belong together
         self._pairs = MaskPairs(candidates)
         self._rank = np.empty(len(candidates), np.int64)
@@ -251,7 +254,9 @@ class TileMasks:
         best_first = np.lexsort((candidates.column("ordinal"), -self.pred_iou))
         self._rank[best_first] = np.arange(len(candidates))
         self._sides = _scene_edges_touched(candidates.boxes, tile, grid)
-        self.share = self._shares(tile, grid, valid)  # of the tile's valid pixels
+        there = valid_in_scene(valid, tile, grid)
+        n_valid = tile.window.width * tile.window.height if there is None else there.sum()
+        self.share = self._pairs.area / max(1, n_valid)  # of the tile's valid pixels
         self._conflicts: tuple[Offer, Conflicts] | None = None  # of all that were compared
 
     def offered(self, rows: NDArray[np.int64], offer: Offer) -> Offered:
@@ -304,23 +309,6 @@ class TileMasks:
         if offer.max_area_share is None:
             return np.zeros(len(self.share), bool)
         return np.asarray((self.share > offer.max_area_share) | (self._sides >= SIDES), bool)
-
-    def _shares(
-        self, tile: Tile, grid: TileGrid, valid: NDArray[np.bool_] | None
-    ) -> NDArray[np.float64]:
-        width = min(grid.width - tile.window.col_off, tile.window.width)
-        height = min(grid.height - tile.window.row_off, tile.window.height)
-        if valid is None and (width, height) == (tile.window.width, tile.window.height):
-            return self._pairs.area / (width * height)
-        inside = np.zeros((tile.window.height, tile.window.width), bool)
-        inside[:height, :width] = True if valid is None else valid[:height, :width]
-        rles, area = self._pairs.rles, self._pairs.area
-        if not rles or not inside.any():
-            return np.zeros(len(rles))
-        there = {"size": list(inside.shape), "counts": encode_masks(inside[None])[0]}
-        # of a crowd, COCO's IoU is the share of the mask that lies in it
-        covered = np.asarray(coco.iou(rles, [there], [1]))[:, 0] * area
-        return covered / float(inside.sum())
 
 
 def _each_once(shared: Shared) -> Shared:

@@ -15,6 +15,7 @@ from rasterio.windows import Window
 
 from workbench.candidates.rle import decode_runs, encode_masks
 from workbench.candidates.table import Candidates
+from workbench.candidates.valid import valid_in_scene, without_invalid
 from workbench.polygons.trace import trace
 from workbench.raster.scene import Scene
 from workbench.raster.tiles import Tile, TileGrid
@@ -89,7 +90,7 @@ def _trace(
     found, tile_of = np.unique(index, axis=0, return_inverse=True)
     tiles = [grid.tile(row, col) for row, col in found.tolist()]
     for number, tile in enumerate(tiles):
-        tile_valid = _valid_in_scene(valid.get((tile.row, tile.col)), tile, grid)
+        tile_valid = valid_in_scene(valid.get((tile.row, tile.col)), tile, grid)
         if tile_valid is not None:
             here = np.flatnonzero(tile_of == number)
             inside, touches_invalid[here] = _without_invalid([counts[i] for i in here], tile_valid)
@@ -144,28 +145,10 @@ def _without_invalid(
     """Remove a tile's invalid pixels from its masks; also whether the rest of each touches any."""
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     near_invalid = cv2.dilate((~valid).view(np.uint8), cross).view(bool)
-    size = list(valid.shape)
-    valid_rle, near_rle = (
-        {"size": size, "counts": rle} for rle in encode_masks(np.stack((valid, near_invalid)))
-    )
-    inside = [coco.merge([{"size": size, "counts": rle}, valid_rle], True) for rle in counts]
+    near_rle = {"size": list(valid.shape), "counts": encode_masks(near_invalid[None])[0]}
+    inside = without_invalid(counts, valid)
     near = [coco.area(coco.merge([rle, near_rle], True)) > 0 for rle in inside]
     return [rle["counts"] for rle in inside], np.array(near, bool)
-
-
-def _valid_in_scene(
-    valid: NDArray[np.bool_] | None, tile: Tile, grid: TileGrid
-) -> NDArray[np.bool_] | None:
-    """Add what lies beyond the scene to a tile's invalid pixels; None if all are valid."""
-    width = grid.width - tile.window.col_off
-    height = grid.height - tile.window.row_off
-    if width >= grid.window_width and height >= grid.window_height:
-        return valid
-    if valid is None:
-        valid = np.ones((grid.window_height, grid.window_width), bool)
-    valid = valid.copy()
-    valid[height:], valid[:, width:] = False, False
-    return valid
 
 
 def _clear_of_neighbours(tile: Tile, grid: TileGrid) -> tuple[float, float, float, float]:

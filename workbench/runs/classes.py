@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from workbench._support.cores import usable_cores
 from workbench.candidates.store import Ledger, TileRecord, valid_masks
 from workbench.candidates.table import Candidates, concat
+from workbench.candidates.valid import on_valid_pixels
 from workbench.learning.choose import select_classes
 from workbench.learning.classifier import NONE, Classifier
 from workbench.learning.examples import Examples, check, join, match_labels
@@ -116,15 +117,17 @@ def classed_polygons(
     `kept` marks what a person has given its class, for `merge_seams`.
     """
     class_id, score = taught.classifier.best(figures_of(plan.folder, part, candidates))
+    valid = valid_masks(records, candidates.rules)
+    seen = on_valid_pixels(candidates, part.grid, valid)
     whole = fill_their_tile(plan.job, part, candidates, records)
     about = taught.said.about(len(candidates), taught.said.shown_by(part, candidates, records))
 
     def choose(score: NDArray[np.float64]) -> NDArray[np.int64]:
-        return select_classes(candidates, score, taught.class_thresh)
+        return select_classes(seen, score, taught.class_thresh)
 
     chosen = select_said(candidates, class_id, score, plan.job, whole, about, choose)
     kept = candidates.take(chosen.rows)
-    polygons = to_polygons(kept, part.scene, part.grid, valid_masks(records, candidates.rules))
+    polygons = to_polygons(kept, part.scene, part.grid, valid)
     row = chosen.rows[traced_rows(kept, polygons)]
     return polygons.assign(
         class_id=chosen.class_id[row],

@@ -12,6 +12,7 @@ from workbench.candidates.concepts import QUERIES, concept_of
 from workbench.candidates.select import passes
 from workbench.candidates.store import TileRecord, valid_masks
 from workbench.candidates.table import Candidates
+from workbench.candidates.valid import on_valid_pixels
 from workbench.learning.choose import select_classes
 from workbench.polygons.build import to_polygons
 from workbench.runs.job import Job
@@ -44,9 +45,11 @@ class ConceptLabels:
         self._count(candidates.take(good))
         good &= ~fill_their_tile(job, part, candidates, records)
         threshold = job.thresholds.pred_iou_thresh
-        rows = select_classes(candidates, np.where(good, score, -1.0), threshold)
+        valid = valid_masks(records, candidates.rules)
+        seen = on_valid_pixels(candidates, part.grid, valid)
+        rows = select_classes(seen, np.where(good, score, -1.0), threshold)
         kept = candidates.take(rows)
-        polygons = to_polygons(kept, part.scene, part.grid, valid_masks(records, candidates.rules))
+        polygons = to_polygons(kept, part.scene, part.grid, valid)
         row = rows[traced_rows(kept, polygons)]
         return polygons.assign(class_id=class_id[row], class_score=score[row])
 

@@ -30,7 +30,8 @@ def choose_labels(
     masks.compare(np.flatnonzero(good & ~whole))
     score = np.where(good & ~whole, masks.pred_iou, -1.0)
     kept = np.zeros(n, bool)
-    kept[select_in_tile(found, masks.pairs.shared, score, thresholds.pred_iou_thresh)] = True
+    at_least = thresholds.pred_iou_thresh
+    kept[select_in_tile(masks.candidates, masks.pairs.shared, score, at_least)] = True
     lost = good & ~whole & ~kept
     reason = np.full(n, Reason.OFFERED, np.uint8)
     reason[whole], reason[lost] = Reason.WHOLE_TILE, Reason.OVERLAP

@@ -196,7 +196,7 @@ class Teacher:
             class_id[mine], score[mine] = lesson.classifier.best(known.figures)
             about = lesson.said.about(len(candidates), self._shown_by(lesson.said, part))
             best = partial(
-                select_in_tile, candidates, known.pairs, class_thresh=lesson.class_thresh
+                select_in_tile, part.masks.candidates, known.pairs, class_thresh=lesson.class_thresh
             )
             kept = select_said(
                 candidates, class_id[mine], score[mine], job, known.whole, about, best
