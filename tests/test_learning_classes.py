@@ -262,11 +262,23 @@ def test_between_two_classes_what_the_model_is_sure_of_decides_nothing():
     assert np.allclose(classifier.probabilities(sure), classifier.probabilities(unsure))
 
 
-def test_few_labels_do_not_move_the_threshold_far():
-    noise = np.random.default_rng(3).normal(size=(24, len(FEATURES))).astype(np.float32)
-    few = known(24)
-    frame = few.frame.assign(**dict(zip(FEATURES, noise.T, strict=True)))
-    assert abs(held_out(type(few)(frame)).class_thresh - FALLBACK) <= 0.2
+def noise(n, share):
+    """Examples of a class that nothing tells apart; it makes up this share of all."""
+    figures = np.random.default_rng(3).normal(size=(n, len(FEATURES))).astype(np.float32)
+    examples = known(n, tiles=10)
+    class_id = (np.arange(n) % round(1 / share) == 0).astype(int)
+    figures_of = dict(zip(FEATURES, figures.T, strict=True))
+    return type(examples)(examples.frame.assign(class_id=class_id, **figures_of))
+
+
+def test_the_threshold_stays_where_labels_do_not_clearly_tell_a_better_one():
+    assert held_out(noise(120, 1 / 4)).class_thresh == FALLBACK  # 0.15 would be a little cheaper
+
+
+def test_a_clearly_better_threshold_is_taken():
+    clear = held_out(known())
+    assert clear.class_thresh > FALLBACK
+    assert clear.seconds < held_out(known(), FALLBACK).seconds - 30
 
 
 def test_a_given_threshold_is_kept():
