@@ -98,7 +98,7 @@ class ExemplarsByHand:
 def read_by_hand_or_given(path: Path, job: Job, crs: pyproj.CRS) -> ExemplarsByHand:
     """Read the exemplars of a run folder, or those of another file that the job names.
 
-    None if there is no file. Raises `ExamplesError` if the folder's file is not what this version
+    No box if there is no file. Raises `ExamplesError` if the folder's file is not what this version
     writes, and `JobError` if the other one is of no use.
     """
     if job.exemplars is not None and not names_own(job, path):
