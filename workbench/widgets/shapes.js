@@ -12,8 +12,8 @@ const DRAG = 4; // px: a mouse that moves further drags a box
 const HINTS = {
   draw: "Click the corners; Backspace undoes one.",
   edit: "Drag corners; a right click removes one.",
-  prompt: "Click it, or drag a box. Alt/right click: not this.",
-  correct: "Click what is missing. Alt/right click: not this.",
+  prompt: "Click or drag a box. Alt: not this.",
+  correct: "Click what to add. Alt: not this.",
   boxes: "Drag boxes.", // the kernel says what for
 };
 const KEEP = ["Keep (Enter)", "Enter", "keep this outline"];
