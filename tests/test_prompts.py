@@ -108,6 +108,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "damaged": (lambda path: path.write_bytes(b"SQLite format 3\0"), "cannot be read"),
     "empty": (lambda path: saved(path, []), "no features with a shape"),
     "no shapes": (lambda path: saved(path, [None, shapely.Point()]), "no features with a shape"),
+    "no area": (
+        lambda path: saved(path, [shapely.Polygon([(9, 9), (12, 12), (9, 9)])]),
+        "no features with a shape in .*enclose no area",
+    ),
     "no CRS": (lambda path: saved(path, [at(9, 9)], crs=None), "has no CRS.*ogr2ogr -a_srs"),
     "3D": (lambda path: saved(path, [shapely.Point(X, Y, 3)]), "3D.*-dim XY"),
     "lines": (

@@ -107,6 +107,11 @@ def read_prompts(
     shapes = _mended(placed.geometry.to_numpy())
     has_shape &= ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
     has_shape &= np.isfinite(shapely.bounds(shapes)).all(axis=1)  # a place that the CRS cannot show
+    if not has_shape.any():
+        raise JobError(
+            f"{what} has no features with a shape in {crs_title(scenes[0].crs)}, the CRS of the "
+            "raster: they enclose no area, or lie where it cannot show them. Check them in QGIS."
+        )
     inside = np.zeros(len(frame), bool)
     rows = np.flatnonzero(has_shape)
     for scene in scenes:
