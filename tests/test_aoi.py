@@ -13,8 +13,8 @@ from known_runs import equal_layers, files_in, job_for
 
 from workbench import run
 from workbench.errors import AOIError
+from workbench.layer.report import map as map_module
 from workbench.runs import plan as running
-from workbench.runs import result as result_module
 
 pytestmark = pytest.mark.usefixtures("known_objects_only")
 
@@ -111,9 +111,9 @@ def test_of_a_large_raster_the_picture_shows_the_aoi(raster, tmp_path, monkeypat
     gpd.GeoSeries([area], crs=32633).to_file(tmp_path / "aoi.gpkg")
     result = run(job_for(raster, tmp_path / "run", aoi=str(tmp_path / "aoi.gpkg")))
     shown = []
-    draw = result_module.draw_map
+    draw = map_module.draw_map
     monkeypatch.setattr(
-        result_module,
+        map_module,
         "draw_map",
         lambda *args, **named: shown.append(draw(*args, **named)) or shown[0],
     )

@@ -64,6 +64,13 @@ def test_masks_that_differ_in_invalid_pixels_only_are_doubles():
     assert told == [Reason.OFFERED, Reason.DUPLICATE]
 
 
+def test_the_valid_pixels_of_many_masks_are_counted():
+    masks = [box(0, 0, 1 + i % 90, 2) for i in range(300)]
+    candidates = candidates_of(masks, [0.9] * 300, RULES)
+    seen = on_valid_pixels(candidates, GRID, {(0, 0): box(0, 0, 100, 1)})
+    assert seen.column("area_px").tolist() == [1 + i % 90 for i in range(300)]
+
+
 def test_only_valid_pixels_count_where_classes_compete_for_a_place():
     candidates = candidates_of([box(20, 20, 60, 60), box(20, 20, 100, 60)], [0.9, 0.9], RULES)
     seen = on_valid_pixels(candidates, GRID, {(0, 0): box(0, 0, 60, 100)})

@@ -469,7 +469,7 @@ def test_the_model_goes_with_its_segmenter() -> None:
 def test_the_key_names_all_that_candidates_depend_on(segmenter: SamSegmenter) -> None:
     assert json.loads(json.dumps(dict(segmenter.key))) == {
         "model": "small",
-        "arithmetic": 4,
+        "arithmetic": 5,
         "weights_sha256": "0" * 64,
         "points_per_side": 8,
         "crop_n_layers": 0,

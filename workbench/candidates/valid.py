@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from workbench.candidates.rle import encode_masks
+from workbench.candidates.rle import decode_runs, encode_masks
 from workbench.candidates.table import Candidates
 from workbench.raster.tiles import Tile, TileGrid
 
@@ -53,7 +53,7 @@ def on_valid_pixels(
             continue
         rows = np.flatnonzero((index == (row, col)).all(axis=1))
         inside = without_invalid([counts[i] for i in rows.tolist()], there)
-        area[rows] = coco.area(inside)
         for i, rle in zip(rows.tolist(), inside, strict=True):
             counts[i] = rle["counts"]
+        area[rows] = decode_runs([counts[i] for i in rows.tolist()], *there.shape).areas()
     return candidates.with_column("rle", counts).with_column("area_px", area)
