@@ -35,6 +35,7 @@ from workbench.candidates.offer import MaskPairs, Shared, offered
 from workbench.candidates.select import passes, select
 from workbench.candidates.store import valid_masks
 from workbench.candidates.table import Candidates, concat
+from workbench.candidates.valid import on_valid_pixels
 from workbench.errors import ExamplesError
 from workbench.evaluation.cost import cost_of_pairs
 from workbench.evaluation.matching import Pairs, boxes, match
@@ -217,15 +218,16 @@ def load(finished: Run, labels: gpd.GeoDataFrame, compared: Shape) -> Labelled:
     cleaned = clean(traced.assign(row=np.arange(len(traced))), job.cleaning)
     is_box = compared is boxes
     selected = offered(select(candidates, job.thresholds), grid, valid, job.offer)
+    seen = on_valid_pixels(candidates, grid, valid)  # as in a run
     wide = replace(job.offer, duplicate_iou=None, overlaps="all")
     able = passes(candidates, job.limits) & among(offered(candidates, grid, valid, wide), traced)
     return Labelled(
-        candidates,
+        seen,
         frame,
         tile,
         shapely.intersects(cores[tile], shapely.point_on_surface(frame.geometry.to_numpy())),
         able,
-        shared_within(candidates, tile),
+        shared_within(seen, tile),
         cores,
         reference,
         reference_tile,

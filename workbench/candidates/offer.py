@@ -245,6 +245,7 @@ class TileMasks:
         valid: NDArray[np.bool_] | None,
     ) -> None:
         # a label has no invalid pixels, so masks are compared without them
+        valid = valid_in_scene(valid, tile, grid)
         seen = {} if valid is None else {(tile.row, tile.col): valid}
         self.candidates = candidates = on_valid_pixels(candidates, grid, seen)
         self._lock = RLock()  # of all that is compared once: pairs and conflicts belong together
@@ -254,8 +255,7 @@ class TileMasks:
         best_first = np.lexsort((candidates.column("ordinal"), -self.pred_iou))
         self._rank[best_first] = np.arange(len(candidates))
         self._sides = _scene_edges_touched(candidates.boxes, tile, grid)
-        there = valid_in_scene(valid, tile, grid)
-        n_valid = tile.window.width * tile.window.height if there is None else there.sum()
+        n_valid = tile.window.width * tile.window.height if valid is None else valid.sum()
         self.share = self._pairs.area / max(1, n_valid)  # of the tile's valid pixels
         self._conflicts: tuple[Offer, Conflicts] | None = None  # of all that were compared
 

@@ -45,12 +45,16 @@ def on_valid_pixels(
     as they are: SAM's own selection goes by them.
     """
     index = np.column_stack([candidates.column("tile_row"), candidates.column("tile_col")])
-    counts: list[bytes] = candidates.table.column("rle").to_pylist()
-    area = candidates.column("area_px").copy()
+    partly = {}  # the validity of tiles that are not valid as a whole
     for row, col in np.unique(index, axis=0).tolist():
         there = valid_in_scene(valid.get((row, col)), grid.tile(row, col), grid)
-        if there is None or there.all():
-            continue
+        if there is not None and not there.all():
+            partly[row, col] = there
+    if not partly:
+        return candidates
+    counts: list[bytes] = candidates.table.column("rle").to_pylist()
+    area = candidates.column("area_px").copy()
+    for (row, col), there in partly.items():
         rows = np.flatnonzero((index == (row, col)).all(axis=1))
         inside = without_invalid([counts[i] for i in rows.tolist()], there)
         for i, rle in zip(rows.tolist(), inside, strict=True):

@@ -55,21 +55,25 @@ class ExemplarsByHand:
 
         Raises `ReviewError` if no tile of the parts' grids can show it to the model.
         """
-        middle = (bounds[:2] + bounds[2:]) / 2
-        for part in parts:
-            if shapely.intersects_xy(shapely.box(*part.scene.bounds), *middle):
-                try:
-                    tile_showing("The box", part, bounds)
-                except JobError as error:
-                    raise ReviewError(str(error)) from error
-                break
-        else:
+        try:
+            shown = _showing(bounds, parts)
+        except JobError as error:
+            raise ReviewError(str(error)) from error
+        if shown is None:
             raise ReviewError("There is no raster where you drew: draw inside the grey frame.")
         columns = {"class_id": [class_id], UNLIKE: [unlike or class_id == EVERY_CLASS]}
         row = gpd.GeoDataFrame(columns, geometry=[shapely.box(*bounds)], crs=self.frame.crs)
         if len(self):
             row = pd.concat([self.frame, row], ignore_index=True)
         return ExemplarsByHand(row)
+
+    def tiles(self, parts: Sequence[ScenePlan]) -> set[tuple[str, int, int]]:
+        """The tiles of the parts' grids that show the boxes, by their index in the ledger.
+
+        Raises `JobError` if a tile cannot show a box to the model.
+        """
+        shown = (_showing(bounds, parts) for bounds in shapely.bounds(self.frame.geometry))
+        return {index for index in shown if index is not None}
 
     def without(self, row: int) -> ExemplarsByHand:
         """Take a box away."""
@@ -93,6 +97,17 @@ class ExemplarsByHand:
         """Write GeoParquet, whole or not at all; raises `OutputError`."""
         with atomic_path(path) as temporary:
             self.frame.to_parquet(temporary, index=False)
+
+
+def _showing(
+    bounds: NDArray[np.float64], parts: Sequence[ScenePlan]
+) -> tuple[str, int, int] | None:
+    """The tile of the first part that holds the middle of a box; None if none does."""
+    middle = (bounds[:2] + bounds[2:]) / 2
+    for part in parts:
+        if shapely.intersects_xy(shapely.box(*part.scene.bounds), *middle):
+            return part.index(tile_showing("The box", part, bounds))
+    return None
 
 
 def read_by_hand_or_given(path: Path, job: Job, crs: pyproj.CRS) -> ExemplarsByHand:

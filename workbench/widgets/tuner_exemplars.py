@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from workbench.errors import ReviewError, WorkbenchError
 from workbench.learning.classifier import NONE
 from workbench.runs.exemplars import UNLIKE
-from workbench.runs.exemplars_by_hand import ExemplarsByHand
 from workbench.runs.looks import color_of
 from workbench.runs.tile_stream import ScenePlan
 from workbench.segmenters.exemplars import EVERY_CLASS
@@ -148,8 +147,12 @@ class TunerExemplars:
 
     def ended(self) -> None:
         """Compute the sample tiles anew, and the tiles that show the boxes."""
-        if self._renew() and not self._session.job.lacks_concepts:
-            self._tiles.compute(self._homes(self._session.exemplars))
+        if not self._renew() or self._session.job.lacks_concepts:
+            return
+        try:
+            self._tiles.compute(self._session.exemplars.tiles(self._parts))
+        except WorkbenchError as error:
+            self._tell(str(error))
 
     def _changed(self, _: Any) -> None:
         self.show()
@@ -172,17 +175,6 @@ class TunerExemplars:
         session = self._session
         pairs = zip(session.scenes, session.grids, strict=True)
         return [ScenePlan(scene, grid, ()) for scene, grid in pairs]
-
-    def _homes(self, drawn: ExemplarsByHand) -> set[tuple[str, int, int]]:
-        """The tiles that show the boxes."""
-        homes = set()
-        for box in drawn.frame.geometry:
-            for part in self._parts:
-                column, line = ~part.scene.transform @ (box.centroid.x, box.centroid.y)
-                if 0 <= column < part.scene.width and 0 <= line < part.scene.height:
-                    homes.add(part.index(next(part.grid.within(column, line, column, line))))
-                    break
-        return homes
 
 
 def _feature(boxes: gpd.GeoSeries, unlike: bool, color: str) -> dict[str, Any]:
