@@ -27,12 +27,21 @@ class Example:
 
 
 def make_example(
-    scene: TrainingScene, textures: Sequence[Texture], size: int, rng: np.random.Generator
+    scene: TrainingScene,
+    textures: Sequence[Texture],
+    size: int,
+    rng: np.random.Generator,
+    plain_share: float = 0,
 ) -> Example:
-    """Make one example, equal in every bit for equal arguments."""
-    rgb, labels = _crop(scene, size, rng)
-    rgb = _painted(rgb, labels, len(scene.part_of), textures, rng)
-    rgb = _photographed(rgb, rng)
+    """Make one example, equal in every bit for equal arguments.
+
+    With a probability of `plain_share` objects have one colour each, and no texture.
+    """
+    pixels, labels = _crop(scene, size, rng)
+    if rng.random() < plain_share:
+        rgb = _drawn(_plain(labels, scene.part_of, rng), rng)
+    else:
+        rgb = _photographed(_painted(pixels, labels, len(scene.part_of), textures, rng), rng)
     if rng.random() < 0.05:
         rgb, labels = _with_collar(rgb, labels, rng)
     return Example(np.ascontiguousarray(rgb), labels, np.append(scene.part_of, -1)[labels])
@@ -97,6 +106,33 @@ def _painted(
     pattern = patterns[chosen, y, x]
     share = strength.astype(np.float32)[labels][..., None]
     return np.where(whole[chosen][..., None], rgb + share * (pattern - rgb), rgb + share * pattern)
+
+
+def _plain(
+    labels: NDArray[np.int16], part_of: NDArray[np.int16], rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Give each object one of a few colours."""
+    colours = rng.uniform(0, 255, (int(rng.integers(1, 7)), 3))
+    if rng.random() < 0.3:  # all but alike
+        colours = colours.mean(axis=1, keepdims=True) + rng.normal(0, 6, colours.shape)
+    chosen = rng.integers(len(colours), size=len(part_of))
+    if rng.random() < 0.7:  # parts look as their whole does
+        chosen = chosen[part_of]
+    tones = rng.normal(0, rng.choice([0, 8]), (len(part_of), 1))
+    of_objects = np.vstack([colours[chosen] + tones, rng.uniform(0, 255, 3)])
+    return np.asarray(of_objects[labels], np.float32)
+
+
+def _drawn(rgb: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A good camera in even light, or any other."""
+    if rng.random() < 0.35:
+        return _photographed(rgb, rng)
+    if rng.random() < 0.5:
+        rgb = cv2.GaussianBlur(rgb, (0, 0), float(rng.uniform(0.4, 1.3)))
+    if rng.random() < 0.7:
+        noise = rng.standard_normal(rgb.shape, dtype=np.float32)
+        rgb = rgb + noise * np.float32(rng.uniform(0.5, 6))
+    return np.clip(rgb, 0, 255).astype(np.uint8)
 
 
 def _tiled(texture: Texture, size: int, rng: np.random.Generator) -> NDArray[np.float32]:

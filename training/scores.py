@@ -41,6 +41,7 @@ class ScorePlan:
     steps: int
     batch: int = 4096
     rate: float = 3e-3
+    plain_share: float = 0.2  # of crops whose objects have no texture
     seed: int = 2
 
 
@@ -77,7 +78,9 @@ class _Examples:
     def __call__(self, i: int) -> Example:
         rng = np.random.default_rng((self.plan.seed, i))
         scene = pooled_scene(int(rng.integers(self.plan.n_scenes)), self.pool)
-        return make_example(scene, self.textures, self.plan.crop_px, rng)
+        return make_example(
+            scene, self.textures, self.plan.crop_px, rng, self.plan.plain_share
+        )
 
 
 def described(encoder: RegionEncoder, examples: _Examples, i: int, folder: Path) -> Described:

@@ -49,7 +49,7 @@ CENTRED = 0.7
 # it by a little: so each prompt of a grid adds its own, and 32 pixels apart overlook hardly any.
 NEAR_PX, NEARBY, REACH_PX = 64, 0.8, 16
 COLUMNS = 10  # of the table of regions
-HIDDEN = 128
+HIDDEN = 256
 USUAL = 5  # standard deviations
 # a mask whose outline is all likely has the higher stability score, one whose outline is not at all
 # the lower one
