@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,20 @@ class Measured:
             self.n_edges[keep],
             self.edges.compress(np.repeat(keep, self.n_edges), axis=0),
         )
+
+    def one_by_one(self) -> list[Measured]:
+        """Split into as many as there are masks."""
+        stops = np.cumsum(self.n_edges).tolist()
+        return [
+            Measured(
+                self.stability[i : i + 1],
+                self.boxes[i : i + 1],
+                self.areas[i : i + 1],
+                self.n_edges[i : i + 1],
+                self.edges[start:stop],
+            )
+            for i, (start, stop) in enumerate(pairwise([0, *stops]))
+        ]
 
 
 def joined(parts: Sequence[Measured]) -> Measured:
