@@ -193,7 +193,7 @@ def hierarchy_of(
 def _steps(n: int, merges: NDArray[np.int64]) -> Iterable[Merges]:
     """Order the merges of `n` superpixels, as many at a time as do not wait for each other."""
     height = [0] * n
-    for one, two in merges.tolist():
+    for one, two in zip(*merges.T.tolist(), strict=True):
         height.append(max(height[one], height[two]) + 1)
     heights = np.array(height[n:], np.int64)
     order = np.argsort(heights, kind="stable")
@@ -222,25 +222,30 @@ def _merge(
     borders: list[dict[int, int]] = [{} for _ in area]  # by neighbour
     node: list[int | None] = list(range(len(area)))  # in the tree; None once merged into another
 
-    def cost(a: int, b: int) -> float:
-        border = borders[a][b]
-        difference = (
-            (lightness[a] - lightness[b]) ** 2
-            + (red[a] - red[b]) ** 2
-            + (yellow[a] - yellow[b]) ** 2
-        )
-        return price_of(difference, area[a], area[b], length[border], total[border])
+    def costs(a: int, neighbours: Iterable[int]) -> list[tuple[float, int]]:
+        found = []
+        light_a, red_a, yellow_a = lightness[a], red[a], yellow[a]
+        area_a, of_a = area[a], borders[a]
+        for b in neighbours:
+            border = of_a[b]
+            difference = (
+                (light_a - lightness[b]) ** 2 + (red_a - red[b]) ** 2 + (yellow_a - yellow[b]) ** 2
+            )
+            price = price_of(difference, area_a, area[b], length[border], total[border])
+            found.append((price, b))
+        return found
 
     # prices with the neighbour, the cheapest last; none for a price that was put in the queue alone
     waiting: list[list[tuple[float, int]]] = [[]]
 
     def cheapest(a: int, neighbours: Iterable[int]) -> tuple[float, int, int, int]:
-        prices = sorted([(cost(a, b), b) for b in neighbours], reverse=True)
+        prices = costs(a, neighbours)
+        prices.sort(reverse=True)
         waiting.append(prices)
         price, b = prices.pop()
         return price, a, b, len(waiting) - 1
 
-    for border, (a, b) in enumerate(superpixels.pairs.tolist()):
+    for border, (a, b) in enumerate(zip(*superpixels.pairs.T.tolist(), strict=True)):
         borders[a][b] = borders[b][a] = border
     queue = [
         cheapest(a, after)
@@ -257,7 +262,7 @@ def _merge(
         if node_a is None:
             heappop(queue)
             continue
-        price_now = price if node_b is None else cost(a, b)
+        price_now = price if node_b is None else costs(a, (b,))[0][0]
         while waiting[at]:
             next_price, other = waiting[at].pop()
             if node[other] is not None:

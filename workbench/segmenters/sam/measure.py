@@ -103,7 +103,7 @@ def measure_resized(
     cold = threshold - STABILITY_SCORE_OFFSET - 1e-3
     square = low_res.new_empty((1, channels, frame.side, frame.side))
     measured = []
-    for some in low_res.split(channels):
+    for some in low_res.split(channels) if len(low_res) else ():
         square.fill_(cold)
         hot = [_hot(logits, cold, margin=2) for logits in some]  # so that neighbours are exact, too
         for channel, logits, (rows, columns) in zip(square[0], some, hot, strict=False):
