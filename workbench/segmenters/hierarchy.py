@@ -6,9 +6,9 @@ is one of the hierarchy. What a merge costs, and what is known of a region, is t
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any
 
 import cv2
@@ -20,6 +20,9 @@ from skimage.segmentation import watershed
 # the squared colour difference of two regions, their areas, and the length of their common border
 # with the sum of its strength
 Price = Callable[[float, int, int, int, float], float]
+# merges that can be done at once, because their regions are there by then: the numbers `(k,)` of
+# the new regions, and of the two that each is merged from
+Merges = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ class Hierarchy:
     The superpixels of region `i` are `order[start[i] : start[i] + count[i]]`.
     """
 
-    merges: list[tuple[int, int]]  # the two regions of each
+    merges: NDArray[np.int64]  # (r - n, 2) the two regions of each
+    steps: list[Merges]
     removed: NDArray[np.float64]  # (r - n, 2) length and strength of the border between them
     area: NDArray[np.int64]  # (r,)
     boxes: NDArray[np.int64]  # (r, 4)
@@ -123,8 +127,7 @@ class Hierarchy:
     def parent(self) -> NDArray[np.int64]:
         """The region that each one is merged into, `(r,)`; that of the last is itself."""
         parent = np.arange(len(self.area))
-        if self.merges:
-            parent[np.array(self.merges)] = np.arange(len(self.order), len(self.area))[:, None]
+        parent[self.merges] = np.arange(len(self.order), len(self.area))[:, None]
         return parent
 
     @property
@@ -139,20 +142,19 @@ class Hierarchy:
         n = len(self.order)
         totals = np.zeros((len(self.area), of_superpixels.shape[1]))
         totals[:n] = of_superpixels
-        for region, (one, two) in enumerate(self.merges, start=n):
-            totals[region] = totals[one] + totals[two]
-            totals[region] -= removed[region - n]
+        for region, one, two in self.steps:
+            totals[region] = totals[one] + totals[two] - removed[region - n]
         return totals
 
     def alike(self, share: float) -> NDArray[np.int64]:
         """The largest region that each one makes up at least `share` of, `(r,)`."""
-        n, area = len(self.order), self.area.tolist()
-        alike = list(range(len(area)))
-        for region in range(len(area) - 1, n - 1, -1):
-            for part in self.merges[region - n]:
-                if area[part] >= share * area[alike[region]]:
-                    alike[part] = alike[region]
-        return np.array(alike)
+        alike = np.arange(len(self.area))
+        for region, *parts in reversed(self.steps):
+            group = alike[region]
+            least = share * self.area[group]
+            for part in parts:
+                alike[part] = np.where(self.area[part] >= least, group, part)
+        return alike
 
     def membership(self, rows: NDArray[np.int64]) -> sparse.csr_matrix:
         """Return `(rows, superpixels)`, 1 where the superpixel belongs to the region."""
@@ -170,85 +172,138 @@ def hierarchy_of(
     """Merge superpixels whose borders have a strength `(m,)`, summed up over their pixel edges."""
     merges, removed = _merge(superpixels, strength, price)
     n = len(superpixels.area)
+    steps = list(_steps(n, merges))
     area = np.zeros(n + len(merges), np.int64)
     count = np.ones(n + len(merges), np.int64)
     boxes = np.zeros((n + len(merges), 4), np.int64)
     area[:n] = superpixels.area
     boxes[:n] = superpixels.boxes * (1, 1, -1, -1)  # so that one minimum serves all four
-    for region, (one, two) in enumerate(merges, start=n):
+    for region, one, two in steps:
         area[region] = area[one] + area[two]
         count[region] = count[one] + count[two]
-        np.minimum(boxes[one], boxes[two], out=boxes[region])
+        boxes[region] = np.minimum(boxes[one], boxes[two])
     start = np.zeros(len(count), np.int64)
-    for region in range(len(count) - 1, n - 1, -1):
-        one, two = merges[region - n]
+    for region, one, two in reversed(steps):
         start[one] = start[region]
         start[two] = start[region] + count[one]
-    return Hierarchy(
-        merges, removed, area, boxes * (1, 1, -1, -1), np.argsort(start[:n]), start, count
-    )
+    boxes *= (1, 1, -1, -1)
+    return Hierarchy(merges, steps, removed, area, boxes, np.argsort(start[:n]), start, count)
+
+
+def _steps(n: int, merges: NDArray[np.int64]) -> Iterable[Merges]:
+    """Order the merges of `n` superpixels, as many at a time as do not wait for each other."""
+    height = [0] * n
+    for one, two in zip(*merges.T.tolist(), strict=True):
+        height.append(max(height[one], height[two]) + 1)
+    heights = np.array(height[n:], np.int64)
+    order = np.argsort(heights, kind="stable")
+    for some in np.split(order, np.flatnonzero(np.diff(heights[order])) + 1):
+        yield some + n, *merges[some].T
 
 
 def _merge(
     superpixels: Superpixels, strength: NDArray[np.float64], price_of: Price
-) -> tuple[list[tuple[int, int]], NDArray[np.float64]]:
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the two regions of each merge, and their border's length and strength `(n - 1, 2)`.
 
     Uses plain lists and dictionaries, because arrays are slower for about ten neighbours a region.
     The region with more neighbours keeps its number. Only the borders that it takes over get new
     prices, or all if it has grown by 5 % since all were priced: in mere noise, one region with
     thousands of neighbours swallows the others one by one.
+
+    The queue has only the cheapest of the prices that a region got at once. The others wait in a
+    sorted list, and most are never needed, because one of their regions is gone by then.
     """
     area = superpixels.area.tolist()
     priced_area = list(area)
-    colour = superpixels.colour.tolist()
-    borders: list[dict[int, tuple[int, float]]] = [{} for _ in area]
+    lightness, red, yellow = (colour.tolist() for colour in superpixels.colour.T)
+    # of numbers alone, so that Python's garbage collector need not look into them
+    length, total = superpixels.length.tolist(), strength.tolist()
+    borders: list[dict[int, int]] = [{} for _ in area]  # by neighbour
     node: list[int | None] = list(range(len(area)))  # in the tree; None once merged into another
 
-    def cost(a: int, b: int) -> float:
-        (l0, a0, b0), (l1, a1, b1) = colour[a], colour[b]
-        difference = (l0 - l1) ** 2 + (a0 - a1) ** 2 + (b0 - b1) ** 2
-        return price_of(difference, area[a], area[b], *borders[a][b])
+    def costs(a: int, neighbours: Iterable[int]) -> list[tuple[float, int]]:
+        found = []
+        light_a, red_a, yellow_a = lightness[a], red[a], yellow[a]
+        area_a, of_a = area[a], borders[a]
+        for b in neighbours:
+            border = of_a[b]
+            difference = (
+                (light_a - lightness[b]) ** 2 + (red_a - red[b]) ** 2 + (yellow_a - yellow[b]) ** 2
+            )
+            price = price_of(difference, area_a, area[b], length[border], total[border])
+            found.append((price, b))
+        return found
 
-    for (a, b), length, total in zip(
-        superpixels.pairs.tolist(), superpixels.length.tolist(), strength.tolist(), strict=True
-    ):
-        borders[a][b] = borders[b][a] = length, total
-    queue = [(cost(a, b), a, b) for a, b in superpixels.pairs.tolist()]
-    heapq.heapify(queue)
+    # prices with the neighbour, the cheapest last; none for a price that was put in the queue alone
+    waiting: list[list[tuple[float, int]]] = [[]]
+
+    def cheapest(a: int, neighbours: Iterable[int]) -> tuple[float, int, int, int]:
+        prices = costs(a, neighbours)
+        prices.sort(reverse=True)
+        waiting.append(prices)
+        price, b = prices.pop()
+        return price, a, b, len(waiting) - 1
+
+    for border, (a, b) in enumerate(zip(*superpixels.pairs.T.tolist(), strict=True)):
+        borders[a][b] = borders[b][a] = border
+    queue = [
+        cheapest(a, after)
+        for a, neighbours in enumerate(borders)
+        if (after := [b for b in neighbours if b > a])
+    ]
+    heapify(queue)
 
     merges: list[tuple[int, int]] = []
     removed: list[tuple[int, float]] = []
     while queue:
-        price, a, b = heapq.heappop(queue)
+        price, a, b, at = queue[0]
         node_a, node_b = node[a], node[b]
-        if node_a is None or node_b is None:
+        if node_a is None:
+            heappop(queue)
             continue
-        if (price_now := cost(a, b)) > price:
-            heapq.heappush(queue, (price_now, a, b))
+        price_now = price if node_b is None else costs(a, (b,))[0][0]
+        while waiting[at]:
+            next_price, other = waiting[at].pop()
+            if node[other] is not None:
+                heapreplace(queue, (next_price, a, other, at))
+                break
+        else:
+            heappop(queue)
+        if node_b is None:
+            continue
+        if price_now > price:
+            heappush(queue, (price_now, a, b, 0))
             continue
         kept, gone = (a, b) if len(borders[a]) >= len(borders[b]) else (b, a)
-        merges.append((node_a, node_b))
-        removed.append(borders[kept].pop(gone))
-        share = area[kept] / (area[kept] + area[gone])
-        colour[kept] = [
-            p * share + q * (1 - share) for p, q in zip(colour[kept], colour[gone], strict=True)
-        ]
-        area[kept] += area[gone]
-        node[kept], node[gone] = len(node) + len(merges) - 1, None
-        taken_over = borders[gone]
+        of_kept, taken_over = borders[kept], borders[gone]
+        border = of_kept.pop(gone)
         del taken_over[kept]
-        for neighbour, (length, total) in taken_over.items():
-            length_too, total_too = borders[kept].get(neighbour, (0, 0.0))
-            border = length + length_too, total + total_too
-            borders[kept][neighbour] = borders[neighbour][kept] = border
-            del borders[neighbour][gone]
-        if area[kept] > 1.05 * priced_area[kept]:
-            priced_area[kept] = area[kept]
-            taken_over = borders[kept]
-        for neighbour in taken_over:
-            heapq.heappush(queue, (cost(kept, neighbour), kept, neighbour))
-    return merges, np.array(removed, float).reshape(-1, 2)
+        merges.append((node_a, node_b))
+        removed.append((length[border], total[border]))
+        both = area[kept] + area[gone]
+        share = area[kept] / both
+        for colour in (lightness, red, yellow):
+            colour[kept] = colour[kept] * share + colour[gone] * (1 - share)
+        area[kept] = both
+        node[kept], node[gone] = len(node) + len(merges) - 1, None
+        for neighbour, border in taken_over.items():
+            of_neighbour = borders[neighbour]
+            del of_neighbour[gone]
+            if neighbour in of_kept:
+                length[of_kept[neighbour]] += length[border]
+                total[of_kept[neighbour]] += total[border]
+            else:
+                of_kept[neighbour] = of_neighbour[kept] = border
+        if both > 1.05 * priced_area[kept]:
+            priced_area[kept] = both
+            taken_over = of_kept
+        if taken_over:
+            heappush(queue, cheapest(kept, taken_over))
+    return (
+        np.array(merges, np.int64).reshape(-1, 2),
+        np.array(removed, float).reshape(-1, 2),
+    )
 
 
 def joins(superpixels: Superpixels, hierarchy: Hierarchy) -> NDArray[np.int64]:

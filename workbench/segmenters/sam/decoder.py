@@ -34,6 +34,21 @@ UPSCALED_AT_ONCE = {"cpu": 1}
 
 
 @dataclass(frozen=True, eq=False)
+class Numbered:
+    """A `LogitsOf` of a network that gives several prompts the same mask of an image.
+
+    Masks of equal numbers are equal, so only one of them needs to be drawn and measured.
+    """
+
+    numbers: Tensor  # (b, masks)
+    drawn: Callable[[Tensor], Tensor]  # numbers (n,) -> their (n, h, w) logits
+
+    def __call__(self, wanted: Tensor) -> Tensor:
+        """Draw those that are `wanted`, `(b, masks)`."""
+        return self.drawn(self.numbers[wanted])
+
+
+@dataclass(frozen=True, eq=False)
 class DecoderParts:
     """The modules of a mask decoder, under the names that the first SAM has for them."""
 

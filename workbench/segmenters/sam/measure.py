@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,20 @@ class Measured:
             self.edges.compress(np.repeat(keep, self.n_edges), axis=0),
         )
 
+    def one_by_one(self) -> list[Measured]:
+        """Split into as many as there are masks."""
+        stops = np.cumsum(self.n_edges).tolist()
+        return [
+            Measured(
+                self.stability[i : i + 1],
+                self.boxes[i : i + 1],
+                self.areas[i : i + 1],
+                self.n_edges[i : i + 1],
+                self.edges[start:stop],
+            )
+            for i, (start, stop) in enumerate(pairwise([0, *stops]))
+        ]
+
 
 def joined(parts: Sequence[Measured]) -> Measured:
     """Join masks of the same crop."""
@@ -88,7 +103,7 @@ def measure_resized(
     cold = threshold - STABILITY_SCORE_OFFSET - 1e-3
     square = low_res.new_empty((1, channels, frame.side, frame.side))
     measured = []
-    for some in low_res.split(channels):
+    for some in low_res.split(channels) if len(low_res) else ():
         square.fill_(cold)
         hot = [_hot(logits, cold, margin=2) for logits in some]  # so that neighbours are exact, too
         for channel, logits, (rows, columns) in zip(square[0], some, hot, strict=False):

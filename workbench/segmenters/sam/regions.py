@@ -110,8 +110,11 @@ def regions_of(superpixels: Superpixels) -> Regions:
     )
     which = np.repeat(np.arange(N_TREES), [len(tree.area) for tree in trees])
     first = np.concatenate([tree.start for tree in trees])
+    borders = _border_columns(superpixels)
+    leaves = _leaf_columns(superpixels, borders)
     own, outlines = zip(
-        *(_traits(superpixels, one, other) for one, other in (trees, trees[::-1])), strict=True
+        *(_traits(superpixels, borders, leaves, one, other) for one, other in (trees, trees[::-1])),
+        strict=True,
     )
     traits = [_with_kin(of_tree, tree) for of_tree, tree in zip(own, trees, strict=True)]
     return Regions(
@@ -129,18 +132,21 @@ def regions_of(superpixels: Superpixels) -> Regions:
 
 
 def _traits(
-    superpixels: Superpixels, tree: Hierarchy, other: Hierarchy
+    superpixels: Superpixels,
+    own: NDArray[np.float64],
+    leaves: NDArray[np.float64],
+    tree: Hierarchy,
+    other: Hierarchy,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Describe the regions of a hierarchy, `(r, 49)`, and tell the length of their outlines."""
+    """Describe the regions of a hierarchy, `(r, 49)`, and tell the length of their outlines.
+
+    What all of it is made of is known of borders, `own` `(m, 7)`, and superpixels, `leaves`.
+    """
     n = len(superpixels.area)
-    own = _border_columns(superpixels)
+    at = joins(superpixels, tree)
     removed: NDArray[np.float64] = np.column_stack(
-        [np.bincount(joins(superpixels, tree), x, len(tree.area)) for x in own.T]
+        [np.bincount(at, x, len(tree.area)) for x in own.T]
     )
-    both = superpixels.pairs.T.ravel()
-    outer = np.column_stack([np.bincount(both, np.tile(x, 2), n) for x in own.T])
-    inner_sums = [superpixels.sums, _moments(superpixels), superpixels.at_image_edge]
-    leaves = np.column_stack([*inner_sums, outer])
     less = np.zeros((len(tree.merges), leaves.shape[1]))
     less[:, -own.shape[1] :] = 2 * removed[n:]
     totals = tree.totals(leaves, less)
@@ -153,8 +159,9 @@ def _traits(
     perimeter = length + at_edge
     width, height = (tree.boxes[:, 2:] - tree.boxes[:, :2] + 1).T
     strongest = born[:, 1].copy()
-    for region, (one, two) in enumerate(tree.merges, start=n):
-        strongest[region] = max(strongest[region], strongest[one], strongest[two])
+    for region, one, two in tree.steps:
+        inner = np.maximum(strongest[one], strongest[two])
+        strongest[region] = np.maximum(strongest[region], inner)
     up = tree.parent
     away = (area[up] / np.maximum(area[up] - area, 1))[:, None]
     # how far the rest of the parent is from the region
@@ -204,10 +211,8 @@ def _traits(
 def _with_kin(traits: NDArray[np.float64], tree: Hierarchy) -> NDArray[np.float64]:
     """Add to traits `(r, n)` what those of the parent and of the larger part differ by."""
     part = np.arange(len(tree.area))
-    if tree.merges:
-        merges = np.array(tree.merges)
-        larger = tree.area[merges].argmax(axis=1)
-        part[len(tree.order) :] = merges[np.arange(len(merges)), larger]
+    larger = tree.area[tree.merges].argmax(axis=1)
+    part[len(tree.order) :] = tree.merges[np.arange(len(larger)), larger]
     return np.column_stack([traits, traits[tree.parent] - traits, traits[part] - traits])
 
 
@@ -216,6 +221,14 @@ def _border_columns(superpixels: Superpixels) -> NDArray[np.float64]:
     likely = superpixels.strengths[:, PART] / superpixels.length
     sure = [superpixels.length * (likely > above) for above in SURE]
     return np.column_stack([superpixels.length, superpixels.strengths, *sure]).astype(float)
+
+
+def _leaf_columns(superpixels: Superpixels, borders: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What is summed up over superpixels `(n, 20)`: pixels, edges, and `borders` around them."""
+    n, both = len(superpixels.area), superpixels.pairs.T.ravel()
+    outer = [np.bincount(both, np.tile(x, 2), n) for x in borders.T]
+    inner = [superpixels.sums, _moments(superpixels), superpixels.at_image_edge]
+    return np.column_stack([*inner, *outer])
 
 
 def _moments(superpixels: Superpixels) -> NDArray[np.float64]:

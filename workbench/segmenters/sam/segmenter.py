@@ -34,6 +34,7 @@ from workbench.segmenters.sam.checkpoints import (
     fetch_checkpoint,
     load_model,
 )
+from workbench.segmenters.sam.decoder import LogitsOf, Numbered
 from workbench.segmenters.sam.device import (
     DTYPES,
     device_kind,
@@ -43,7 +44,7 @@ from workbench.segmenters.sam.device import (
 )
 from workbench.segmenters.sam.extras import INSTALL
 from workbench.segmenters.sam.loaded import LoadedNetwork
-from workbench.segmenters.sam.measure import Measured
+from workbench.segmenters.sam.measure import Measured, joined
 from workbench.segmenters.sam.network import Ask, InputFrame, Network, SegmentAnything
 from workbench.segmenters.sam.proposals import Crop, Proposals, survivors
 from workbench.segmenters.sam.workers import each_by_one_thread
@@ -210,12 +211,13 @@ class SamSegmenter:
         x0, y0, x1, y1 = crop.box
         frame = InputFrame(self.loaded.network.side, (y1 - y0, x1 - x0))
         ask = self.loaded.look(frame, image[y0:y1, x0:x1])
+        known: dict[int, Measured] = {}
 
         @torch.inference_mode()
         def passing(first: int) -> Proposals:
             batch = slice(first, first + self.batch)
             around = None if boxes is None else boxes[batch]
-            return self._answer(ask, frame, crop, first, crop.points[batch], around)
+            return self._answer(ask, known, frame, crop, first, crop.points[batch], around)
 
         firsts = range(0, len(crop.grid), self.batch)
         threads = self._threads if self._device_type == "cpu" else 1
@@ -225,25 +227,43 @@ class SamSegmenter:
     def _answer(
         self,
         ask: Ask,
+        known: dict[int, Measured],
         frame: InputFrame,
         crop: Crop,
         first: int,
         points: NDArray[np.float64],
         boxes: NDArray[np.float64] | None,
     ) -> Proposals:
-        """Ask with one batch of a crop's prompts, of which `first` is the first."""
+        """Ask with one batch of a crop's prompts, of which `first` is the first.
+
+        `known` are the crop's masks that have been measured, by their numbers if they have any.
+        """
         with self.loaded.autocast():
             # the decoder does not even upscale masks below the floor
             pred_iou, logits_of = ask(self.loaded.prompts(frame, points, boxes))
             floor = crop.rules.pred_iou_floor
             wanted = (pred_iou.float() > floor) | (floor <= 0)
-            low_res = logits_of(wanted).float()
-        self._refuse_overflow(pred_iou, low_res)
+        self._refuse_overflow(pred_iou)
         rows = wanted.flatten().nonzero()[:, 0]
         ordinals = rows + crop.first_ordinal + first * crop.masks_per_point
         ious = pred_iou.flatten()[rows].float()
-        measured = self.loaded.measure(frame, low_res, crop.masks_per_point)
-        return self._passing(ordinals, ious, measured, crop)
+        if isinstance(logits_of, Numbered):
+            numbers = logits_of.numbers[wanted].tolist()
+            new = torch.tensor(sorted({*numbers} - known.keys()), dtype=torch.long)
+            masks = self._measured(logits_of.drawn, new.to(wanted.device), frame, crop)
+            known.update(zip(new.tolist(), masks.one_by_one(), strict=True))
+            masks = joined([known[number] for number in numbers])
+        else:
+            masks = self._measured(logits_of, wanted, frame, crop)
+        return self._passing(ordinals, ious, masks, crop)
+
+    def _measured(
+        self, logits_of: LogitsOf, wanted: torch.Tensor, frame: InputFrame, crop: Crop
+    ) -> Measured:
+        with self.loaded.autocast():
+            low_res = logits_of(wanted).float()
+        self._refuse_overflow(low_res)
+        return self.loaded.measure(frame, low_res, crop.masks_per_point)
 
     def _refuse_overflow(self, *values: torch.Tensor) -> None:
         if not torch.stack([value.isfinite().all() for value in values]).all():

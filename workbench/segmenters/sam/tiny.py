@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, pixel_shuffle, pixel_unshuffle
 
 from workbench.segmenters.sam.bordernet import MULTIPLE, BorderNet
-from workbench.segmenters.sam.decoder import LogitsOf
+from workbench.segmenters.sam.decoder import LogitsOf, Numbered
 from workbench.segmenters.sam.encoder import Predictor
 from workbench.segmenters.sam.network import Ask, Prompts, SegmentAnything
 from workbench.segmenters.sam.regions import (
@@ -312,7 +312,7 @@ class Chooser:
     def __call__(self, sparse: Tensor, dense: Tensor | None = None) -> tuple[Tensor, LogitsOf]:
         """`MASKS` masks for each of some prompts `(n, points, 3)`, as `decoder.Decode`."""
         scores, rows = self.by_size(*self.chosen(sparse, dense))
-        return scores, lambda wanted: self.drawn(rows[wanted])
+        return scores, Numbered(rows, self.drawn)
 
     def chosen(self, sparse: Tensor, dense: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scores and rows of the `MASKS` regions that suit each prompt best, the best first."""
