@@ -3,8 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 # PyTorch's build for Linux includes CUDA; without it 3 GB are enough (docs/howto.md)
 NEED_GB ?= 6
-# of the demo; others than classic and tiny are downloaded first
-MODEL ?= classic
+# of the demo; others than tiny and classic are downloaded first
+MODEL ?= tiny
 # more for pytest or uv: make test ARGS="-m 'not slow'"
 ARGS ?=
 BIN := $(VENV)/bin
@@ -32,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt -e ".[dev]"
 	@touch $@
 
-demo: $(READY)  ## pre-label the sample scene, in about a minute; with MODEL=tiny, with SAM
+demo: $(READY)  ## pre-label the sample scene, in about a minute; MODEL=… takes another model
 	@mkdir -p runs
 	$(BIN)/papermill notebooks/prelabel.ipynb runs/demo.ipynb -p out_dir "$(CURDIR)/runs/demo" \
 		-p source null -p aoi null -p model $(MODEL) --log-output --no-progress-bar

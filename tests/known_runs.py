@@ -10,7 +10,7 @@ from workbench import Job, run
 from workbench.runs.folder import LOCK, OWNER
 
 EXACT = {
-    "tile_size": 96, "overlap": 0.25, "min_area_px": 0, "simplify_m": 0,
+    "model": "classic", "tile_size": 96, "overlap": 0.25, "min_area_px": 0, "simplify_m": 0,
     "max_area_share": None, "duplicate_iou": None, "overlaps": "all",
 }  # fmt: skip
 

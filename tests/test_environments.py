@@ -261,7 +261,7 @@ def test_make_clean_leaves_the_runs(tmp_path):
     assert not (copy / "build").exists()
 
 
-@pytest.mark.parametrize(("words", "model"), [([], "classic"), (["MODEL=tiny"], "tiny")])
+@pytest.mark.parametrize(("words", "model"), [([], "tiny"), (["MODEL=classic"], "classic")])
 def test_the_demo_takes_any_model(words, model, tmp_path):
     _, done = make(tmp_path, "-n", "demo", *words)
     assert f"-p model {model} " in done.stdout

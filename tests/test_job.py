@@ -17,7 +17,7 @@ NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "prelabel.ipynb"
 def test_documented_defaults():
     job = Job()
     assert job.parameters() == {
-        "source": None, "aoi": None, "out_dir": None, "model": "classic", "checkpoint": None,
+        "source": None, "aoi": None, "out_dir": None, "model": "tiny", "checkpoint": None,
         "device": "auto", "precision": "auto", "bands": "auto", "stretch": "auto", "nodata": None,
         "crs": "auto", "resolution_m": None, "tile_size": 1024, "overlap": 0.1875, "scales": [1],
         "points_per_side": 32, "crop_n_layers": 0, "pred_iou_thresh": None,

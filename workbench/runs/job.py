@@ -78,7 +78,7 @@ class Job(Parameters):
     )
     out_dir: Text | None = parameter(None, "the run folder; null: `runs/<scene>`")
     model: KnownModel = parameter(
-        "classic",
+        "tiny",
         "`tiny`: a small SAM that comes with the package; `classic`: a baseline without weights; "
         "`vit_b`, `vit_l`, `vit_h`: Meta's SAM, downloaded on first use; with the extra `models` "
         "`mobile_sam`: a small SAM for computers without a GPU, `sam2.1_…`: SAM 2.1, `edgetam`: a "
