@@ -1,10 +1,13 @@
 """Superpixels and the regions that they merge to, against masks of the same regions."""
 
+from heapq import heappop, heappush
+
 import numpy as np
 import pytest
 
 from workbench.segmenters.hierarchy import (
     Hierarchy,
+    Price,
     Superpixels,
     best_ious,
     flooded,
@@ -29,6 +32,70 @@ def hierarchy(superpixels: Superpixels, request: pytest.FixtureRequest) -> Hiera
         return a * b / (a + b) * difference / length * (strength / length) ** request.param
 
     return hierarchy_of(superpixels, superpixels.strengths[:, 0], price)
+
+
+def merged_plainly(superpixels: Superpixels, price: Price) -> list[tuple[int, int]]:
+    """The merges, with every price in one queue."""
+    area, colour = superpixels.area.tolist(), superpixels.colour.tolist()
+    priced, node = list(area), list(range(len(area)))
+    borders: list[dict[int, tuple[int, float]]] = [{} for _ in area]
+    queue: list[tuple[float, int, int]] = []
+    merges: list[tuple[int, int]] = []
+
+    def cost(a: int, b: int) -> float:
+        difference = sum((p - q) ** 2 for p, q in zip(colour[a], colour[b], strict=True))
+        return price(difference, area[a], area[b], *borders[a][b])
+
+    for (a, b), length, strength in zip(
+        superpixels.pairs.tolist(),
+        superpixels.length.tolist(),
+        superpixels.strengths[:, 0].tolist(),
+        strict=True,
+    ):
+        borders[a][b] = borders[b][a] = length, strength
+        heappush(queue, (cost(a, b), a, b))
+    while queue:
+        found, a, b = heappop(queue)
+        if node[a] < 0 or node[b] < 0:
+            continue
+        if cost(a, b) > found:
+            heappush(queue, (cost(a, b), a, b))
+            continue
+        kept, gone = (a, b) if len(borders[a]) >= len(borders[b]) else (b, a)
+        merges.append((node[a], node[b]))
+        share = area[kept] / (area[kept] + area[gone])
+        colour[kept] = [
+            p * share + q * (1 - share) for p, q in zip(colour[kept], colour[gone], strict=True)
+        ]
+        area[kept] += area[gone]
+        node[kept], node[gone] = len(area) + len(merges) - 1, -1
+        del borders[kept][gone], borders[gone][kept]
+        new = list(borders[gone])
+        for other in new:
+            length, strength = borders[other].pop(gone)
+            length_too, strength_too = borders[kept].get(other, (0, 0.0))
+            border = length + length_too, strength + strength_too
+            borders[kept][other] = borders[other][kept] = border
+        if area[kept] > 1.05 * priced[kept]:
+            priced[kept], new = area[kept], list(borders[kept])
+        for other in new:
+            heappush(queue, (cost(kept, other), kept, other))
+    return merges
+
+
+@pytest.mark.parametrize("exponent", [0, 2])
+@pytest.mark.parametrize("levels", [4, 256])  # few of them: many prices are equal
+def test_prices_that_wait_change_no_merge(exponent: int, levels: int) -> None:
+    def price(difference: float, a: int, b: int, length: int, strength: float) -> float:
+        return a * b / (a + b) * difference / length * (strength / length) ** exponent
+
+    for seed in range(5):
+        values = np.random.default_rng(seed).integers(0, levels, (3, 60, 70)) / levels
+        borders = values[0].astype(np.float32)
+        labels = flooded((borders * 255).astype(np.uint8), borders, reach=3)
+        superpixels = measure_superpixels(labels, [*values.astype(np.float32)], [borders])
+        merges = hierarchy_of(superpixels, superpixels.strengths[:, 0], price).merges
+        assert [tuple(pair) for pair in merges.tolist()] == merged_plainly(superpixels, price)
 
 
 def masks(superpixels: Superpixels, hierarchy: Hierarchy) -> np.ndarray:

@@ -287,6 +287,25 @@ def test_its_scores_are_honest() -> None:
     assert scores.mean_gap <= 0.1
 
 
+def test_a_region_that_many_prompts_choose_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    draw = Chooser.drawn
+
+    def noted(chooser: Chooser, rows: torch.Tensor) -> torch.Tensor:
+        drawn.extend(rows.tolist())
+        return draw(chooser, rows)
+
+    monkeypatch.setattr(Chooser, "drawn", noted)
+    sam = engine(4, Rules(256, 256, 0.3, 0))
+    points = np.random.default_rng(0).uniform(0, 256, (12, 2))
+    found, _ = sam.answer(image(), points)
+    assert len(drawn) == len(set(drawn)) < len(found)
+    alone = [sam.answer(image(), point[None])[0] for point in points]
+    for name in ("pred_iou", "stability_score", "x0", "y0", "x1", "y1", "area_px", "rle"):
+        expected = [value for one in alone for value in one.table[name].to_pylist()]
+        assert found.table[name].to_pylist() == expected
+
+
 def test_half_precision_hardly_changes_its_masks() -> None:
     """Regions and places are kept in full precision; only borders and scores are rounded."""
     exact = engine(4, Rules(256, 256, 0.3, 0, 1))
