@@ -168,7 +168,7 @@ def test_closing_ends_the_process_and_says_nothing(background, events, long_job)
     until(events, TileDone)
     running = background._process
     background.close()
-    assert not running.is_alive()
+    assert running.poll() is not None
     time.sleep(0.3)
     while not events.empty():
         assert not isinstance(events.get(), Stopped)
