@@ -6,6 +6,7 @@ import signal
 import time
 
 import numpy as np
+import psutil
 import pytest
 from known_objects import objects, write_labels
 from shapely.geometry import box, mapping
@@ -168,7 +169,19 @@ def test_closing_ends_the_process_and_says_nothing(background, events, long_job)
     until(events, TileDone)
     running = background._process
     background.close()
-    assert not running.is_alive()
+    assert running.poll() is not None
     time.sleep(0.3)
     while not events.empty():
         assert not isinstance(events.get(), Stopped)
+
+
+def test_a_kernel_that_restarts_need_not_wait_for_its_children(background, events, job):
+    # it sends them SIGTERM until none is left
+    before = set(psutil.Process().children())
+    background.start(Work(job, frozenset({("scene", 0, 0)})))
+    until(events, Finished)
+    children = set(psutil.Process().children()) - before
+    assert children
+    for child in children:
+        child.terminate()
+    assert psutil.wait_procs(children, timeout=10)[1] == []

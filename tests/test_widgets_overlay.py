@@ -190,7 +190,9 @@ const look = { colourBy: "confidence", bounds: module.classBounds([[0, "low"], [
 const draw = (shown, affine, width = 100, height = 100) => {
   fills = [];
   const frame = { outlines, shown, flags: outlines.flags, selected: -1 };
-  return module.paint(ctx, frame, affine, width, height, look);
+  const rows = module.rowsIn(frame, affine, { x0: 0, y0: 0, x1: width, y1: height });
+  module.paint(ctx, { frame, look, affine, few: false }, rows);
+  return rows.length;
 };
 const colours = (x, y) => fills.filter(({ path }) => winding(path, x, y)).map((f) => f.colour);
 """

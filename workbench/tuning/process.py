@@ -6,16 +6,17 @@ its memory, and the notebook's kernel survives if memory runs out.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
+import atexit
 import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,15 @@ FIRST_LOOK_SECONDS = 1.0  # from the start of a tile to its first preview; the n
 CANCEL_SECONDS = 0.7  # after that the process is killed, and the next work loads the model again
 
 Index = tuple[str, int, int]  # source, tile row, tile column
+
+# what the process runs; SIGINT means cancel: nothing to do while idle
+_CODE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.path[:] = {path!r}
+from workbench.tuning.process import serve
+serve({file})
+"""
 
 
 @dataclass(frozen=True)
@@ -121,8 +131,7 @@ class Background:
     def __init__(self, notify: Callable[[Event], None]) -> None:
         self.notify = notify
         self._lock = threading.RLock()
-        self._reaping = threading.Lock()
-        self._process: multiprocessing.process.BaseProcess | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._busy = self._cancelled = False
         self._asked: Question | None = None  # in the process
@@ -166,16 +175,16 @@ class Background:
         """Stop the work within a second; finished tiles are kept."""
         with self._lock:
             process = self._process
-            if not self._busy or process is None or process.pid is None:
+            if not self._busy or process is None:
                 return
             self._cancelled = True
-        os.kill(process.pid, signal.SIGINT)
+        process.send_signal(signal.SIGINT)
         deadline = time.monotonic() + CANCEL_SECONDS
         while self._busy and time.monotonic() < deadline:
             time.sleep(0.02)
         if self._busy:
             process.kill()  # it is inside the network's own code; `_listen` notices its end
-            self._reap(process, 0.2)
+            _wait(process, 0.2)
 
     def close(self) -> None:
         """End the process and free its memory; `start` begins a new one."""
@@ -186,30 +195,33 @@ class Background:
             self._asked = self._next = None
         if process is not None and connection is not None:
             process.kill()
-            self._reap(process, 1)
-
-    def _reap(self, process: multiprocessing.process.BaseProcess, seconds: float) -> None:
-        """Wait for a process to end; if two threads waited at once, one would miss it."""
-        with self._reaping:
-            process.join(seconds)
+            _wait(process, 1)
 
     def _send(self, message: Work | Ahead | Question) -> None:
-        if self._process is None or not self._process.is_alive():
+        if self._process is None or self._process.poll() is not None:
             self._launch()
         assert self._connection is not None
         self._connection.send(message)
 
     def _launch(self) -> None:
-        # a forked child would share the kernel's sockets and its locks
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        process.start()
-        theirs.close()
+        # not a multiprocessing.Process: that comes with a tracker, which ignores SIGTERM, and a
+        # kernel that restarts waits for its children: 2.4 s longer
+        ours, theirs = Pipe()
+        code = _CODE.format(path=[str(place) for place in sys.path], file=theirs.fileno())
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-c", code], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        atexit.register(process.kill)
         self._process, self._connection = process, ours
         threading.Thread(target=self._listen, args=(process, ours), daemon=True).start()
 
-    def _listen(self, process: multiprocessing.process.BaseProcess, connection: Connection) -> None:
+    def _listen(self, process: subprocess.Popen[bytes], connection: Connection) -> None:
         while True:
             try:
                 event: Event = connection.recv()
@@ -228,14 +240,15 @@ class Background:
                 elif isinstance(event, Stopped) and self._asked is not None:
                     self._send(self._asked)  # it may have been interrupted, too
             self._tell(event)
-        self._reap(process, 1)
+        _wait(process, 1)
+        atexit.unregister(process.kill)
         connection.close()
         with self._lock:
             mine = self._process is process
             died = self._busy and mine
             self._busy &= not died
             asked, self._asked = (self._asked, None) if mine else (None, self._asked)
-        why = "" if died and self._cancelled else _last_words(process.exitcode)
+        why = "" if died and self._cancelled else _last_words(process.returncode)
         if died:
             self._tell(Stopped(why))
         if asked is not None and why:
@@ -248,6 +261,12 @@ class Background:
             self.notify(event)
         except Exception:  # otherwise this thread would end, and all later events would be lost
             traceback.print_exc()
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait for the end of a process, but not longer than some seconds."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
 
 
 def _last_words(exitcode: int | None) -> str:
@@ -338,8 +357,9 @@ class _Answers:
             self._asked.forget()
 
 
-def _serve(connection: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # SIGINT means cancel: nothing to do while idle
+def serve(file: int) -> None:
+    """Do what comes through the pipe with this file descriptor, until it is closed."""
+    connection = Connection(file)
     line = _Line(connection)
     answers = _Answers(line)
     segmenter: Segmenter | None = None

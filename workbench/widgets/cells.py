@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -13,6 +15,9 @@ from workbench.runs.job import Job
 from workbench.runs.plan import open_scenes
 from workbench.widgets.saved import write_opened
 from workbench.widgets.session import SAMPLES_DEPEND_ON, Session
+
+# a kernel that restarts would search all widgets for garbage before it ends: 0.8 s
+atexit.register(gc.freeze)
 
 
 class Panel(Protocol):

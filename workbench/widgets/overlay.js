@@ -9,6 +9,8 @@ const DETAIL = 0.5; // px: a vertex closer than this to the last one is skipped
 const REACH = 3; // px: a click this close hits a polygon that is too small to aim at
 const MANY = 300; // above this, lines are 1 px wide: 5 times faster than any other width
 const MOST_MARKS = 3000; // above this, verdicts of a person have a colour but no mark
+const [LINE_REACH, MARK_REACH] = [5, 12]; // px: drawn beyond the box of a polygon, of one with a mark
+const MOST_PATCHES = 400; // above this, all is drawn again
 const BLOCK = 1000; // rows that may share a path: a path of thousands fills slowly
 const LOOK_MS = 500; // how often to look for views of the map: there is no event for them
 const PATIENCE_MS = 20000;
@@ -30,6 +32,9 @@ const VERDICTS = {
 };
 
 /**
+ * A part of a canvas, px.
+ * @typedef {{ x0: number, y0: number, x1: number, y1: number }} Rect
+ *
  * Polygons as `decodeOutlines` has read them; boxes are W, S, E, N of each row in metres from the
  * origin.
  * @typedef {{
@@ -51,6 +56,9 @@ const VERDICTS = {
  *   colourBy: string, bounds: number[], colours: string[], fill: boolean, opacity: number,
  *   classes: [number, string, string][],
  * }} Look
+ *
+ * All that a picture depends on; with `few` polygons in it, the lines are wide.
+ * @typedef {{ frame: Frame, look: Look, affine: Affine, pixels: number[], few: boolean }} Picture
  */
 
 // ---------------------------------------------------------------------------------- pure parts
@@ -116,16 +124,82 @@ export function affineAt(zoom, origin, world) {
 }
 
 /**
- * @param {Float32Array} boxes
+ * The box of a row on the canvas, and some px around it.
+ * @param {Outlines} outlines
  * @param {number} row
  * @param {Affine} affine
- * @param {number} width
- * @param {number} height
+ * @param {number} around
+ * @returns {Rect}
  */
-export function onCanvas(boxes, row, { scale, left, top }, width, height) {
+function boxOf({ boxes }, row, { scale, left, top }, around = 0) {
   const b = 4 * row;
-  if (left + boxes[b] * scale > width || left + boxes[b + 2] * scale < 0) return false;
-  return top - boxes[b + 3] * scale <= height && top - boxes[b + 1] * scale >= 0;
+  const [x0, x1] = [left + boxes[b] * scale - around, left + boxes[b + 2] * scale + around];
+  return { x0, y0: top - boxes[b + 3] * scale - around, x1, y1: top - boxes[b + 1] * scale + around };
+}
+
+/**
+ * @param {Rect} one
+ * @param {Rect} other
+ */
+function meet(one, other) {
+  return one.x0 <= other.x1 && one.x1 >= other.x0 && one.y0 <= other.y1 && one.y1 >= other.y0;
+}
+
+/**
+ * The shown rows whose boxes meet a part of the canvas.
+ * @param {Frame} frame
+ * @param {Affine} affine
+ * @param {Rect} rect
+ */
+export function rowsIn({ outlines, shown }, affine, rect) {
+  return [...shown].filter((row) => meet(boxOf(outlines, row, affine), rect));
+}
+
+/**
+ * How far beyond its box a row is drawn, px.
+ * @param {Frame} frame
+ * @param {number} row
+ */
+function reachOf({ flags, said }, row) {
+  const marked = flags[row] & (GOOD | BAD) || (said[row] ?? UNSAID) !== UNSAID;
+  return marked ? MARK_REACH : LINE_REACH;
+}
+
+/**
+ * Where two pictures differ, px of the canvas; null if that may be everywhere.
+ * @param {Picture | null} before
+ * @param {Picture} now
+ * @returns {Rect[] | null}
+ */
+export function differences(before, now) {
+  const { outlines } = now.frame;
+  if (before?.frame.outlines !== outlines) return null;
+  const all = ({ look, affine, pixels, few }) => JSON.stringify([look, affine, pixels, few]);
+  if (all(before) !== all(now)) return null;
+  const [old, frame] = [before.frame, now.frame];
+  const differs = new Uint8Array(outlines.count);
+  for (const { shown } of [old, frame]) for (const row of shown) differs[row] ^= 1;
+  for (const name of /** @type {const} */ (["flags", "kinds", "said"]))
+    if (old[name] !== frame[name])
+      for (const row of frame.shown) if (old[name][row] !== frame[name][row]) differs[row] = 1;
+  if (old.selected !== frame.selected)
+    for (const row of [old.selected, frame.selected]) if (row >= 0) differs[row] = 1;
+  /** @type {Rect[]} */
+  const rects = [];
+  for (let row = 0; row < outlines.count; row++) {
+    if (!differs[row]) continue;
+    const reach = Math.max(reachOf(old, row), reachOf(frame, row));
+    let { x0, y0, x1, y1 } = boxOf(outlines, row, now.affine, reach);
+    for (let i = rects.length - 1; i >= 0; i--) {
+      if (!meet(rects[i], { x0, y0, x1, y1 })) continue;
+      const [other] = rects.splice(i, 1);
+      [x0, y0] = [Math.min(x0, other.x0), Math.min(y0, other.y0)];
+      [x1, y1] = [Math.max(x1, other.x1), Math.max(y1, other.y1)];
+    }
+    rects.push({ x0, y0, x1, y1 });
+    if (rects.length > MOST_PATCHES) return null;
+  }
+  return rects;
 }
 
 /** Lower bounds of the colour classes, in float32 like the scores, so that 0.9 is in "0.9–1". */
@@ -340,16 +414,13 @@ function mark(ctx, { outlines, said }, look, row, { scale, left, top }, outline)
 }
 
 /**
- * Draw a frame, and return how many polygons are in sight.
+ * Draw some rows of a picture.
  * @param {CanvasRenderingContext2D} ctx
- * @param {Frame} frame
- * @param {Affine} affine
- * @param {number} width
- * @param {number} height
- * @param {Look} look
+ * @param {Picture} picture
+ * @param {Iterable<number>} rows
  */
-export function paint(ctx, frame, affine, width, height, look) {
-  const { outlines, shown, flags, selected } = frame;
+export function paint(ctx, { frame, look, affine, few }, rows) {
+  const { outlines, flags, selected } = frame;
   const { boxes } = outlines;
   const { scale, left, top } = affine;
   const outline = (row) => {
@@ -372,10 +443,7 @@ export function paint(ctx, frame, affine, width, height, look) {
   };
   const judged = [];
   const spoken = [];
-  let drawn = 0;
-  for (const row of shown) {
-    if (!onCanvas(boxes, row, affine, width, height)) continue;
-    drawn++;
+  for (const row of rows) {
     const kind = kindOf(row);
     const block = Math.floor(row / BLOCK); // by row, so that overlaps keep their order
     const part = (partsOf[kind][block] ??= newPart(colours[kind]));
@@ -388,7 +456,6 @@ export function paint(ctx, frame, affine, width, height, look) {
     if (byClass && (frame.said[row] ?? UNSAID) !== UNSAID) spoken.push(row);
   }
 
-  const few = drawn <= MANY;
   ctx.lineJoin = "round";
   ctx.lineCap = "butt";
   if (byClass) {
@@ -432,7 +499,30 @@ export function paint(ctx, frame, affine, width, height, look) {
   }
   for (const row of spoken.length > MOST_MARKS ? [] : spoken) mark(ctx, frame, look, row, affine, outline(row));
   if (selected >= 0) strokeCased(ctx, SELECTED, 4, outline(selected));
-  return drawn;
+}
+
+/**
+ * Draw a part of a picture, px of the canvas, in place of what was there.
+ * @param {CanvasRenderingContext2D} ctx
+ * @param {Picture} picture
+ * @param {Rect} part
+ * @param {number} density
+ */
+export function paintPart(ctx, picture, part, density) {
+  const { frame, affine } = picture;
+  const [x0, y0] = [Math.floor(part.x0 * density), Math.floor(part.y0 * density)];
+  const [x1, y1] = [Math.ceil(part.x1 * density), Math.ceil(part.y1 * density)];
+  ctx.save();
+  ctx.setTransform(1, 0, 0, 1, 0, 0); // edges between pixels would show
+  ctx.beginPath();
+  ctx.rect(x0, y0, x1 - x0, y1 - y0);
+  ctx.clip();
+  ctx.clearRect(x0, y0, x1 - x0, y1 - y0);
+  ctx.setTransform(density, 0, 0, density, 0, 0);
+  const there = (/** @type {number} */ row) =>
+    meet(boxOf(frame.outlines, row, affine, 1 + reachOf(frame, row)), part);
+  paint(ctx, picture, [...frame.shown].filter(there));
+  ctx.restore();
 }
 
 // ----------------------------------------------------------------------------------- map views
@@ -454,6 +544,8 @@ function drawOn(map, overlay) {
     "font: 12px/1.5 var(--jp-ui-font-family, sans-serif); color: #1c1c1c; background: #ffffff";
   container.append(tip);
 
+  /** @type {Picture | null} */
+  let drawn = null;
   let placed = null; // how the canvas was drawn: zoom, size, corner in the pane and on the map
   let pointer = null; // the last mouse event on the map
   let cursor = null; // ipyleaflet's own cursor, while ours is shown
@@ -495,12 +587,17 @@ function drawOn(map, overlay) {
       canvas.style.opacity = look.opacity;
       const ctx = canvas.getContext("2d");
       if (!ctx) throw new Error("the browser gives no canvas");
-      ctx.setTransform(density, 0, 0, density, 0, 0);
-      ctx.clearRect(0, 0, width, height);
       const affine = affineAt(placed.zoom, frame.outlines.origin, world);
-      const drawn = paint(ctx, frame, affine, width, height, look);
+      const whole = { x0: 0, y0: 0, x1: width, y1: height };
+      const inSight = rowsIn(frame, affine, whole).length;
+      const picture = { frame, look, affine, pixels, few: inSight <= MANY };
+      // a step of a slider changes few polygons, and without a GPU drawing all of them is slow
+      const parts = differences(drawn, picture) ?? [whole];
+      drawn = null; // unless all goes well
+      for (const part of parts) paintPart(ctx, picture, part, density);
+      drawn = picture;
       const { sequence } = frame.outlines;
-      Object.assign(canvas.dataset, { shown: frame.shown.length, sequence, drawn });
+      Object.assign(canvas.dataset, { shown: frame.shown.length, sequence, drawn: inSight });
       canvas.dataset.painted = String(performance.now());
       overlay.tell("drawn", {});
       point();
@@ -844,11 +941,10 @@ export default () => {
       inView() {
         const [map] = layers.keys();
         if (!map) return [];
-        const { outlines, shown } = overlay.frame;
         const world = map.getPixelBounds().min;
-        const affine = affineAt(map.getZoom(), outlines.origin, world);
+        const affine = affineAt(map.getZoom(), overlay.frame.outlines.origin, world);
         const { x, y } = map.getSize();
-        return [...shown].filter((row) => onCanvas(outlines.boxes, row, affine, x, y));
+        return rowsIn(overlay.frame, affine, { x0: 0, y0: 0, x1: x, y1: y });
       },
       point(row) {
         overlay.hovered = row;

@@ -428,7 +428,9 @@ function render({ model, el }) {
   }
 
   function redraw() {
-    if (!waiting) waiting = requestAnimationFrame(draw);
+    if (waiting) return;
+    // a frame later than the map, which people watch: thousands of points take time
+    waiting = requestAnimationFrame(() => { waiting = requestAnimationFrame(draw); });
   }
 
   canvas.addEventListener("click", pick);
