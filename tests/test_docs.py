@@ -41,7 +41,7 @@ def test_the_tables_of_parameters_are_current():
     text = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
     for row in (
         "| `source` | null | text or list of text or map |",
-        "| `model` | classic | tiny, classic, mobile_sam, vit_b, vit_l, vit_h, sam2.1_tiny, "
+        "| `model` | tiny | tiny, classic, mobile_sam, vit_b, vit_l, vit_h, sam2.1_tiny, "
         "sam2.1_small, sam2.1_base_plus, sam2.1_large, edgetam, sam_hq_vit_b, "
         "sam_hq_vit_l, sam_hq_vit_h, sam3 |",
         "| `overlap` | 0.1875 | number 0 to 0.5 |",

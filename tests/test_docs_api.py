@@ -34,7 +34,12 @@ def layer(tmp_path_factory):
 
 
 def test_the_script_makes_nearly_what_a_run_makes(layer, tmp_path):
-    job = wb.Job(source=str(wb.sample_scene()), out_dir=str(tmp_path / "run"), tile_size=512)
+    job = wb.Job(
+        source=str(wb.sample_scene()),
+        out_dir=str(tmp_path / "run"),
+        model="classic",
+        tile_size=512,
+    )
     made = wb.run(job.changed(min_area_px=200)).layer
     # a run also continues what the edges of tiles have cut
     assert wb.compare(layer, made).f1(0.5) > 0.95
