@@ -124,7 +124,10 @@ def test_values_are_taken_as_meant(given, name, meant):
         ({"source": ""}, "`source`: is empty"),
         ({"source": ["a.tif", ""]}, "`source`"),
         ({"aoi": " "}, "`aoi`: is empty"),
-        ({"model": "classic", "checkpoint": "sam.pth"}, "checkpoint sam.pth: `classic` has no weights"),
+        (
+            {"model": "classic", "checkpoint": "sam.pth"},
+            "checkpoint sam.pth: `classic` has no weights",
+        ),
         ({"resolution_m": "inf"}, "`resolution_m`"),
         ({"simplify_m": float("inf")}, "`simplify_m`"),
         ({"min_area_m2": float("nan")}, "`min_area_m2`"),

@@ -78,9 +78,7 @@ class _Examples:
     def __call__(self, i: int) -> Example:
         rng = np.random.default_rng((self.plan.seed, i))
         scene = pooled_scene(int(rng.integers(self.plan.n_scenes)), self.pool)
-        return make_example(
-            scene, self.textures, self.plan.crop_px, rng, self.plan.plain_share
-        )
+        return make_example(scene, self.textures, self.plan.crop_px, rng, self.plan.plain_share)
 
 
 def described(encoder: RegionEncoder, examples: _Examples, i: int, folder: Path) -> Described:

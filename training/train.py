@@ -39,7 +39,7 @@ PLAN = Plan(
         steps=2100, warm_up=50, decay=300, rate=2.5e-3, crop_px=256, images=8, n_scenes=12,
         every=30, most_scenes=150,
     ),
-    ScorePlan(crops=60, calibration_crops=12, crop_px=512, n_scenes=60, steps=5000),
+    ScorePlan(crops=500, calibration_crops=24, crop_px=512, n_scenes=120, steps=7000),
 )  # fmt: skip
 TRIAL = Plan(
     BorderPlan(
