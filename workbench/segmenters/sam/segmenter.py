@@ -249,7 +249,8 @@ class SamSegmenter:
         ious = pred_iou.flatten()[rows].float()
         if isinstance(logits_of, Numbered):
             numbers = logits_of.numbers[wanted].tolist()
-            new = torch.tensor(sorted({*numbers} - known.keys()), dtype=torch.long)
+            unknown = sorted(number for number in {*numbers} if number not in known)
+            new = torch.tensor(unknown, dtype=torch.long)
             masks = self._measured(logits_of.drawn, new.to(wanted.device), frame, crop)
             known.update(zip(new.tolist(), masks.one_by_one(), strict=True))
             masks = joined([known[number] for number in numbers])
