@@ -102,7 +102,10 @@ def test_a_bad_job_is_a_sentence_and_the_next_one_runs(background, events, job):
 
 
 def test_a_model_that_is_loaded_ahead_shows_the_first_polygons_early(background, events, tmp_path):
-    job = Job.create(out_dir=str(tmp_path / "tiny"), model="tiny", points_per_side=20)
+    # crops make it last longer than it takes until the first look
+    job = Job.create(
+        out_dir=str(tmp_path / "tiny"), model="tiny", points_per_side=20, crop_n_layers=1
+    )
     background.get_ready(job.changed(source="missing.tif"))  # says nothing, does no work
     background.get_ready(job)
     ahead = background._process

@@ -435,7 +435,12 @@ def test_project_of_a_real_scene_is_ready_for_review(
     if not has_qgis():
         pytest.skip(NO_QGIS)
     made = run(
-        Job.create(source=str(data_dir / name), out_dir=str(tmp_path / "run"), planar=planar)
+        Job.create(
+            source=str(data_dir / name),
+            out_dir=str(tmp_path / "run"),
+            model="classic",
+            planar=planar,
+        )
     )
     assert len(made.layer) > 5
     options = ("--topology", "--edit")

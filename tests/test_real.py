@@ -138,7 +138,7 @@ def test_tiles_that_were_cut_before_are_merged_as_those_of_one_scene(data_dir, t
             with rasterio.open(tmp_path / f"tiles/{x}_{y}.tif", "w", **profile) as tile:
                 tile.write(whole.read(window=window))
     # what spans a raster is no label, but may span a tile of a larger one
-    every = {"tile_size": 320, "max_area_share": None, "overlaps": "all"}
+    every = {"model": "classic", "tile_size": 320, "max_area_share": None, "overlaps": "all"}
     uncut = run_on(scene, tmp_path / "uncut", overlap=0.3, **every).layer
     cut = run_on(tmp_path / "tiles", tmp_path / "cut", **every).layer
     assert cut["source"].nunique() == 6
