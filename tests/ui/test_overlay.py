@@ -8,12 +8,13 @@ import workbench
 
 SCRIPT = Path(workbench.__file__).parent / "widgets" / "overlay.js"
 
-# a picture of some hundred polygons that overlap, drawn anew after the one before and by itself
+# a picture of polygons that overlap, with faded ones in the second block of rows alone, is drawn
+# anew after the one before and by itself
 DRAW = """
 async ([source, density, before, after]) => {
   const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
   const { decodeOutlines, differences, paintPart, classBounds } = await import(url);
-  const n = 600, corners = 23;
+  const n = 1400, corners = 23;
   let seed = 1;
   const random = () => (seed = (seed * 16807) % 2147483647) / 2147483647;
   const coords = [];
@@ -41,7 +42,7 @@ async ([source, density, before, after]) => {
     for (const row of said) spoken[row] = 0;
     const shown = [...Array(n).keys()].filter((row) => !hidden.includes(row));
     const frame = { outlines, shown, flags, said: spoken, selected, scores: [],
-      kinds: new Uint8Array(n).map((_, row) => row % 2) };
+      kinds: new Uint8Array(n).map((_, row) => row > 1200 ? 255 : row % 2) };
     const look = { colourBy, bounds: classBounds([[0, ""], [0.5, ""]]), fill: true, opacity: 1,
       colours: ["#d7191c", "#1a9641", "#888888"],
       classes: [[1, "a", "#0000ff"], [2, "b", "#00ff00"]] };
@@ -110,7 +111,7 @@ def test_drawing_where_pictures_differ_makes_the_picture_of_drawing_all(
 
 def test_all_is_drawn_where_colours_or_too_many_polygons_change(compare):
     assert compare(1, {}, {"colourBy": "stability"})["share"] is None
-    half = [*range(0, 600, 2)]
+    half = [*range(0, 1400, 2)]
     found = compare(1, {}, {"hidden": half})
     assert found["share"] is None or found["now"]["many"] == 0
 

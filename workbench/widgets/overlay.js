@@ -10,7 +10,7 @@ const REACH = 3; // px: a click this close hits a polygon that is too small to a
 const MANY = 300; // above this, lines are 1 px wide: 5 times faster than any other width
 const MOST_MARKS = 3000; // above this, verdicts of a person have a colour but no mark
 const [LINE_REACH, MARK_REACH] = [5, 12]; // px: drawn beyond the box of a polygon, of one with a mark
-const MOST_PATCHES = 400; // above this, all is drawn again
+const MOST_PATCHES = 100; // above this, all is drawn again
 const BLOCK = 1000; // rows that may share a path: a path of thousands fills slowly
 const LOOK_MS = 500; // how often to look for views of the map: there is no event for them
 const PATIENCE_MS = 20000;
@@ -460,7 +460,8 @@ export function paint(ctx, { frame, look, affine, few }, rows) {
   ctx.lineCap = "butt";
   if (byClass) {
     ctx.globalAlpha = 0.45;
-    for (const { colour, whole, seam } of partsOf[0]) stroke(ctx, colour, 1, whole, seam);
+    // without the blocks that have none
+    for (const { colour, whole, seam } of partsOf[0].flat()) stroke(ctx, colour, 1, whole, seam);
     ctx.globalAlpha = 1;
   }
   const parts = partsOf.slice(byClass ? 1 : 0).flat();
@@ -519,9 +520,10 @@ export function paintPart(ctx, picture, part, density) {
   ctx.clip();
   ctx.clearRect(x0, y0, x1 - x0, y1 - y0);
   ctx.setTransform(density, 0, 0, density, 0, 0);
-  const there = (/** @type {number} */ row) =>
-    meet(boxOf(frame.outlines, row, affine, 1 + reachOf(frame, row)), part);
-  paint(ctx, picture, [...frame.shown].filter(there));
+  const there = [];
+  for (const row of frame.shown)
+    if (meet(boxOf(frame.outlines, row, affine, 1 + reachOf(frame, row)), part)) there.push(row);
+  paint(ctx, picture, there);
   ctx.restore();
 }
 
