@@ -291,14 +291,14 @@ def test_an_object_is_not_open_at_a_corner_where_the_tile_beside_it_continues_it
     assert 80 * 110 in merged["area_px"].tolist()
 
 
-def accepted(polygons, *kept):
-    return polygons.assign(kept=list(kept))
+def accepted(polygons, *iou):
+    return polygons.assign(accepted_iou=[float(one) for one in iou])
 
 
 def test_what_a_person_accepted_stays_whatever_the_neighbours_say():
     polygons, windows = pieces((0, 0.9, (85, 20, 93, 40)))  # the right tile shows nothing there
     assert merge_seams(polygons, windows).empty
-    assert merge_seams(accepted(polygons, True), windows)["kept"].tolist() == [True]
+    assert merge_seams(accepted(polygons, True), windows)["accepted_iou"].tolist() == [1]
     polygons, windows = pieces((0, 0.90, (76, 20, 90, 40)), (1, 0.95, (77, 20, 91, 40)))
     merged = merge_seams(accepted(polygons, True, False), windows)
     assert merged["confidence"].tolist() == [0.9]
@@ -306,7 +306,7 @@ def test_what_a_person_accepted_stays_whatever_the_neighbours_say():
     polygons, windows = pieces((0, 0.99, (76, 20, 96, 40)), (1, 0.90, (80, 20, 110, 40)))
     merged = merge_seams(accepted(polygons, True, False), windows)
     assert merged["area_px"].tolist() == [34 * 20]
-    assert merged["kept"].tolist() == [True]
+    assert merged["accepted_iou"].tolist() == [1]
     # a double that no tile has compared, and what spans its tile
     polygons, windows = pieces((0, 0.9, (0, 0, 96, 60)), (0, 0.95, (20, 70, 40, 90)))
     assert len(merge_seams(accepted(polygons, True, False), windows, Offer())) == 2
@@ -315,6 +315,23 @@ def test_what_a_person_accepted_stays_whatever_the_neighbours_say():
     polygons, windows = open_end
     assert len(merge_seams(polygons, windows)) == 1
     assert len(merge_seams(accepted(polygons, False, True, False), windows)) == 2
+
+
+@pytest.mark.parametrize("tile", [0, 1])
+def test_the_shape_that_a_person_saw_stands_for_both_tiles(tile):
+    # both tiles see the object whole, and the other one is surer of less of it
+    polygons, windows = pieces((tile, 0.9, (76, 20, 91, 40)), (1 - tile, 0.99, (78, 20, 90, 34)))
+    seen = polygons["confidence"] == 0.9
+    merged = merge_seams(accepted(polygons, *np.where(seen, 1, 0.65)), windows)
+    assert merged["n_tiles"].tolist() == [2]
+    assert merged["accepted_iou"].tolist() == [1]
+    assert merged.geometry.tolist() == polygons.geometry[seen].tolist()
+
+
+def test_a_shape_that_was_seen_cut_keeps_what_was_seen_and_goes_on():
+    polygons, windows = pieces((0, 0.99, (76, 20, 96, 40)), (1, 0.90, (80, 20, 110, 40)))
+    (merged,) = merge_seams(accepted(polygons, 1, 0.65), windows).geometry
+    assert merged.equals(polygons.union_all())
 
 
 def test_nothing_is_cut_off_what_a_person_accepted():

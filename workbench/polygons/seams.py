@@ -17,7 +17,8 @@ The other polygon is *open* there, if it is cut and nothing else continues it. S
 rest is a mask as large as its tile. An object is dropped if more than half of it is open: it would
 end in straight lines at the edges of tiles, although it is known what lies beyond.
 
-Polygons that a person has accepted (`kept`) are never dropped or trimmed.
+Polygons that a person has accepted (`accepted_iou`) are never dropped or trimmed. Only of two that
+show the same one, the shape that the person saw replaces the other.
 
 Windows of different scales are not compared here: `scales` says which scale shows an object.
 """
@@ -65,8 +66,9 @@ def merge_seams(
     Args:
         polygons: Frames of `to_polygons`, at least one, not cleaned. Scenes may be mixed.
             Optional columns mark rows: `continues`, no labels without other rows of their object;
-            `too_large`, never labels, but they show where an object goes on; `kept`, accepted by a
-            person. Either all frames have such a column, or none.
+            `too_large`, never labels, but they show where an object goes on; `accepted_iou`, the
+            IoU with a shape that a person has accepted, 0 without one. Either all frames have such
+            a column, or none.
         windows: The windows of all tiles that were segmented, at all scales, from `tile_windows`.
         folder: Where to put the temporary file; None is the system's folder for such files.
         offer: Which duplicates, overlaps and tile-wide shapes to leave out.
@@ -77,8 +79,8 @@ def merge_seams(
         number of tiles that saw the object; scores and ordinal are those of its best piece.
         `at_edge` is also true where the windows end, and where a tile cut a polygon that the next
         tile does not continue. If polygons have a `class_id`, only those of one class can be the
-        same object, and the class score decides before the other scores. If `kept` is given, it is
-        returned, and true for objects that have such a row.
+        same object, and the class score decides before the other scores. `accepted_iou` is the
+        highest of the object's rows.
 
     Example:
         >>> layer = pd.concat(merge_seams([polygons], tile_windows(scene, list(grid))))
@@ -116,17 +118,22 @@ class _Roles:
 
     continues: NDArray[np.bool_]
     too_large: NDArray[np.bool_]
-    kept: NDArray[np.bool_]
+    accepted_iou: NDArray[np.float64]
 
     @classmethod
     def of(cls, rows: pd.DataFrame) -> _Roles:
         """Read the columns that are there."""
 
-        def column(name: str) -> NDArray[np.bool_]:
-            there = name in rows
-            return rows[name].to_numpy(bool) if there else np.zeros(len(rows), bool)
+        def column(name: str, kind: type) -> NDArray[Any]:
+            return rows[name].to_numpy(kind) if name in rows else np.zeros(len(rows), kind)
 
-        return cls(column("continues"), column("too_large"), column("kept"))
+        marks = (column(name, bool) for name in ("continues", "too_large"))
+        return cls(*marks, column("accepted_iou", float))
+
+    @property
+    def kept(self) -> NDArray[np.bool_]:
+        """What a person has accepted."""
+        return self.accepted_iou > 0
 
 
 def _in_order(windows: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
@@ -213,7 +220,7 @@ def _decide(
     is_open = _marked(open_ends[:, 0], len(tile))
     disowned = _marked(said.foreign[~_among(said.foreign, goes_on)][:, 0], len(tile))
     disowned &= ~roles.kept
-    replaced = _marked(_replaced(agreed, rank, roles.kept), len(tile))
+    replaced = _marked(_replaced(agreed, rank, roles.accepted_iou), len(tile))
     keep = ~(replaced | disowned | roles.too_large)
     for members in objects:
         if not keep[members].any():  # each was replaced by another one of the object
@@ -264,7 +271,7 @@ def _marked(rows: NDArray[np.int64], n: int) -> NDArray[np.bool_]:
 
 
 def _replaced(
-    matches: NDArray[Any], rank: NDArray[np.int64], kept: NDArray[np.bool_]
+    matches: NDArray[Any], rank: NDArray[np.int64], accepted_iou: NDArray[np.float64]
 ) -> NDArray[np.int64]:
     """The rows that are dropped because the other row of a match shows the object better."""
     i, j, cut_i, cut_j = (matches[name] for name in ("i", "j", "cut_i", "cut_j"))
@@ -274,8 +281,9 @@ def _replaced(
     i_goes = one & matches["seen_i"] & (~both | worse_i)
     j_goes = one & matches["seen_j"] & (~both | ~worse_i)
     # a person's polygon replaces the other one if it is uncut; otherwise both are united
-    i_goes = np.where(kept[i] == kept[j], i_goes, kept[j] & ~cut_j)
-    j_goes = np.where(kept[i] == kept[j], j_goes, kept[i] & ~cut_i)
+    more = accepted_iou[i] - accepted_iou[j]
+    i_goes = np.where(more == 0, i_goes, (more < 0) & ~cut_j)
+    j_goes = np.where(more == 0, j_goes, (more > 0) & ~cut_i)
     return np.append(i[i_goes], j[j_goes])
 
 
@@ -319,16 +327,16 @@ def _unite(
 def _ranks(polygons: pd.DataFrame) -> NDArray[np.int64]:
     """The rank of each polygon, 0 for the best.
 
-    Polygons that a person has accepted come first, then those not at an edge; then scores decide.
-    Equal scores are sorted by tile and ordinal.
+    Polygons that a person has accepted come first, most like what was seen; then those not at an
+    edge; then scores decide. Equal scores are sorted by tile and ordinal.
     """
     rank = np.empty(len(polygons), np.int64)
     keys = [-polygons["stability"], -polygons["confidence"]]
     if "class_score" in polygons:
         keys.append(-polygons["class_score"])
     keys.append(polygons["at_edge"])
-    if "kept" in polygons:
-        keys.append(~polygons["kept"])
+    if "accepted_iou" in polygons:
+        keys.append(-polygons["accepted_iou"])
     order = np.lexsort(keys)
     rank[order] = np.arange(len(polygons))
     return rank

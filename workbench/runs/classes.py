@@ -112,9 +112,9 @@ def classed_polygons(
     candidates: Candidates,
     records: Sequence[TileRecord],
 ) -> gpd.GeoDataFrame:
-    """Select by class and trace: `to_polygons` with `class_id`, `class_score` and `kept`.
+    """Select by class and trace: `to_polygons` with `class_id`, `class_score` and `accepted_iou`.
 
-    `kept` marks what a person has given its class, for `merge_seams`.
+    The last is for `merge_seams`: the IoU with the shape that a person has given its class.
     """
     class_id, score = taught.classifier.best(figures_of(plan.folder, part, candidates))
     valid = valid_masks(records, candidates.rules)
@@ -132,14 +132,14 @@ def classed_polygons(
     return polygons.assign(
         class_id=chosen.class_id[row],
         class_score=chosen.class_score[row],
-        kept=chosen.by_person[row],
+        accepted_iou=np.where(chosen.by_person, about.iou, 0)[row],
     )
 
 
 def without_class(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     """Give an empty frame of polygons the columns that `classed_polygons` adds."""
-    nothing = {"class_id": np.empty(0, np.int64), "class_score": np.empty(0)}
-    return polygons.assign(**nothing, kept=np.empty(0, bool))
+    nothing = {"class_score": np.empty(0), "accepted_iou": np.empty(0)}
+    return polygons.assign(class_id=np.empty(0, np.int64), **nothing)
 
 
 def keep_examples(plan: Plan, taught: Taught) -> None:

@@ -238,9 +238,10 @@ def _with_class(polygons: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
 
 def _with_status(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     """Mark as accepted what a person has judged already: nobody does it twice."""
-    if "kept" not in polygons:
+    if "accepted_iou" not in polygons:
         return polygons
-    return polygons.assign(status=np.where(polygons["kept"], "accepted", "unreviewed"))
+    accepted = polygons["accepted_iou"] > 0
+    return polygons.assign(status=np.where(accepted, "accepted", "unreviewed"))
 
 
 def _as_layer(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
