@@ -127,8 +127,8 @@ class _Roles:
         def column(name: str, kind: type) -> NDArray[Any]:
             return rows[name].to_numpy(kind) if name in rows else np.zeros(len(rows), kind)
 
-        marks = (column(name, bool) for name in ("continues", "too_large"))
-        return cls(*marks, column("accepted_iou", float))
+        names = ("continues", "too_large", "accepted_iou")
+        return cls(*map(column, names, (bool, bool, float)))
 
     @property
     def kept(self) -> NDArray[np.bool_]:
@@ -331,14 +331,10 @@ def _ranks(polygons: pd.DataFrame) -> NDArray[np.int64]:
     edge; then scores decide. Equal scores are sorted by tile and ordinal.
     """
     rank = np.empty(len(polygons), np.int64)
-    keys = [-polygons["stability"], -polygons["confidence"]]
-    if "class_score" in polygons:
-        keys.append(-polygons["class_score"])
-    keys.append(polygons["at_edge"])
-    if "accepted_iou" in polygons:
-        keys.append(-polygons["accepted_iou"])
-    order = np.lexsort(keys)
-    rank[order] = np.arange(len(polygons))
+    none = pd.Series(0, polygons.index)
+    scores = [-polygons.get(name, none) for name in ("stability", "confidence", "class_score")]
+    keys = (*scores, polygons["at_edge"], -polygons.get("accepted_iou", none))
+    rank[np.lexsort(keys)] = np.arange(len(polygons))
     return rank
 
 
