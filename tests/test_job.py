@@ -22,7 +22,7 @@ def test_documented_defaults():
         "crs": "auto", "resolution_m": None, "tile_size": 1024, "overlap": 0.1875, "scales": [1],
         "points_per_side": 32, "crop_n_layers": 0, "pred_iou_thresh": None,
         "stability_score_thresh": None, "pred_iou_floor": None, "stability_floor": None,
-        "box_nms_thresh": 0.7, "crop_nms_thresh": 0.7, "max_area_share": 0.8,
+        "box_nms_thresh": None, "crop_nms_thresh": 0.7, "max_area_share": 0.8,
         "duplicate_iou": 0.7, "overlaps": "nested",
         "min_area_px": 500, "min_area_m2": None, "max_area_m2": None,
         "fill_holes_m2": None, "min_solidity": None, "simplify_m": None, "planar": False,
@@ -42,6 +42,8 @@ def test_each_model_has_thresholds_of_its_own(model, thresholds):
     job = Job.create(model=model)
     assert job.thresholds == Thresholds(*thresholds)
     assert (job.rules.pred_iou_floor, job.rules.stability_floor) == (0.5, 0.5)
+    assert job.rules.box_nms_thresh == (0.95 if model == "tiny" else 0.7)
+    assert job.changed(box_nms_thresh=0.8).rules.box_nms_thresh == 0.8
     assert job.changed(pred_iou_thresh=0.7).thresholds == Thresholds(0.7, thresholds[1])
     assert job.changed(pred_iou_floor=0.3).rules.pred_iou_floor == 0.3
     with pytest.raises(JobError, match="below the floor"):

@@ -135,7 +135,9 @@ class Job(Parameters):
         "store masks that are at least this stable; the lower end of the slider; null: the "
         "model's own",
     )
-    box_nms_thresh: Share = parameter(0.7, "drop the worse of two masks whose box IoU is higher")
+    box_nms_thresh: Share | None = parameter(
+        None, "drop the worse of two masks whose box IoU is higher; null: the model's own"
+    )
     crop_nms_thresh: Share = parameter(0.7, "the same for masks of different crops")
     max_area_share: Share | None = parameter(
         0.8,
@@ -394,16 +396,12 @@ class Job(Parameters):
     @property
     def rules(self) -> Rules:
         """What the candidates of a tile of `tile_size` are made under."""
-        own, iou, stability = defaults_of(self.model), self.pred_iou_floor, self.stability_floor
-        return Rules(
-            self.tile_size,
-            self.tile_size,
-            own.pred_iou_floor if iou is None else iou,
-            own.stability_floor if stability is None else stability,
-            self.box_nms_thresh,
-            self.crop_nms_thresh,
-            self.crop_n_layers,
-        )
+        own, given = defaults_of(self.model), {}
+        for name in ("pred_iou_floor", "stability_floor", "box_nms_thresh"):
+            value = getattr(self, name)
+            given[name] = getattr(own, name) if value is None else value
+        crops = {name: getattr(self, name) for name in ("crop_nms_thresh", "crop_n_layers")}
+        return Rules(self.tile_size, self.tile_size, **given, **crops)
 
     @property
     def cleaning(self) -> Cleaning:

@@ -24,6 +24,7 @@ class ModelDefaults:
     stability_score_thresh: float = Thresholds.stability_score_thresh
     pred_iou_floor: float = Rules.pred_iou_floor
     stability_floor: float = Rules.stability_floor
+    box_nms_thresh: float = Rules.box_nms_thresh
     takes_boxes: bool = True
     takes_clicks: bool = True
     joins_clicks: bool = True
@@ -34,9 +35,10 @@ _OF = {
     "classic": ModelDefaults(takes_clicks=False),
     # what Meta's own processor keeps; the stability of its masks has not been measured
     "sam3": ModelDefaults(0.5, 0.0, pred_iou_floor=0.2, stability_floor=0.0, takes_clicks=False),
-    # its scores are right on the average, so few are high; its regions do not grow by a click, but
-    # those of several clicks can be put together
-    "tiny": ModelDefaults(pred_iou_thresh=0.6, stability_score_thresh=0.9, joins_clicks=False),
+    # its scores are right on the average, so few are high; its regions are distinct already, so
+    # equal boxes alone mean one object; they do not grow by a click, but those of several clicks
+    # can be put together
+    "tiny": ModelDefaults(0.6, 0.9, box_nms_thresh=0.95, joins_clicks=False),
 }
 
 
