@@ -147,8 +147,8 @@ def picture_of_a_review(folder: Path) -> bytes:
 
     run(
         Job.create(
-            source=str(sample_scene()), out_dir=str(folder / "run"), model="classic",
-            tile_size=1024, min_area_px=150, classes={1: "roof", 2: "field"},
+            source=str(sample_scene()), out_dir=str(folder / "run"), tile_size=1024,
+            min_area_px=150, classes={1: "roof", 2: "field"},
         )
     )  # fmt: skip
 

@@ -64,3 +64,16 @@ def test_pictures_lend_their_textures(tmp_path: Path, pool: Path) -> None:
     assert all(np.ptp(one.mean((0, 2))) < 20 for one in found)  # none lies across the edge
     without = trained(tmp_path / "without", pool)
     assert trained(tmp_path / "with", pool, "--imagery", str(folder)) != without
+
+
+def test_crowns_of_a_grove_are_apart_and_rough() -> None:
+    scenes = training_module("scenes")
+    for number in range(scenes.FIRST_GROVE, scenes.FIRST_GROVE + 30, 3):
+        scene = scenes.make_scene(number)
+        assert np.array_equal(scene.rgb, scenes.make_scene(number).rgb)
+        area = np.bincount(scene.labels[scene.labels >= 0])
+        assert 0.1 < (scene.labels >= 0).mean() < 0.95
+        # few are hidden, and each is one piece but for its ragged edge
+        assert (area > 0).mean() > 0.9
+        pieces = cv2.connectedComponentsWithStats((scene.labels == area.argmax()).view(np.uint8))
+        assert pieces[2][1:, cv2.CC_STAT_AREA].max() > 0.9 * area.max()

@@ -25,7 +25,7 @@ SAVE_EVERY_S = 60
 AVERAGE_DECAY = 0.998
 PIXEL_MEAN, PIXEL_STD = (124.0, 116.0, 104.0), (58.0, 57.0, 57.0)
 BORDER_WEIGHT = 2.0  # a pixel at a border counts as so many others
-SCENES_KEPT = 160  # in memory, 5 MB each
+SCENES_KEPT = 600  # in memory, 5 MB each
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Random scenes to train on, of two kinds.
+"""Random scenes to train on, of three kinds.
 
 Odd numbers are those of `workbench.samples.demo`, varied far beyond realism. Even ones are shapes
 laid over each other like leaves, or packed like houses or parcels: their colours say little, for
-the textures come later. Every scene is made from its number alone.
+the textures come later. Of the later numbers, each third one is a grove: crowns of trees as rough
+as real ones. Every scene is made from its number alone.
 """
 
 from dataclasses import dataclass, fields
@@ -11,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 
 from workbench._support.files import atomic_path
 from workbench.samples.appearance import Appearance, Colours, Palette
@@ -18,6 +20,8 @@ from workbench.samples.demo import make_sample
 
 SIZE_PX = 1024
 RESOLUTIONS_M = (0.08, 1.6)
+FIRST_GROVE = 360
+_ANGLES = np.linspace(0, 2 * np.pi, 180, endpoint=False)
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class TrainingScene:
 def make_scene(number: int) -> TrainingScene:
     """Make the scene of this number, equal in every bit wherever it is made."""
     rng = np.random.default_rng([2, number])
+    if number >= FIRST_GROVE and number % 3 == 0:
+        return grove(rng)
     return countryside(rng) if number % 2 else leaves(rng)
 
 
@@ -215,6 +221,93 @@ def _outline(
         stretch = np.sqrt(stretch * radius)
     c, s = np.cos(angle), np.sin(angle)
     return np.asarray((points * stretch) @ np.array([[c, s], [-s, c]]))
+
+
+# ------------------------------------------------------------------------------------- groves
+
+
+def grove(rng: np.random.Generator) -> TrainingScene:
+    """Crowns with ragged outlines and clumps of leaves, and their shadows, on uneven ground."""
+    radius = float(np.exp(rng.uniform(np.log(9), np.log(90))))
+    rgb = rng.uniform(60, 220) + rng.normal(0, 25, 3) + _patches(rng, radius)
+    rgb = rgb + _rough(1.5, rng)[..., None] * rng.uniform(0, 14)
+    n = int(rng.uniform(0.15, 1.6) * SIZE_PX**2 / (np.pi * radius**2))
+    radii = np.sort(radius * np.exp(rng.normal(0, 0.3, n)))  # the largest covers others
+    centres = _apart(rng.uniform(0, SIZE_PX, (n, 2)), radius * rng.uniform(0.5, 1.3))
+    ragged = _rough(radius / rng.uniform(3, 8), rng) * rng.uniform(0.02, 0.09)
+    clumps = _rough(radius / rng.uniform(2, 5), rng) * rng.uniform(4, 26)
+    fine = _rough(max(radius / 12, 1.0), rng) * rng.uniform(4, 26)
+    light = rng.uniform(0, 2 * np.pi)
+    sun = np.array([np.cos(light), np.sin(light)])
+    length, dark = rng.uniform(0.2, 1.6), rng.uniform(0.25, 0.75)
+    relief = rng.uniform(5, 55)
+    kinds = rng.uniform(30, 160, (int(rng.integers(1, 4)), 1)) + rng.normal(0, 20, 3)
+    colours = kinds[rng.integers(len(kinds), size=n)] + rng.normal(0, rng.uniform(2, 16), (n, 1))
+    labels = np.full((SIZE_PX, SIZE_PX), -1, np.int16)
+    shaded = np.zeros(labels.shape, bool)
+    painted = np.zeros((*labels.shape, 3))
+    for i, (centre, r) in enumerate(zip(centres, radii, strict=True)):
+        waves = 1 + 0.12 * np.sin(np.arange(2, 5)[:, None] * _ANGLES + rng.uniform(0, 6, (3, 1)))
+        outline = waves.prod(axis=0)
+        there, inside, _ = _crown(centre - sun * length * r, r, outline, ragged)
+        shaded[there] |= inside
+        there, inside, (x, y) = _crown(centre, r, outline, ragged)
+        tone = relief * (x * sun[0] + y * sun[1] - 0.6 * (x * x + y * y))
+        tone = tone + clumps[there] + fine[there]
+        painted[there][inside] = colours[i] + tone[inside, None]
+        labels[there][inside] = i
+    rgb[shaded] *= dark
+    rgb[labels >= 0] = painted[labels >= 0]
+    pixels = np.clip(rgb, 0, 255).astype(np.uint8)
+    return TrainingScene(pixels, labels, np.arange(n, dtype=np.int16))
+
+
+def _crown(
+    centre: NDArray[np.float64],
+    radius: float,
+    outline: NDArray[np.float64],
+    ragged: NDArray[np.float32],
+) -> tuple[tuple[slice, slice], NDArray[np.bool_], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Where a crown is: a window, its pixels there, and how far they are right and below.
+
+    `outline` is the radius by `_ANGLES`, `ragged` `(h, w)` what it has more at each place.
+    """
+    low = np.floor(centre - 1.6 * radius).astype(int).clip(0, SIZE_PX)
+    high = np.ceil(centre + 1.6 * radius).astype(int).clip(0, SIZE_PX)
+    there = slice(low[1], high[1]), slice(low[0], high[0])
+    rows, columns = np.mgrid[there]
+    x, y = (columns - centre[0]) / radius, (rows - centre[1]) / radius
+    turn = np.arctan2(y, x) % (2 * np.pi) * (len(_ANGLES) / (2 * np.pi))
+    inside = np.hypot(x, y) < outline[turn.astype(int) % len(_ANGLES)] + ragged[there]
+    return there, inside, (x, y)
+
+
+def _apart(points: NDArray[np.float64], distance: float) -> NDArray[np.float64]:
+    """Push points `(n, 2)` that are nearer to each other than this apart, as crowns do."""
+    for _ in range(4):
+        away, near = KDTree(points).query(points, k=2)
+        step = np.clip(distance - away[:, 1], 0, None)[:, None] / 2
+        between = points - points[near[:, 1]]
+        points = points + step * between / np.maximum(away[:, 1], 1e-6)[:, None]
+    return points
+
+
+def _rough(grain_px: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Noise of one grain and of half of it, `(SIZE_PX, SIZE_PX)`, with a deviation of about 1."""
+    field = np.zeros((SIZE_PX, SIZE_PX), np.float32)
+    for grain in (grain_px, grain_px / 2):
+        side = max(int(SIZE_PX / max(grain, 1)), 1) + 3
+        coarse = rng.standard_normal((side, side), dtype=np.float32)
+        field += cv2.resize(coarse, (SIZE_PX, SIZE_PX), interpolation=cv2.INTER_CUBIC)
+    return field
+
+
+def _patches(rng: np.random.Generator, radius: float) -> NDArray[np.float32]:
+    """Brighter and darker places of the ground, soft or with an edge, `(h, w, 1)`."""
+    field = _rough(radius * rng.uniform(0.5, 6), rng)
+    if rng.random() < 0.5:
+        field = np.tanh(field * rng.uniform(1, 6))
+    return (field * rng.uniform(0, 35))[..., None]
 
 
 # -------------------------------------------------------------------------------- countryside

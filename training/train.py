@@ -36,10 +36,10 @@ class Plan:
 
 PLAN = Plan(
     BorderPlan(
-        steps=2100, warm_up=50, decay=300, rate=2.5e-3, crop_px=256, images=8, n_scenes=12,
-        every=30, most_scenes=150,
+        steps=12_000, warm_up=50, decay=4500, rate=2.5e-3, crop_px=256, images=8, n_scenes=12,
+        every=15, most_scenes=600,
     ),
-    ScorePlan(crops=500, calibration_crops=24, crop_px=512, n_scenes=120, steps=7000),
+    ScorePlan(crops=500, calibration_crops=24, crop_px=512, n_scenes=600, steps=7000),
 )  # fmt: skip
 TRIAL = Plan(
     BorderPlan(
