@@ -38,7 +38,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         raster = write_sample(make_sample(SIZE, 7), Path(folder))
         objects = gpd.read_file(Path(folder) / "sample_objects.gpkg")
-        objects = objects[objects["kind"].isin(OUTLINED) & (objects.area > 45)]
+        objects = objects[objects["kind"].isin([*OUTLINED, "garden"]) & (objects.area > 45)]
         whole = run_in_tiles(raster, Path(folder) / "whole", SIZE, given.model)
         untiled = match(whole.layer, objects).best_iou() >= 0.5
         print("| model | tile | tiles | objects on seams | recall tiled / untiled | others "

@@ -16,7 +16,7 @@ from workbench.samples.demo import Sample, make_sample, sample_scene, write_samp
 FLAT = Appearance(
     grain=0, mottle=0, patches=0, rows=0, relief=0, unevenness=0, vignetting=0, blur_px=0, noise=0
 )  # fmt: skip
-KINDS = {"parcel", "forest", "water", "driveway", "road", "vehicle"}
+KINDS = {"parcel", "garden", "forest", "water", "driveway", "road", "vehicle"}
 KINDS |= {"building", "roof_side", "hedge", "tree"}
 
 
@@ -147,8 +147,8 @@ def test_shadows_fall_away_from_the_sun(azimuth: float, shady: tuple[int, int]):
     look = Appearance(**{**FLAT.__dict__, "sun_azimuth_deg": azimuth})
     scene = make_sample(500, 5, appearance=look)
     houses = np.flatnonzero(scene.objects.kind.isin(["building", "roof_side"]))
-    roof, parcels = np.isin(scene.labels, houses), np.flatnonzero(scene.objects.kind == "parcel")
-    lawn, bright = np.isin(scene.labels, parcels), scene.rgb.mean(axis=2)
+    roof, gardens = np.isin(scene.labels, houses), np.flatnonzero(scene.objects.kind == "garden")
+    lawn, bright = np.isin(scene.labels, gardens), scene.rgb.mean(axis=2)
 
     def beside_roofs(rows: int, columns: int) -> float:
         moved = np.roll(roof, (4 * rows, 4 * columns), (0, 1))

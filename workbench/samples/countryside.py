@@ -215,7 +215,7 @@ def _garden(site: Site, frame: SceneSite, width: float, depth: float) -> Iterato
         details.append((land(s, t, s + 6, t + 4), beds))
     lawn = Paint(*site.tint(palette.lawn), 0.07, rng.uniform(0.06, 0.12), rng.uniform(0.05, 0.12))
     parcel = land(0.25, 0.25, width - 0.25, depth - 0.25)
-    yield Thing("parcel", parcel, lawn, details=tuple(details))
+    yield Thing("garden", parcel, lawn, details=tuple(details))
     drive = land(0.6, -4.2, 3.8, front + deep * rng.uniform(0.3, 1.0))
     yield Thing("driveway", drive, Paint(*site.tint(palette.paving), 0.05, 0.05))
     if site.chance(0.55 * looks.vehicles):

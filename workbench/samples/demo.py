@@ -32,7 +32,8 @@ from workbench.errors import SceneError
 from workbench.samples.appearance import Appearance, Floats, Paint, Site, Thing, choose_site
 from workbench.samples.countryside import things_on
 
-OUTLINED = ("building", "parcel", "water", "forest")  # the kinds whose outline can be seen
+# the kinds whose outline can be seen: between gardens, there often is neither fence nor hedge
+OUTLINED = ("building", "parcel", "water", "forest")
 DEMO_SIZE, DEMO_SEED, DEMO_RESOLUTION_M = (1536, 2048), 71, 0.3
 CRS = pyproj.CRS.from_epsg(32632)
 ORIGIN = (691_240.0, 5_334_910.0)  # upper left corner of every sample, farmland east of Munich
@@ -43,7 +44,7 @@ MIN_AREA_PX, MIN_WIDTH_PX = (
 
 # what covers what; things of one level cover each other in the order in which they are made
 LEVELS = {"parcel": 0, "forest": 0, "bank": 1, "water": 2, "driveway": 3, "pavement": 4, "road": 5}
-LEVELS |= {"vehicle": 6, "building": 7, "roof_side": 7, "hedge": 8, "tree": 9}
+LEVELS |= {"garden": 0, "vehicle": 6, "building": 7, "roof_side": 7, "hedge": 8, "tree": 9}
 UNLABELLED = {"bank", "pavement"}  # painted like grass verges: part of the ground between objects
 
 
@@ -139,7 +140,7 @@ def sample_scene(folder: Path | None = None) -> Path:
     """
     if folder is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = cache / "sam-workbench" / "sample-1"  # goes up when the demo scene changes
+        folder = cache / "sam-workbench" / "sample-2"  # goes up when the demo scene changes
     path = Path(folder) / "sample.tif"
     if path.exists():
         return path
