@@ -41,7 +41,7 @@ PIXEL_MEAN, PIXEL_STD = [124.0, 116.0, 104.0], [58.0, 57.0, 57.0]
 MASKS = 6  # for each prompt
 
 MOST_REGIONS = 2000  # of a picture; those with the best scores
-NMS_IOU = 0.65  # above which the better one of two regions stands for both
+NMS_IOU = 0.75  # above which the better one of two regions stands for both
 # how much less a region is wanted by a point at its edge than by one in its middle: a large region
 # lies under many points, and needs to be the answer to a few
 CENTRED = 0.7
