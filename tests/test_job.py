@@ -36,7 +36,7 @@ def test_documented_defaults():
 
 @pytest.mark.parametrize(
     ("model", "thresholds"),
-    [("classic", (0.85, 0.92)), ("tiny", (0.7, 0.9)), ("vit_h", (0.85, 0.92))],
+    [("classic", (0.85, 0.92)), ("tiny", (0.65, 0.9)), ("vit_h", (0.85, 0.92))],
 )
 def test_each_model_has_thresholds_of_its_own(model, thresholds):
     job = Job.create(model=model)

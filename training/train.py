@@ -39,7 +39,7 @@ PLAN = Plan(
         steps=12_000, warm_up=50, decay=4500, rate=2.5e-3, crop_px=256, images=8, n_scenes=12,
         every=15, most_scenes=600,
     ),
-    ScorePlan(crops=500, calibration_crops=24, crop_px=512, n_scenes=600, steps=7000),
+    ScorePlan(crops=500, calibration_crops=24, crop_px=512, n_scenes=600, steps=2500),
 )  # fmt: skip
 TRIAL = Plan(
     BorderPlan(

@@ -38,7 +38,7 @@ _OF = {
     # its scores are right on the average, so few are high; its regions are distinct already, so
     # equal boxes alone mean one object; they do not grow by a click, but those of several clicks
     # can be put together
-    "tiny": ModelDefaults(0.7, 0.9, box_nms_thresh=0.95, joins_clicks=False),
+    "tiny": ModelDefaults(0.65, 0.9, box_nms_thresh=0.95, joins_clicks=False),
 }
 
 
