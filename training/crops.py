@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scenes import TrainingScene
+from scenes import TrainingScene, noise
 
 Texture = NDArray[np.uint8]  # (n, n, 3), of one kind of ground
 
@@ -148,18 +148,12 @@ def _tiled(texture: Texture, size: int, rng: np.random.Generator) -> NDArray[np.
 
 def _grain(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Noise of some grain or stripes."""
-    field = _noise(size, float(np.exp(rng.uniform(0, np.log(size / 3)))), rng)
+    field = noise(size, float(np.exp(rng.uniform(0, np.log(size / 3)))), rng)
     if rng.random() < 0.3:
         angle, period = rng.uniform(0, np.pi), np.exp(rng.uniform(np.log(3), np.log(40)))
         y, x = np.mgrid[:size, :size]
         field = np.sin((x * np.cos(angle) + y * np.sin(angle)) * (2 * np.pi / period))
     return np.asarray(field * rng.uniform(2, 25), np.float32)
-
-
-def _noise(size: int, grain_px: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    coarse = max(int(size / grain_px), 1) + 3
-    field = rng.standard_normal((coarse, coarse), dtype=np.float32)
-    return np.asarray(cv2.resize(field, (size, size), interpolation=cv2.INTER_CUBIC))
 
 
 def _photographed(x: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -175,9 +169,7 @@ def _photographed(x: NDArray[np.float32], rng: np.random.Generator) -> NDArray[n
     if rng.random() < 0.15:
         x = x[..., rng.permutation(3)]
     if rng.random() < 0.25:  # large soft shadows and uneven light
-        x = x * (
-            1 + np.float32(rng.uniform(0.05, 0.3)) * _noise(len(x), len(x) / 2, rng)[..., None]
-        )
+        x = x * (1 + np.float32(rng.uniform(0.05, 0.3)) * noise(len(x), len(x) / 2, rng)[..., None])
     if rng.random() < 0.3:
         bright = np.clip(x, 0, 255) / np.float32(255)
         x = np.float32(255) * bright ** np.float32(np.exp(rng.normal(0, 0.3)))

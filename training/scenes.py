@@ -294,12 +294,14 @@ def _apart(points: NDArray[np.float64], distance: float) -> NDArray[np.float64]:
 
 def _rough(grain_px: float, rng: np.random.Generator) -> NDArray[np.float32]:
     """Noise of one grain and of half of it, `(SIZE_PX, SIZE_PX)`, with a deviation of about 1."""
-    field = np.zeros((SIZE_PX, SIZE_PX), np.float32)
-    for grain in (grain_px, grain_px / 2):
-        side = max(int(SIZE_PX / max(grain, 1)), 1) + 3
-        coarse = rng.standard_normal((side, side), dtype=np.float32)
-        field += cv2.resize(coarse, (SIZE_PX, SIZE_PX), interpolation=cv2.INTER_CUBIC)
-    return field
+    return sum(noise(SIZE_PX, max(grain, 1), rng) for grain in (grain_px, grain_px / 2))
+
+
+def noise(size: int, grain_px: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Noise of one grain, `(size, size)`."""
+    coarse = max(int(size / grain_px), 1) + 3
+    field = rng.standard_normal((coarse, coarse), dtype=np.float32)
+    return np.asarray(cv2.resize(field, (size, size), interpolation=cv2.INTER_CUBIC))
 
 
 def _patches(rng: np.random.Generator, radius: float) -> NDArray[np.float32]:
