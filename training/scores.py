@@ -37,20 +37,24 @@ class ScorePlan:
     crops: int
     calibration_crops: int  # others than those learnt from
     crop_px: int
+    regions: int  # of a crop, drawn from all of them
     n_scenes: int
     steps: int
     batch: int = 4096
     rate: float = 3e-3
     plain_share: float = 0.2  # of crops whose objects have no texture
+    part_worth: float = 0.6  # of an object that is part of another, as half a roof is
     seed: int = 2
 
 
 @dataclass(frozen=True)
 class Described:
-    """Regions of crops: their traits `(n, k)`, best IoU with an object, and weight, both `(n,)`."""
+    """Regions of crops: their traits `(n, k)`; best IoU with an object, and with a part of one, and
+    weight, all `(n,)`."""
 
     traits: NDArray[np.float32]
-    iou: NDArray[np.float32]
+    whole_iou: NDArray[np.float32]
+    part_iou: NDArray[np.float32]
     weight: NDArray[np.float32]
 
 
@@ -64,7 +68,7 @@ def train_scores(
     """Train the scores of an encoder that finds borders; what `folder` holds is not done again."""
     examples = _Examples(plan, pool, textures)
     parts = [described(encoder, examples, i, folder) for i in range(plan.crops)]
-    columns = zip(*((part.traits, part.iou, part.weight) for part in parts), strict=True)
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
     encoder.score = trained(plan, Described(*(np.concatenate(column) for column in columns)))
     calibrate(plan, encoder, examples)
 
@@ -91,16 +95,20 @@ def described(encoder: RegionEncoder, examples: _Examples, i: int, folder: Path)
         # half of what is learned is about all regions, half about each size as much as another
         size = np.floor(np.log2(regions.area[rows])).astype(int)
         share = 1 / np.bincount(size)[size]
+        weight = 0.5 + 0.5 * share / share.mean()
+        some = np.random.default_rng(i).permutation(len(rows))[: examples.plan.regions]
+        rows = rows[some]
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez(
                 file,
                 traits=regions.traits[rows],
-                iou=true_iou(regions, rows, [example.labels, example.wholes]),
-                weight=(0.5 + 0.5 * share / share.mean()).astype(np.float32),
+                whole_iou=true_iou(regions, rows, example.wholes),
+                part_iou=true_iou(regions, rows, example.labels),
+                weight=weight[some].astype(np.float32),
             )
     with np.load(path, allow_pickle=False) as arrays:
-        return Described(arrays["traits"], arrays["iou"], arrays["weight"])
+        return Described(**arrays)
 
 
 @torch.inference_mode()
@@ -113,30 +121,30 @@ def regions_in(encoder: RegionEncoder, example: Example) -> Regions:
 
 
 def true_iou(
-    regions: Regions, rows: NDArray[np.int64], truths: Sequence[NDArray[np.int16]]
+    regions: Regions, rows: NDArray[np.int64], labels: NDArray[np.int16]
 ) -> NDArray[np.float32]:
-    """The best IoU of some regions with any object of the maps of labels `(h, w)`."""
+    """The best IoU of some regions with any object of a map of labels `(h, w)`."""
     best = np.zeros(len(rows))
     held, area = regions.held(rows), regions.area[rows]
     superpixels = regions.superpixels
-    for labels in truths:
-        on = labels >= 0
-        shape = (len(superpixels.area), int(labels.max(initial=0)) + 1)
-        shared_by_superpixel = sparse.coo_matrix(
-            (np.ones(on.sum()), (superpixels.labels[on], labels[on])), shape
-        ).tocsr()
-        size = np.asarray(shared_by_superpixel.sum(axis=0))[0]
-        shared = (held @ shared_by_superpixel).tocoo()
-        seen = size[shared.col] >= MIN_VISIBLE_PX
-        row, col, both = shared.row[seen], shared.col[seen], shared.data[seen]
-        np.maximum.at(best, row, both / (area[row] + size[col] - both))
+    on = labels >= 0
+    shape = (len(superpixels.area), int(labels.max(initial=0)) + 1)
+    shared_by_superpixel = sparse.coo_matrix(
+        (np.ones(on.sum()), (superpixels.labels[on], labels[on])), shape
+    ).tocsr()
+    size = np.asarray(shared_by_superpixel.sum(axis=0))[0]
+    shared = (held @ shared_by_superpixel).tocoo()
+    seen = size[shared.col] >= MIN_VISIBLE_PX
+    row, col, both = shared.row[seen], shared.col[seen], shared.data[seen]
+    np.maximum.at(best, row, both / (area[row] + size[col] - both))
     return best.astype(np.float32)
 
 
 def trained(plan: ScorePlan, known: Described) -> Scorer:
     """Train a network that reads IoUs from traits, as logits."""
     torch.manual_seed(plan.seed)
-    traits, target, weight = map(torch.from_numpy, (known.traits, known.iou, known.weight))
+    target = np.maximum(known.whole_iou, plan.part_worth * known.part_iou)
+    traits, target, weight = map(torch.from_numpy, (known.traits, target, known.weight))
     net = Scorer(traits.shape[1])
     net.mean, net.std = traits.mean(dim=0), traits.std(dim=0).clamp(min=1e-3)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.01)
@@ -178,7 +186,8 @@ def calibrate(plan: ScorePlan, encoder: RegionEncoder, examples: _Examples) -> N
         table = chooser.table
         asked = torch.stack([table.tree, table.first, table.last], 1)[chosen.unique()].tolist()
         rows = np.array([number[tuple(key)] for key in asked])
-        targets.append(torch.from_numpy(true_iou(regions, rows, [example.labels, example.wholes])))
+        whole, part = (true_iou(regions, rows, x) for x in (example.wholes, example.labels))
+        targets.append(torch.from_numpy(np.maximum(whole, plan.part_worth * part)))
         logits.append(encoder.score(torch.from_numpy(regions.traits[rows])).detach())
     scale, shift = _scaling(torch.cat(logits), torch.cat(targets))
     last = encoder.score.layers[-1]

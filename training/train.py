@@ -39,14 +39,16 @@ PLAN = Plan(
         steps=12_000, warm_up=50, decay=4500, rate=2.5e-3, crop_px=256, images=8, n_scenes=12,
         every=15, most_scenes=600,
     ),
-    ScorePlan(crops=500, calibration_crops=24, crop_px=512, n_scenes=600, steps=2500),
+    ScorePlan(
+        crops=2000, calibration_crops=24, crop_px=512, regions=2500, n_scenes=600, steps=2500
+    ),
 )  # fmt: skip
 TRIAL = Plan(
     BorderPlan(
         steps=4, warm_up=1, decay=2, rate=1e-3, crop_px=64, images=2, n_scenes=2, every=100,
         most_scenes=2,
     ),
-    ScorePlan(crops=2, calibration_crops=1, crop_px=128, n_scenes=2, steps=20),
+    ScorePlan(crops=2, calibration_crops=1, crop_px=128, regions=500, n_scenes=2, steps=20),
 )  # fmt: skip
 
 
