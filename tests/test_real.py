@@ -36,7 +36,7 @@ REFERENCES = {
     "kampala/kampala_z19_a.tif": ("kampala/kampala_a_buildings.geojson", 0.25, 15.0),
     "naip_fields/naip_fields_41.1864_-88.1872.tif": (
         "naip_fields/naip_fields_41.1864_-88.1872.geojson",
-        0.4,
+        0.5,
         250.0,
     ),
 }
@@ -70,10 +70,12 @@ def test_layers_of_real_rasters(name, data_dir, tmp_path):
         corner = shapely.box(left, bottom, (2 * left + right) / 3, (2 * bottom + top) / 3)
         gpd.GeoSeries([corner], crs=3395).to_file(tmp_path / "aoi.gpkg")
         aoi = str(tmp_path / "aoi.gpkg")
-    result = run_on(data_dir / name, tmp_path / "run", aoi=aoi, simplify_m=0.2)
+    # small tiles cut many objects, so their scores are lower
+    chosen = {"aoi": aoi, "simplify_m": 0.2, "pred_iou_thresh": 0.5}
+    result = run_on(data_dir / name, tmp_path / "run", **chosen)
     layer = read_layer(result.folder / "prelabels.gpkg")
     scene = result.scenes[0]
-    assert len(layer) >= 1
+    assert len(layer) >= 2
     assert layer.is_valid.all()
     assert set(layer.geom_type) == {"MultiPolygon"}
     assert layer.crs == scene.crs

@@ -46,11 +46,16 @@ class ScorePlan:
     part_worth: float = 0.6  # of an object that is part of another, as half a roof is
     seed: int = 2
 
+    def worth(
+        self, whole_iou: NDArray[np.float32], part_iou: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """What regions are worth by their IoU with objects and with parts: a part is worth less."""
+        return np.maximum(whole_iou, np.float32(self.part_worth) * part_iou)
+
 
 @dataclass(frozen=True)
 class Described:
-    """Regions of crops: their traits `(n, k)`; best IoU with an object, and with a part of one, and
-    weight, all `(n,)`."""
+    """Regions of crops: traits `(n, k)`, best IoU with an object, with a part, weight `(n,)`."""
 
     traits: NDArray[np.float32]
     whole_iou: NDArray[np.float32]
@@ -143,8 +148,8 @@ def true_iou(
 def trained(plan: ScorePlan, known: Described) -> Scorer:
     """Train a network that reads IoUs from traits, as logits."""
     torch.manual_seed(plan.seed)
-    target = np.maximum(known.whole_iou, plan.part_worth * known.part_iou)
-    traits, target, weight = map(torch.from_numpy, (known.traits, target, known.weight))
+    worth = plan.worth(known.whole_iou, known.part_iou)
+    traits, target, weight = map(torch.from_numpy, (known.traits, worth, known.weight))
     net = Scorer(traits.shape[1])
     net.mean, net.std = traits.mean(dim=0), traits.std(dim=0).clamp(min=1e-3)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.01)
@@ -187,7 +192,7 @@ def calibrate(plan: ScorePlan, encoder: RegionEncoder, examples: _Examples) -> N
         asked = torch.stack([table.tree, table.first, table.last], 1)[chosen.unique()].tolist()
         rows = np.array([number[tuple(key)] for key in asked])
         whole, part = (true_iou(regions, rows, x) for x in (example.wholes, example.labels))
-        targets.append(torch.from_numpy(np.maximum(whole, plan.part_worth * part)))
+        targets.append(torch.from_numpy(plan.worth(whole, part)))
         logits.append(encoder.score(torch.from_numpy(regions.traits[rows])).detach())
     scale, shift = _scaling(torch.cat(logits), torch.cat(targets))
     last = encoder.score.layers[-1]
