@@ -66,7 +66,7 @@ def merge_seams(
     Args:
         polygons: Frames of `to_polygons`, at least one, not cleaned. Scenes may be mixed.
             Optional columns mark rows: `continues`, no labels without other rows of their object;
-            `too_large`, never labels, but they show where an object goes on; `accepted_iou`, the
+            `no_label`, which only show where an object goes on; `accepted_iou`, the
             IoU with a shape that a person has accepted, 0 without one. Either all frames have such
             a column, or none.
         windows: The windows of all tiles that were segmented, at all scales, from `tile_windows`.
@@ -89,7 +89,7 @@ def merge_seams(
     with closing(SpilledPolygons(folder)) as shapes:
         rows = _put_away(polygons, windows, shapes)
         tile, roles = rows.pop("tile").to_numpy(), _Roles.of(rows)
-        rows = rows.drop(columns=["continues", "too_large"], errors="ignore")
+        rows = rows.drop(columns=["continues", "no_label"], errors="ignore")
         rank = _ranks(rows)
         said = _Said.of(compare_neighbours(shapes, tile, windows, each)).of_one_class(rows)
         decided = _decide(said, shapes, tile, rank, roles, windows)
@@ -117,7 +117,7 @@ class _Roles:
     """The marks of rows `(n,)`; see `merge_seams`."""
 
     continues: NDArray[np.bool_]
-    too_large: NDArray[np.bool_]
+    no_label: NDArray[np.bool_]
     accepted_iou: NDArray[np.float64]
 
     @classmethod
@@ -127,7 +127,7 @@ class _Roles:
         def column(name: str, kind: type) -> NDArray[Any]:
             return rows[name].to_numpy(kind) if name in rows else np.zeros(len(rows), kind)
 
-        names = ("continues", "too_large", "accepted_iou")
+        names = ("continues", "no_label", "accepted_iou")
         return cls(*map(column, names, (bool, bool, float)))
 
     @property
@@ -209,7 +209,7 @@ def _decide(
     windows: gpd.GeoDataFrame,
 ) -> _Decided:
     """Decide by the comparisons; `rank` is the rank of each row, 0 for the best."""
-    labels = ~(roles.too_large[said.matches["i"]] | roles.too_large[said.matches["j"]])
+    labels = ~(roles.no_label[said.matches["i"]] | roles.no_label[said.matches["j"]])
     objects = Objects.of(said.matches[labels], shapes, tile, Lattices(windows))
     together = labels & (objects.label[said.matches["i"]] == objects.label[said.matches["j"]])
     agreed = said.matches[together]
@@ -221,7 +221,7 @@ def _decide(
     disowned = _marked(said.foreign[~_among(said.foreign, goes_on)][:, 0], len(tile))
     disowned &= ~roles.kept
     replaced = _marked(_replaced(agreed, rank, roles.accepted_iou), len(tile))
-    keep = ~(replaced | disowned | roles.too_large)
+    keep = ~(replaced | disowned | roles.no_label)
     for members in objects:
         if not keep[members].any():  # each was replaced by another one of the object
             left = members[~disowned[members]]

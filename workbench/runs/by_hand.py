@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import geopandas as gpd
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyproj
@@ -19,8 +20,10 @@ from workbench.layer.drawn import drawn_label
 from workbench.layer.kept import Kept
 from workbench.layer.schema import DRAWN
 from workbench.polygons.areas import lies_in
+from workbench.raster.tiles import tile_names
 
 BY_HAND = "drawn.parquet"  # in a run folder
+SAME_IOU = 0.9  # with the outline of a candidate: other tiles or another model give other ones
 _COLUMNS = ["id", "class_id", "label", "outline"]
 
 
@@ -113,6 +116,26 @@ def usable_by_hand(folder: Path, crs: pyproj.CRS, classes: Mapping[int, str]) ->
             f"one of classes {classes}. Add it there, or give them another class in the tuner."
         )
     return frame
+
+
+def give_way(polygons: gpd.GeoDataFrame, shapes: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Mark the polygons of tiles in whose place shapes by hand stand: they are no labels.
+
+    So `merge_seams` does not join to them what other tiles saw, which would be left out with them.
+    """
+    of_labels = shapes[shapes["label"] != ""].drop_duplicates("label").set_index("label")
+    ids = (tile_names(polygons) + "/" + polygons["ordinal"].astype(str)).to_numpy()
+    rows = np.flatnonzero(np.isin(ids, of_labels.index))
+    outlines = of_labels["outline"].loc[ids[rows]].to_numpy()
+    now = polygons.geometry.to_numpy()[rows]
+    common = shapely.area(shapely.intersection(now, outlines))
+    same = common > SAME_IOU * shapely.area(shapely.union(now, outlines))
+    there = np.zeros(len(polygons), bool)
+    there[rows[same]] = True
+    marks = {"no_label": there | polygons.get("no_label", False)}
+    if "accepted_iou" in polygons:
+        marks["accepted_iou"] = np.where(there, 0, polygons["accepted_iou"])
+    return polygons.assign(**marks)
 
 
 def kept_by_hand(

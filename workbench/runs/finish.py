@@ -31,7 +31,7 @@ from workbench.polygons.seams import merge_seams
 from workbench.raster.attribution import attribution_of
 from workbench.raster.scene import raster_of
 from workbench.raster.tiles import tile_names, tile_windows
-from workbench.runs.by_hand import kept_by_hand, usable_by_hand
+from workbench.runs.by_hand import give_way, kept_by_hand, usable_by_hand
 from workbench.runs.by_products import QUALITY, TOPOLOGY, FinishedLayer, write_by_products
 from workbench.runs.classes import Taught, keep_examples, teach
 from workbench.runs.concepts import ConceptLabels
@@ -103,11 +103,11 @@ def _finish(plan: Plan, each: Each) -> Run:
         counting = [tally.add, attempts.each(TOPOLOGY, topology.add)]
         if against is not None:
             counting.append(attempts.each(QUALITY, against.add))
-        made = layer_batches(plan, taught, each, concepts)
+        shapes = usable_by_hand(plan.folder, plan.crs, plan.job.classes)
+        made = layer_batches(plan, taught, each, concepts, shapes)
         known = prompted(plan)
         if known is not None:
             made = known.among(made, offer_beside_prompts(plan))
-        shapes = usable_by_hand(plan.folder, plan.crs, plan.job.classes)
         reviewed = () if refresh is None else refresh.staying.kept.ids
         by_hand = kept_by_hand(shapes, finest(ledger), plan.area.aoi, reviewed)
         if by_hand is not None:  # they stay as labels of a review do
@@ -174,10 +174,12 @@ def layer_batches(
     taught: Taught | None,
     each: Each = do_here,
     concepts: ConceptLabels | None = None,
+    by_hand: gpd.GeoDataFrame | None = None,
 ) -> Iterator[gpd.GeoDataFrame]:
     """Select, trace, merge, clean and square: the layer in batches, by source, tile and ordinal.
 
-    Without tiles in which everything is segmented, it is one empty batch.
+    Candidates in whose place shapes `by_hand` stand are left out. Without tiles in which everything
+    is segmented, the layer is one empty batch.
     """
     if not plan.by_grid:
         yield _as_layer(
@@ -187,9 +189,10 @@ def layer_batches(
     offer = plan.job.offer
     if plan.job.knows_classes:  # which class lies where has been decided tile by tile
         offer = replace(offer, overlaps="all")
-    merged = merge_seams(
-        traced(plan, taught, each, concepts), _windows(plan), plan.folder, offer, each
-    )
+    polygons = traced(plan, taught, each, concepts)
+    if by_hand is not None and len(by_hand):
+        polygons = (give_way(batch, by_hand) for batch in polygons)
+    merged = merge_seams(polygons, _windows(plan), plan.folder, offer, each)
     if plan.job.planar:  # any polygon may cut any other
         cleaned = clean_planar(merged, plan.job.cleaning, plan.folder, each)
     else:

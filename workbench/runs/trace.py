@@ -47,7 +47,7 @@ def traced(
     portions = (Portion(None, some) for of_part in stored for some in of_part)
     with closing(each(_trace, portions)) as results:
         for part, of_part in zip(plan.scenes, stored, strict=True):
-            yield nothing_of(plan, part).assign(continues=False, too_large=False)
+            yield nothing_of(plan, part).assign(continues=False, no_label=False)
             cut = Continuations(part.grid)
             labels: dict[RowCol, NDArray[np.int64]] = {}  # ordinals
             for made in islice(results, len(of_part)):
@@ -125,7 +125,7 @@ def _trace(given: Portion) -> Portion:
         shown = shown_to_neighbours(tile, of_tile, part.grid)
         tiles.append(_TracedTile(tile, of_tile.column("ordinal"), shown))
     polygons = to_polygons(chosen, part.scene, part.grid, valid)
-    return Portion(polygons.assign(continues=False, too_large=False), tiles)
+    return Portion(polygons.assign(continues=False, no_label=False), tiles)
 
 
 def _describe(given: Portion) -> Portion:
@@ -159,7 +159,7 @@ def _continued(
                 too_large.append(stored.take(found.too_large))
             for some, no_label in ((more, False), (too_large, True)):
                 polygons = to_polygons(concat(some), part.scene, part.grid, valid)
-                yield polygons.assign(continues=True, too_large=no_label)
+                yield polygons.assign(continues=True, no_label=no_label)
 
 
 def _classed(plan: Plan, taught: Taught, known: Ledger) -> Iterator[gpd.GeoDataFrame]:
