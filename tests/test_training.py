@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from workbench.segmenters import sam
 from workbench.segmenters.sam import load_model, sam_segmenter
+from workbench.segmenters.sam.checkpoints import MODELS
 
 SCRIPT = Path(__file__).parent.parent / "training" / "train.py"
 
@@ -80,7 +80,7 @@ def test_crowns_of_a_grove_are_apart_and_rough() -> None:
         assert pieces[2][1:, cv2.CC_STAT_AREA].max() > 0.9 * area.max()
 
 
-def test_half_a_roof_is_worth_less_than_the_roof(tmp_path: Path) -> None:
+def test_half_a_roof_is_worth_less_than_the_roof() -> None:
     train, scores, crops = (training_module(name) for name in ("train", "scores", "crops"))
     image = np.full((128, 128, 3), (60, 110, 60), np.uint8)
     labels, wholes = (np.full((128, 128), -1, np.int16) for _ in range(2))
@@ -89,7 +89,7 @@ def test_half_a_roof_is_worth_less_than_the_roof(tmp_path: Path) -> None:
     ):
         image[40:88, columns], labels[40:88, columns], wholes[40:88, columns] = colour, part, 0
     plan = train.TRIAL.scores
-    encoder = load_model("tiny", Path(sam.__file__).parent / "tiny.pth").image_encoder
+    encoder = load_model("tiny", MODELS["tiny"].weights.path).image_encoder
     regions = scores.regions_in(encoder, crops.Example(image, labels, wholes))
     rows = np.flatnonzero(regions.area >= scores.MIN_AREA_PX)
     whole, part = (scores.true_iou(regions, rows, x) for x in (wholes, labels))

@@ -133,7 +133,7 @@ class _Roles:
     @property
     def kept(self) -> NDArray[np.bool_]:
         """What a person has accepted."""
-        return self.accepted_iou > 0
+        return (self.accepted_iou > 0) & ~self.no_label
 
 
 def _in_order(windows: gpd.GeoDataFrame) -> gpd.GeoDataFrame:

@@ -20,6 +20,7 @@ from workbench.layer.drawn import drawn_label
 from workbench.layer.kept import Kept
 from workbench.layer.schema import DRAWN
 from workbench.polygons.areas import lies_in
+from workbench.polygons.overlap import common_area
 from workbench.raster.tiles import tile_names
 
 BY_HAND = "drawn.parquet"  # in a run folder
@@ -128,14 +129,11 @@ def give_way(polygons: gpd.GeoDataFrame, shapes: gpd.GeoDataFrame) -> gpd.GeoDat
     rows = np.flatnonzero(np.isin(ids, of_labels.index))
     outlines = of_labels["outline"].loc[ids[rows]].to_numpy()
     now = polygons.geometry.to_numpy()[rows]
-    common = shapely.area(shapely.intersection(now, outlines))
-    same = common > SAME_IOU * shapely.area(shapely.union(now, outlines))
+    common = common_area(now, outlines)
+    same = common > SAME_IOU * (shapely.area(now) + shapely.area(outlines) - common)
     there = np.zeros(len(polygons), bool)
     there[rows[same]] = True
-    marks = {"no_label": there | polygons.get("no_label", False)}
-    if "accepted_iou" in polygons:
-        marks["accepted_iou"] = np.where(there, 0, polygons["accepted_iou"])
-    return polygons.assign(**marks)
+    return polygons.assign(no_label=there | polygons.get("no_label", False))
 
 
 def kept_by_hand(
